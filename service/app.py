@@ -1,0 +1,125 @@
+"""Build the application: the only file that knows all the others."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from starlette.middleware.cors import CORSMiddleware
+
+from service import problems
+from service.batcher import Batcher
+from service.engine import Answer, Engine, Image
+from service.intake import Intake
+from service.metrics import Metrics
+from service.middleware import RequestContext
+from service.routes import control, health, predict
+from service.routes.context import Service
+from service.settings import Settings
+from ttc_core.methods import Method
+
+log = logging.getLogger(__name__)
+
+LAG_INTERVAL = 0.25
+
+
+class QueueObserver:
+    """Turns what the batcher tells into metrics."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def batch_closed(self, reason: str, images: int) -> None:
+        self._metrics.batches.labels(reason).inc()
+        self._metrics.batch_images.observe(images)
+
+    def waited(self, seconds: float) -> None:
+        self._metrics.stage_seconds.labels("queue").observe(seconds)
+
+
+def build(settings: Settings, source: Method) -> FastAPI:
+    """Connect the parts around a method at the source; the lifespan starts and drains them.
+
+    The application's `state.service` is the running `Service`.
+    """
+    model = source.model
+    metrics = Metrics(
+        CollectorRegistry(),
+        classes=model.classes,
+        model={
+            "model": settings.model,
+            "method": settings.method,
+            "device": str(model.device),
+            "classes": str(model.classes),
+        },
+    )
+    engine = Engine(
+        source,
+        metrics,
+        method_name=settings.method,
+        model_spec=settings.model,
+        threads=settings.threads,
+        max_streams=settings.max_streams,
+        state_dir=settings.state_dir,
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        batcher: Batcher[Image, Answer] = Batcher(
+            engine,
+            QueueObserver(metrics),
+            max_batch=settings.max_batch,
+            max_wait=settings.max_wait,
+            max_images=settings.max_queue,
+            adapt=settings.adapt,
+        )
+        intake = Intake(settings, model, engine, batcher, metrics)
+        service = Service(settings, source, metrics, engine, batcher, intake)
+        app.state.service = service
+        await engine.start(model.crop or model.size)
+        loop = asyncio.create_task(batcher.run(), name="batcher")
+        lag = asyncio.create_task(_measure_lag(metrics), name="lag")
+        service.ready = True
+        try:
+            yield
+        finally:
+            # By now every request was answered; what is left is the adaptation in hand.
+            service.ready = False
+            batcher.drain()
+            await loop
+            lag.cancel()
+            intake.close()
+            saved = await engine.save()
+            engine.close()
+            log.info("stopped; %d streams saved", saved)
+
+    app = FastAPI(
+        title="Test-Time Clustering",
+        version=version("ttc-service"),
+        description="Image classification that keeps adapting to the images it is asked about.",
+        lifespan=lifespan,
+    )
+    for module in (predict, control, health):
+        app.include_router(module.router)
+    problems.install(app)
+    if settings.cors_origin:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origin),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Session-Id", "X-Request-Id"],
+        )
+    app.add_middleware(RequestContext, metrics=metrics)
+    return app
+
+
+async def _measure_lag(metrics: Metrics) -> None:
+    """Keep telling how late the event loop comes to a timer."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + LAG_INTERVAL
+        await asyncio.sleep(LAG_INTERVAL)
+        metrics.loop_lag.set(max(0.0, loop.time() - due))

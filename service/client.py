@@ -1,0 +1,331 @@
+"""The Python client: `Client`, and `AsyncClient` for asyncio. Needs neither torch nor the model.
+
+Both send the same `Call`s and read answers by the same function; they differ in waiting only.
+"""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from service.schemas import Health, PredictResponse, ResetResponse, StatusResponse
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_TIMEOUT = 60.0
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class ServiceError(Exception):
+    """The service did not answer with a result; `str(error)` is the sentence that says why.
+
+    Attributes:
+        status: the HTTP status; None if no answer came.
+        detail: the sentence, the server's own where there is one.
+        retry_after: seconds after which the server wants to be asked again; None: not said.
+        request_id: the server's name for the request, as in its log; None: not said.
+    """
+
+    def __init__(
+        self,
+        status: int | None,
+        detail: str,
+        retry_after: float | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail = status, detail
+        self.retry_after, self.request_id = retry_after, request_id
+
+
+@dataclass(frozen=True)
+class Call(Generic[Answer]):
+    """One request, ready to be sent, and the type of its answer."""
+
+    method: str
+    path: str
+    answer: type[Answer]
+    params: dict[str, str] = field(default_factory=dict)
+    body: bytes | None = field(default=None, repr=False)
+
+
+def predict_call(
+    images: Sequence[bytes],
+    *,
+    labels: Sequence[int | None] | None = None,
+    ids: Sequence[str | None] | None = None,
+    stream: str | None = None,
+    top_k: int = 1,
+) -> Call[PredictResponse]:
+    """Build a request for predictions; may run in any thread, ahead of its sending.
+
+    Args:
+        images: one or more whole image files: JPEG, PNG, WebP, GIF or BMP.
+        labels: the true classes, as many as images; the server counts them, it never learns them.
+        ids: as many names, echoed in the answer.
+        stream: whose stream the images belong to; None: the default one.
+        top_k: how many classes each answer lists.
+
+    Raises:
+        ValueError: no images, or another number of labels or ids.
+    """
+    if not images:
+        raise ValueError("images must hold at least one image file; got none.")
+    entries: list[dict[str, Any]] = [
+        {"b64": base64.b64encode(image).decode("ascii")} for image in images
+    ]
+    for name, values in (("label", labels), ("id", ids)):
+        if values is None:
+            continue
+        if len(values) != len(images):
+            raise ValueError(
+                f"{name}s must be as many as images, {len(images)}; got {len(values)}."
+            )
+        for entry, value in zip(entries, values, strict=True):
+            if value is not None:
+                entry[name] = value if name == "id" else int(value)
+    params = {} if top_k == 1 else {"top_k": str(top_k)}
+    return Call(
+        "POST",
+        "/predict",
+        PredictResponse,
+        params | _stream(stream),
+        json.dumps({"images": entries}).encode(),
+    )
+
+
+def _reset_call(stream: str | None) -> Call[ResetResponse]:
+    return Call("POST", "/reset", ResetResponse, _stream(stream))
+
+
+_STATUS_CALL = Call("GET", "/status", StatusResponse)
+_READY_CALL = Call("GET", "/readyz", Health)
+
+
+def _stream(name: str | None) -> dict[str, str]:
+    return {} if name is None else {"stream": name}
+
+
+class _Connection:
+    """What both clients know: where the service is, how to ask it, how to read its answers."""
+
+    def __init__(self, url: str, token: str | None, timeout: float, connections: int) -> None:
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"The URL {url!r} cannot be read: {error}.") from None
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise ValueError(f"The URL must be like {DEFAULT_URL}; got {url!r}.")
+        self.url = url.rstrip("/")
+        self._timeout = timeout
+        headers = {"Content-Type": "application/json"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        self._options: dict[str, Any] = {
+            "base_url": self.url,
+            "headers": headers,
+            "timeout": timeout,
+            "limits": httpx.Limits(
+                max_connections=connections,
+                max_keepalive_connections=connections,
+                # Servers close idle connections after 5 seconds, uvicorn among them: a request
+                # must not go into one that closes at that moment.
+                keepalive_expiry=2.0,
+            ),
+            # This computer is never asked for by way of a proxy.
+            "mounts": {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")},
+        }
+
+    def _request(self, call: Call[Any]) -> dict[str, Any]:
+        return {
+            "method": call.method,
+            "url": call.path,
+            "params": call.params,
+            "content": call.body,
+        }
+
+    def _read(self, call: Call[Answer], response: httpx.Response) -> Answer:
+        if response.is_success:
+            try:
+                return call.answer.model_validate_json(response.content)
+            except ValidationError:
+                detail = (
+                    f"{self.url}{call.path} answered something else than expected; "
+                    "is it the service, and of the client's version?"
+                )
+                raise ServiceError(response.status_code, detail) from None
+        raise _refusal(self.url + call.path, response)
+
+    def _no_answer(self, error: httpx.TransportError) -> ServiceError:
+        if isinstance(error, httpx.ConnectError):
+            sentence = f"Nothing answers at {self.url} ({error}); is `ttc serve` running there?"
+        elif isinstance(error, httpx.TimeoutException):
+            sentence = f"{self.url} did not answer within {self._timeout:g} seconds."
+        else:
+            reason = str(error) or type(error).__name__
+            sentence = f"The connection to {self.url} broke before the answer: {reason}."
+        return ServiceError(None, sentence)
+
+
+def _refusal(address: str, response: httpx.Response) -> ServiceError:
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict):
+        problem = {}
+    detail = problem.get("detail")
+    if not isinstance(detail, str):
+        detail = f"{address} answered {response.status_code} {response.reason_phrase}."
+    try:
+        retry_after = float(response.headers["Retry-After"])
+    except (KeyError, ValueError):  # the header may also be a date, which our server never sends
+        retry_after = None
+    request_id = problem.get("request_id") or response.headers.get("X-Request-Id")
+    return ServiceError(response.status_code, detail, retry_after, request_id)
+
+
+def _means_not_ready(error: ServiceError) -> bool:
+    return error.status in (None, 503)
+
+
+class Client(_Connection):
+    """Ask the service from ordinary code; a context manager, safe to share between threads.
+
+    Args:
+        url: of the service, with a path if it is served under one.
+        token: what the server's --token says, if it has one.
+        timeout: seconds to wait for connecting, and for an answer.
+
+    Every method raises ServiceError when no result came; nothing is tried again by itself.
+
+    Raises:
+        ValueError: the URL is none.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        token: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        *,
+        connections: int = 100,
+    ) -> None:
+        super().__init__(url, token, timeout, connections)
+        self._http = httpx.Client(**self._options)
+
+    def send(self, call: Call[Answer]) -> Answer:
+        """Send a prepared call and wait for its answer."""
+        try:
+            response = self._http.request(**self._request(call))
+        except httpx.TransportError as error:
+            raise self._no_answer(error) from error
+        return self._read(call, response)
+
+    def predict(
+        self,
+        images: Sequence[bytes],
+        *,
+        labels: Sequence[int | None] | None = None,
+        ids: Sequence[str | None] | None = None,
+        stream: str | None = None,
+        top_k: int = 1,
+    ) -> PredictResponse:
+        """Classify image files, in one request; arguments as in `predict_call`."""
+        return self.send(predict_call(images, labels=labels, ids=ids, stream=stream, top_k=top_k))
+
+    def reset(self, stream: str | None = None) -> ResetResponse:
+        """Put a stream back to the source model; "*" means all, None the default one."""
+        return self.send(_reset_call(stream))
+
+    def status(self) -> StatusResponse:
+        """Read what is served and how it fares."""
+        return self.send(_STATUS_CALL)
+
+    def ready(self) -> bool:
+        """Whether the service answers predictions now; False while nothing listens there."""
+        try:
+            self.send(_READY_CALL)
+        except ServiceError as error:
+            if _means_not_ready(error):
+                return False
+            raise
+        return True
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncClient(_Connection):
+    """Ask the service from asyncio: as `Client`, with `await` and `async with`."""
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        token: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        *,
+        connections: int = 100,
+    ) -> None:
+        super().__init__(url, token, timeout, connections)
+        self._http = httpx.AsyncClient(**self._options)
+
+    async def send(self, call: Call[Answer]) -> Answer:
+        """Send a prepared call and wait for its answer."""
+        try:
+            response = await self._http.request(**self._request(call))
+        except httpx.TransportError as error:
+            raise self._no_answer(error) from error
+        return self._read(call, response)
+
+    async def predict(
+        self,
+        images: Sequence[bytes],
+        *,
+        labels: Sequence[int | None] | None = None,
+        ids: Sequence[str | None] | None = None,
+        stream: str | None = None,
+        top_k: int = 1,
+    ) -> PredictResponse:
+        """Classify image files, in one request; arguments as in `predict_call`."""
+        call = predict_call(images, labels=labels, ids=ids, stream=stream, top_k=top_k)
+        return await self.send(call)
+
+    async def reset(self, stream: str | None = None) -> ResetResponse:
+        """Put a stream back to the source model; "*" means all, None the default one."""
+        return await self.send(_reset_call(stream))
+
+    async def status(self) -> StatusResponse:
+        """Read what is served and how it fares."""
+        return await self.send(_STATUS_CALL)
+
+    async def ready(self) -> bool:
+        """Whether the service answers predictions now; False while nothing listens there."""
+        try:
+            await self.send(_READY_CALL)
+        except ServiceError as error:
+            if _means_not_ready(error):
+                return False
+            raise
+        return True
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

@@ -1,0 +1,61 @@
+"""Look over an installation before it serves."""
+
+from dataclasses import dataclass
+
+import torch
+
+from service.metrics import versions
+from ttc_core.datasets import Geometry, open_data
+from ttc_core.evaluate import run_stream
+from ttc_core.load import LoadError, load, pick_device
+from ttc_core.methods import create
+
+TRIAL_IMAGES = 200
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    ok: bool
+    sentence: str
+
+
+def examine(device: str) -> list[Finding]:
+    """Look at versions, torchvision's match, the device, and the bundled model at work."""
+    named = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return [Finding(True, named), _torchvision(), *_bundled_model(device)]
+
+
+def _torchvision() -> Finding:
+    try:
+        import torchvision
+    except (ImportError, RuntimeError) as error:
+        return Finding(
+            False,
+            f"torchvision does not match torch {torch.__version__} ({error}); install a matching "
+            "pair with pip install --upgrade torch torchvision. Only torchvision models need it.",
+        )
+    return Finding(True, f"torchvision {torchvision.__version__} matches torch")
+
+
+def _bundled_model(device: str) -> list[Finding]:
+    try:
+        chosen = pick_device(device)
+        model = load("bundled", device=chosen)
+    except LoadError as error:
+        return [Finding(False, str(error))]
+    where = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "CPU"
+    stream = open_data("bundled", Geometry(model.size, model.crop)).open(
+        "clean", 5, limit=TRIAL_IMAGES
+    )
+    tally = run_stream(create("source", model), stream, 100)
+    stated = model.accuracy or 0.0
+    return [
+        Finding(True, f"device {chosen} ({where}), {torch.get_num_threads()} CPU threads"),
+        Finding(
+            abs(tally.accuracy - stated) < 0.06,
+            f"bundled model: {tally.accuracy:.1%} of {TRIAL_IMAGES} clean images right, "
+            f"{stated:.1%} stated for all",
+        ),
+    ]

@@ -1,0 +1,270 @@
+"""The device thread: it alone touches model, optimizer and statistics. Knows nothing of HTTP.
+
+Every stream is a method object forked from the source. Predicting, adapting, resetting, saving
+are messages to the one thread; they run in the order in which they were sent.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+from urllib.parse import quote, unquote
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from service.errors import PredictionFailed, QueueFull, Refused
+from service.metrics import Metrics
+from ttc_core.evaluate import as_batch, warm_up
+from ttc_core.methods import Adaptation, Answers, Method, Prediction
+from ttc_core.state import StateError, load_state, save_state
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+EVENTS_KEPT = 100
+
+
+@dataclass(frozen=True)
+class Image:
+    """A decoded image (H, W, 3) uint8, with its true class if the client knew it."""
+
+    pixels: NDArray[np.uint8]
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One image's row in the answers of its batch."""
+
+    answers: Answers
+    row: int
+    forward_seconds: float
+
+
+@dataclass
+class StreamRecord:
+    """A stream: its method object, and what others may read of it from any thread."""
+
+    method: Method
+    images: int = 0
+    batches: int = 0
+    version: int = 0
+    pending_batches: int = 0
+    drift: float = 0.0
+
+    def take_note(self, outcome: Adaptation) -> None:
+        """Publish where the method stands after a batch."""
+        self.version = self.method.version
+        self.pending_batches = outcome.pending_batches
+        self.drift = outcome.drift
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A batch that was answered and waits to be learned from."""
+
+    stream: str
+    prediction: Prediction
+    answers: Answers
+    labels: list[int | None]
+
+
+class Engine:
+    """Runs the batches of all streams on one thread.
+
+    Args:
+        source: a method at the source; streams are forked from it.
+        method_name, model_spec: as the user gave them, for saved states.
+        threads: torch's CPU threads; 0 leaves torch's choice.
+        max_streams: streams that may exist at once.
+        state_dir: where streams are saved, or None.
+    """
+
+    def __init__(
+        self,
+        source: Method,
+        metrics: Metrics,
+        *,
+        method_name: str,
+        model_spec: str,
+        threads: int = 0,
+        max_streams: int = 1000,
+        state_dir: Path | None = None,
+    ) -> None:
+        self._source, self._metrics = source, metrics
+        self._names = {"name": method_name, "model": model_spec}
+        self._max_streams, self._state_dir = max_streams, state_dir
+        self._streams: dict[str, StreamRecord] = {}
+        self._answered: _Answered | None = None
+        self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
+        self.last_adapt_seconds = 0.0
+        self._device = ThreadPoolExecutor(
+            1,
+            thread_name_prefix="device",
+            initializer=lambda: torch.set_num_threads(threads) if threads else None,
+        )
+        metrics.streams.set_function(lambda: len(self._streams))
+        metrics.drift.set_function(lambda: max((s.drift for s in self._records()), default=0.0))
+        metrics.pending_batches.set_function(
+            lambda: sum(s.pending_batches for s in self._records())
+        )
+
+    def _records(self) -> list[StreamRecord]:
+        return list(self._streams.values())
+
+    @property
+    def streams(self) -> dict[str, StreamRecord]:
+        """The streams by name; a copy."""
+        return dict(self._streams)
+
+    async def _on_device(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._device, lambda: call(*args, **kwargs))
+
+    async def start(self, image_size: int | None) -> None:
+        """Restore saved streams and run one throw-away batch, so that the first is not slow."""
+        await self._on_device(self._restore_saved)
+        await self._on_device(warm_up, self._source, image_size)
+
+    def admit(self, stream: str) -> None:
+        """Raise unless the stream exists or may be made.
+
+        Raises:
+            QueueFull: there are as many streams as may be.
+        """
+        if stream not in self._streams and len(self._streams) >= self._max_streams:
+            raise QueueFull(
+                f"There are {self._max_streams:,} streams already, the most that are kept; use one "
+                "of them."
+            )
+
+    # Batches
+
+    async def predict(self, stream: str, items: Sequence[Image]) -> Sequence[Answer | Refused]:
+        """Answer a batch; what fails, fails alone. Nothing is learned before `adapt`."""
+        return await self._on_device(self._predict, stream, items)
+
+    def _predict(self, stream: str, items: Sequence[Image]) -> Sequence[Answer | Refused]:
+        started = time.perf_counter()
+        self._answered = None
+        record = self._streams.get(stream)
+        if record is None:
+            record = self._streams[stream] = StreamRecord(self._source.fork())
+        prediction = record.method.predict(as_batch([item.pixels for item in items]))
+        answers = prediction.to_host()
+        seconds = time.perf_counter() - started
+        self._metrics.stage_seconds.labels("forward").observe(seconds)
+        self._answered = _Answered(stream, prediction, answers, [item.label for item in items])
+        finite = np.isfinite(answers.logits).all(axis=1)
+        return [
+            Answer(answers, row, seconds)
+            if finite[row]
+            else PredictionFailed("the model's scores for it are not finite numbers.")
+            for row in range(len(items))
+        ]
+
+    async def adapt(self, stream: str, *, learn: bool) -> None:
+        """Count the batch just answered and learn from it."""
+        await self._on_device(self._adapt, stream, learn)
+
+    def _adapt(self, stream: str, learn: bool) -> None:
+        answered, self._answered = self._answered, None
+        if answered is None or answered.stream != stream:
+            return  # a reset came between: that batch is not to be learned from
+        started = time.perf_counter()
+        record = self._streams[stream]
+        self._metrics.count_answers(
+            answered.answers, answered.labels, selects=record.method.selects
+        )
+        record.images += len(answered.labels)
+        record.batches += 1
+        try:
+            outcome = record.method.adapt(answered.prediction, learn=learn)
+        except Exception as error:
+            # A failure in the middle may have left anything behind: the source is safe.
+            log.exception("adapting stream %s failed; it is back at the source", stream)
+            record.method.reset()
+            outcome = Adaptation()
+            self._note("adaptation_failed", stream, error=repr(error))
+        record.take_note(outcome)
+        self._metrics.count_adaptation(outcome)
+        if outcome.skipped is not None:
+            self._note("skipped", stream, reason=outcome.skipped)
+        self.last_adapt_seconds = time.perf_counter() - started
+        self._metrics.stage_seconds.labels("adapt").observe(self.last_adapt_seconds)
+
+    # Control
+
+    async def reset(self, stream: str | None) -> tuple[list[str], int, int]:
+        """Put a stream, or with None all, back to the source.
+
+        A stream that has sent nothing yet is there already.
+
+        Returns:
+            The streams' names, and the steps and pending batches that were thrown away.
+        """
+        return await self._on_device(self._reset, stream)
+
+    def _reset(self, stream: str | None) -> tuple[list[str], int, int]:
+        names = list(self._streams) if stream is None else [stream]
+        steps = pending = 0
+        for name in names:
+            if self._answered is not None and self._answered.stream == name:
+                self._answered = None
+            record = self._streams.get(name)
+            if record is not None:
+                steps += record.version
+                pending += record.pending_batches
+                record.method.reset()
+                self._streams[name] = StreamRecord(record.method)
+            self._metrics.resets.labels("request").inc()
+            self._note("reset", name)
+        return names, steps, pending
+
+    def _note(self, kind: str, stream: str, **more: Any) -> None:
+        event = {"time": time.time(), "event": kind, "stream": stream, **more}
+        self.events.append(event)
+        log.info("%s: stream %s %s", kind, stream, more or "")
+
+    # Saved state
+
+    async def save(self) -> int:
+        """Write every stream into `state_dir`; return how many. Without a folder: none."""
+        return await self._on_device(self._save)
+
+    def _save(self) -> int:
+        if self._state_dir is None:
+            return 0
+        for name, record in self._streams.items():
+            save_state(self._state_file(self._state_dir, name), record.method, **self._names)
+        return len(self._streams)
+
+    @staticmethod
+    def _state_file(directory: Path, stream: str) -> Path:
+        return directory / f"{quote(stream, safe='')}.safetensors"
+
+    def _restore_saved(self) -> None:
+        if self._state_dir is None or not self._state_dir.is_dir():
+            return
+        for path in sorted(self._state_dir.glob("*.safetensors"))[: self._max_streams]:
+            name, record = unquote(path.stem), StreamRecord(self._source.fork())
+            try:
+                load_state(path, record.method, **self._names)
+            except StateError as error:
+                log.warning("%s The stream starts at the source.", error)
+                continue
+            record.version = record.method.version
+            self._streams[name] = record
+
+    def close(self) -> None:
+        """Finish what was sent to the thread, then end it."""
+        self._device.shutdown()

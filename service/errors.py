@@ -1,0 +1,120 @@
+"""What the service answers when it does not answer with a prediction. Imports nothing of ours.
+
+Refused                   its text is the sentence that the client reads
+├── Unreadable            400  the bytes cannot be parsed
+├── Unauthorized          401  the token is missing or wrong
+├── NotFound              404  no such stream, image id or snapshot
+├── ReceiveTimeout        408  the request did not arrive whole in time
+├── TooLarge              413  bytes, pixels or count over a limit
+├── UnknownType           415  a media type that is not taken
+├── OutOfRange            422  a value that cannot be used
+├── QueueFull             429  come back later
+├── PredictionFailed      500  the model failed on this request
+├── NotReady              503  loading or draining
+└── DeadlineExpired       504  the request's own deadline passed before its turn
+
+Whoever raises one writes the sentence: what was wrong, the rule with its unit, what came.
+Statuses and titles stand in one table, below; nothing else in the service knows them.
+"""
+
+from typing import ClassVar
+
+
+class Refused(Exception):
+    """A request that is turned away; raise one of the subclasses.
+
+    Args:
+        detail: the sentence for the client; also `str(error)`.
+        index: the image at fault, counted from 0 in the request; None: the whole request.
+        retry_after: seconds after which trying again makes sense; None: not known.
+
+    `reason` is the value of the label of `ttc_rejected_images_total`. It is None for what rejects
+    no image (a wrong token, an unknown id, a body that never arrived, a failure of our own):
+    such an error is not counted there.
+    """
+
+    reason: ClassVar[str | None] = None
+
+    def __init__(
+        self, detail: str, *, index: int | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.index = index
+        self.retry_after = retry_after
+
+
+class Unreadable(Refused):
+    """The bytes cannot be parsed: a damaged image, malformed JSON, a broken form."""
+
+    reason = "unreadable"
+
+
+class Unauthorized(Refused):
+    """The route asks for a token; it is missing or wrong."""
+
+
+class NotFound(Refused):
+    """What the request names does not exist."""
+
+
+class ReceiveTimeout(Refused):
+    """The request did not arrive whole in time."""
+
+
+class TooLarge(Refused):
+    """More bytes, pixels or images than a limit allows."""
+
+    reason = "too_large"
+
+
+class UnknownType(Refused):
+    """A media type that is not taken."""
+
+    reason = "type"
+
+
+class OutOfRange(Refused):
+    """Parsed, but the value cannot be used: a label, an option, a shape."""
+
+    reason = "range"
+
+
+class QueueFull(Refused):
+    """The queue holds all that it may; `retry_after` says when there should be room."""
+
+    reason = "full"
+
+
+class PredictionFailed(Refused):
+    """The model failed on this request; the others of its batch have their answers."""
+
+
+class NotReady(Refused):
+    """The service is loading, or draining before it stops."""
+
+    reason = "draining"
+
+
+class DeadlineExpired(Refused):
+    """The deadline that came with the request passed; it was not run."""
+
+    reason = "deadline"
+
+
+_ANSWERS: dict[type[Refused], tuple[int, str]] = {
+    Unreadable: (400, "Unreadable request"),
+    Unauthorized: (401, "Unauthorized"),
+    NotFound: (404, "Not found"),
+    ReceiveTimeout: (408, "Request timeout"),
+    TooLarge: (413, "Too large"),
+    UnknownType: (415, "Unsupported media type"),
+    OutOfRange: (422, "Value out of range"),
+    QueueFull: (429, "Queue full"),
+    PredictionFailed: (500, "Prediction failed"),
+    NotReady: (503, "Not ready"),
+    DeadlineExpired: (504, "Deadline expired"),
+}
+STATUS: dict[type[Refused], int] = {error: status for error, (status, _) in _ANSWERS.items()}
+"""The HTTP status of each error."""
+TITLE: dict[type[Refused], str] = {error: title for error, (_, title) in _ANSWERS.items()}
+"""The `title` of each error in its problem document: the same for every occurrence."""

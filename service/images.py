@@ -1,0 +1,151 @@
+"""Turn the bytes of an image into an array, within limits. Knows neither HTTP nor torch."""
+
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    Image,
+    WebPImagePlugin,  # noqa: F401  registers WebP: else the first odd bytes load all 40 formats
+)
+
+from service.errors import TooLarge, UnknownType, Unreadable
+from ttc_core.geometry import fit, resized_size, to_rgb
+
+# No TIFF: a tile may be far larger than its picture, so a file of 16 x 16 pixels and 0.8 MB
+# makes libtiff fill 0.8 GB, and no header that Pillow shows tells so beforehand.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+MEDIA_TYPES = {
+    "image/jpeg": "JPEG",
+    "image/jpg": "JPEG",
+    "image/pjpeg": "JPEG",
+    "image/png": "PNG",
+    "image/x-png": "PNG",
+    "image/apng": "PNG",
+    "image/webp": "WEBP",
+    "image/gif": "GIF",
+    "image/bmp": "BMP",
+    "image/x-bmp": "BMP",
+    "image/x-ms-bmp": "BMP",
+}
+# A progressive JPEG repaints the whole picture for every scan, and a scan can be 33 bytes long:
+# without a bound 0.2 MB keep a core busy for ten seconds. Encoders write about ten scans.
+MAX_JPEG_SCANS = 100
+
+_ACCEPTED = "JPEG, PNG, WebP, GIF and BMP"
+
+
+def decode(
+    body: bytes, *, size: int | None, crop: int | None, max_pixels: int, max_side: int
+) -> NDArray[np.uint8]:
+    """Return the picture in `body` as the model reads it: upright, RGB, resized and cropped.
+
+    What the bytes are is read from the bytes, never from a media type. Sizes are read from the
+    header, before any pixel is decoded. See `ttc_core.geometry` for the rules of conversion.
+
+    Args:
+        body: one whole file: JPEG, PNG, WebP, GIF or BMP; of an animation the first frame.
+        size, crop: the model's geometry in pixels, as in `ttc_core.geometry.fit`.
+        max_pixels: most pixels (width x height) as sent, and again once resized; beyond
+            178,956,970 Pillow's own limit holds.
+        max_side: most pixels along one side, as sent.
+
+    Returns:
+        (H, W, 3) uint8, contiguous, read-only; (crop or size) pixels square, unless size is None.
+
+    Raises:
+        Unreadable: empty, damaged, cut short, or of another format.
+        TooLarge: more pixels, a longer side or more JPEG scans than allowed, or more memory
+            than there is.
+        ValueError: size and crop contradict each other: a mistake of ours, not the client's.
+    """
+    if not body:
+        raise Unreadable(f"The image is empty (0 bytes); accepted are {_ACCEPTED}.")
+    image = _open(body, max_pixels)
+    _check_size(image.width, image.height, max_pixels, max_side)
+    _check_resized_size(image.width, image.height, size, crop, max_pixels)
+    if image.format in ("JPEG", "MPO"):  # MPO: a JPEG that carries more pictures behind the first
+        _check_scans(body)
+    try:
+        return np.asarray(fit(to_rgb(image), size, crop))
+    except MemoryError as error:
+        raise _too_much_memory() from error
+    except Exception as error:  # damaged bytes come up as a dozen types, none promised by Pillow
+        raise Unreadable(
+            f"The {image.format} image is damaged or cut short: its pixels cannot be decoded."
+        ) from error
+
+
+def check_media_type(content_type: str | None) -> None:
+    """Accept the type that a client states for an image; what the bytes are is `decode`'s matter.
+
+    Args:
+        content_type: a Content-Type header with or without parameters; None where there is none.
+            Accepted are the media types of FORMATS, application/octet-stream, and none at all.
+
+    Raises:
+        UnknownType: any other; the sentence lists what is accepted.
+    """
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    if media_type not in MEDIA_TYPES and media_type not in ("", "application/octet-stream"):
+        raise UnknownType(
+            f"The media type {media_type!r} is not accepted; accepted are image/jpeg, image/png, "
+            "image/webp, image/gif, image/bmp and application/octet-stream."
+        )
+
+
+def _open(body: bytes, max_pixels: int) -> Image.Image:
+    """Read the header."""
+    try:
+        return Image.open(BytesIO(body), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLarge(
+            "The image has more pixels than the decoder opens; "
+            f"at most {max_pixels:,} pixels are accepted."
+        ) from error
+    except MemoryError as error:
+        raise _too_much_memory() from error
+    except Exception as error:
+        raise Unreadable(
+            f"The {len(body):,} bytes are not an image that can be read (damaged, cut short, or of "
+            f"another format); accepted are {_ACCEPTED}."
+        ) from error
+
+
+def _check_size(width: int, height: int, max_pixels: int, max_side: int) -> None:
+    if min(width, height) < 1:
+        raise Unreadable(f"The image is {width:,} x {height:,} pixels; it has no content.")
+    if max(width, height) > max_side:
+        raise TooLarge(
+            f"The image is {width:,} x {height:,} pixels; "
+            f"at most {max_side:,} pixels along a side are accepted."
+        )
+    if width * height > max_pixels:
+        raise TooLarge(
+            f"The image is {width:,} x {height:,} = {width * height:,} pixels; "
+            f"at most {max_pixels:,} pixels are accepted."
+        )
+
+
+def _check_resized_size(
+    width: int, height: int, size: int | None, crop: int | None, max_pixels: int
+) -> None:
+    resized_width, resized_height = resized_size(width, height, size=size, crop=crop)
+    if resized_width * resized_height > max(max_pixels, (size or 0) ** 2):
+        raise TooLarge(
+            f"The image of {width:,} x {height:,} pixels is too narrow: with its shorter side "
+            f"resized to {size} it has {resized_width * resized_height:,} pixels; "
+            f"at most {max_pixels:,} pixels are accepted."
+        )
+
+
+def _check_scans(body: bytes) -> None:
+    scans = body.count(b"\xff\xda")  # the marker cannot occur inside a scan: there ff becomes ff00
+    if scans > MAX_JPEG_SCANS:
+        raise TooLarge(
+            f"The JPEG image has {scans:,} scans; at most {MAX_JPEG_SCANS} scans are accepted."
+        )
+
+
+def _too_much_memory() -> TooLarge:
+    return TooLarge("The image needs more memory than the server has to decode it.")

@@ -1,0 +1,212 @@
+"""A request's way from its bytes to its answers: read, take a place, decode, wait."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from service.batcher import Batcher, Place
+from service.engine import Answer, Engine, Image
+from service.errors import OutOfRange, QueueFull, ReceiveTimeout, Refused, TooLarge
+from service.images import decode
+from service.metrics import Metrics
+from service.settings import Settings
+from service.uploads import Upload, parse_upload
+from ttc_core.model import SourceModel
+
+T = TypeVar("T")
+
+# Images decoded by one thread at a time: enough to be worth the way, few enough to share out.
+DECODE_CHUNK = 25
+# In the request's scope: called when the whole answer has been handed to the server.
+DELIVERED = "ttc.delivered"
+
+
+class ClientGone(Exception):
+    """The client closed the connection; nobody waits for an answer."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers to a request, with the seconds it spent in each stage."""
+
+    upload: Upload
+    answers: list[Answer]
+    decode_seconds: float
+    queue_seconds: float
+    forward_seconds: float
+
+
+class Intake:
+    """Takes requests in, within every limit on size, count and time.
+
+    The event loop reads bytes and waits; parsing and decoding run in a pool of threads.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: SourceModel,
+        engine: Engine,
+        batcher: Batcher[Image, Answer],
+        metrics: Metrics,
+    ) -> None:
+        self._settings, self._model, self._engine = settings, model, engine
+        self._batcher, self._metrics = batcher, metrics
+        self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._bytes_held = 0
+
+    def close(self) -> None:
+        """End the decoding threads."""
+        self._pool.shutdown()
+
+    async def predict(
+        self,
+        request: Request,
+        *,
+        stream: str,
+        ids: list[str],
+        labels: list[str],
+        timeout: float | None,
+    ) -> Answered:
+        """Answer a request's images, all or none.
+
+        Args:
+            timeout: seconds from now after which the request is not to be run.
+
+        Raises:
+            Refused: the request is turned away. ClientGone: nobody waits any more.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        images = 0
+        body = bytearray()
+        place: Place[Image, Answer] | None = None
+        try:
+            self._batcher.check_open()
+            self._engine.admit(stream)
+            await self._receive(request, body)
+            place = self._batcher.enter(stream, deadline=deadline)
+            request.scope[DELIVERED] = place.delivered.set
+            upload = await self._in_pool(
+                lambda: parse_upload(
+                    bytes(body),
+                    request.headers.get("content-type"),
+                    ids=ids,
+                    labels=labels,
+                    classes=self._model.classes,
+                    max_images=self._settings.max_images,
+                    max_image_bytes=self._settings.max_image_bytes,
+                )
+            )
+            images = len(upload.images)
+            place.count(images)
+            items = await self._decode(upload)
+            decode_seconds = time.monotonic() - place.arrived
+            self._metrics.stage_seconds.labels("decode").observe(decode_seconds)
+            place.fill(items)
+            answers = await self._answers(place, request)
+        except Refused as error:
+            if error.reason is not None:
+                self._metrics.rejected.labels(error.reason).inc(max(1, images))
+            raise
+        except (ClientGone, ClientDisconnect):
+            self._metrics.cancelled.inc(max(1, images))
+            raise ClientGone from None
+        finally:
+            self._bytes_held -= len(body)
+            if place is not None and not place.is_answered:
+                place.leave()
+        return Answered(
+            upload,
+            answers,
+            decode_seconds,
+            place.queue_seconds,
+            forward_seconds=max(answer.forward_seconds for answer in answers),
+        )
+
+    async def _receive(self, request: Request, body: bytearray) -> None:
+        """Read the request into `body`, within the limits of size, memory and time."""
+        limit = self._settings.max_body
+        stated = request.headers.get("content-length", "0")
+        if stated.isdecimal() and int(stated) > limit:
+            raise TooLarge(
+                f"The request has {int(stated):,} bytes; at most {limit:,} are accepted."
+            )
+        try:
+            async with asyncio.timeout(self._settings.receive_timeout):
+                async for chunk in request.stream():
+                    if len(body) + len(chunk) > limit:
+                        raise TooLarge(
+                            f"The request has more than {limit:,} bytes, the most accepted."
+                        )
+                    if self._bytes_held + len(chunk) > self._settings.max_queue_bytes:
+                        raise QueueFull(
+                            "The requests being answered fill the memory set aside for them "
+                            f"({self._settings.max_queue_bytes:,} bytes).",
+                            retry_after=self._batcher.retry_after(),
+                        )
+                    self._bytes_held += len(chunk)
+                    body += chunk
+        except TimeoutError:
+            raise ReceiveTimeout(
+                f"The request did not arrive whole in {self._settings.receive_timeout:g} seconds."
+            ) from None
+
+    async def _in_pool(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+    async def _decode(self, upload: Upload) -> Sequence[Image]:
+        files = list(zip(upload.images, upload.labels, strict=True))
+        chunks = [
+            self._in_pool(lambda start=start: self._decode_chunk(files, start))  # type: ignore[misc]
+            for start in range(0, len(files), DECODE_CHUNK)
+        ]
+        images = [image for chunk in await asyncio.gather(*chunks) for image in chunk]
+        if len({image.pixels.shape for image in images}) > 1:
+            raise OutOfRange(
+                "The images of a request must be of one size: the model takes them as they come."
+            )
+        return images
+
+    def _decode_chunk(self, files: list[tuple[bytes, int | None]], start: int) -> list[Image]:
+        s, model = self._settings, self._model
+        images = []
+        for index, (file, label) in enumerate(files[start : start + DECODE_CHUNK], start):
+            try:
+                pixels = decode(
+                    file,
+                    size=model.size,
+                    crop=model.crop,
+                    max_pixels=s.max_pixels,
+                    max_side=s.max_side,
+                )
+            except Refused as error:
+                others = " None of the request's images was processed." if len(files) > 1 else ""
+                raise type(error)(
+                    f"Image {index + 1} of {len(files)}: {error}{others}", index=index
+                ) from error
+            images.append(Image(pixels, label))
+        return images
+
+    async def _answers(self, place: Place[Image, Answer], request: Request) -> list[Answer]:
+        """Wait for the answers, or for the client to go away."""
+        answers = asyncio.ensure_future(place.answers())
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait((answers, gone), return_when=asyncio.FIRST_COMPLETED)
+            if answers.done():
+                return answers.result()
+            raise ClientGone
+        finally:
+            gone.cancel()
+            answers.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the client has closed the connection; the body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

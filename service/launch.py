@@ -1,0 +1,86 @@
+"""Start `ttc serve` as a process of its own, for the demo, the tests and the benchmarks."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from service.client import Client
+
+START_SECONDS = 120.0
+LISTENING = re.compile(r"Listening on (http://\S+)")
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A running server.
+
+    Attributes:
+        url: where it listens.
+        process: to send it signals; its standard output is `output`.
+        start_lines: what it said of itself at the start.
+    """
+
+    url: str
+    process: "subprocess.Popen[str]"
+    start_lines: list[str]
+
+    def stop(self, timeout: float = 60.0) -> int:
+        """Send SIGTERM and return the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+
+@contextlib.contextmanager
+def launch(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[Launched]:
+    """Run `ttc serve ARGUMENTS` on a free port until the block ends.
+
+    Raises:
+        RuntimeError: it did not become ready; the text is what it said.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "serve", "--port", "0", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+    )
+    assert process.stdout is not None
+    try:
+        lines: list[str] = []
+        url = _wait_for_url(process.stdout, lines)
+        _wait_until_ready(url, process)
+        yield Launched(url, process, lines)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(START_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        process.stdout.close()
+
+
+def _wait_for_url(output: IO[str], lines: list[str]) -> str:
+    for line in output:
+        lines.append(line.rstrip())
+        found = LISTENING.search(line)
+        if found:
+            return found[1]
+    raise RuntimeError("The server did not start:\n" + "\n".join(lines))
+
+
+def _wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + START_SECONDS
+    with Client(url) as client:
+        while not client.ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"The server at {url} did not become ready.")
+            time.sleep(0.05)

@@ -1,0 +1,225 @@
+"""Every metric, declared once. Names, units and labels are those of README's table."""
+
+import platform
+from collections import deque
+from collections.abc import Iterable
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from service.errors import STATUS
+from ttc_core.methods import Adaptation, Answers
+
+STAGES = ("decode", "queue", "forward", "adapt", "encode")
+BATCH_REASONS = ("full", "wait", "drain")
+SKIP_REASONS = ("none_selected", "non_finite", "shed")
+RESET_CAUSES = ("request",)
+LOSS_TERMS = ("entropy", "similarity", "total")
+REJECTION_REASONS = tuple(sorted({error.reason for error in STATUS if error.reason}))
+ACCURACY_WINDOW = 500
+# Beyond this many classes a series a class would be too many.
+MOST_CLASS_LABELS = 100
+
+SECONDS = (
+    *(0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128),
+    *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 100, 128, 256, 512)
+CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+
+
+class Metrics:
+    """The service's metrics in a registry of their own.
+
+    Args:
+        classes: K of the model; entropy's buffer of buckets ends at ln K.
+        model: labels of `ttc_model_info`.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, classes: int, model: dict[str, str]) -> None:
+        self.registry = registry
+        self._classes = classes
+
+        def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+            return Counter(name, text, list(labels), registry=registry)
+
+        def gauge(name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
+            return Gauge(name, text, list(labels), registry=registry)
+
+        def histogram(
+            name: str, text: str, buckets: Iterable[float], labels: Iterable[str] = ()
+        ) -> Histogram:
+            return Histogram(name, text, list(labels), buckets=tuple(buckets), registry=registry)
+
+        # Traffic
+        self.requests = counter(
+            "ttc_http_requests_total", "HTTP requests answered.", ("route", "method", "code")
+        )
+        self.request_seconds = histogram(
+            "ttc_http_request_duration_seconds",
+            "Time from a request's first byte to its answer's last.",
+            SECONDS,
+            ("route",),
+        )
+        self.requests_in_progress = gauge(
+            "ttc_http_requests_in_progress", "HTTP requests being answered."
+        )
+        self.images = counter("ttc_images_total", "Images answered.")
+        self.rejected = counter(
+            "ttc_rejected_images_total", "Images refused, by reason.", ("reason",)
+        )
+        self.cancelled = counter(
+            "ttc_cancelled_images_total", "Images whose client went away before their turn."
+        )
+        self.stage_seconds = histogram(
+            "ttc_stage_duration_seconds",
+            "Time of a request (decode, queue, encode) or batch (forward, adapt) in each stage.",
+            SECONDS,
+            ("stage",),
+        )
+        self.queue_images = gauge("ttc_queue_images", "Images waiting for their batch.")
+        self.queue_oldest_age = gauge(
+            "ttc_queue_oldest_age_seconds", "Age of the oldest waiting request; 0 for none."
+        )
+        self.batch_images = histogram("ttc_batch_images", "Images in a batch.", BATCH_SIZES)
+        self.batches = counter("ttc_batches_total", "Batches, by what closed them.", ("reason",))
+        self.loop_lag = gauge(
+            "ttc_event_loop_lag_seconds", "How late the event loop ran its last timer."
+        )
+
+        # Adaptation
+        most = float(np.log(classes))
+        self.entropy = histogram(
+            "ttc_entropy_nats",
+            "Entropy of each answer's class probabilities, 0 to ln K.",
+            [round(most * share, 4) for share in np.linspace(0.05, 1, 20)],
+        )
+        self.confidence = histogram(
+            "ttc_confidence_ratio", "Probability of each answer's best class.", CONFIDENCES
+        )
+        self.selected = counter(
+            "ttc_selected_images_total", "Images that were learned from or waited to be."
+        )
+        self.considered = counter(
+            "ttc_considered_images_total", "Images that a selecting method could have selected."
+        )
+        self.loss = gauge("ttc_loss", "Loss of the last batch learned from, in nats.", ("term",))
+        self.steps = counter("ttc_optimizer_steps_total", "Optimizer steps, all streams.")
+        self.pending_batches = gauge(
+            "ttc_pending_batches", "Batches whose gradients wait for a step, all streams."
+        )
+        self.skipped = counter(
+            "ttc_adaptation_skipped_total", "Batches nothing was learned from.", ("reason",)
+        )
+        self.last_step = gauge(
+            "ttc_last_step_timestamp_seconds", "Unix time of the last optimizer step; 0 for none."
+        )
+        self.drift = gauge(
+            "ttc_parameter_drift_ratio",
+            "Distance of the adapted parameters to the source's over their norm, worst stream.",
+        )
+        self.predictions = (
+            counter("ttc_predictions_total", "Answers, by class.", ("class",))
+            if classes <= MOST_CLASS_LABELS
+            else None
+        )
+        self.resets = counter("ttc_resets_total", "Streams put back to the source.", ("cause",))
+        self.streams = gauge("ttc_streams", "Streams that adapt apart.")
+
+        # Truth
+        self.labelled = counter("ttc_labelled_images_total", "Images that came with a label.")
+        self.correct = counter("ttc_correct_images_total", "Labelled images answered right.")
+        self.window_accuracy = gauge(
+            "ttc_window_accuracy_ratio",
+            f"Accuracy over the last {ACCURACY_WINDOW} labelled images; NaN before the first.",
+        )
+        self._window: deque[bool] = deque(maxlen=ACCURACY_WINDOW)
+        self.window_accuracy.set(float("nan"))
+
+        build = Info("ttc_build", "Versions of the program and its main parts.", registry=registry)
+        build.info(versions())
+        Info("ttc_model", "The model that is served.", registry=registry).info(model)
+        self._present_from_the_start()
+
+    def _present_from_the_start(self) -> None:
+        """Make every label value exist, so that a rate over it never misses its first event."""
+        for metric, values in (
+            (self.rejected, REJECTION_REASONS),
+            (self.stage_seconds, STAGES),
+            (self.batches, BATCH_REASONS),
+            (self.loss, LOSS_TERMS),
+            (self.skipped, SKIP_REASONS),
+            (self.resets, RESET_CAUSES),
+        ):
+            for value in values:
+                metric.labels(value)
+        if self.predictions is not None:
+            for index in range(self._classes):
+                self.predictions.labels(str(index))
+
+    def count_answers(self, answers: Answers, labels: list[int | None], *, selects: bool) -> None:
+        """Count a batch's answers; rows that are not finite were no answers."""
+        finite = np.isfinite(answers.logits).all(axis=1)
+        predicted = answers.predicted
+        self.images.inc(int(finite.sum()))
+        for entropy in answers.entropy[finite]:
+            self.entropy.observe(float(entropy))
+        for confidence in answers.probabilities[finite].max(axis=1):
+            self.confidence.observe(float(confidence))
+        if self.predictions is not None:
+            counts = np.bincount(predicted[finite], minlength=self._classes)
+            for index in np.flatnonzero(counts):
+                self.predictions.labels(str(index)).inc(int(counts[index]))
+        if selects:
+            self.considered.inc(int(finite.sum()))
+            self.selected.inc(int(answers.selected[finite].sum()))
+        self._count_truth(predicted, labels)
+
+    def _count_truth(self, predicted: NDArray[np.int64], labels: list[int | None]) -> None:
+        right = [
+            bool(answer == label)
+            for answer, label in zip(predicted, labels, strict=True)
+            if label is not None
+        ]
+        if right:
+            self.labelled.inc(len(right))
+            self.correct.inc(sum(right))
+            self._window.extend(right)
+            self.window_accuracy.set(sum(self._window) / len(self._window))
+
+    def count_adaptation(self, outcome: Adaptation) -> None:
+        """Count what became of a batch after it was answered."""
+        if outcome.skipped is not None:
+            self.skipped.labels(outcome.skipped).inc()
+        if outcome.stepped:
+            self.steps.inc()
+            self.last_step.set_to_current_time()
+        for term, value in (
+            ("entropy", outcome.entropy),
+            ("similarity", outcome.similarity),
+            ("total", outcome.loss),
+        ):
+            if value is not None:
+                self.loss.labels(term).set(value)
+
+    def counters(self) -> dict[str, float]:
+        """The totals without labels, by their names without the prefix."""
+        return {
+            sample.name.removeprefix("ttc_"): sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if family.type == "counter" and sample.name.endswith("_total") and not sample.labels
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    return {
+        "service": version("ttc-service"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }

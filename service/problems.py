@@ -1,0 +1,78 @@
+"""Errors as RFC 9457 problem documents: the one place where an error becomes an HTTP answer."""
+
+import math
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from service.errors import STATUS, TITLE, Refused
+from service.intake import ClientGone
+
+REQUEST_ID = "ttc.request_id"
+# Nginx's number for "the client closed the connection"; it is seen in the metrics only.
+CLIENT_CLOSED_REQUEST = 499
+
+
+def problem(
+    status: int,
+    title: str,
+    detail: str,
+    request_id: str,
+    *,
+    index: int | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """Make a problem document; `index` is the image at fault, counted from 0."""
+    content: dict[str, object] = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "request_id": request_id,
+    }
+    if index is not None:
+        content["index"] = index
+    return JSONResponse(content, status, headers=headers, media_type="application/problem+json")
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of the application answered as a problem."""
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        headers = {}
+        if error.retry_after is not None:
+            headers["Retry-After"] = str(math.ceil(error.retry_after))
+        kind = type(error)
+        if STATUS[kind] == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return problem(
+            STATUS[kind],
+            TITLE[kind],
+            str(error),
+            request.scope[REQUEST_ID],
+            index=error.index,
+            headers=headers,
+        )
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        name = first["loc"][-1]
+        detail = f"{name}: {first['msg']}; got {first.get('input')!r}."
+        return problem(422, "Value out of range", detail, request.scope[REQUEST_ID])
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> Response:
+        detail = f"{request.method} {request.url.path}: {error.detail}. See /docs."
+        headers = dict(error.headers or {})
+        return problem(
+            error.status_code, str(error.detail), detail, request.scope[REQUEST_ID], headers=headers
+        )
+
+    @app.exception_handler(ClientGone)
+    async def gone(_request: Request, _error: ClientGone) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -1,0 +1,69 @@
+"""POST /reset and GET /status: what a person does and sees."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+
+from service.metrics import versions
+from service.routes.context import ServiceNow, may_change, problems
+from service.schemas import (
+    ALL_STREAMS,
+    DEFAULT_STREAM,
+    STREAM_PATTERN,
+    Discarded,
+    ModelStatus,
+    ResetResponse,
+    StatusResponse,
+    StreamStatus,
+)
+
+router = APIRouter()
+
+
+@router.post("/reset", dependencies=[Depends(may_change)], responses=problems(401, 422))
+async def reset(
+    service: ServiceNow,
+    stream: Annotated[
+        str, Query(description="which stream; * for all", pattern=rf"{STREAM_PATTERN}|^\*$")
+    ] = DEFAULT_STREAM,
+) -> ResetResponse:
+    """Restore source weights, optimizer, counters and statistics of a stream."""
+    names, steps, pending = await service.engine.reset(None if stream == ALL_STREAMS else stream)
+    return ResetResponse(streams=names, discarded=Discarded(steps=steps, pending_batches=pending))
+
+
+@router.get("/status")
+async def status(service: ServiceNow) -> StatusResponse:
+    """Tell the model, the method with its hyperparameters, the streams, counters and events."""
+    model, settings = service.source.model, service.settings
+    shown = settings.model_dump(mode="json", exclude={"token"})
+    return StatusResponse(
+        ready=service.is_ready,
+        idle=service.batcher.is_idle,
+        model=ModelStatus(
+            spec=settings.model,
+            classes=model.classes,
+            class_names=list(model.class_names),
+            size=model.size,
+            crop=model.crop,
+            split=model.split,
+            adapted_parameters=sum(tensor.numel() for tensor in model.affine.values()),
+            accuracy=model.accuracy,
+        ),
+        method=settings.method,
+        settings={"method": dict(service.source.settings), "server": shown},
+        device=str(model.device),
+        streams={
+            name: StreamStatus(
+                version=record.version,
+                images=record.images,
+                batches=record.batches,
+                pending_batches=record.pending_batches,
+                drift=record.drift,
+            )
+            for name, record in service.engine.streams.items()
+        },
+        counters=service.metrics.counters(),
+        events=list(service.engine.events),
+        versions=versions(),
+    )

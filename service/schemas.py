@@ -1,0 +1,143 @@
+"""What goes over the wire, in and out, with examples for /docs."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+STREAM_PATTERN = r"^[A-Za-z0-9._:-]{1,64}$"
+DEFAULT_STREAM = "default"
+ALL_STREAMS = "*"
+
+
+class EncodedImage(BaseModel):
+    """One image of a JSON request."""
+
+    b64: str = Field(description="the image file in base64: JPEG, PNG, WebP, GIF or BMP")
+    id: str | None = Field(None, max_length=128, description="echoed in the answer")
+    label: int | None = Field(None, description="the true class, if known; counted, never learned")
+
+
+class PredictRequest(BaseModel):
+    """A JSON request: one or many images."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"images": [{"b64": "iVBORw0KGgo…", "id": "frame-1"}]}]}
+    )
+
+    images: list[EncodedImage] = Field(min_length=1)
+
+
+class ClassScore(BaseModel):
+    """A class with the probability the model gives it."""
+
+    class_: Annotated[int, Field(alias="class", description="class index")]
+    name: str
+    confidence: float = Field(description="probability, 0 to 1")
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
+class ImagePrediction(ClassScore):
+    """The answer to one image; its class, name and confidence are those of the best class."""
+
+    id: str | None
+    top_k: list[ClassScore] = Field(description="the k best classes, best first")
+    entropy: float = Field(description="of the class probabilities, in nats, 0 to ln K")
+    selected: bool = Field(description="whether the method learns from this image")
+
+
+class PredictResponse(BaseModel):
+    """The answers, in the order of the request."""
+
+    stream: str
+    method: str
+    version: int | list[int] = Field(
+        description="optimizer steps taken before; a list, one an image, if cut over batches"
+    )
+    batch_size: int | list[int] = Field(description="images in the batch; a list likewise")
+    predictions: list[ImagePrediction]
+
+
+class Discarded(BaseModel):
+    """What a reset threw away."""
+
+    steps: int
+    pending_batches: int
+
+
+class ResetResponse(BaseModel):
+    """The streams that are back at the source."""
+
+    streams: list[str]
+    discarded: Discarded
+
+
+class StreamStatus(BaseModel):
+    """One camera's stream."""
+
+    version: int = Field(description="optimizer steps since the start or the last reset")
+    images: int
+    batches: int
+    pending_batches: int
+    drift: float = Field(description="relative distance of the adapted parameters to the source's")
+
+
+class ModelStatus(BaseModel):
+    """The model that is served."""
+
+    spec: str
+    classes: int
+    class_names: list[str]
+    size: int | None
+    crop: int | None
+    split: str = Field(description="the layer that is the head h of f = h∘g")
+    adapted_parameters: int
+    accuracy: float | None = Field(description="on clean test data, if the weights state it")
+
+
+class StatusResponse(BaseModel):
+    """All that a person or a page needs to see what the service does."""
+
+    ready: bool
+    idle: bool = Field(description="nothing is queued, and no batch is predicted or adapted")
+    model: ModelStatus
+    method: str
+    settings: dict[str, Any] = Field(description="the method's hyperparameters and the server's")
+    device: str
+    streams: dict[str, StreamStatus]
+    counters: dict[str, float]
+    events: list[dict[str, Any]] = Field(description="the latest resets, skips and failures")
+    versions: dict[str, str]
+
+
+class Health(BaseModel):
+    """Whether the process lives, or is ready."""
+
+    status: str
+
+
+class Problem(BaseModel):
+    """RFC 9457: what was wrong with a request."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "about:blank",
+                    "title": "Cannot be read",
+                    "status": 400,
+                    "detail": "Image 3 of 16: The PNG image is damaged or cut short: its pixels "
+                    "cannot be decoded. None of the request's images was processed.",
+                    "request_id": "0d5e3f",
+                    "index": 2,
+                }
+            ]
+        }
+    )
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str = Field(description="what was wrong, what is accepted")
+    request_id: str
+    index: int | None = Field(None, description="the image at fault, counted from 0")

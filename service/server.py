@@ -1,0 +1,81 @@
+"""Run the application until a signal, then drain: answer what was accepted, save, exit 0."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.routes.context import Service
+from service.settings import Settings
+
+# Above the idle time of common load balancers, so that they close connections, not we.
+KEEP_ALIVE_SECONDS = 75
+
+
+class Server(uvicorn.Server):
+    """uvicorn with our end: the first signal drains, a second one ends at once.
+
+    uvicorn itself raises the signal again once it is done, so that a drained server would look
+    as if it had been killed.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Callable[[], Service | None]) -> None:
+        super().__init__(config)
+        self._service = service
+        self._stopping = False
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        yield
+
+    def _stop(self) -> None:
+        if self._stopping:
+            os._exit(1)
+        self._stopping = True
+        service = self._service()
+        if service is None:
+            self.should_exit = True
+            return
+        service.draining = True  # readiness tells; balancers have the delay to notice
+        loop = asyncio.get_running_loop()
+        loop.call_later(service.settings.drain_delay, self._drain, service)
+        # Past its time something hangs; waiting for the kill would not help it.
+        total = service.settings.drain_delay + service.settings.drain_timeout
+        loop.call_later(total, os._exit, 1)
+
+    def _drain(self, service: Service) -> None:
+        service.batcher.drain()
+        self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the listening socket.
+
+    Raises:
+        OSError: the port is in use, or the address is not one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def run(app: FastAPI, settings: Settings, listener: socket.socket) -> bool:
+    """Serve on an open socket until a signal; return whether the start succeeded."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
+    )
+    server = Server(config, lambda: getattr(app.state, "service", None))
+    asyncio.run(server.serve(sockets=[listener]))
+    return server.started

@@ -1,0 +1,223 @@
+"""From the bytes of a request to its images: raw bodies, forms, JSON. Knows no queue, no torch."""
+
+import base64
+import binascii
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from pydantic import ValidationError
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from service.errors import OutOfRange, TooLarge, UnknownType, Unreadable
+from service.images import check_media_type
+from service.schemas import PredictRequest
+
+ACCEPTED = "image/*, multipart/form-data with fields named image, or application/json"
+MAX_ID_CHARACTERS = 128
+
+T = TypeVar("T")
+
+
+@dataclass
+class Upload:
+    """The images of a request as files, each with its id and label if they were given."""
+
+    images: list[bytes] = field(default_factory=list)
+    ids: list[str | None] = field(default_factory=list)
+    labels: list[int | None] = field(default_factory=list)
+
+
+def parse_upload(
+    body: bytes,
+    content_type: str | None,
+    *,
+    ids: list[str],
+    labels: list[str],
+    classes: int,
+    max_images: int,
+    max_image_bytes: int,
+) -> Upload:
+    """Take a request's body apart.
+
+    Args:
+        ids, labels: from the query, in the order of the images; empty for none. A form or a JSON
+            body may carry them instead.
+        classes: K; labels are 0 to K − 1.
+
+    Raises:
+        Unreadable: the body is empty or malformed. UnknownType: its media type is another.
+        TooLarge: too many images, or one of too many bytes. OutOfRange: a label, an id.
+    """
+    media_type, options = parse_options_header(content_type or "")
+    if not body:
+        raise Unreadable(f"The request has no body; send {ACCEPTED}.")
+    if media_type == b"multipart/form-data":
+        upload = _parse_form(body, options.get(b"boundary", b""), max_images)
+    elif media_type == b"application/json":
+        upload = _parse_json(body, max_images)
+    else:
+        try:
+            check_media_type(content_type)
+        except UnknownType as error:
+            raise UnknownType(f"{error} Several images go as a form or as JSON.") from None
+        upload = Upload([body])
+    if ids or labels:
+        if any(upload.ids) or any(label is not None for label in upload.labels):
+            raise OutOfRange("Give ids and labels in the query or in the body, not in both.")
+        upload.ids, upload.labels = list(ids), _whole_numbers(labels)
+    upload.ids = _one_each("id", upload.ids, len(upload.images))
+    upload.labels = _one_each("label", upload.labels, len(upload.images))
+    _check(upload, classes, max_images, max_image_bytes)
+    return upload
+
+
+def _check(upload: Upload, classes: int, max_images: int, max_image_bytes: int) -> None:
+    count = len(upload.images)
+    if count > max_images:
+        raise TooLarge(
+            f"The request has {count:,} images; at most {max_images:,} are accepted at once."
+        )
+    for index, (image, name, label) in enumerate(
+        zip(upload.images, upload.ids, upload.labels, strict=True)
+    ):
+        where = f"Image {index + 1} of {count}: "
+        if len(image) > max_image_bytes:
+            raise TooLarge(
+                f"{where}it has {len(image):,} bytes; at most {max_image_bytes:,} are accepted.",
+                index=index,
+            )
+        if name is not None and len(name) > MAX_ID_CHARACTERS:
+            raise OutOfRange(
+                f"{where}its id has {len(name):,} characters; at most {MAX_ID_CHARACTERS} are "
+                "accepted.",
+                index=index,
+            )
+        if label is not None and not 0 <= label < classes:
+            raise OutOfRange(
+                f"{where}the label {label} is not a class; accepted are 0 to {classes - 1}.",
+                index=index,
+            )
+
+
+def _one_each(name: str, values: list[T | None], images: int) -> list[T | None]:
+    if not values:
+        return [None] * images
+    if len(values) != images:
+        raise OutOfRange(
+            f"The request has {images} images but {len(values)} values of {name}; give one for "
+            "each image, in order, or none."
+        )
+    return values
+
+
+def _whole_numbers(values: list[str]) -> list[int | None]:
+    numbers: list[int | None] = []
+    for value in values:
+        try:
+            numbers.append(int(value))
+        except ValueError:
+            raise OutOfRange(f"A label is a whole number; got {value[:40]!r}.") from None
+    return numbers
+
+
+def _parse_json(body: bytes, max_images: int) -> Upload:
+    try:
+        request = PredictRequest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise Unreadable(f"The body is not JSON: {first['msg']}.") from None
+        place = ".".join(map(str, first["loc"])) or "the body"
+        raise OutOfRange(
+            f'{place}: {first["msg"]}; accepted is {{"images": [{{"b64": …, "id": …, '
+            '"label": …}]}.'
+        ) from None
+    if len(request.images) > max_images:
+        raise TooLarge(
+            f"The request has {len(request.images):,} images; at most {max_images:,} are accepted "
+            "at once."
+        )
+    upload = Upload()
+    for index, image in enumerate(request.images):
+        try:
+            upload.images.append(base64.b64decode(image.b64, validate=True))
+        except (binascii.Error, ValueError) as error:
+            raise Unreadable(
+                f"Image {index + 1} of {len(request.images)}: its b64 is not base64 ({error}).",
+                index=index,
+            ) from None
+        upload.ids.append(image.id)
+        upload.labels.append(image.label)
+    return upload
+
+
+class _Form:
+    """Collects the parts of a form while python-multipart walks through the body."""
+
+    def __init__(self, max_parts: int) -> None:
+        self.fields: dict[str, list[bytes]] = {"image": [], "id": [], "label": []}
+        self._max_parts, self._parts = max_parts, 0
+        self._headers: dict[bytes, bytes] = {}
+        self._name, self._value, self._data = b"", b"", bytearray()
+        self.is_whole = False
+
+    def on_part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > self._max_parts:
+            raise TooLarge(f"The form has more than {self._max_parts:,} parts.")
+        self._headers, self._data = {}, bytearray()
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def on_header_end(self) -> None:
+        self._headers[self._name.lower()] = self._value
+        self._name, self._value = b"", b""
+
+    def on_headers_finished(self) -> None:
+        """Part of the interface; all is known at the part's end."""
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._data += data[start:end]
+
+    def on_part_end(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        name = options.get(b"name", b"").decode("utf-8", "replace")
+        if name not in self.fields:
+            raise OutOfRange(
+                f"The form has a field {name[:40]!r}; accepted are image, id and label."
+            )
+        if name == "image":
+            content_type = self._headers.get(b"content-type")
+            check_media_type(content_type.decode("latin-1") if content_type else None)
+        self.fields[name].append(bytes(self._data))
+
+    def on_end(self) -> None:
+        self.is_whole = True
+
+
+def _parse_form(body: bytes, boundary: bytes, max_images: int) -> Upload:
+    if not boundary:
+        raise Unreadable("The form's Content-Type names no boundary.")
+    form = _Form(max_parts=3 * max_images)
+    callbacks = {name: getattr(form, name) for name in dir(form) if name.startswith("on_")}
+    try:
+        parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise Unreadable(f"The form is malformed: {error}.") from None
+    if not form.is_whole:
+        raise Unreadable("The form is cut short: its closing boundary is missing.")
+    if not form.fields["image"]:
+        raise Unreadable("The form has no field named image.")
+    try:
+        ids: list[str | None] = [value.decode() for value in form.fields["id"]]
+        labels = [value.decode() for value in form.fields["label"]]
+    except UnicodeDecodeError:
+        raise Unreadable("The form's ids and labels must be UTF-8 text.") from None
+    return Upload(form.fields["image"], ids, _whole_numbers(labels))

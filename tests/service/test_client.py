@@ -1,0 +1,231 @@
+"""Both clients send what the service reads, and say in a sentence what went wrong."""
+
+import asyncio
+import base64
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from service.client import AsyncClient, Client, ServiceError, predict_call
+
+PREDICTION = {
+    "stream": "default",
+    "method": "ttc",
+    "version": 3,
+    "batch_size": 1,
+    "predictions": [
+        {
+            "id": "a",
+            "class": 7,
+            "name": "seven",
+            "confidence": 0.9,
+            "top_k": [{"class": 7, "name": "seven", "confidence": 0.9}],
+            "entropy": 0.25,
+            "selected": True,
+        }
+    ],
+}
+RESET = {"streams": ["default"], "discarded": {"steps": 3, "pending_batches": 1}}
+PROBLEM = {"title": "Queue full", "status": 429, "detail": "Too many.", "request_id": "r1"}
+
+
+class FakeService(ThreadingHTTPServer):
+    """Gives the answer it was told to, and keeps what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.status, self.body, self.headers = 200, b"{}", {}
+        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def will_answer(self, content: Any, status: int = 200, **headers: str) -> None:
+        self.status, self.headers = status, headers
+        self.body = content if isinstance(content, bytes) else json.dumps(content).encode()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FakeService
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.asked.append((self.command, self.path, dict(self.headers), body))
+        self.send_response(self.server.status)
+        for name, value in self.server.headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(self.server.body)))
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    do_GET = do_POST = answer
+
+    def log_message(self, *_: object) -> None:
+        """Keep the test's output clean."""
+
+
+@pytest.fixture
+def service() -> Iterator[FakeService]:
+    server = FakeService()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def ask_sync(url, verb, *arguments, token=None, timeout=10.0, **options):
+    with Client(url, token, timeout) as client:
+        return getattr(client, verb)(*arguments, **options)
+
+
+def ask_async(url, verb, *arguments, token=None, timeout=10.0, **options):
+    async def ask():
+        async with AsyncClient(url, token, timeout) as client:
+            return await getattr(client, verb)(*arguments, **options)
+
+    return asyncio.run(ask())
+
+
+both = pytest.mark.parametrize("ask", [ask_sync, ask_async], ids=["sync", "async"])
+
+
+@both
+def test_predict_sends_images_labels_and_ids_and_reads_the_answer(service, ask):
+    """What goes out is the documented JSON, what comes back is typed."""
+    service.will_answer(PREDICTION)
+    answer = ask(
+        service.url, "predict", [b"\x89PNG"], labels=[7], ids=["a"], stream="door", top_k=2
+    )
+    ((method, path, headers, body),) = service.asked
+    assert (method, path) == ("POST", "/predict?top_k=2&stream=door")
+    assert headers["Content-Type"] == "application/json"
+    assert "Authorization" not in headers
+    b64 = base64.b64encode(b"\x89PNG").decode()
+    assert json.loads(body) == {"images": [{"b64": b64, "label": 7, "id": "a"}]}
+    assert answer.version == 3
+    assert answer.predictions[0].class_ == 7
+    assert answer.predictions[0].selected
+
+
+@both
+def test_reset_names_the_stream_and_sends_the_token(service, ask):
+    """The routes that change something get the token as a bearer."""
+    service.will_answer(RESET)
+    answer = ask(service.url + "/", "reset", "*", token="secret-token")
+    ((method, path, headers, _),) = service.asked
+    assert (method, path) == ("POST", "/reset?stream=%2A")
+    assert headers["Authorization"] == "Bearer secret-token"
+    assert answer.discarded.steps == 3
+
+
+@both
+def test_a_refusal_carries_the_servers_sentence(service, ask):
+    """Status, sentence, Retry-After and request id are all there for the caller."""
+    service.will_answer(PROBLEM, 429, Retry_After="2.5")
+    with pytest.raises(ServiceError, match=r"^Too many\.$") as caught:
+        ask(service.url, "predict", [b"x"])
+    error = caught.value
+    assert (error.status, error.retry_after, error.request_id) == (429, 2.5, "r1")
+    assert len(service.asked) == 1, "nothing is tried again by itself"
+
+
+@both
+@pytest.mark.parametrize("body", [b"<html>no</html>", b"[1]", b'{"detail": [1]}', b"\xff"])
+def test_a_refusal_in_another_form_still_makes_a_sentence(service, ask, body):
+    """A proxy's error page names the address and the status instead of the detail."""
+    service.will_answer(body, 502, Retry_After="Wed, 21 Oct 2026 07:28:00 GMT")
+    with pytest.raises(ServiceError, match=r"/status answered 502 Bad Gateway") as caught:
+        ask(service.url, "status")
+    assert caught.value.retry_after is None
+
+
+@both
+def test_an_answer_of_another_service_is_told_apart(service, ask):
+    """Something else on the port gives a sentence, not a validation report."""
+    service.will_answer({"hello": "world"})
+    with pytest.raises(ServiceError, match="answered something else than expected"):
+        ask(service.url, "status")
+
+
+@both
+def test_a_refused_connection_names_the_url(ask):
+    """The commonest mistake, no server there, says where it looked and what to start."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    with pytest.raises(ServiceError, match=rf"Nothing answers at {url} .*ttc serve") as caught:
+        ask(url, "status")
+    assert caught.value.status is None
+    assert ask(url, "ready") is False
+
+
+@both
+def test_no_answer_in_time_says_how_long_it_waited(ask):
+    """A server that accepts and is silent ends in a sentence with the limit."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ServiceError, match=r"did not answer within 0\.2 seconds"):
+            ask(url, "status", timeout=0.2)
+
+
+@both
+@pytest.mark.parametrize(("status", "ready"), [(200, True), (503, False)])
+def test_ready_is_a_yes_or_a_no(service, ask, status, ready):
+    """Loading and draining are a no, not an error."""
+    service.will_answer({"status": "x"}, status)
+    assert ask(service.url, "ready") is ready
+
+
+@both
+def test_ready_raises_what_is_neither_yes_nor_no(service, ask):
+    """A wrong address is not mistaken for a server that is still loading."""
+    service.will_answer({}, 404)
+    with pytest.raises(ServiceError, match="404"):
+        ask(service.url, "ready")
+
+
+@both
+def test_no_proxy_stands_before_this_computer(service, ask, monkeypatch):
+    """A proxy in the environment, as offices have one, does not break a local replay."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    service.will_answer(RESET)
+    assert ask(service.url, "reset").streams == ["default"]
+
+
+@both
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "", "http://host:door"])
+def test_a_url_that_is_none_is_refused_at_once(ask, url):
+    """The sentence shows what a URL looks like."""
+    with pytest.raises(ValueError, match="URL"):
+        ask(url, "status")
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "sentence"),
+    [
+        ([], {}, "at least one"),
+        ([b"a", b"b"], {"labels": [1]}, "labels must be as many as images, 2; got 1"),
+        ([b"a"], {"ids": ["a", "b"]}, "ids must be as many as images, 1; got 2"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_before_sending(images, options, sentence):
+    """Lists that do not fit together never reach the server."""
+    with pytest.raises(ValueError, match=sentence):
+        predict_call(images, **options)
+
+
+def test_unknown_labels_and_ids_are_left_out():
+    """None says that this one image has none; the others keep theirs."""
+    call = predict_call([b"a", b"b"], labels=[None, 4], ids=["x", None])
+    first, second = json.loads(call.body or b"")["images"]
+    assert (first["id"], second["label"]) == ("x", 4)
+    assert "label" not in first
+    assert "id" not in second

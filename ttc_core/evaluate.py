@@ -1,0 +1,196 @@
+"""Offline evaluation: method × stream × batch size -> rows. The walk of the service, no HTTP."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ttc_core.datasets import DataSet, Stream
+from ttc_core.methods import Method, Prediction
+from ttc_core.rows import Rows
+
+Protocol_ = Literal["episodic", "continual"]
+TRIAL_SIZE = 64
+
+
+def as_batch(images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
+    """Stack images (H, W, 3) uint8 into a batch (N, 3, H, W), without copying twice."""
+    return torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2)
+
+
+def warm_up(method: Method, size: int | None, *, images: int = 1) -> None:
+    """Run a throw-away batch on a fork, so that one-time costs fall on no image that counts."""
+    side = size or TRIAL_SIZE
+    trial = method.fork()
+    trial.adapt(trial.predict(torch.zeros(images, 3, side, side, dtype=torch.uint8)))
+
+
+@dataclass
+class Tally:
+    """What a pass over one corruption adds up to."""
+
+    images: int = 0
+    correct: int = 0
+    entropy_sum: float = 0.0
+    selected: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    columns: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.images
+
+    def results(self, *, selects: bool) -> dict[str, Any]:
+        """The result fields of a row."""
+        return {
+            "images": self.images,
+            "correct": self.correct,
+            "accuracy": self.accuracy,
+            "entropy": self.entropy_sum / self.images,
+            "selection_rate": self.selected / self.images if selects else None,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "images_per_second": self.images / self.seconds,
+        }
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What was kept of each image, in stream order."""
+        return {name: np.concatenate(parts) for name, parts in self.columns.items()}
+
+
+class Watcher(Protocol):
+    """What wants to see an evaluation while it runs."""
+
+    def started(self, method: str, stream: Stream) -> None:
+        """A pass over a corruption begins."""
+
+    def progressed(self, tally: Tally, batch_seconds: float) -> None:
+        """A batch was answered and adapted to."""
+
+    def finished(self, row: dict[str, Any], columns: dict[str, NDArray[Any]]) -> None:
+        """A pass is over; columns as in `run_stream`."""
+
+
+def run_stream(
+    method: Method, stream: Stream, batch_size: int, watcher: Watcher | None = None
+) -> Tally:
+    """Answer a stream batch by batch, adapting after each, and count what came of it.
+
+    Loading and corrupting the images is not part of the seconds.
+
+    Returns:
+        The tally; its columns are predicted, labels, entropy, selected, version and logits.
+    """
+    tally = Tally()
+    for images, labels in stream.batches(batch_size):
+        started = time.perf_counter()
+        prediction: Prediction = method.predict(as_batch(images))
+        answers = prediction.to_host()
+        outcome = method.adapt(prediction)
+        seconds = time.perf_counter() - started
+        predicted = answers.predicted
+        tally.seconds += seconds
+        tally.images += len(labels)
+        tally.correct += int((predicted == labels).sum())
+        tally.entropy_sum += float(answers.entropy.sum(dtype=np.float64))
+        tally.selected += int(answers.selected.sum())
+        tally.steps += outcome.stepped
+        for name, values in (
+            ("predicted", predicted),
+            ("labels", labels),
+            ("entropy", answers.entropy),
+            ("selected", answers.selected),
+            ("version", np.full(len(labels), answers.version)),
+            ("logits", answers.logits),
+        ):
+            tally.columns.setdefault(name, []).append(np.asarray(values))
+        if watcher is not None:
+            watcher.progressed(tally, seconds)
+    return tally
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to evaluate: methods × corruptions of one data set, at one batch size.
+
+    Attributes:
+        methods: name -> a method object at the source.
+        fields: what is the same in every row (data, model, versions).
+        protocol: episodic resets before each corruption, continual never.
+    """
+
+    methods: dict[str, Method]
+    data: DataSet
+    corruptions: Sequence[str]
+    severity: int
+    batch_size: int
+    limit: int | None
+    order: str
+    protocol: Protocol_
+    seed: int
+    fields: dict[str, Any]
+
+    def run(
+        self, rows: Rows, watcher: Watcher | None = None, *, anew: bool = False
+    ) -> list[dict[str, Any]]:
+        """Fill in the rows that are missing; return all of them.
+
+        Args:
+            anew: run every pass, also those whose row is there.
+        """
+        all_rows = []
+        for name, method in self.methods.items():
+            warmed_up = False
+            method.reset()
+            for corruption in self.corruptions:
+                stream = self._open(corruption)
+                row = self._row(name, method, stream)
+                existing = rows.find(row)
+                # A continual row depends on those before it, which have to be run for it anyway.
+                if existing is not None and self.protocol == "episodic" and not anew:
+                    all_rows.append(existing)
+                    continue
+                if not warmed_up:
+                    warm_up(method, stream.read(stream.positions[:1]).shape[1])
+                    warmed_up = True
+                if self.protocol == "episodic":
+                    method.reset()
+                if watcher is not None:
+                    watcher.started(name, stream)
+                tally = run_stream(method, stream, self.batch_size, watcher)
+                end = getattr(method, "end", None)
+                if end is not None:
+                    end()
+                row |= tally.results(selects=method.selects)
+                columns = tally.arrays()
+                if existing is None:
+                    row = rows.append(row, {k: v for k, v in columns.items() if k != "logits"})
+                if watcher is not None:
+                    watcher.finished(row, columns)
+                all_rows.append(row)
+        return all_rows
+
+    def _open(self, corruption: str) -> Stream:
+        return self.data.open(
+            corruption, self.severity, limit=self.limit, order=self.order, seed=self.seed
+        )
+
+    def _row(self, name: str, method: Method, stream: Stream) -> dict[str, Any]:
+        return {
+            "method": name,
+            "corruption": stream.corruption,
+            "severity": stream.severity,
+            "order": self.order,
+            "protocol": self.protocol,
+            "batch_size": self.batch_size,
+            "limit": self.limit,
+            "seed": self.seed,
+            "settings": dict(method.settings),
+            **self.fields,
+        }

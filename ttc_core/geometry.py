@@ -1,0 +1,143 @@
+"""From any picture to the upright RGB square that a model reads. Pillow only.
+
+The service and the offline evaluation of image folders call these same functions, so that one
+file gives the same pixels on both ways.
+"""
+
+from typing import cast
+
+from PIL import ExifTags, Image
+
+_SIXTEEN_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+_TURN_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decode a picture and return it upright, in RGB, 8 bits a channel.
+
+    - The EXIF orientation is applied; a damaged EXIF block counts as none.
+    - Of an animation, the frame at which the image stands: the first, if just opened.
+    - Transparent pixels are composed onto white, as a page shows them.
+    - Greys are repeated in the three channels; 16-bit greys are divided by 257, so that 65535
+      is 255 (their transparent key colour, if any, is ignored).
+    - Palette, CMYK, YCbCr, HSV and LAB by Pillow's conversion; colour profiles are ignored.
+
+    Args:
+        image: any size of at least 1 x 1, any Pillow mode. Its pixels are loaded, not changed.
+
+    Returns:
+        An image of mode RGB: `image` itself where nothing had to be done.
+
+    Raises:
+        ValueError: the mode has no defined RGB: floating point, or integers outside 0..65535.
+        Exception: whatever Pillow raises for damaged bytes (OSError, SyntaxError, and others).
+    """
+    image.load()
+    turn = _turn_upright(image)
+    if image.mode in _SIXTEEN_BIT:
+        image = _to_eight_bits(image)
+    if image.has_transparency_data:
+        image = _onto_white(image)
+    elif image.mode == "F":
+        raise ValueError(
+            "floating-point pixels have no fixed range of brightness; save as 8 or 16 bits"
+        )
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def resized_size(width: int, height: int, *, size: int | None, crop: int | None) -> tuple[int, int]:
+    """Return the (width, height) to which `fit` resizes, before it crops.
+
+    The long side can come out long: 1 x 4000 with size 256 and a crop gives 256 x 1,024,000.
+
+    Args:
+        width, height: of the picture, in pixels, at least 1.
+        size, crop: as in `fit`.
+
+    Raises:
+        ValueError: size or crop below 1, crop without size, or crop above size.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1 pixel, or None; got {size}")
+    if crop is not None and (size is None or not 1 <= crop <= size):
+        raise ValueError(f"crop must be between 1 and size ({size}) pixels, or None; got {crop}")
+    if size is None:
+        return width, height
+    if crop is None:
+        return size, size
+    if width == height == crop:
+        return width, height  # cut to the model's size before: not to be resampled again
+    if width <= height:
+        return size, int(size * height / width)
+    return int(size * width / height), size
+
+
+def fit(image: Image.Image, size: int | None, crop: int | None) -> Image.Image:
+    """Bring a picture to the size that a model reads; twice gives the same as once.
+
+    Size and crop as torchvision's Resize (bilinear, antialiased) and CenterCrop have them:
+
+    - size None: returned as it is.
+    - crop None: resized to exactly size x size; the aspect is not kept.
+    - both: the shorter side is resized to `size`, the aspect kept, then the centre
+      crop x crop is cut out.
+
+    A picture that already has the final size is returned as it is, bit for bit; so is what
+    comes from an earlier `fit`.
+
+    Args:
+        image: mode RGB, from `to_rgb`.
+        size: in pixels, at least 1, or None.
+        crop: in pixels, from 1 to size, or None.
+
+    Raises:
+        ValueError: size or crop out of these ranges.
+    """
+    target = resized_size(image.width, image.height, size=size, crop=crop)
+    if image.size != target:
+        # No reducing_gap, no JPEG draft: both are shortcuts that change pixels with the size and
+        # the format of what was sent, and accuracy is compared to the last image.
+        image = image.resize(target, Image.Resampling.BILINEAR)
+    if crop is not None and image.size != (crop, crop):
+        left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
+        image = image.crop((left, top, left + crop, top + crop))
+    return image
+
+
+def _turn_upright(image: Image.Image) -> Image.Transpose | None:
+    # Not ImageOps.exif_transpose: it copies a picture that needs no turn, and fails where it
+    # cannot write the EXIF block anew.
+    try:
+        return _TURN_UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return None  # cameras do write broken EXIF; viewers show such pictures as they lie
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion to 8 bits clips at 255, which turns nearly all greys white.
+    wide = image.convert("I")
+    darkest, brightest = cast(tuple[int, int], wide.getextrema())
+    if darkest < 0 or brightest > 65535:
+        raise ValueError(
+            f"integer pixels must be between 0 and 65535; got {darkest} to {brightest}"
+        )
+    grey = wide.point(lambda value: value * (1 / 257) + 0.5).convert("L")  # + 0.5: to nearest
+    grey.info.pop("transparency", None)  # counted in 16 bits, it would name another grey here
+    return grey
+
+
+def _onto_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    overlay = image.convert("RGBA")
+    white.paste(overlay, mask=overlay)
+    return white

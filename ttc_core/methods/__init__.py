@@ -1,0 +1,105 @@
+"""The methods by name: `create("ttc", model)` makes a stream's adapting classifier."""
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ttc_core.methods.contract import Adaptation, Answers, Method, Prediction, State
+from ttc_core.methods.norm import Norm
+from ttc_core.methods.source import Source
+from ttc_core.methods.tent import Tent
+from ttc_core.methods.ttc import TTC
+from ttc_core.model import SourceModel
+
+# How a method is made: Class(source_model, **settings).
+MethodClass = Callable[..., Method]
+
+METHODS: dict[str, MethodClass] = {"source": Source, "norm": Norm, "tent": Tent, "ttc": TTC}
+
+__all__ = [
+    "METHODS",
+    "Adaptation",
+    "Answers",
+    "Method",
+    "Prediction",
+    "State",
+    "create",
+    "method_class",
+    "settings_for",
+]
+
+
+def method_class(name: str) -> MethodClass:
+    """Return the class of a method: a name of `METHODS`, or `package.module:Class`.
+
+    Raises:
+        ValueError: there is none of that name, or it cannot be imported.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    module_name, _, class_name = name.partition(":")
+    if not class_name:
+        raise ValueError(
+            f"There is no method {name!r}; there are {', '.join(METHODS)}, or a class of your "
+            "own as package.module:Class."
+        )
+    try:
+        found: MethodClass = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"The method {name} cannot be imported: {error}.") from None
+    return found
+
+
+def create(name: str, model: SourceModel, **settings: Any) -> Method:
+    """Make a method on the shared model, at the source.
+
+    Args:
+        name: as in `method_class`.
+        settings: hyperparameters by name; strings are understood as on the command line.
+
+    Raises:
+        ValueError: no such method or setting, a value out of range, or a network it cannot adapt.
+    """
+    return method_class(name)(model, **settings)
+
+
+def settings_for(name: str, given: Mapping[str, str], *, statistics: str | None) -> dict[str, Any]:
+    """Pick a method's settings out of `METHOD.PARAM` → value pairs.
+
+    Args:
+        given: of any methods; `moving.PARAM` belongs to each that takes moving statistics.
+        statistics: the default source of BatchNorm statistics, where the method has that choice.
+
+    Raises:
+        ValueError: a key is not METHOD.PARAM, or names a method that does not exist.
+    """
+    own = METHODS.get(name)
+    settings: dict[str, Any] = {}
+    moving: dict[str, Any] = {}
+    for key, value in given.items():
+        method, dot, parameter = key.rpartition(".")
+        if not dot:
+            raise ValueError(f"--set takes METHOD.PARAM=VALUE; got {key!r}.")
+        if method == name:
+            settings[parameter] = value if own else _literal(value)
+        elif method == "moving":
+            moving[parameter] = value
+        elif method not in METHODS and ":" not in method:
+            raise ValueError(
+                f"--set {key}: there is no method {method!r}; there are {', '.join(METHODS)}."
+            )
+    if own in (Norm, Tent, TTC):
+        if statistics is not None:
+            settings.setdefault("statistics", statistics)
+        if moving:
+            settings["moving"] = moving
+    return settings
+
+
+def _literal(value: str) -> Any:
+    """A number, truth value or list as JSON writes it; anything else stays text."""
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value

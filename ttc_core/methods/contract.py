@@ -1,0 +1,159 @@
+"""What every method is: predict, adapt, reset, state, restore, fork. DESIGN of the contract.
+
+`predict` answers and changes nothing; `adapt` learns from that same prediction and says what
+happened. A stream of images is one method object on the shared source model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ttc_core.model import SourceModel
+from ttc_core.normalization import Share
+
+State = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What `adapt` needs of a prediction: the terms of the loss with their graph, and more."""
+
+    parameters: Sequence[Tensor] = ()
+    entropy: Tensor | None = None
+    similarity: Tensor | None = None
+    share: Share | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answers to a batch of N images, on the model's device, without gradient.
+
+    Attributes:
+        logits: (N, K).
+        probabilities: (N, K), rows sum to 1.
+        entropy: (N,), nats, in [0, ln K].
+        selected: (N,) bool, the images that `adapt` will learn from.
+        version: optimizer steps the method had taken when it answered.
+        pending: private to the method that made it.
+    """
+
+    logits: Tensor
+    probabilities: Tensor
+    entropy: Tensor
+    selected: Tensor
+    version: int
+    pending: Pending = field(default_factory=Pending, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def is_finite(self) -> bool:
+        """Whether every logit is a number; a batch with others teaches nothing."""
+        return bool(self.logits.isfinite().all())
+
+    def to_host(self) -> "Answers":
+        """Copy the answers to the host, in one transfer."""
+        packed = torch.cat(
+            (
+                self.logits,
+                self.probabilities,
+                self.entropy[:, None],
+                self.selected[:, None].to(self.logits.dtype),
+            ),
+            dim=1,
+        )
+        table = packed.cpu().numpy()
+        classes = self.logits.shape[1]
+        return Answers(
+            logits=table[:, :classes],
+            probabilities=table[:, classes : 2 * classes],
+            entropy=table[:, -2],
+            selected=table[:, -1] > 0.5,
+            version=self.version,
+        )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A `Prediction` on the host: numpy arrays of the same names and shapes."""
+
+    logits: NDArray[np.floating[Any]]
+    probabilities: NDArray[np.floating[Any]]
+    entropy: NDArray[np.floating[Any]]
+    selected: NDArray[np.bool_]
+    version: int
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """(N,) the most probable class of each image."""
+        best: NDArray[np.int64] = self.logits.argmax(axis=1)
+        return best
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What `adapt` did.
+
+    Attributes:
+        loss: the number on which the gradient was taken; None when none was.
+        entropy, similarity: its terms, means over the selected images; None where there is none.
+        selected: how many images were learned from.
+        stepped: whether the optimizer moved the parameters.
+        skipped: None, or why nothing was learned: "none_selected", "non_finite" or "shed".
+        drift: ‖θ − θ_source‖₂ / ‖θ_source‖₂ over the adapted parameters afterwards.
+        pending_batches: batches whose gradients wait for the next step.
+    """
+
+    loss: float | None = None
+    entropy: float | None = None
+    similarity: float | None = None
+    selected: int = 0
+    stepped: bool = False
+    skipped: str | None = None
+    drift: float = 0.0
+    pending_batches: int = 0
+
+
+class Method(Protocol):
+    """A way to answer and to adapt. A class of one's own is `Class(source_model, **settings)`.
+
+    Attributes:
+        adapts: what `adapt` may move: "affine", "moments", "supports"; empty for nothing.
+        selects: whether `Prediction.selected` means anything.
+        model: the shared source model.
+        settings: every hyperparameter used, by name.
+    """
+
+    adapts: ClassVar[frozenset[str]]
+    selects: ClassVar[bool]
+    model: SourceModel
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps taken since the start or the last reset."""
+
+    def predict(self, images: Tensor) -> Prediction:
+        """Answer images (N, 3, H, W), uint8 or float in [0, 1]. Changes nothing."""
+
+    def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
+        """Learn from a batch just answered, once. With `learn` off only moving statistics move."""
+
+    def reset(self) -> None:
+        """Back to the source, bit for bit: parameters, statistics, optimizer, counters."""
+
+    def state(self) -> State:
+        """Everything that adaptation moved, as a copy; see `ttc_core.state`."""
+
+    def restore(self, state: State) -> None:
+        """Take up a state that a method of the same kind and settings gave."""
+
+    def fork(self) -> Self:
+        """Another stream on the same model, at the source, with the same settings."""

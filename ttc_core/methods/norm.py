@@ -1,0 +1,75 @@
+"""NORM: the statistics of the test batch in place of the source's. No learning.
+
+Source: Schneider et al., "Improving robustness against common corruptions by covariate shift
+adaptation", NeurIPS 2020; METHOD §1.2.
+"""
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from ttc_core.methods.contract import Adaptation, Pending, Prediction, State
+from ttc_core.methods.settings import NormSettings
+from ttc_core.methods.views import stream_statistics, two_views
+from ttc_core.model import SourceModel
+from ttc_core.objective import entropy
+
+
+class Norm:
+    """Answer with statistics of the batch, or ones that follow the stream; parameters stay."""
+
+    adapts: ClassVar[frozenset[str]] = frozenset({"moments"})
+    selects: ClassVar[bool] = False
+    version = 0
+
+    def __init__(self, model: SourceModel, **settings: Any) -> None:
+        self._settings = NormSettings.create("norm", model.classes, settings)
+        self.model = model
+        if not model.batch_norms:
+            raise ValueError("norm needs BatchNorm layers, and the network has none.")
+        self._statistics = stream_statistics(
+            model, self._settings, source_images=self._settings.source_images
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self._settings.model_dump()
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Prediction:
+        inputs = self.model.normalize(self.model.to_unit(images))
+        look = self._statistics.look(len(inputs))
+        if self._settings.flip:
+            plain, mirrored = two_views(
+                self.model, inputs, inputs.flip(3), look, together=self._statistics.moves
+            )
+            logits = (plain.logits + mirrored.logits) / 2
+        else:
+            logits = self.model.run(inputs, look=look).logits
+        return Prediction(
+            logits=logits,
+            probabilities=logits.softmax(dim=1),
+            entropy=entropy(logits),
+            selected=torch.zeros(len(logits), dtype=torch.bool, device=logits.device),
+            version=0,
+            pending=Pending(share=self._statistics.share(look)),
+        )
+
+    def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
+        if not prediction.is_finite():
+            return Adaptation(skipped="non_finite")
+        self._statistics.commit(prediction.pending.share)
+        return Adaptation()
+
+    def reset(self) -> None:
+        self._statistics.reset()
+
+    def state(self) -> State:
+        return {"moments": self._statistics.state()}
+
+    def restore(self, state: State) -> None:
+        self._statistics.restore(state["moments"])
+
+    def fork(self) -> Self:
+        return type(self)(self.model, **self.settings)

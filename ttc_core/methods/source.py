@@ -1,0 +1,56 @@
+"""SOURCE: the model as it came, the figure every adaptation has to beat."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from ttc_core.methods.contract import Adaptation, Prediction, State
+from ttc_core.methods.settings import SourceSettings
+from ttc_core.model import SourceModel
+from ttc_core.objective import entropy
+
+
+class Source:
+    """Answer with the source's own parameters and running statistics. METHOD §1.1."""
+
+    adapts: ClassVar[frozenset[str]] = frozenset()
+    selects: ClassVar[bool] = False
+    version = 0
+
+    def __init__(self, model: SourceModel, **settings: Any) -> None:
+        SourceSettings.create("source", model.classes, settings)
+        self.model = model
+        self.settings: Mapping[str, Any] = {}
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Prediction:
+        logits = self.model.run(self.model.normalize(self.model.to_unit(images))).logits
+        return unselected_prediction(logits)
+
+    def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
+        return Adaptation()
+
+    def reset(self) -> None:
+        """Nothing has moved."""
+
+    def state(self) -> State:
+        return {}
+
+    def restore(self, state: State) -> None:
+        """Nothing has moved."""
+
+    def fork(self) -> Self:
+        return type(self)(self.model)
+
+
+def unselected_prediction(logits: Tensor) -> Prediction:
+    """The prediction of a method that learns from no image."""
+    return Prediction(
+        logits=logits,
+        probabilities=logits.softmax(dim=1),
+        entropy=entropy(logits),
+        selected=torch.zeros(len(logits), dtype=torch.bool, device=logits.device),
+        version=0,
+    )

@@ -1,0 +1,113 @@
+"""Accuracy tables in the form of the paper's Table 2: methods × corruptions × average."""
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from io import StringIO
+from statistics import fmean
+from typing import Any
+
+from ttc_core.corruptions import CORRUPTIONS
+
+Row = Mapping[str, Any]
+
+SHORT_NAMES = dict(
+    zip(
+        CORRUPTIONS,
+        (
+            *("gaus", "shot", "impul", "defcs", "gls", "mtn", "zm"),
+            *("snw", "frst", "fg", "brt", "cnt", "els", "px", "jpg"),
+        ),
+        strict=True,
+    )
+)
+# As the paper lists its methods; others follow in the order of the rows.
+METHOD_ORDER = ("source", "norm", "t3a", "eta", "tipi", "tent", "ttc")
+
+
+@dataclass(frozen=True)
+class AccuracyTable:
+    """Accuracies in percent; columns are corruptions and their average.
+
+    Attributes:
+        caption: what all rows have in common.
+        columns: corruption names.
+        lines: method -> one accuracy a column, None where there is no row.
+    """
+
+    caption: str
+    columns: list[str]
+    lines: dict[str, list[float | None]]
+
+    @property
+    def averages(self) -> dict[str, float | None]:
+        """Method -> mean over the corruptions; None unless all of them are there."""
+        return {
+            method: None if None in values else fmean(v for v in values if v is not None)
+            for method, values in self.lines.items()
+        }
+
+    def markdown(self) -> str:
+        """The table in Markdown, the best of each column in bold."""
+        header = ["Method", *(SHORT_NAMES.get(name, name) for name in self.columns), "Avg"]
+        columns = [[values[i] for values in self.lines.values()] for i in range(len(self.columns))]
+        columns.append(list(self.averages.values()))
+        best = [max((v for v in column if v is not None), default=None) for column in columns]
+        text = [
+            f"**{self.caption}**",
+            "",
+            "| " + " | ".join(header) + " |",
+            "|---" * len(header) + "|",
+        ]
+        for position, method in enumerate(self.lines):
+            cells = [
+                _cell(column[position], most) for column, most in zip(columns, best, strict=True)
+            ]
+            text.append("| " + " | ".join([method.upper(), *cells]) + " |")
+        return "\n".join(text) + "\n"
+
+    def csv(self) -> str:
+        """The table as comma-separated values, full precision."""
+        out = StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["method", *self.columns, "average"])
+        for method, values in self.lines.items():
+            writer.writerow([method, *values, self.averages[method]])
+        return out.getvalue()
+
+
+def accuracy_tables(rows: Iterable[Row]) -> list[AccuracyTable]:
+    """Make a table for each combination of data, model, severity, batch size and protocol.
+
+    Of rows for the same cell the last one counts.
+    """
+    groups: dict[tuple[Any, ...], dict[str, dict[str, float]]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("data", "model", "batch_size", "order", "protocol"))
+        # "clean" has no severity of its own and goes beside every other.
+        severity = row["severity"]
+        cells = groups.setdefault((*key, severity), {})
+        cells.setdefault(row["method"], {})[row["corruption"]] = 100 * row["accuracy"]
+    return [_table(key, lines) for key, lines in groups.items()]
+
+
+def _table(key: tuple[Any, ...], cells: Mapping[str, Mapping[str, float]]) -> AccuracyTable:
+    data, model, batch_size, order, protocol, severity = key
+    present = {name for values in cells.values() for name in values}
+    columns = [name for name in ("clean", *CORRUPTIONS) if name in present]
+    known = [method for method in METHOD_ORDER if method in cells]
+    methods = known + [method for method in cells if method not in METHOD_ORDER]
+    at = "" if severity is None else f", severity {severity}"
+    return AccuracyTable(
+        caption=f"Accuracy in % on {data}{at}; model {model}, batches of {batch_size}, "
+        f"order {order}, {protocol}",
+        columns=columns,
+        lines={method: [cells[method].get(name) for name in columns] for method in methods},
+    )
+
+
+def _cell(value: float | None, best: float | None) -> str:
+    if value is None:
+        return "–"  # noqa: RUF001
+    text = f"{value:.1f}"
+    return f"**{text}**" if best is not None and text == f"{best:.1f}" else text

@@ -1,0 +1,45 @@
+"""Read Fashion-MNIST's IDX files, and bring its pictures to the size the bundled model takes.
+
+Debian's package dataset-fashion-mnist installs the files; Zalando SE published them under MIT.
+Source: Xiao, Rasul, Vollgraf, "Fashion-MNIST", arXiv:1708.07747.
+"""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ttc_core.geometry import fit
+
+DIRECTORY = Path("/usr/share/datasets/fashion-mnist")
+SIZE = 32
+CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+
+def read_split(directory: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the pictures (N, 28, 28) uint8 and labels (N,) of `split`, "train" or "t10k".
+
+    Raises:
+        FileNotFoundError: a file is missing; the sentence says where it comes from.
+    """
+    arrays = []
+    for kind, header_bytes in (("images-idx3", 16), ("labels-idx1", 8)):
+        path = directory / f"{split}-{kind}-ubyte.gz"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing; Debian's package dataset-fashion-mnist installs it, "
+                "or give the folder that holds Fashion-MNIST's four .gz files."
+            )
+        arrays.append(np.frombuffer(gzip.decompress(path.read_bytes())[header_bytes:], np.uint8))
+    return arrays[0].reshape(-1, 28, 28), arrays[1].astype(np.int64)
+
+
+def to_rgb(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Resize grey pictures (N, 28, 28) as the server would, and repeat them: (N, 32, 32, 3)."""
+    resized = [np.asarray(fit(Image.fromarray(picture), SIZE, None)) for picture in pictures]
+    return np.repeat(np.stack(resized)[..., None], 3, axis=3)

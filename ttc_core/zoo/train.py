@@ -1,0 +1,149 @@
+"""The recipe behind the bundled model: a CIFAR-style ResNet-20 trained on Fashion-MNIST.
+
+It writes the weights with all that is needed to use them (architecture, preprocessing, class
+names, measured accuracy) in the header, and the first 2,000 test pictures as the stream.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ttc_core.zoo import ARCHITECTURES
+from ttc_core.zoo.fashion_mnist import CLASSES, DIRECTORY, SIZE, read_split, to_rgb
+
+ARCHITECTURE = "resnet20"
+STREAM_IMAGES = 2000
+
+
+def train(
+    out: Path,
+    *,
+    data: Path = DIRECTORY,
+    epochs: int = 12,
+    batch_size: int = 128,
+    lr: float = 0.1,
+    seed: int = 0,
+    device: str = "cpu",
+    limit: int | None = None,
+    report: Callable[[str], None] = print,
+) -> float:
+    """Train on the 60,000 pictures, write `out`/weights.safetensors and `out`/stream.npz.
+
+    Augmentation: mirror half of the pictures and shift each by up to 2 pixels. SGD with Nesterov
+    momentum 0.9, weight decay 5e-4, one cycle of the learning rate with peak `lr`, smoothed labels;
+    forward passes in bfloat16 and channels-last memory, twice as fast on a current CPU.
+
+    Args:
+        limit: train on the first `limit` pictures only (a smoke test), None for all.
+        report: called with a sentence after each epoch.
+
+    Returns:
+        The accuracy on all 10,000 clean test pictures, in [0, 1].
+
+    Raises:
+        FileNotFoundError: the data set is not in `data`.
+    """
+    started = time.perf_counter()
+    torch.manual_seed(seed)
+    train_pictures, train_labels = read_split(data, "train")
+    test_pictures, test_labels = read_split(data, "t10k")
+    if limit is not None:
+        train_pictures, train_labels = train_pictures[:limit], train_labels[:limit]
+
+    images = _as_tensor(to_rgb(train_pictures)[..., :1], device)
+    labels = torch.from_numpy(train_labels).to(device)
+    mean, std = float(images.mean()), float(images.std())
+
+    network = ARCHITECTURES[ARCHITECTURE].build(len(CLASSES))
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps = -(-len(images) // batch_size)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
+    for epoch in range(1, epochs + 1):
+        network.train()
+        total = torch.zeros((), device=device)
+        for chosen in torch.split(torch.randperm(len(images)).to(device), batch_size):
+            batch = (_augment(images[chosen]) - mean) / std
+            with torch.autocast(torch.device(device).type, torch.bfloat16):
+                logits = network(_three_channels(batch))
+            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.1)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+            total += loss.detach() * len(chosen)
+        elapsed = time.perf_counter() - started
+        report(f"epoch {epoch}/{epochs}: loss {total.item() / len(images):.3f}, {elapsed:.0f} s")
+
+    seconds = time.perf_counter() - started
+    test = _as_tensor(to_rgb(test_pictures)[..., :1], device)
+    accuracy = _accuracy(network, (test - mean) / std, torch.from_numpy(test_labels).to(device))
+    where = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else "CPU"
+    _save(out, network, mean, std, accuracy, f"{epochs} epochs, {seconds:.0f} s on {where}")
+    np.savez_compressed(
+        out / "stream.npz",
+        pictures=test_pictures[:STREAM_IMAGES],
+        labels=test_labels[:STREAM_IMAGES].astype(np.uint8),
+    )
+    report(f"{accuracy:.2%} of the clean test images right; wrote {out} after {seconds:.0f} s")
+    return accuracy
+
+
+def _as_tensor(images: np.ndarray, device: str) -> Tensor:
+    """(N, H, W, C) uint8 -> (N, C, H, W) float in [0, 1]."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+def _augment(batch: Tensor, shift: int = 2) -> Tensor:
+    """Mirror half of a batch (N, C, H, W) and move each picture by up to `shift` pixels."""
+    count, _, height, width = batch.shape
+    mirrored = torch.where(
+        torch.rand(count, 1, 1, 1, device=batch.device) < 0.5, batch.flip(3), batch
+    )
+    padded = F.pad(mirrored, (shift,) * 4)
+    offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), device=batch.device)
+    rows = offsets[0] + torch.arange(height, device=batch.device)
+    columns = offsets[1] + torch.arange(width, device=batch.device)
+    image = torch.arange(count, device=batch.device)[:, None, None]
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _three_channels(batch: Tensor) -> Tensor:
+    return batch.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def _accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    network.eval()
+    right = 0
+    for batch, expected in zip(torch.split(images, 500), torch.split(labels, 500), strict=True):
+        right += int((network(_three_channels(batch)).argmax(dim=1) == expected).sum())
+    return right / len(images)
+
+
+def _save(
+    out: Path, network: nn.Module, mean: float, std: float, accuracy: float, recipe: str
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()},
+        out / "weights.safetensors",
+        metadata={
+            "architecture": ARCHITECTURE,
+            "mean": json.dumps([mean] * 3),
+            "std": json.dumps([std] * 3),
+            "size": str(SIZE),
+            "class_names": json.dumps(CLASSES),
+            "accuracy": f"{accuracy:.4f}",
+            "trained": f"Fashion-MNIST, {recipe}",
+        },
+    )
