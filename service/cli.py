@@ -39,6 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Run the command line. Exit status 0 done, 2 wrong usage, 1 anything else, 130 interrupted."""
+    sys.path.append(str(Path.cwd()))  # so that package.module:factory finds one's own module
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except click.ClickException as error:

@@ -32,7 +32,8 @@ from service.client import (
 )
 from service.schemas import PredictResponse, StatusResponse
 from service.view import View, results_table
-from ttc_core.datasets import DataSet, Geometry, Stream, check_corruption, open_data
+from ttc_core.corruptions import check
+from ttc_core.datasets import DataSet, Geometry, Stream, open_data
 from ttc_core.order import check_order
 from ttc_core.rows import Row, Rows
 
@@ -99,7 +100,7 @@ class ReplayPlan:
         if not self.corruptions:
             raise ValueError("corruptions must name at least one; got none.")
         for corruption in self.corruptions:
-            check_corruption(corruption)
+            check(corruption, self.severity, seed=self.seed)
         check_order(self.order)
         if self.mode not in get_args(Mode):
             raise ValueError(f"mode must be lockstep, closed or open; got {self.mode!r}.")
@@ -260,15 +261,9 @@ class _Outbox:
     time of an offline evaluation has no loading and corrupting in it.
     """
 
-    def __init__(
-        self,
-        stream: Stream,
-        batch_size: int,
-        stream_name: str | None,
-        most_bytes: int = MOST_BYTES_AHEAD,
-    ) -> None:
+    def __init__(self, stream: Stream, batch_size: int, stream_name: str | None) -> None:
         self._stream, self._batch_size, self._stream_name = stream, batch_size, stream_name
-        self._most_bytes, self._bytes_ahead = most_bytes, 0
+        self._bytes_ahead = 0
         self._ready: asyncio.Queue[_Batch | None] = asyncio.Queue()
         self._room, self._filled = asyncio.Event(), asyncio.Event()
         self._room.set()
@@ -302,7 +297,7 @@ class _Outbox:
                 raise self._error
             return None
         self._bytes_ahead -= len(batch.call.body or b"")
-        if self._bytes_ahead < self._most_bytes:
+        if self._bytes_ahead < MOST_BYTES_AHEAD:
             self._room.set()
         return batch
 
@@ -312,7 +307,7 @@ class _Outbox:
                 await self._room.wait()
                 batch = await asyncio.to_thread(self._make, start)
                 self._bytes_ahead += len(batch.call.body or b"")
-                if self._bytes_ahead >= self._most_bytes:
+                if self._bytes_ahead >= MOST_BYTES_AHEAD:
                     self._room.clear()
                     self._filled.set()
                 self._ready.put_nowait(batch)

@@ -46,7 +46,6 @@ class FakeService:
         self.selects = True
         self.split = False  # answers as a request that was cut over two batches
         self.busy_polls = 0  # how often /status says that the last batch is being learned from
-        self.pending = 0  # labelled images that are counted only once it is at rest
         self.on_request: Callable[[int], None] = lambda number: None
         self.size: int | None = None
         self.requests: list[list[dict]] = []
@@ -178,6 +177,8 @@ def number_of(pixels):
 def fake() -> Iterator[FakeService]:
     service = FakeService()
     listener = socket.create_server(("127.0.0.1", 0))
+    # Else each answer waits 40 ms for the client to acknowledge the headers before it.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     service.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = uvicorn.Server(
         uvicorn.Config(service.app, log_level="critical", ws="none", lifespan="off", loop="asyncio")
@@ -322,7 +323,7 @@ def test_a_row_says_what_was_asked_and_what_came_of_it(fake, data):
     fake.busy_polls = 3
     plan = ReplayPlan(data, fake.url, ("gaussian_noise",), severity=3, batch_size=10)
     (row,) = run(plan)
-    assert row["corruption"], row["severity"] == ("gaussian_noise", 3)
+    assert (row["corruption"], row["severity"]) == ("gaussian_noise", 3)
     assert row["steps"] == 4
     assert (row["method"], row["model"], row["data"]) == ("ttc", "fake", data)
     assert row["settings"] == {"learning_rate": 0.001}
@@ -483,7 +484,7 @@ def test_open_loop_counts_full_queues(fake, data):
 
 def test_a_server_that_goes_away_under_load_is_an_error_not_a_hang(fake, data):
     """Requests without an answer are counted as such."""
-    fake.seconds = 5.0
+    fake.seconds = 1.5
     plan = ReplayPlan(data, fake.url, batch_size=25, mode="open", rate=1000.0, timeout=0.3)
     (row,) = run(plan)
     assert row["errors"] == {"no answer": 25}
@@ -625,7 +626,8 @@ def test_the_token_goes_along(fake, data):
         ({"limit": 0}, "limit must be at least 1"),
         ({"corruptions": ()}, "at least one"),
         ({"corruptions": ("fogg",)}, "no corruption 'fogg'"),
-        ({"severity": 6}, "severity"),
+        ({"severity": 6, "corruptions": ("fog",)}, "severity must be"),
+        ({"seed": -1}, "seed"),
         ({"order": "mixed"}, "order must be"),
     ],
 )
@@ -638,14 +640,14 @@ def test_a_plan_that_cannot_be_carried_out_is_refused_at_once(options, sentence)
 def test_elsewhere_than_on_a_terminal_there_are_plain_lines(fake, data):
     """A log gets a line at the start and the end, and some between: no control characters."""
     view, screen = plain_view(seconds_between_lines=0.0)
-    run(ReplayPlan(data, fake.url, ("fog",), batch_size=10), view=view)
+    run(ReplayPlan(data, fake.url, batch_size=10), view=view)
     text = screen.getvalue()
     assert "\x1b" not in text
     assert "\r" not in text
     lines = text.splitlines()
-    assert lines[0] == "fog 5: 25 images"
-    assert re.match(r"fog 5: 10 of 25 images, accuracy 80\.0 %, .* images/s, p50 .* ms", lines[1])
-    assert re.match(r"fog 5: 25 images in .* s, accuracy 80\.0 %, entropy 0\.4", lines[4])
+    assert lines[0] == "clean: 25 images"
+    assert re.match(r"clean: 10 of 25 images, accuracy 80\.0 %, .* images/s, p50 .* ms", lines[1])
+    assert re.match(r"clean: 25 images in .* s, accuracy 80\.0 %, entropy 0\.4", lines[4])
 
 
 def test_plain_lines_come_every_few_seconds_only():

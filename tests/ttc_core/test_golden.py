@@ -114,7 +114,7 @@ def test_method_reproduces_the_authors_code(
     assert difference.mean() <= case.limits.mean_logit
     changed = ours.argmax(axis=1) != golden["logits"].argmax(axis=1)
     assert changed.sum() <= case.limits.answers
-    if case.limits.losses is not None and "losses" in golden:
+    if case.limits.losses is not None and len(golden["losses"]):
         np.testing.assert_allclose(
             np.array(losses, dtype=float), golden["losses"], atol=case.limits.losses, rtol=0
         )
@@ -124,9 +124,15 @@ def test_method_reproduces_the_authors_code(
         np.testing.assert_array_equal(stepped, golden["stepped"])
     for name in golden.files:
         if name.startswith("param."):
-            adapted = method.state()["affine"][name.removeprefix("param.")]
+            adapted = method.state()["affine"][_layer(name, "param.")]
             # Adam may move a parameter whose gradient is nearly 0 by lr in either direction.
             np.testing.assert_allclose(adapted.numpy(), golden[name], atol=0.01, rtol=0)
         if name.startswith("moment"):
-            moment = method.state()["moments"][name]
+            order, _, layer = name.partition(".")
+            moment = method.state()["moments"][f"{order}.{_layer(layer, '')}"]
             np.testing.assert_allclose(moment.numpy(), golden[name], atol=1e-3, rtol=1e-3)
+
+
+def _layer(name: str, prefix: str) -> str:
+    """The network's own name; the reference of the moving cases wraps the network as `net`."""
+    return name.removeprefix(prefix).removeprefix("net.")

@@ -1,0 +1,37 @@
+# Everything a person or CI runs. Each target makes the virtual environment first if it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test check tables benchmark clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)  ## serve the bundled model, replay a corrupted stream for SOURCE and TTC
+	$(BIN)/ttc demo
+
+test: $(INSTALLED)  ## all tests, the slow ones too
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+tables: $(INSTALLED)  ## the README's table, on the bundled stream
+	$(BIN)/ttc evaluate bundled --preset table2 --json results/bundled.jsonl
+	$(BIN)/ttc report results/bundled.jsonl --out results/report
+
+benchmark: $(INSTALLED)  ## images a second beside a bare loop, offline and over HTTP
+	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.throughput --model cifar/resnet20@../shared/data/models/resnet20.th
+
+clean:
+	rm -rf $(VENV) results

@@ -1,0 +1,79 @@
+"""Images a second: a bare loop of Algorithm 1, `ttc evaluate`, and lockstep replay over HTTP.
+
+    python -m benchmarks.throughput [--model SPEC] [--images 1000] [--rounds 5]
+
+The three run in turn, round after round, on the same images, in TTC mode with batches of 100 on
+the CPU; the medians are compared. Ratios mean something on a busy machine, absolute times do not.
+"""
+
+import asyncio
+import statistics
+import time
+
+import click
+import torch
+from rich.console import Console
+
+from benchmarks.algorithm_1 import Algorithm1, run
+from service.launch import launch
+from service.replay import ReplayPlan, replay
+from service.view import View
+from ttc_core.datasets import Geometry, Stream, open_data
+from ttc_core.evaluate import as_batch, run_stream, warm_up
+from ttc_core.load import load
+from ttc_core.methods import create
+from ttc_core.model import SourceModel
+from ttc_core.rows import Rows
+
+BATCH = 100
+CORRUPTION = "gaussian_noise"
+
+
+@click.command()
+@click.option("--model", "spec", default="bundled", show_default=True)
+@click.option("--images", default=1000, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+def main(spec: str, images: int, rounds: int) -> None:
+    """Print the medians and their ratios."""
+    model = load(spec)
+    stream = open_data("bundled", Geometry(32)).open(CORRUPTION, 5, limit=images)
+    seconds: dict[str, list[float]] = {"bare": [], "evaluate": [], "replay": []}
+    with launch("--method", "ttc", "--paper", "--model", spec, "--device", "cpu") as server:
+        plan = ReplayPlan("bundled", server.url, (CORRUPTION,), limit=images, reset_between=True)
+        warm_up(create("ttc", model), 32, images=BATCH)
+        for number in range(rounds):
+            seconds["bare"].append(_bare(spec, stream))
+            seconds["evaluate"].append(_evaluate(model, stream))
+            seconds["replay"].append(_replay(plan))
+            line = ", ".join(f"{name} {images / runs[-1]:.0f}" for name, runs in seconds.items())
+            click.echo(f"round {number + 1}: {line} images/s")
+    median = {name: images / statistics.median(runs) for name, runs in seconds.items()}
+    click.echo(f"{spec}, {images} images in batches of {BATCH}, {torch.get_num_threads()} threads")
+    for name, speed in median.items():
+        click.echo(f"median {name}: {speed:.0f} images/s")
+    click.echo(f"evaluate / bare loop: {median['evaluate'] / median['bare']:.3f}")
+    click.echo(f"replay / evaluate: {median['replay'] / median['evaluate']:.3f}")
+
+
+def _bare(spec: str, stream: Stream) -> float:
+    model = load(spec)  # anew: the bare loop changes the network
+    mean, std = (torch.tensor(values)[:, None, None] for values in (model.mean, model.std))
+    algorithm = Algorithm1(model.module, model.split, mean, std, q=200 // BATCH)
+    batches = [as_batch(images).contiguous() for images, _ in stream.batches(BATCH)]
+    started = time.perf_counter()
+    run(algorithm, iter(batches))
+    return time.perf_counter() - started
+
+
+def _evaluate(model: SourceModel, stream: Stream) -> float:
+    return run_stream(create("ttc", model), stream, BATCH).seconds
+
+
+def _replay(plan: ReplayPlan) -> float:
+    silent = View(Console(quiet=True))
+    (row,) = asyncio.run(replay(plan, Rows(None), silent))
+    return float(row["seconds"])
+
+
+if __name__ == "__main__":
+    main()
