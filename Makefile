@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test check tables benchmark clean
+# A few corruptions of each kind, where all fifteen would take an hour.
+SOME := gaussian_noise,defocus_blur,fog,contrast,pixelate,jpeg_compression
+
+.PHONY: install demo test check tables small-batches benchmark clean
 
 install: $(INSTALLED)
 
@@ -28,6 +31,13 @@ check: $(INSTALLED)  ## format, lint, types
 tables: $(INSTALLED)  ## the README's table, on the bundled stream
 	$(BIN)/ttc evaluate bundled --preset table2 --json results/bundled.jsonl
 	$(BIN)/ttc report results/bundled.jsonl --out results/report
+
+small-batches: $(INSTALLED)  ## single images one after another against batches of 100
+	for size in 1 100; do $(BIN)/ttc evaluate bundled --served --methods ttc --batch-size $$size \
+	  --corruptions $(SOME) --json results/small-batches.jsonl; done
+	$(BIN)/ttc evaluate bundled --methods source,norm,ttc --corruptions $(SOME) --json results/paper.jsonl
+	$(BIN)/ttc report results/small-batches.jsonl --out results/small-batches
+	$(BIN)/ttc report results/paper.jsonl --out results/paper
 
 benchmark: $(INSTALLED)  ## images a second beside a bare loop, offline and over HTTP
 	$(BIN)/python -m benchmarks.throughput

@@ -79,7 +79,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         intake = Intake(settings, model, engine, batcher, metrics)
         service = Service(settings, source, metrics, engine, batcher, intake)
         app.state.service = service
-        await engine.start(model.crop or model.size)
+        await engine.start()
         loop = asyncio.create_task(batcher.run(), name="batcher")
         lag = asyncio.create_task(_measure_lag(metrics), name="lag")
         service.ready = True

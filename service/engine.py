@@ -130,10 +130,10 @@ class Engine:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._device, lambda: call(*args, **kwargs))
 
-    async def start(self, image_size: int | None) -> None:
+    async def start(self) -> None:
         """Restore saved streams and run one throw-away batch, so that the first is not slow."""
         await self._on_device(self._restore_saved)
-        await self._on_device(warm_up, self._source, image_size)
+        await self._on_device(warm_up, self._source)
 
     def admit(self, stream: str) -> None:
         """Raise unless the stream exists or may be made.
@@ -197,7 +197,7 @@ class Engine:
             self._note("adaptation_failed", stream, error=repr(error))
         record.take_note(outcome)
         self._metrics.count_adaptation(outcome)
-        if outcome.skipped is not None:
+        if outcome.skipped not in (None, "shed"):  # shedding is policy, not an event
             self._note("skipped", stream, reason=outcome.skipped)
         self.last_adapt_seconds = time.perf_counter() - started
         self._metrics.stage_seconds.labels("adapt").observe(self.last_adapt_seconds)

@@ -100,9 +100,7 @@ class Metrics:
         self.confidence = histogram(
             "ttc_confidence_ratio", "Probability of each answer's best class.", CONFIDENCES
         )
-        self.selected = counter(
-            "ttc_selected_images_total", "Images that were learned from or waited to be."
-        )
+        self.selected = counter("ttc_selected_images_total", "Images selected to be learned from.")
         self.considered = counter(
             "ttc_considered_images_total", "Images that a selecting method could have selected."
         )

@@ -15,7 +15,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TTC_", frozen=True, extra="ignore")
 
-    model: str = Field("bundled", description="which model to serve (see docs/models.md)")
+    model: str = Field(
+        "bundled",
+        description="bundled, torchvision/NAME, timm/NAME, cifar/NAME@FILE, module:factory",
+    )
     method: str = Field("ttc", description="how to adapt: source, norm, tent, ttc, or a class")
     set: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="METHOD.PARAM=VALUE, a hyperparameter; may be repeated"

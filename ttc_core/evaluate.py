@@ -14,8 +14,7 @@ from ttc_core.datasets import DataSet, Stream
 from ttc_core.methods import Method, Prediction
 from ttc_core.rows import Rows
 
-Protocol_ = Literal["episodic", "continual"]
-TRIAL_SIZE = 64
+ResetProtocol = Literal["episodic", "continual"]
 
 
 def as_batch(images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
@@ -23,9 +22,13 @@ def as_batch(images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2)
 
 
-def warm_up(method: Method, size: int | None, *, images: int = 1) -> None:
-    """Run a throw-away batch on a fork, so that one-time costs fall on no image that counts."""
-    side = size or TRIAL_SIZE
+def warm_up(method: Method, side: int | None = None, *, images: int = 1) -> None:
+    """Run a throw-away batch on a fork, so that one-time costs fall on no image that counts.
+
+    Args:
+        side: of the images, in pixels; None: one that the network is known to run on.
+    """
+    side = side or method.model.trial_side
     trial = method.fork()
     trial.adapt(trial.predict(torch.zeros(images, 3, side, side, dtype=torch.uint8)))
 
@@ -132,7 +135,7 @@ class Evaluation:
     batch_size: int
     limit: int | None
     order: str
-    protocol: Protocol_
+    protocol: ResetProtocol
     seed: int
     fields: dict[str, Any]
 

@@ -6,7 +6,7 @@ normalisation statistics of its own. Knows nothing of methods or files.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,9 @@ class SourceModel:
         self.accuracy = accuracy
         # Before anything else looks at the layers: without one to adapt the rest is pointless.
         self.affine = affine_parameters(module)
-        self.split, self.classes, self.feature_dimension = _trace(module, crop or size, split)
+        trace = _trace(module, crop or size, split)
+        self.split, self.classes = trace.split, trace.classes
+        self.feature_dimension, self.trial_side = trace.features, trace.side
         self._features: Tensor | None = None
         module.get_submodule(self.split).register_forward_pre_hook(self._keep_features)
         if class_names is not None and len(class_names) != self.classes:
@@ -136,9 +138,17 @@ def _pool(features: Tensor) -> Tensor:
     return features.flatten(2).mean(dim=2) if features.ndim == 4 else features.flatten(1)
 
 
+class _Trace(NamedTuple):
+    """What one forward pass tells: the head's name, K, D, and the side of the images it took."""
+
+    split: str
+    classes: int
+    features: int
+    side: int
+
+
 @torch.no_grad()
-def _trace(module: nn.Module, size: int | None, split: str | None) -> tuple[str, int, int]:
-    """Return the head's name, the number of classes K and of features D, from one forward pass."""
+def _trace(module: nn.Module, size: int | None, split: str | None) -> _Trace:
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -156,7 +166,7 @@ def _trace(module: nn.Module, size: int | None, split: str | None) -> tuple[str,
 
     handles = [watch(name, layer) for name, layer in watched.items()]
     try:
-        logits = _trial_run(module, size)
+        logits, side = _trial_run(module, size)
     finally:
         for handle in handles:
             handle.remove()
@@ -165,10 +175,10 @@ def _trace(module: nn.Module, size: int | None, split: str | None) -> tuple[str,
         raise ValueError(f"The network must answer with logits (N, K >= 2); it answers with {got}.")
 
     if split is not None and split in seen:
-        return split, logits.shape[1], _pool(seen[split][0]).shape[1]
+        return _Trace(split, logits.shape[1], _pool(seen[split][0]).shape[1], side)
     for name, (features, output) in reversed(seen.items()):
         if output.numel() == logits.numel() and torch.equal(output.flatten(1), logits):
-            return name, logits.shape[1], _pool(features).shape[1]
+            return _Trace(name, logits.shape[1], _pool(features).shape[1], side)
     raise ValueError(
         "The split into features and head was not found: no linear layer's output is the "
         "network's output. Give SourceModel(..., split='NAME'), the name of the layer whose input "
@@ -181,14 +191,14 @@ def _may_be_head(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or pointwise
 
 
-def _trial_run(module: nn.Module, size: int | None) -> object:
+def _trial_run(module: nn.Module, size: int | None) -> tuple[object, int]:
     parameter = next(module.parameters())
     generator = torch.Generator().manual_seed(0)
     problem: Exception | None = None
     for side in (size,) if size else TRACE_SIZES:
         images = torch.rand(2, 3, side, side, generator=generator)
         try:
-            return module(images.to(parameter.device, parameter.dtype))
+            return module(images.to(parameter.device, parameter.dtype)), side
         except (RuntimeError, ValueError, AssertionError) as error:
             problem = error
     tried = size or ", ".join(map(str, TRACE_SIZES))

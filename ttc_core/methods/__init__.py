@@ -7,6 +7,7 @@ from typing import Any
 
 from ttc_core.methods.contract import Adaptation, Answers, Method, Prediction, State
 from ttc_core.methods.norm import Norm
+from ttc_core.methods.settings import MethodSettings
 from ttc_core.methods.source import Source
 from ttc_core.methods.tent import Tent
 from ttc_core.methods.ttc import TTC
@@ -89,7 +90,8 @@ def settings_for(name: str, given: Mapping[str, str], *, statistics: str | None)
             raise ValueError(
                 f"--set {key}: there is no method {method!r}; there are {', '.join(METHODS)}."
             )
-    if own in (Norm, Tent, TTC):
+    takes = getattr(own, "Settings", MethodSettings).model_fields
+    if "statistics" in takes:
         if statistics is not None:
             settings.setdefault("statistics", statistics)
         if moving:

@@ -20,11 +20,12 @@ class Norm:
     """Answer with statistics of the batch, or ones that follow the stream; parameters stay."""
 
     adapts: ClassVar[frozenset[str]] = frozenset({"moments"})
+    Settings: ClassVar[type[NormSettings]] = NormSettings
     selects: ClassVar[bool] = False
     version = 0
 
     def __init__(self, model: SourceModel, **settings: Any) -> None:
-        self._settings = NormSettings.create("norm", model.classes, settings)
+        self._settings = self.Settings.create("norm", model.classes, settings)
         self.model = model
         if not model.batch_norms:
             raise ValueError("norm needs BatchNorm layers, and the network has none.")

@@ -16,11 +16,12 @@ class Source:
     """Answer with the source's own parameters and running statistics. METHOD §1.1."""
 
     adapts: ClassVar[frozenset[str]] = frozenset()
+    Settings: ClassVar[type[SourceSettings]] = SourceSettings
     selects: ClassVar[bool] = False
     version = 0
 
     def __init__(self, model: SourceModel, **settings: Any) -> None:
-        SourceSettings.create("source", model.classes, settings)
+        self.Settings.create("source", model.classes, settings)
         self.model = model
         self.settings: Mapping[str, Any] = {}
 

@@ -21,10 +21,11 @@ class Tent:
     """One step on the mean entropy of each batch, after it is answered."""
 
     adapts: ClassVar[frozenset[str]] = frozenset({"affine", "moments"})
+    Settings: ClassVar[type[TentSettings]] = TentSettings
     selects: ClassVar[bool] = True
 
     def __init__(self, model: SourceModel, **settings: Any) -> None:
-        self._settings = TentSettings.create("tent", model.classes, settings)
+        self._settings = self.Settings.create("tent", model.classes, settings)
         self.model = model
         self._statistics = stream_statistics(model, self._settings)
         self._learner = AffineLearner(model, self._settings)

@@ -28,10 +28,11 @@ class TTC:
     """Predict with two views averaged; adapt on the selected images, every few batches."""
 
     adapts: ClassVar[frozenset[str]] = frozenset({"affine", "moments"})
+    Settings: ClassVar[type[TTCSettings]] = TTCSettings
     selects: ClassVar[bool] = True
 
     def __init__(self, model: SourceModel, **settings: Any) -> None:
-        self._settings = TTCSettings.create("ttc", model.classes, settings)
+        self._settings = self.Settings.create("ttc", model.classes, settings)
         self.model = model
         self._statistics = stream_statistics(model, self._settings)
         self._learner = AffineLearner(model, self._settings)
