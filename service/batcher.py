@@ -120,6 +120,11 @@ class Place(Generic[Item, Answer]):
             self._done.set_result(self._answers)
 
     @property
+    def expires(self) -> float:
+        """When it is no longer to be run; never, once the first of its batches has begun."""
+        return math.inf if self.deadline is None or self.taken else self.deadline
+
+    @property
     def is_done(self) -> bool:
         return self._done.done()
 
@@ -310,8 +315,8 @@ class Batcher(Generic[Item, Answer]):
                 return batch
             if self._draining and not self._queues:
                 return None
-            deadlines = (p.deadline for q in self._queues.values() for p in q if p.deadline)
-            wake = min(wake, *deadlines, math.inf)
+            expiries = (place.expires for queue in self._queues.values() for place in queue)
+            wake = min(wake, *expiries, math.inf)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if wake == math.inf else max(0.0, wake - now)):
                     await self._changed.wait()
@@ -319,7 +324,7 @@ class Batcher(Generic[Item, Answer]):
     def _expire(self, now: float) -> None:
         for queue in list(self._queues.values()):
             for place in list(queue):
-                if place.deadline is not None and place.deadline <= now and place.taken == 0:
+                if place.expires <= now:
                     place.fail(
                         DeadlineExpired("The request's deadline passed before its turn came.")
                     )

@@ -8,30 +8,26 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from rich.console import Console
 
-from service.client import ServiceError
 from service.settings import Settings, flag, read_settings
-from service.view import View, results_table
-from ttc_core.corruptions import CORRUPTIONS
-from ttc_core.datasets import DataError, Geometry, Stream, open_data
-from ttc_core.evaluate import Evaluation, Tally
-from ttc_core.load import LoadError, load, pick_device, states_no_preprocessing
-from ttc_core.methods import METHODS, Method, create, settings_for
-from ttc_core.model import SourceModel
-from ttc_core.rows import Rows, read_rows
-from ttc_core.state import StateError
+from ttc_core.errors import UserError
+
+# torch takes seconds to import: a verb imports what it needs, so that --help comes at once.
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from service.view import View
+    from ttc_core.datasets import Stream
+    from ttc_core.evaluate import Tally
+    from ttc_core.methods import Method
+    from ttc_core.model import SourceModel
+    from ttc_core.rows import Rows
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# What a user can cause, each with a sentence; anything else is our mistake and keeps its trace.
-USER_ERRORS = (LoadError, DataError, StateError, ServiceError)
 PRESETS: dict[str, dict[str, Any]] = {
     "table2": {"methods": "all", "corruptions": "all", "severity": 5, "batch_size": 100}
 }
@@ -45,7 +41,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except USER_ERRORS as error:
+    except UserError as error:  # anything else is our mistake and keeps its trace
         click.echo(f"ttc: {error}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
@@ -98,8 +94,10 @@ def _pairs(settings: tuple[str, ...]) -> dict[str, str]:
 
 
 def _make_method(
-    name: str, model: SourceModel, pairs: dict[str, str], statistics: str | None
-) -> Method:
+    name: str, model: "SourceModel", pairs: dict[str, str], statistics: str | None
+) -> "Method":
+    from ttc_core.methods import create, settings_for
+
     try:
         return create(name, model, **settings_for(name, pairs, statistics=statistics))
     except (ValueError, TypeError) as error:
@@ -108,7 +106,9 @@ def _make_method(
 
 def _load_model(
     spec: str, device: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
-) -> SourceModel:
+) -> "SourceModel":
+    from ttc_core.load import load, pick_device, states_no_preprocessing
+
     model = load(spec, device=pick_device(device), mean=mean, std=std)
     if states_no_preprocessing(spec, model):
         click.echo(
@@ -168,12 +168,33 @@ def settings_options(command: Command) -> Command:
         if field.annotation is bool:
             option = click.option(flag(name), name, is_flag=True, default=None, help=help_text)
         else:
-            option = click.option(flag(name), name, multiple=several, help=help_text)
+            option = click.option(
+                flag(name), name, multiple=several, metavar=_metavar(name), help=help_text
+            )
         command = option(command)
     return command
 
 
-def _open_rows(path: Path | None) -> Rows:
+def _metavar(name: str) -> str:
+    """What a setting's value looks like, for the help; `Settings` itself checks it."""
+    special = {
+        "model": "SPEC",
+        "method": "NAME",
+        "set": "METHOD.PARAM=VALUE",
+        "mean": "R,G,B",
+        "std": "R,G,B",
+        "state_dir": "DIR",
+    }
+    kind = Settings.model_fields[name].annotation
+    if get_origin(kind) is Literal:
+        return f"[{'|'.join(get_args(kind))}]"
+    # Every number that is not a count is a time.
+    return special.get(name) or ("N" if kind is int else "SECONDS" if kind is float else "TEXT")
+
+
+def _open_rows(path: Path | None) -> "Rows":
+    from ttc_core.rows import Rows
+
     try:
         return Rows(path)
     except (ValueError, OSError) as error:
@@ -183,23 +204,24 @@ def _open_rows(path: Path | None) -> Rows:
 class EvaluationView:
     """Shows an evaluation, and keeps what was answered to each image if asked to."""
 
-    def __init__(self, view: View, predictions: Path | None) -> None:
+    def __init__(self, view: "View", predictions: Path | None) -> None:
         self.view, self._predictions = view, predictions
 
-    def started(self, method: str, stream: Stream) -> None:
+    def started(self, method: str, stream: "Stream") -> None:
         self.view.start(f"{method} {stream.corruption}", len(stream))
 
-    def progressed(self, tally: Tally, batch_seconds: float) -> None:
+    def progressed(self, tally: "Tally", batch_seconds: float) -> None:
         self.view.update(
             done=tally.images,
             correct=tally.correct,
             entropy_sum=tally.entropy_sum,
             selected=tally.selected,
             steps=tally.steps,
-            latency=batch_seconds,
         )
 
-    def finished(self, row: dict[str, Any], columns: dict[str, NDArray[Any]]) -> None:
+    def finished(self, row: dict[str, Any], columns: dict[str, "NDArray[Any]"]) -> None:
+        import numpy as np
+
         self.view.finish(row)
         if self._predictions is not None:
             self._predictions.parent.mkdir(parents=True, exist_ok=True)
@@ -213,6 +235,8 @@ class EvaluationView:
 @settings_options
 def serve(**given: Any) -> None:
     """Serve a model that adapts to what it is asked about."""
+    import torch
+
     from service import server
     from service.app import build
 
@@ -244,7 +268,9 @@ def serve(**given: Any) -> None:
             raise click.ClickException("The service did not start; the lines above say why.")
 
 
-def _introduction(settings: Settings, source: Method) -> list[str]:
+def _introduction(settings: Settings, source: "Method") -> list[str]:
+    import torch
+
     model = source.model
     count = sum(tensor.numel() for tensor in model.affine.values())
     threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
@@ -299,8 +325,12 @@ def replay(
     **plan: Any,
 ) -> None:
     """Send DATA to a running server and measure accuracy, adaptation and latency."""
+    from rich.console import Console
+
     from service.replay import ReplayPlan
     from service.replay import replay as run_replay
+    from service.view import View
+    from ttc_core.corruptions import CORRUPTIONS
 
     names = _several(corruptions, CORRUPTIONS, ("clean",))
     if predictions is not None and len(names) != 1:
@@ -360,7 +390,15 @@ def evaluate(
     std: str | None,
 ) -> None:
     """Answer DATA batch by batch with each method, adapting, without a server."""
+    import torch
+    from rich.console import Console
+
     from service.metrics import versions
+    from service.view import View, results_table
+    from ttc_core.corruptions import CORRUPTIONS
+    from ttc_core.datasets import Geometry, open_data
+    from ttc_core.evaluate import Evaluation
+    from ttc_core.methods import METHODS
     from ttc_core.order import check_order
 
     wanted = PRESETS[preset] if preset else {}
@@ -400,6 +438,7 @@ def evaluate(
 def report(rows: tuple[Path, ...], out: Path) -> None:
     """Turn result rows into tables: Markdown and CSV in a folder."""
     from ttc_core.report.tables import accuracy_tables
+    from ttc_core.rows import read_rows
 
     try:
         tables = accuracy_tables(row for path in rows for row in read_rows(path))
@@ -419,11 +458,12 @@ def report(rows: tuple[Path, ...], out: Path) -> None:
 @cli.command(epilog="Example: ttc corrupt photos foggy --corruption fog --severity 3")
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--corruption", required=True, help=f"one of {', '.join(CORRUPTIONS)}")
+@click.option("--corruption", required=True, help="one of the fifteen, as fog")
 @click.option("--severity", type=click.IntRange(1, 5), required=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def corrupt(source: Path, target: Path, corruption: str, severity: int, seed: int) -> None:
     """Corrupt an image, a folder of images or an .npy of (N, H, W, 3) images."""
+    from ttc_core.corruptions import CORRUPTIONS
     from ttc_core.corruptions.files import corrupt_path
 
     _several(corruption, CORRUPTIONS)
@@ -445,6 +485,7 @@ def corrupt(source: Path, target: Path, corruption: str, severity: int, seed: in
 @click.option("--device", default="auto", show_default=True)
 def train(device: str, data: Path | None, **recipe: Any) -> None:
     """Train the bundled model anew: a ResNet-20 on Fashion-MNIST."""
+    from ttc_core.load import pick_device
     from ttc_core.zoo import fashion_mnist
     from ttc_core.zoo import train as recipe_module
 
@@ -463,7 +504,10 @@ def train(device: str, data: Path | None, **recipe: Any) -> None:
 @click.option("--limit", type=click.IntRange(min=1), default=2000, show_default=True)
 def demo(limit: int) -> None:
     """Serve the bundled model, replay a corrupted stream for SOURCE and TTC, compare."""
+    from rich.console import Console
+
     from service.demo import run_demo
+    from service.view import View
 
     run_demo(View(Console()), limit=limit)
 
@@ -485,7 +529,7 @@ def doctor(device: str) -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 def state(path: Path) -> None:
     """Show what saved adaptation states hold: a file, or a --state-dir."""
-    from ttc_core.state import describe
+    from ttc_core.state import StateError, describe
 
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:

@@ -13,6 +13,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from service.schemas import Health, PredictResponse, ResetResponse, StatusResponse
+from ttc_core.errors import UserError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = 60.0
@@ -20,7 +21,7 @@ DEFAULT_TIMEOUT = 60.0
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
-class ServiceError(Exception):
+class ServiceError(UserError):
     """The service did not answer with a result; `str(error)` is the sentence that says why.
 
     Attributes:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from service.client import Client
 from service.launch import Launched, launch
 from service.replay import ReplayPlan, replay
-from service.view import View, results_table
+from service.view import View, comparison_table
 from ttc_core.rows import Row, Rows
 
 CORRUPTIONS = ("gaussian_noise", "fog", "contrast")
@@ -25,7 +25,7 @@ def run_demo(view: View, *, limit: int) -> None:
                 _show_reset(view, server, plan)
             status = server.stop()
             view.say(f"SIGTERM: the server answered what it had accepted and exited with {status}.")
-    view.table(results_table(rows, title="The bundled stream at severity 5, through HTTP"))
+    view.table(comparison_table(rows, title="The bundled stream at severity 5, through HTTP"))
     view.say(_gain(rows))
 
 

@@ -182,9 +182,7 @@ class Engine:
             return  # a reset came between: that batch is not to be learned from
         started = time.perf_counter()
         record = self._streams[stream]
-        self._metrics.count_answers(
-            answered.answers, answered.labels, selects=record.method.selects
-        )
+        self._count(answered)
         record.images += len(answered.labels)
         record.batches += 1
         try:
@@ -201,6 +199,11 @@ class Engine:
             self._note("skipped", stream, reason=outcome.skipped)
         self.last_adapt_seconds = time.perf_counter() - started
         self._metrics.stage_seconds.labels("adapt").observe(self.last_adapt_seconds)
+
+    def _count(self, answered: _Answered) -> None:
+        """Count a batch's answers, once the clients have them."""
+        selects = self._streams[answered.stream].method.selects
+        self._metrics.count_answers(answered.answers, answered.labels, selects=selects)
 
     # Control
 
@@ -219,6 +222,7 @@ class Engine:
         steps = pending = 0
         for name in names:
             if self._answered is not None and self._answered.stream == name:
+                self._count(self._answered)
                 self._answered = None
             record = self._streams.get(name)
             if record is not None:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,13 +24,13 @@ class Launched:
 
     Attributes:
         url: where it listens.
-        process: to send it signals; its standard output is `output`.
-        start_lines: what it said of itself at the start.
+        process: to send it signals.
+        lines: what it has said so far; it grows.
     """
 
     url: str
     process: "subprocess.Popen[str]"
-    start_lines: list[str]
+    lines: list[str]
 
     def stop(self, timeout: float = 60.0) -> int:
         """Send SIGTERM and return the exit status."""
@@ -52,9 +53,12 @@ def launch(*arguments: str, environment: dict[str, str] | None = None) -> Iterat
         env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
     )
     assert process.stdout is not None
+    lines: list[str] = []
+    # Somebody has to read to the end: a full pipe would stop the server at its next log line.
+    reader = threading.Thread(target=_collect, args=(process.stdout, lines), daemon=True)
+    reader.start()
     try:
-        lines: list[str] = []
-        url = _wait_for_url(process.stdout, lines)
+        url = _wait_for_url(reader, lines)
         _wait_until_ready(url, process)
         yield Launched(url, process, lines)
     finally:
@@ -65,15 +69,24 @@ def launch(*arguments: str, environment: dict[str, str] | None = None) -> Iterat
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        reader.join()
         process.stdout.close()
 
 
-def _wait_for_url(output: IO[str], lines: list[str]) -> str:
+def _collect(output: IO[str], lines: list[str]) -> None:
     for line in output:
         lines.append(line.rstrip())
-        found = LISTENING.search(line)
-        if found:
-            return found[1]
+
+
+def _wait_for_url(reader: threading.Thread, lines: list[str]) -> str:
+    seen = 0
+    while reader.is_alive() or seen < len(lines):
+        while seen < len(lines):
+            found = LISTENING.search(lines[seen])
+            if found:
+                return found[1]
+            seen += 1
+        time.sleep(0.02)
     raise RuntimeError("The server did not start:\n" + "\n".join(lines))
 
 

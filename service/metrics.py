@@ -4,6 +4,7 @@ import platform
 from collections import deque
 from collections.abc import Iterable
 from importlib.metadata import version
+from itertools import compress
 
 import numpy as np
 import torch
@@ -174,7 +175,7 @@ class Metrics:
         if selects:
             self.considered.inc(int(finite.sum()))
             self.selected.inc(int(answers.selected[finite].sum()))
-        self._count_truth(predicted, labels)
+        self._count_truth(predicted[finite], list(compress(labels, finite)))
 
     def _count_truth(self, predicted: NDArray[np.int64], labels: list[int | None]) -> None:
         right = [

@@ -21,14 +21,14 @@ class Settings(BaseSettings):
     )
     method: str = Field("ttc", description="how to adapt: source, norm, tent, ttc, or a class")
     set: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="METHOD.PARAM=VALUE, a hyperparameter; may be repeated"
+        (), description="a hyperparameter of the method; may be repeated"
     )
     paper: bool = Field(False, description="as the paper has it: batch statistics")
     mean: Annotated[tuple[float, ...], NoDecode] | None = Field(
-        None, description="R,G,B mean of the model's input, values in [0, 1]"
+        None, description="mean of the model's input, values in [0, 1]"
     )
     std: Annotated[tuple[float, ...], NoDecode] | None = Field(
-        None, description="R,G,B deviation of the model's input"
+        None, description="deviation of the model's input"
     )
     max_batch: int = Field(100, ge=1, le=4096, description="images per forward pass")
     max_wait: float = Field(
@@ -97,6 +97,5 @@ def read_settings(given: dict[str, object]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        raise ValueError(
-            f"{flag(name)} (or TTC_{name.upper()}): {first['msg']}; got {first['input']!r}."
-        ) from None
+        came = "" if name == "token" else f"; got {first['input']!r}"  # not even a wrong one
+        raise ValueError(f"{flag(name)} (or TTC_{name.upper()}): {first['msg']}{came}.") from None

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ttc_core.corruptions import CORRUPTIONS, corrupt
+from ttc_core.errors import UserError
 from ttc_core.geometry import fit, to_rgb
 from ttc_core.order import order_indices
 from ttc_core.zoo import fashion_mnist
@@ -28,7 +29,7 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set cannot be read; the text names the file and what was expected."""
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ttc_core.errors import UserError
 from ttc_core.model import SourceModel
 from ttc_core.zoo import ARCHITECTURES, CIFAR10_CLASSES
 
@@ -28,7 +29,7 @@ STATE_DICT_KEYS = ("state_dict", "model_state_dict", "net", "model")
 PREFIXES = ("module.", "model.")
 
 
-class LoadError(ValueError):
+class LoadError(UserError):
     """A model could not be loaded; the text says why and what is accepted."""
 
 

@@ -90,9 +90,7 @@ class BatchLook:
         eps: float,
     ) -> Tensor:
         if self.source_images == 0:
-            # Not F.batch_norm, which refuses one value a channel (a single image on a 1×1 map).
-            cudnn = torch.backends.cudnn.enabled
-            return torch.batch_norm(x, weight, bias, None, None, True, 0.0, eps, cudnn)
+            return _batch_normalize(x, weight, bias, eps)
         values = x.numel() // x.shape[1]
         dimensions = _all_but_channels(x)
         batch_variance, batch_mean = torch.var_mean(x, dimensions, correction=min(1, values - 1))
@@ -191,7 +189,8 @@ class MovingStatistics:
     def commit(self, share: Share | None) -> None:
         assert share is not None
         weight = self._weight(share.images)
-        self.moments = {
+        # A layer that the pass left out (an auxiliary head, say) keeps its moments.
+        self.moments = self.moments | {
             name: _move(self.moments[name], moments, weight)
             for name, moments in share.moments.items()
         }
@@ -290,10 +289,19 @@ class Routing(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Tensor:
         """Stands in for `torch.nn.functional.batch_norm`, whose arguments these are."""
+        if running_mean is None and running_var is None:
+            return _batch_normalize(x, weight, bias, eps)
         name = self._names.get(id(running_mean))
         if name is None or running_mean is None or running_var is None:
             return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         return self._look(name, x, running_mean, running_var, weight, bias, eps)
+
+
+def _batch_normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    # Not F.batch_norm, which refuses one value a channel (a single image on a 1×1 map).
+    return torch.batch_norm(
+        x, weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled
+    )
 
 
 def _all_but_channels(x: Tensor) -> list[int]:

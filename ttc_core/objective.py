@@ -1,5 +1,6 @@
 """The terms of the losses: entropy, similarity constraint, selection. Pure functions of tensors."""
 
+import torch
 from torch import Tensor
 
 
@@ -20,6 +21,8 @@ def entropy(logits: Tensor) -> Tensor:
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(f"logits must be (N, K >= 2); got {tuple(logits.shape)}")
     log_probabilities = logits.log_softmax(dim=1)  # not softmax().log(): nan for certain rows
+    # Logits may be further apart than floats reach; 0·(−∞) would be nan.
+    log_probabilities = log_probabilities.clamp_min(torch.finfo(logits.dtype).min)
     return -(log_probabilities.exp() * log_probabilities).sum(dim=1)
 
 

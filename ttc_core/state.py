@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ttc_core.errors import UserError
 from ttc_core.methods.contract import Method, State
 
 FORMAT = "ttc-state-1"
 
 
-class StateError(ValueError):
+class StateError(UserError):
     """A state file cannot be used; the text says why."""
 
 

@@ -36,7 +36,7 @@ class Service:
         return self.ready and not self.draining and self.batcher.is_running
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:
     """The service behind the application that got this request."""
     service: Service = request.app.state.service
     return service
@@ -45,7 +45,7 @@ def get_service(request: Request) -> Service:
 ServiceNow = Annotated[Service, Depends(get_service)]
 
 
-def may_change(
+async def may_change(
     service: ServiceNow,
     credentials: Annotated[
         HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))

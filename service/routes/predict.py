@@ -11,7 +11,8 @@ from service.engine import Answer
 from service.errors import OutOfRange
 from service.intake import Answered
 from service.routes.context import ServiceNow, may_change, problems
-from service.schemas import DEFAULT_STREAM, STREAM_PATTERN, PredictRequest, PredictResponse
+from service.schemas import DEFAULT_STREAM, STREAM_PATTERN, EncodedImage, PredictResponse
+from ttc_core.methods import Answers
 
 router = APIRouter()
 
@@ -33,14 +34,20 @@ _REQUEST_BODY = {
             }
         },
         "application/json": {
-            "schema": PredictRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-            | {"$defs": None},
+            "schema": {
+                "type": "object",
+                "required": ["images"],
+                "properties": {
+                    "images": {
+                        "type": "array",
+                        "minItems": 1,
+                        "items": EncodedImage.model_json_schema(),
+                    }
+                },
+            },
             "example": {"images": [{"b64": "iVBORw0KGgo…", "id": "frame-1"}]},
         },
     },
-}
-_REQUEST_BODY["content"]["application/json"]["schema"] = {  # type: ignore[index]
-    "$ref": "#/components/schemas/PredictRequest"
 }
 
 
@@ -82,11 +89,12 @@ async def predict(
         request, stream=name, ids=id or [], labels=label or [], timeout=timeout
     )
     started = time.perf_counter()
+    batches = [answer.answers for answer in answered.answers]
     content = {
         "stream": name,
         "method": service.settings.method,
-        "version": _one_or_list([answer.answers.version for answer in answered.answers]),
-        "batch_size": _one_or_list([len(answer.answers.logits) for answer in answered.answers]),
+        "version": _one_or_list(batches, [batch.version for batch in batches]),
+        "batch_size": _one_or_list(batches, [len(batch.logits) for batch in batches]),
         "predictions": [
             _prediction(answer, identifier, top_k, service.source.model.class_names)
             for answer, identifier in zip(answered.answers, answered.upload.ids, strict=True)
@@ -101,9 +109,9 @@ async def predict(
     return response
 
 
-def _one_or_list(values: list[int]) -> int | list[int]:
+def _one_or_list(batches: list[Answers], values: list[int]) -> int | list[int]:
     """One value for the request; a list, one an image, if it was cut over several batches."""
-    return values[0] if len(set(values)) == 1 else values
+    return values[0] if batches[-1] is batches[0] else values
 
 
 def _prediction(

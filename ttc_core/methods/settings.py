@@ -1,10 +1,19 @@
 """The hyperparameters that methods share, each once, with bounds. METHOD §4 names them."""
 
-from typing import Any, Literal, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+)
 
 StatisticsSource = Literal["batch", "source", "moving"]
+CONFIG = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 # From this many classes on, the paper's ImageNet settings are the defaults.
 IMAGENET_CLASSES = 1000
 
@@ -12,7 +21,7 @@ IMAGENET_CLASSES = 1000
 class MethodSettings(BaseModel):
     """Hyperparameters of a method: frozen, checked, nothing unknown accepted."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = CONFIG
 
     @classmethod
     def create(cls, method: str, classes: int, given: dict[str, Any]) -> Self:
@@ -35,7 +44,7 @@ class MethodSettings(BaseModel):
 class MovingSettings(BaseModel):
     """How fast moving statistics follow the stream (METHOD §1.8)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = CONFIG
 
     warm_start: int = Field(16, ge=1, description="images the source's statistics are worth")
     floor: float = Field(0.001, ge=0, le=1, description="least weight of a new image")
@@ -48,6 +57,15 @@ class StatisticsSettings(MethodSettings):
     moving: MovingSettings = Field(default_factory=MovingSettings)
 
 
+def _split_pair(value: Any) -> Any:
+    """The text of a pair, as a shell, JSON or Python writes it, becomes its parts."""
+    return re.findall(r"[^\s,()\[\]]+", value) if isinstance(value, str) else value
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Decay, Decay], BeforeValidator(_split_pair)]
+
+
 class OptimizerSettings(StatisticsSettings):
     """How the affine parameters move. Adam 1e-3 for CIFAR, SGD 2.5e-4 for ImageNet (METHOD §1)."""
 
@@ -55,7 +73,7 @@ class OptimizerSettings(StatisticsSettings):
     lr: float = Field(1e-3, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     nesterov: bool = Field(False, description="of SGD")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of Adam")
+    betas: Betas = Field((0.9, 0.999), description="of Adam")
     eps: float = Field(1e-8, gt=0, description="of Adam")
     weight_decay: float = Field(0.0, ge=0)
 
@@ -101,7 +119,7 @@ class TTCSettings(OptimizerSettings):
     samples_per_step: int = Field(200, ge=1, description="images between two optimizer steps")
     mean_over: Literal["selected", "batch"] = Field("selected", description="the loss's divisor")
     accumulate_mean: bool = Field(False, description="average gradients over Q, not sum them")
-    counter_start: Literal[0, 1] = Field(1, description="0: the first batch steps at once")
+    counter_start: int = Field(1, ge=0, le=1, description="0: the first batch steps at once")
     flush_at_end: bool = Field(False, description="step on what is pending when a stream ends")
     average: Literal["logits", "probabilities"] = Field("logits", description="what RLA averages")
     spc_on: Literal["logits", "probabilities"] = Field("logits", description="what SPC compares")

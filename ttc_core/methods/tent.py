@@ -74,13 +74,13 @@ class Tent:
         if not prediction.is_finite():
             return self._learner.skip("non_finite")
         pending = prediction.pending
-        self._statistics.commit(pending.share)
         if not learn:
+            self._statistics.commit(pending.share)
             return self._learner.skip("shed")
         assert pending.entropy is not None
         with torch.enable_grad():
             loss = pending.entropy.mean()
-        return self._learner.learn(
+        outcome = self._learner.learn(
             loss=loss,
             entropy=loss,
             similarity=None,
@@ -89,6 +89,9 @@ class Tent:
             images=len(prediction),
             step=True,
         )
+        if outcome.skipped != "non_finite":
+            self._statistics.commit(pending.share)
+        return outcome
 
     def reset(self) -> None:
         self._learner.reset()

@@ -110,8 +110,8 @@ class TTC:
         if not prediction.is_finite():
             return self._learner.skip("non_finite")
         pending = prediction.pending
-        self._statistics.commit(pending.share)
         if not learn:
+            self._statistics.commit(pending.share)
             return self._learner.skip("shed")
         with torch.enable_grad():
             loss, entropy_term, similarity_term = self._loss(prediction)
@@ -124,6 +124,8 @@ class TTC:
             images=len(prediction),
             step=self._step_is_due(len(prediction)),
         )
+        if outcome.skipped != "non_finite":
+            self._statistics.commit(pending.share)
         if outcome.skipped is None:
             self._learned_batches += 1
         return outcome
