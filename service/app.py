@@ -101,6 +101,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         version=version("ttc-service"),
         description="Image classification that keeps adapting to the images it is asked about.",
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would be followed by few clients, and hide the mistake
     )
     for module in (predict, control, health):
         app.include_router(module.router)

@@ -20,7 +20,9 @@ def run_demo(view: View, *, limit: int) -> None:
     for method in METHODS:
         view.say(f"\n{method.upper()}: ttc serve --method {method}")
         with launch("--method", method) as server:
-            rows += asyncio.run(replay(replace(plan, url=server.url), Rows(None), view))
+            rows += asyncio.run(
+                replay(replace(plan, url=server.url), Rows(None), view, table=False)
+            )
             if method == "ttc":
                 _show_reset(view, server, plan)
             status = server.stop()
@@ -35,12 +37,16 @@ def _show_reset(view: View, server: Launched, plan: ReplayPlan) -> None:
     view.say("\nReset: the same 500 clean images, at the source, adapted to contrast, and reset.")
     with Client(server.url) as client:
         client.reset()
-        (source,) = asyncio.run(replay(clean, Rows(None), view))
+        (source,) = asyncio.run(replay(clean, Rows(None), view, table=False))
         client.reset()
-        asyncio.run(replay(replace(clean, corruptions=("contrast",), limit=None), Rows(None), view))
-        (adapted,) = asyncio.run(replay(clean, Rows(None), view))
+        asyncio.run(
+            replay(
+                replace(clean, corruptions=("contrast",), limit=None), Rows(None), view, table=False
+            )
+        )
+        (adapted,) = asyncio.run(replay(clean, Rows(None), view, table=False))
         thrown_away = client.reset().discarded
-        (after,) = asyncio.run(replay(clean, Rows(None), view))
+        (after,) = asyncio.run(replay(clean, Rows(None), view, table=False))
     view.say(
         f"Clean accuracy: {source['accuracy']:.1%} at the source, {adapted['accuracy']:.1%} after "
         f"adapting to contrast, {after['accuracy']:.1%} after /reset threw away "

@@ -89,8 +89,8 @@ def check_media_type(content_type: str | None) -> None:
     media_type = (content_type or "").partition(";")[0].strip().lower()
     if media_type not in MEDIA_TYPES and media_type not in ("", "application/octet-stream"):
         raise UnknownType(
-            f"The media type {media_type!r} is not accepted; accepted are image/jpeg, image/png, "
-            "image/webp, image/gif, image/bmp and application/octet-stream."
+            f"The media type {media_type[:80]!r} is not accepted; accepted are image/jpeg, "
+            "image/png, image/webp, image/gif, image/bmp and application/octet-stream."
         )
 
 

@@ -143,7 +143,12 @@ def schedule(count: int, rate: float, arrivals: Arrivals, seed: int) -> NDArray[
 
 
 async def replay(
-    plan: ReplayPlan, rows: Rows, view: View, predictions: Path | None = None
+    plan: ReplayPlan,
+    rows: Rows,
+    view: View,
+    predictions: Path | None = None,
+    *,
+    table: bool = True,
 ) -> list[Row]:
     """Send the corruptions one after another; a row is appended as each is finished.
 
@@ -156,6 +161,7 @@ async def replay(
         view: where progress and the final table are shown.
         predictions: an .npz file for `predicted`, `labels`, `entropy`, `selected`, `version`, (N,)
             each, in stream order; an image without an answer has -1, nan, False and -1 there.
+        table: show one at the end.
 
     Returns:
         The rows of this replay, in the order of the corruptions.
@@ -189,7 +195,7 @@ async def replay(
             view.interrupt()
             raise
         finally:
-            if finished:
+            if finished and table:
                 view.table(results_table(finished))
     return finished
 

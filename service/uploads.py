@@ -113,11 +113,15 @@ def _one_each(name: str, values: list[T | None], images: int) -> list[T | None]:
 
 def _whole_numbers(values: list[str]) -> list[int | None]:
     numbers: list[int | None] = []
-    for value in values:
+    for index, value in enumerate(values):
         try:
             numbers.append(int(value))
         except ValueError:
-            raise OutOfRange(f"A label is a whole number; got {value[:40]!r}.") from None
+            raise OutOfRange(
+                f"Image {index + 1} of {len(values)}: a label is a whole number; "
+                f"got {value[:40]!r}.",
+                index=index,
+            ) from None
     return numbers
 
 
@@ -129,9 +133,11 @@ def _parse_json(body: bytes, max_images: int) -> Upload:
         if first["type"] == "json_invalid":
             raise Unreadable(f"The body is not JSON: {first['msg']}.") from None
         place = ".".join(map(str, first["loc"])) or "the body"
+        index = next((part for part in first["loc"] if isinstance(part, int)), None)
         raise OutOfRange(
             f'{place}: {first["msg"]}; accepted is {{"images": [{{"b64": …, "id": …, '
-            '"label": …}]}.'
+            '"label": …}]}.',
+            index=index,
         ) from None
     if len(request.images) > max_images:
         raise TooLarge(
@@ -193,7 +199,11 @@ class _Form:
             )
         if name == "image":
             content_type = self._headers.get(b"content-type")
-            check_media_type(content_type.decode("latin-1") if content_type else None)
+            index = len(self.fields["image"])
+            try:
+                check_media_type(content_type.decode("latin-1") if content_type else None)
+            except UnknownType as error:
+                raise UnknownType(f"Image {index + 1}: {error}", index=index) from None
         self.fields[name].append(bytes(self._data))
 
     def on_end(self) -> None:
