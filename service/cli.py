@@ -62,13 +62,15 @@ def cli() -> None:
 # Options that several verbs share
 
 
-def _several(value: str | None, known: tuple[str, ...], more: tuple[str, ...] = ()) -> list[str]:
-    """`all`, or names divided by commas."""
+def _several(
+    value: str | None, known: tuple[str, ...], more: tuple[str, ...] = (), *, own: bool = False
+) -> list[str]:
+    """`all`, or names divided by commas; with `own` also package.module:Class."""
     if value is None or value == "all":
         return list(known)
     names = [name.strip() for name in value.split(",") if name.strip()]
     for name in names:
-        if name not in (*known, *more) and ":" not in name:
+        if name not in (*known, *more) and not (own and ":" in name):
             raise click.UsageError(
                 f"There is no {name!r}; there are all, {', '.join((*more, *known))}."
             )
@@ -229,7 +231,8 @@ class EvaluationView:
         self.view.finish(row)
         if self._predictions is not None:
             self._predictions.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(self._predictions, **columns)  # type: ignore[arg-type]
+            with self._predictions.open("wb") as file:  # to a name alone numpy would add .npz
+                np.savez_compressed(file, **columns)  # type: ignore[arg-type]
 
 
 # The verbs
@@ -331,6 +334,7 @@ def replay(
     """Send DATA to a running server and measure accuracy, adaptation and latency."""
     from rich.console import Console
 
+    from service.client import Client
     from service.replay import ReplayPlan
     from service.replay import replay as run_replay
     from service.view import View
@@ -347,6 +351,7 @@ def replay(
             concurrency=concurrency or (8 if mode == "closed" else 1),
             **plan,
         )
+        Client(replay_plan.url).close()  # it knows which URLs can be asked
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     asyncio.run(run_replay(replay_plan, _open_rows(rows_path), View(Console()), predictions))
@@ -406,7 +411,7 @@ def evaluate(
     from ttc_core.order import check_order
 
     wanted = PRESETS[preset] if preset else {}
-    names = _several(wanted.get("methods", methods), tuple(METHODS))
+    names = _several(wanted.get("methods", methods), tuple(METHODS), own=True)
     chosen = _several(wanted.get("corruptions", corruptions), CORRUPTIONS, ("clean",))
     if predictions is not None and (len(names) != 1 or len(chosen) != 1):
         raise click.UsageError("--predictions goes with one method and one corruption.")

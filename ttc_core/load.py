@@ -96,6 +96,8 @@ def _load(spec: str, mean: Sequence[float] | None, std: Sequence[float] | None) 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read weights from a safetensors or torch file, bare or inside a training checkpoint.
 
+    The names come without the prefixes that training scripts put in front (PREFIXES).
+
     Raises:
         LoadError: the file is missing, unreadable, holds code, or no tensors by name.
     """
@@ -103,7 +105,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise LoadError(f"There is no weight file {path}.")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return {_strip(name): tensor for name, tensor in load_file(path).items()}
         except (safetensors.SafetensorError, OSError) as error:
             raise LoadError(f"{path} is no readable safetensors file: {error}.") from None
     try:
@@ -134,19 +136,21 @@ def _strip(name: str) -> str:
 
 def _fill(module: nn.Module, state: Mapping[str, Tensor], origin: object) -> None:
     """Load a state dict, naming every key that is missing, left over or of another shape."""
-    expected = module.state_dict()
+    # A network's own names may begin with what was taken off the file's.
+    own = {_strip(name): name for name in module.state_dict()}
+    expected = {_strip(name): tensor for name, tensor in module.state_dict().items()}
     wanted = {name for name in expected if not name.endswith("num_batches_tracked")}
     given = {name for name in state if not name.endswith("num_batches_tracked")}
-    problems = [f"missing {name}" for name in sorted(wanted - given)]
+    problems = [f"missing {own[name]}" for name in sorted(wanted - given)]
     problems += [f"left over {name}" for name in sorted(given - wanted)]
     problems += [
-        f"{name} has shape {tuple(state[name].shape)}, not {tuple(expected[name].shape)}"
+        f"{own[name]} has shape {tuple(state[name].shape)}, not {tuple(expected[name].shape)}"
         for name in sorted(wanted & given)
         if state[name].shape != expected[name].shape
     ]
     if problems:
         raise LoadError(f"{origin} does not fit the network: {'; '.join(problems)}.")
-    module.load_state_dict({name: state[name] for name in given}, strict=False)
+    module.load_state_dict({own[name]: state[name] for name in given}, strict=False)
 
 
 def _bundled(mean: Sequence[float] | None, std: Sequence[float] | None) -> SourceModel:

@@ -96,25 +96,45 @@ def load_state(path: Path, method: Method, *, name: str, model: str) -> None:
     for key, value in expected.items():
         if header.get(key) != value:
             raise StateError(f"{path} was saved for {key} {header.get(key)}, not {value}.")
-    own = method.state()
-    state: State = {section: {} for section in json.loads(header["sections"])}
+    try:
+        state: State = {section: {} for section in json.loads(header["sections"])}
+        counters_by_section = json.loads(header["counters"])
+    except (KeyError, ValueError) as error:
+        raise StateError(f"{path} is incomplete: {error}.") from None
     with safetensors.safe_open(path, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 - the file is no mapping
             section, _, entry = key.partition("/")
             state.setdefault(section, {})[entry] = file.get_tensor(key)
-    for section, counters in json.loads(header["counters"]).items():
+    for section, counters in counters_by_section.items():
         state.setdefault(section, {}).update(counters)
-    for section in ("affine", "moments"):
-        for key, value in own.get(section, {}).items():
-            loaded = state.get(section, {}).get(key)
-            if isinstance(value, Tensor) and (
-                not isinstance(loaded, Tensor)
-                or loaded.shape != value.shape
-                or not bool(torch.isfinite(loaded).all())
-            ):
-                raise StateError(f"{path} does not fit the model: {section} {key}.")
+    misfit = _misfit(state, method.state())
+    if misfit is not None:
+        raise StateError(f"{path} does not fit the model: {misfit}.")
     try:
         method.restore(state)
     except (KeyError, ValueError, RuntimeError) as error:
         method.reset()
         raise StateError(f"{path} is incomplete: {error}.") from None
+
+
+def _misfit(state: State, own: State) -> str | None:
+    """Name the first tensor that is missing, not finite or of another shape than the method's."""
+    for section in ("affine", "moments"):
+        for key, value in own.get(section, {}).items():
+            if isinstance(value, Tensor) and not _fits(state.get(section, {}).get(key), value):
+                return f"{section} {key}"
+    # What the optimizer keeps of a parameter has its shape, but for counters of steps.
+    for section in ("gradients", "optimizer"):
+        for key, value in state.get(section, {}).items():
+            like = own.get("affine", {}).get(key.rpartition(":")[2])
+            if like is not None and value.ndim > 0 and not _fits(value, like):
+                return f"{section} {key}"
+    return None
+
+
+def _fits(loaded: object, like: Tensor) -> bool:
+    return (
+        isinstance(loaded, Tensor)
+        and loaded.shape == like.shape
+        and bool(torch.isfinite(loaded).all())
+    )

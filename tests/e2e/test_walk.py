@@ -433,6 +433,7 @@ def test_a_method_that_breaks_while_learning_falls_back_to_the_source(serve, mak
 
     with serve(source=Breaks(source), method="tent") as running:
         first = ask(running, pictures[:8])
+        running.at_rest()
         broken.set()
         ask(running, pictures[:8])
         status = running.at_rest()

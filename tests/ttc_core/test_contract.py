@@ -402,6 +402,21 @@ def test_a_loss_that_is_no_number_teaches_nothing(device, statistics):
     assert same(method.state(), before)
 
 
+@pytest.mark.parametrize("statistics", ["batch", "moving"])
+@pytest.mark.parametrize("name", ["tent", "ttc"])
+@pytest.mark.parametrize("factor", [math.nan, math.inf], ids=["nan", "inf"])
+def test_a_gradient_that_is_no_number_teaches_nothing(name, statistics, factor, models):
+    """Finite answers, but their entropy's gradient overflows: nothing moves, nothing is kept."""
+    method = create(name, models("batch-norm"), statistics=statistics)
+    walk(method, batches(3))
+    before = method.state()
+    prediction = method.predict(make_images(BATCH))
+    assert prediction.pending.entropy is not None
+    pending = replace(prediction.pending, entropy=prediction.pending.entropy * factor)
+    assert method.adapt(replace(prediction, pending=pending)).skipped == "non_finite"
+    assert same(method.state(), before)
+
+
 def test_adapting_works_where_gradients_are_switched_off(method):
     """A caller's `no_grad` changes nothing, around predict, adapt or both."""
     images = batches(4)

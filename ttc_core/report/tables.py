@@ -1,7 +1,7 @@
 """Accuracy tables in the form of the paper's Table 2: methods × corruptions × average."""
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from statistics import fmean
@@ -41,11 +41,14 @@ class AccuracyTable:
 
     @property
     def averages(self) -> dict[str, float | None]:
-        """Method -> mean over the corruptions; None unless all of them are there."""
-        return {
-            method: None if None in values else fmean(v for v in values if v is not None)
-            for method, values in self.lines.items()
-        }
+        """Method -> mean over the corruptions, clean not among them; None unless all are there."""
+        return {method: self._average(values) for method, values in self.lines.items()}
+
+    def _average(self, accuracies: Sequence[float | None]) -> float | None:
+        pairs = zip(self.columns, accuracies, strict=True)
+        counted = [accuracy for name, accuracy in pairs if name != "clean"]
+        known = [accuracy for accuracy in counted if accuracy is not None]
+        return fmean(known) if known and len(known) == len(counted) else None
 
     def markdown(self) -> str:
         """The table in Markdown, the best of each column in bold."""
@@ -77,18 +80,28 @@ class AccuracyTable:
 
 
 def accuracy_tables(rows: Iterable[Row]) -> list[AccuracyTable]:
-    """Make a table for each combination of data, model, severity, batch size and protocol.
+    """Make a table for each combination of data, model, severity, batch size, order and protocol.
 
-    Of rows for the same cell the last one counts.
+    Of rows for the same cell the last one counts. "clean" has no severity of its own and goes
+    beside every other.
     """
+    rows = list(rows)
+    severities: dict[tuple[Any, ...], dict[Any, None]] = {}
+    for row in rows:
+        if row["corruption"] != "clean":
+            severities.setdefault(_setting(row), {})[row["severity"]] = None
     groups: dict[tuple[Any, ...], dict[str, dict[str, float]]] = {}
     for row in rows:
-        key = tuple(row[name] for name in ("data", "model", "batch_size", "order", "protocol"))
-        # "clean" has no severity of its own and goes beside every other.
-        severity = row["severity"]
-        cells = groups.setdefault((*key, severity), {})
-        cells.setdefault(row["method"], {})[row["corruption"]] = 100 * row["accuracy"]
+        setting = _setting(row)
+        clean = row["corruption"] == "clean"
+        for severity in severities.get(setting, [None]) if clean else [row["severity"]]:
+            cells = groups.setdefault((*setting, severity), {})
+            cells.setdefault(row["method"], {})[row["corruption"]] = 100 * row["accuracy"]
     return [_table(key, lines) for key, lines in groups.items()]
+
+
+def _setting(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("data", "model", "batch_size", "order", "protocol"))
 
 
 def _table(key: tuple[Any, ...], cells: Mapping[str, Mapping[str, float]]) -> AccuracyTable:

@@ -1,0 +1,140 @@
+"""A replay through HTTP and an offline evaluation of the same images agree to the last one."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.cli import cli
+from service.launch import launch
+
+IMAGES = "60"
+BATCH = "16"  # so that the last batch is short
+SAME_FIELDS = (
+    *("method", "corruption", "severity", "order", "protocol", "batch_size", "limit", "seed"),
+    *("settings", "images", "correct", "accuracy", "selection_rate", "steps"),
+)
+
+
+def ttc(*arguments):
+    """Run the command line in this process."""
+    cli.main([str(argument) for argument in arguments], standalone_mode=False)
+
+
+@pytest.fixture
+def compare(serve, make_method, tmp_path):
+    """Evaluate and replay the same stream with one method, and hold all that came of it equal."""
+
+    def run(method, data, corruptions, *stream_options, served=True, **settings):
+        pairs = [f"{method}.{key}={value}" for key, value in settings.items()]
+        stream = ["--limit", IMAGES, "--batch-size", BATCH, *stream_options]
+        source = make_method(method, paper=not served, **settings)
+        with serve(method=method, source=source, paper=not served, set=pairs) as running:
+            return [
+                compare_one(corruption, running.url, method, data, stream, served, pairs)
+                for corruption in corruptions
+            ]
+
+    def compare_one(corruption, url, method, data, stream, served, pairs):
+        offline, online = tmp_path / "offline.npz", tmp_path / "online.npz"
+        rows = [tmp_path / f"{corruption}-{way}.jsonl" for way in ("offline", "online")]
+        ttc(
+            *("evaluate", data, "--methods", method, "--device", "cpu", "--threads", 1),
+            *("--corruptions", corruption, *stream, *(["--served"] * served)),
+            *(word for pair in pairs for word in ("--set", pair)),
+            *("--predictions", offline, "--json", rows[0]),
+        )
+        ttc(
+            *("replay", data, "--url", url, "--reset-between"),
+            *("--corruptions", corruption, *stream),
+            *("--predictions", online, "--json", rows[1]),
+        )
+        with np.load(offline) as expected, np.load(online) as got:
+            assert set(got.files) == {"predicted", "labels", "entropy", "selected", "version"}
+            assert set(expected.files) == {*got.files, "logits"}
+            for name in got.files:
+                np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
+            versions = set(got["version"].tolist())
+        here, there = (json.loads(path.read_text()) for path in rows)
+        for name in SAME_FIELDS:
+            assert here[name] == there[name], name
+        assert here["entropy"] == pytest.approx(there["entropy"])
+        assert there["server_accuracy"] == there["accuracy"]
+        return here, versions
+
+    return run
+
+
+@pytest.mark.parametrize("served", [True, False], ids=["as-served", "as-the-paper"])
+@pytest.mark.parametrize("method", ["source", "norm", "tent", "ttc"])
+def test_replay_and_evaluation_agree(compare, method, served):
+    """Predictions, entropies, selections, steps and accuracy, on two corruptions in a row."""
+    settings = {"samples_per_step": 32} if method == "ttc" else {}
+    results = compare(method, "bundled", ["fog", "contrast"], served=served, **settings)
+    steps, versions = {
+        "source": (0, {0}),
+        "norm": (0, {0}),
+        "tent": (4, {0, 1, 2, 3}),
+        "ttc": (2, {0, 1}),
+    }[method]
+    for row, seen in results:
+        assert row["images"] == int(IMAGES)
+        # The methods that adapt did: the agreement is not that of two idle models.
+        assert (row["steps"], seen) == (steps, versions)
+
+
+@pytest.mark.parametrize("order", ["iid", "sorted", "dirichlet:0.3"])
+def test_they_agree_in_every_order(compare, order):
+    """Order and seed give both the same stream."""
+    ((row, _),) = compare("tent", "bundled", ["pixelate"], "--order", order, "--seed", "3")
+    assert row["order"] == order
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Photographs of several sizes and kinds, one folder a class."""
+    random = np.random.default_rng(0)
+    for label in range(10):
+        directory = tmp_path / "photographs" / str(label)
+        directory.mkdir(parents=True)
+        for number in range(3):
+            height, width = random.integers(20, 90, 2)
+            image = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
+            if number == 0:
+                image.save(directory / "a.jpg", quality=80)
+            elif number == 1:
+                image.convert("L").save(directory / "b.png")
+            else:
+                image.quantize(32).save(directory / "c.gif")
+    return f"folder:{tmp_path / 'photographs'}"
+
+
+def test_they_agree_on_a_folder_of_files(compare, folder):
+    """The files are sent as they are; the service decodes and resizes as the evaluation does."""
+    ((row, _),) = compare("tent", folder, ["clean"])
+    assert row["images"] == 30
+
+
+def test_they_agree_on_a_folder_corrupted_as_it_is_read(compare, folder):
+    """Then pixels are sent, corrupted at the model's size."""
+    ((row, _),) = compare("tent", folder, ["gaussian_noise"], "--severity", "3")
+    assert row["severity"] == 3
+
+
+@pytest.mark.slow
+def test_a_server_as_it_starts_agrees_with_evaluate_served(tmp_path):
+    """Two processes, nothing but the command line's defaults, 300 images in batches of 100."""
+    offline, online = tmp_path / "offline.npz", tmp_path / "online.npz"
+    stream = ["bundled", "--corruptions", "fog", "--limit", 300]
+    with launch("--device", "cpu", "--threads", "1") as server:
+        ttc("replay", *stream, "--url", server.url, "--reset-between", "--predictions", online)
+        assert server.stop() == 0
+    ttc(
+        *("evaluate", *stream, "--served", "--methods", "ttc", "--device", "cpu"),
+        *("--threads", 1, "--predictions", offline),
+    )
+    with np.load(offline) as expected, np.load(online) as got:
+        for name in got.files:
+            np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
+        assert set(got["version"].tolist()) == {0, 1}

@@ -1,0 +1,145 @@
+"""SIGTERM: what was accepted is answered, streams are saved, the exit status is 0."""
+
+import signal
+import subprocess
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from service.cli import cli
+from service.client import Client, ServiceError
+from service.launch import launch
+
+SLOW_METHOD = """
+    import time
+
+    from ttc_core.methods.source import Source
+    from ttc_core.methods.tent import Tent
+
+
+    class SlowTent(Tent):
+        def __init__(self, model, *, seconds=0.25, **settings):
+            super().__init__(model, **settings)
+            self._seconds = seconds
+
+        @property
+        def settings(self):
+            return {**super().settings, "seconds": self._seconds}
+
+        def predict(self, images):
+            time.sleep(self._seconds)
+            return super().predict(images)
+
+
+    class StuckSource(Source):
+        def predict(self, images):
+            if images.any():  # the warm-up sends zeros
+                time.sleep(100)
+            return super().predict(images)
+"""
+
+
+@pytest.fixture
+def slow_method(tmp_path):
+    """The environment in which a server finds a method of one's own, as slow as it is told."""
+    (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW_METHOD))
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_sigterm_in_mid_load_answers_every_accepted_image(slow_method, pictures, tmp_path, capsys):
+    """Twelve requests wait in a queue; all are answered, new ones refused, the stream is saved."""
+    states = tmp_path / "states"
+    options = ("--method", "slow:SlowTent", "--max-batch", "1", "--state-dir", str(states))
+    with (
+        launch(*options, "--device", "cpu", environment=slow_method) as server,
+        Client(server.url, timeout=60) as client,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        answers = [pool.submit(client.predict, [image]) for image in pictures[:12]]
+        # All but the one in the forward pass wait or are answered: each was accepted.
+        wait_for(lambda: accepted_images(server.url) >= 11)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        with pytest.raises(ServiceError) as refused, Client(server.url) as late:
+            late.predict([pictures[12]])
+        assert refused.value.status in (None, 503)
+        versions = sorted(answer.result(60).version for answer in answers)
+        assert versions == list(range(12))
+        assert server.process.wait(30) == 0
+    cli.main(["state", str(states)], standalone_mode=False)
+    saved = capsys.readouterr().out
+    assert "slow:SlowTent" in saved
+    assert "steps 12" in saved
+    assert any("stopped; 1 streams saved" in line for line in server.lines)
+
+
+def accepted_images(url):
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    samples = dict(line.split(" ", 1) for line in lines if line.startswith("ttc_"))
+    return float(samples["ttc_images_total"]) + float(samples["ttc_queue_images"])
+
+
+@pytest.mark.slow
+def test_a_second_sigterm_ends_at_once(slow_method, pictures):
+    """Whoever is in a hurry need not wait for a batch that hangs; the status says it was cut."""
+    options = ("--method", "slow:StuckSource", "--device", "cpu", "--drain-timeout", "90")
+    with (
+        launch(*options, environment=slow_method) as server,
+        Client(server.url, timeout=60) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        stuck = pool.submit(client.predict, [pictures[0]])
+        wait_for(lambda: not client.status().idle)
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 1
+        with pytest.raises(ServiceError):
+            stuck.result(60)
+
+
+@pytest.mark.slow
+def test_readiness_falls_at_once_and_work_is_taken_for_the_drain_delay(pictures):
+    """A balancer sees 503 on /readyz while what it still sends is answered."""
+    options = ("--method", "source", "--device", "cpu", "--drain-delay", "1.5")
+    with launch(*options) as server, Client(server.url) as client:
+        assert client.ready()
+        server.process.send_signal(signal.SIGTERM)
+        with httpx.Client(base_url=server.url) as http:
+            wait_for(lambda: http.get("/readyz").status_code == 503)
+            assert http.get("/readyz").json()["title"] == "Not ready"
+            assert http.get("/healthz").status_code == 200
+        assert len(client.predict([pictures[0]]).predictions) == 1
+        assert server.process.wait(30) == 0
+
+
+def test_a_draining_service_refuses_with_503(serve, held, pictures):
+    """What comes after the drain began is told so, and what was accepted before is answered."""
+    source, gates = held("source")
+    with serve(source=source, method="source") as running, ThreadPoolExecutor(1) as pool:
+        gates.predict.clear()
+        gates.predicting.clear()
+        accepted = pool.submit(running.http.post, "/predict", content=pictures[0])
+        try:
+            assert gates.predicting.wait(30)
+            running.service.batcher.drain()
+            refused = running.http.post("/predict", content=pictures[1])
+            assert refused.status_code == 503
+            assert refused.json()["title"] == "Not ready"
+            assert running.http.get("/readyz").status_code == 503
+            assert running.metric('ttc_rejected_images_total{reason="draining"}') == 1
+        finally:
+            gates.open()
+        assert accepted.result(60).status_code == 200

@@ -1,0 +1,267 @@
+"""Every metric of the design is there from the start, documented, and counts what it says."""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as open_metrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.metrics import ACCURACY_WINDOW, MOST_CLASS_LABELS, Metrics, versions
+from ttc_core.methods import Adaptation, Answers
+
+README = Path(__file__).parents[2] / "README.md"
+
+# DESIGN §7, with its labels; what it lists for parts that do not exist yet is left out.
+DESIGN = {
+    "ttc_http_requests_total": {"route", "method", "code"},
+    "ttc_http_request_duration_seconds": {"route"},
+    "ttc_http_requests_in_progress": set(),
+    "ttc_images_total": set(),
+    "ttc_rejected_images_total": {"reason"},
+    "ttc_cancelled_images_total": set(),
+    "ttc_stage_duration_seconds": {"stage"},
+    "ttc_queue_images": set(),
+    "ttc_queue_oldest_age_seconds": set(),
+    "ttc_batch_images": set(),
+    "ttc_batches_total": {"reason"},
+    "ttc_event_loop_lag_seconds": set(),
+    "ttc_entropy_nats": set(),
+    "ttc_confidence_ratio": set(),
+    "ttc_selected_images_total": set(),
+    "ttc_considered_images_total": set(),
+    "ttc_loss": {"term"},
+    "ttc_optimizer_steps_total": set(),
+    "ttc_pending_batches": set(),
+    "ttc_adaptation_skipped_total": {"reason"},
+    "ttc_last_step_timestamp_seconds": set(),
+    "ttc_parameter_drift_ratio": set(),
+    "ttc_predictions_total": {"class"},
+    "ttc_resets_total": {"cause"},
+    "ttc_streams": set(),
+    "ttc_labelled_images_total": set(),
+    "ttc_correct_images_total": set(),
+    "ttc_window_accuracy_ratio": set(),
+    "ttc_build_info": None,
+    "ttc_model_info": None,
+}
+FROM_THE_START = {
+    ("ttc_rejected_images_total", "reason"): {
+        *("full", "too_large", "unreadable", "type", "range", "draining", "deadline"),
+    },
+    ("ttc_stage_duration_seconds_count", "stage"): {
+        *("decode", "queue", "forward", "adapt", "encode"),
+    },
+    ("ttc_batches_total", "reason"): {"full", "wait", "drain"},
+    ("ttc_loss", "term"): {"entropy", "similarity", "total"},
+    ("ttc_adaptation_skipped_total", "reason"): {"none_selected", "non_finite", "shed"},
+    ("ttc_resets_total", "cause"): {"request"},
+    ("ttc_predictions_total", "class"): set(map(str, range(10))),
+}
+
+
+@pytest.fixture
+def metrics():
+    return Metrics(CollectorRegistry(), classes=10, model={"model": "bundled", "method": "ttc"})
+
+
+def value(metrics, name, **labels):
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def declared(metrics):
+    """name -> labels of every metric, as people write it."""
+    names = {}
+    for family in metrics.registry.collect():
+        suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+        names[family.name + suffix] = family
+    return names
+
+
+def answers(classes, *, confidence=0.9, selected=None, broken=()):
+    """Answers of a model of ten classes that is this confident."""
+    count = len(classes)
+    probabilities = np.full((count, 10), (1 - confidence) / 9, np.float32)
+    probabilities[np.arange(count), classes] = confidence
+    logits = np.log(probabilities)
+    for row in broken:
+        logits[row] = np.nan
+        probabilities[row] = np.nan
+    entropy = -(probabilities * np.log(probabilities)).sum(axis=1)
+    chosen = np.ones(count, bool) if selected is None else np.array(selected)
+    return Answers(logits, probabilities, entropy, chosen, version=0)
+
+
+def test_every_metric_of_the_design_is_declared_with_help(metrics):
+    """No fewer, no more, and each says what it counts."""
+    found = declared(metrics)
+    assert set(found) == set(DESIGN)
+    assert all(family.documentation.endswith(".") for family in found.values())
+
+
+def test_every_metric_has_the_labels_of_the_design(metrics):
+    """Also those that have no value yet."""
+    metrics.requests.labels("/predict", "POST", "200").inc()
+    metrics.request_seconds.labels("/predict").observe(1)
+    for name, family in declared(metrics).items():
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        if DESIGN[name] is not None:
+            assert labels == DESIGN[name], name
+
+
+@pytest.mark.parametrize(("name", "label"), FROM_THE_START)
+def test_label_values_are_present_from_the_start(metrics, name, label):
+    """A rate over them never misses its first event."""
+    values = {
+        sample.labels[label]
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == name
+    }
+    assert values == FROM_THE_START[name, label]
+
+
+def test_the_readmes_table_is_the_codes(metrics):
+    """Names, kinds, labels and meanings: whoever reads the table reads the code."""
+    text = README.read_text()
+    table = text[text.index("<!-- metrics -->") : text.index("<!-- /metrics -->")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("| `ttc_")
+    ]
+    found = declared(metrics)
+    assert {row[0].strip("`") for row in rows} == set(found)
+    assert len(rows) == len(found)
+    for name, kind, labels, meaning in rows:
+        family = found[name.strip("`")]
+        assert kind == family.type
+        assert meaning == family.documentation
+        expected = DESIGN[name.strip("`")]
+        assert expected is None or set(filter(None, labels.split(", "))) == expected
+
+
+def test_names_follow_the_conventions(metrics):
+    """One prefix, base units, _total on counters only."""
+    for name, family in declared(metrics).items():
+        assert re.fullmatch(r"ttc_[a-z_]+", name)
+        assert name.endswith("_total") == (family.type == "counter")
+        assert not re.search(r"milli|_ms|percent|minutes", name)
+
+
+def test_both_expositions_can_be_read(metrics):
+    """Prometheus' own parser takes the text; OpenMetrics ends as it must."""
+    metrics.count_answers(answers([1, 2]), [1, None], selects=True)
+    families = list(text_string_to_metric_families(generate_latest(metrics.registry).decode()))
+    assert len(families) >= len(DESIGN)
+    assert open_metrics(metrics.registry).endswith(b"# EOF\n")
+
+
+def test_two_services_in_one_process_count_apart(metrics):
+    """Each brings its own registry."""
+    other = Metrics(CollectorRegistry(), classes=10, model={})
+    metrics.count_answers(answers([1]), [None], selects=False)
+    assert (value(metrics, "ttc_images_total"), value(other, "ttc_images_total")) == (1, 0)
+
+
+def test_answers_are_counted_by_class_entropy_and_confidence(metrics):
+    """Every answer is in each histogram once."""
+    metrics.count_answers(answers([1, 1, 7]), [None] * 3, selects=False)
+    assert value(metrics, "ttc_images_total") == 3
+    assert value(metrics, "ttc_predictions_total", **{"class": "1"}) == 2
+    assert value(metrics, "ttc_predictions_total", **{"class": "7"}) == 1
+    assert value(metrics, "ttc_entropy_nats_count") == 3
+    assert value(metrics, "ttc_confidence_ratio_sum") == pytest.approx(2.7)
+    assert value(metrics, "ttc_entropy_nats_bucket", le="+Inf") == 3
+
+
+def test_the_selection_rate_is_of_methods_that_select(metrics):
+    """SOURCE selects nothing, which is not the same as a rate of 0."""
+    metrics.count_answers(answers([1, 2, 3], selected=[1, 0, 0]), [None] * 3, selects=False)
+    assert value(metrics, "ttc_considered_images_total") == 0
+    metrics.count_answers(answers([1, 2, 3], selected=[1, 0, 1]), [None] * 3, selects=True)
+    assert value(metrics, "ttc_considered_images_total") == 3
+    assert value(metrics, "ttc_selected_images_total") == 2
+
+
+def test_what_is_no_number_is_no_answer(metrics):
+    """Neither an image answered, nor selected, nor a truth told."""
+    metrics.count_answers(answers([1, 2, 3], broken=[0, 2]), [0, 2, 0], selects=True)
+    assert value(metrics, "ttc_images_total") == 1
+    assert value(metrics, "ttc_selected_images_total") == 1
+    assert value(metrics, "ttc_labelled_images_total") == 1
+    assert value(metrics, "ttc_correct_images_total") == 1
+    assert value(metrics, "ttc_entropy_nats_count") == 1
+
+
+def test_accuracy_is_that_of_the_labelled_images(metrics):
+    """Images without a label are in neither count."""
+    assert math.isnan(value(metrics, "ttc_window_accuracy_ratio"))
+    metrics.count_answers(answers([1, 2, 3, 4]), [1, None, 5, 4], selects=False)
+    assert value(metrics, "ttc_labelled_images_total") == 3
+    assert value(metrics, "ttc_correct_images_total") == 2
+    assert value(metrics, "ttc_window_accuracy_ratio") == pytest.approx(2 / 3)
+    metrics.count_answers(answers([1]), [None], selects=False)
+    assert value(metrics, "ttc_window_accuracy_ratio") == pytest.approx(2 / 3)
+
+
+def test_the_window_forgets_what_is_older_than_its_length(metrics):
+    """500 wrong ones leave no trace once 500 right ones have come; in between it is their mix."""
+    metrics.count_answers(answers([1] * ACCURACY_WINDOW), [2] * ACCURACY_WINDOW, selects=False)
+    assert value(metrics, "ttc_window_accuracy_ratio") == 0
+    metrics.count_answers(answers([1] * 100), [1] * 100, selects=False)
+    assert value(metrics, "ttc_window_accuracy_ratio") == pytest.approx(100 / ACCURACY_WINDOW)
+    metrics.count_answers(answers([1] * 400), [1] * 400, selects=False)
+    assert value(metrics, "ttc_window_accuracy_ratio") == 1
+    assert value(metrics, "ttc_correct_images_total") == 500
+    assert value(metrics, "ttc_labelled_images_total") == 1000
+
+
+def test_steps_losses_and_skips_are_counted(metrics):
+    """A gauge keeps the last loss; a term a method does not have stays where it was."""
+    metrics.count_adaptation(
+        Adaptation(loss=1.5, entropy=1.0, similarity=0.5, selected=3, stepped=True)
+    )
+    assert value(metrics, "ttc_loss", term="total") == 1.5
+    assert value(metrics, "ttc_loss", term="similarity") == 0.5
+    assert value(metrics, "ttc_optimizer_steps_total") == 1
+    assert value(metrics, "ttc_last_step_timestamp_seconds") > 1.6e9
+    metrics.count_adaptation(Adaptation(loss=0.25, entropy=0.25, selected=3))
+    metrics.count_adaptation(Adaptation(skipped="shed"))
+    assert value(metrics, "ttc_loss", term="entropy") == 0.25
+    assert value(metrics, "ttc_loss", term="similarity") == 0.5
+    assert value(metrics, "ttc_optimizer_steps_total") == 1
+    assert value(metrics, "ttc_adaptation_skipped_total", reason="shed") == 1
+    assert value(metrics, "ttc_adaptation_skipped_total", reason="none_selected") == 0
+
+
+def test_many_classes_make_no_series_each(metrics):
+    """Up to a hundred classes are labels; beyond, the metric is left out and counting goes on."""
+    few = Metrics(CollectorRegistry(), classes=MOST_CLASS_LABELS, model={})
+    many = Metrics(CollectorRegistry(), classes=MOST_CLASS_LABELS + 1, model={})
+    assert "ttc_predictions_total" in declared(few)
+    assert "ttc_predictions_total" not in declared(many)
+    many.count_answers(answers([1]), [1], selects=True)
+    assert value(many, "ttc_images_total") == 1
+
+
+def test_the_status_page_has_the_totals_by_plain_names(metrics):
+    """Counters without labels, without the prefix, as numbers."""
+    metrics.count_answers(answers([1]), [1], selects=True)
+    counters = metrics.counters()
+    assert counters["images_total"] == counters["correct_images_total"] == 1
+    assert set(counters) == {
+        name.removeprefix("ttc_")
+        for name, labels in DESIGN.items()
+        if name.endswith("_total") and labels == set()
+    }
+
+
+def test_versions_name_what_a_result_depends_on():
+    """They are the labels of ttc_build_info, and go into every row of results."""
+    assert set(versions()) >= {"service", "python", "torch", "numpy"}
+    assert all(versions().values())

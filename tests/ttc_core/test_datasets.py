@@ -1,0 +1,408 @@
+"""Where images come from: the right ones, with the right labels, whatever the order and cut."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from ttc_core.corruptions import corrupt
+from ttc_core.datasets import STREAM_FILE, DataError, Geometry, Stream, open_data
+from ttc_core.zoo import fashion_mnist
+
+AS_IT_IS = Geometry()
+N = 12
+
+
+def pictures(count: int = N, side: int = 8, seed: int = 0) -> NDArray[np.uint8]:
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def read_all(stream: Stream, size: int = 5) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    batches = list(stream.batches(size))
+    return np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches])
+
+
+# Bundled
+
+
+def test_the_bundled_stream_is_ready_to_use():
+    """2,000 pictures of the model's size, grey in three channels, all ten classes."""
+    stream = open_data("bundled", Geometry(32)).open("clean", 5)
+    images, labels = read_all(stream, 500)
+    assert images.shape == (2000, 32, 32, 3)
+    assert images.dtype == np.uint8
+    assert (images[..., 0] == images[..., 2]).all()
+    assert sorted(set(labels)) == list(range(10))
+    assert np.bincount(labels).min() > 150
+    assert (stream.severity, stream.read_file) == (None, None)
+
+
+@pytest.mark.skipif(
+    not fashion_mnist.DIRECTORY.is_dir(), reason=f"no Fashion-MNIST at {fashion_mnist.DIRECTORY}"
+)
+def test_the_bundled_stream_is_the_beginning_of_the_test_set():
+    """Unchanged and unselected: the first 2,000 test pictures in their order."""
+    originals, labels = fashion_mnist.read_split(fashion_mnist.DIRECTORY, "t10k")
+    with np.load(STREAM_FILE) as file:
+        np.testing.assert_array_equal(file["pictures"], originals[:2000])
+        np.testing.assert_array_equal(file["labels"], labels[:2000])
+
+
+# The layout of CIFAR-10-C
+
+
+def cifar(
+    folder: Path, labels: NDArray[np.generic], rows: int, name: str = "fog", seed: int = 0
+) -> NDArray[np.uint8]:
+    folder.mkdir(exist_ok=True)
+    images = pictures(rows, seed=seed)
+    np.save(folder / "labels.npy", labels)
+    np.save(folder / f"{name}.npy", images)
+    return images
+
+
+LABELS = np.arange(N) % 7
+
+
+@pytest.mark.parametrize("severity", [1, 3, 5])
+@pytest.mark.parametrize("repeated", [True, False], ids=["labels-5n", "labels-n"])
+def test_five_severities_lie_in_blocks(severity, repeated, tmp_path):
+    """R = 5n, with the labels once or five times: the block of the severity asked for."""
+    images = cifar(tmp_path, np.tile(LABELS, 5) if repeated else LABELS, 5 * N)
+    stream = open_data(f"cifar10c:{tmp_path}", AS_IT_IS).open("fog", severity)
+    got, labels = read_all(stream)
+    assert stream.severity == severity
+    np.testing.assert_array_equal(got, images[(severity - 1) * N : severity * N])
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+@pytest.mark.parametrize("repeated", [True, False], ids=["labels-5n", "labels-n"])
+def test_a_single_severity_has_no_name(repeated, tmp_path):
+    """R = n: the row says null, and the severity asked for is not looked at."""
+    images = cifar(tmp_path, np.tile(LABELS, 5) if repeated else LABELS, N)
+    stream = open_data(f"cifar10c:{tmp_path}", AS_IT_IS).open("fog", 9)
+    assert stream.severity is None
+    got, labels = read_all(stream)
+    np.testing.assert_array_equal(got, images)
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+def test_labels_that_are_no_repeats_are_taken_once(tmp_path):
+    """A length divisible by five is no reason to cut: the values decide."""
+    labels = np.arange(10)
+    cifar(tmp_path, labels, 10)
+    stream = open_data(f"cifar10c:{tmp_path}", AS_IT_IS).open("fog", 5)
+    np.testing.assert_array_equal(stream.labels, labels)
+
+
+def test_clean_images_are_a_file_like_any_other(tmp_path):
+    """clean.npy beside the corruptions, read as it is."""
+    images = cifar(tmp_path, LABELS, N, name="clean")
+    got, _ = read_all(open_data(f"cifar10c:{tmp_path}", AS_IT_IS).open("clean", 5))
+    np.testing.assert_array_equal(got, images)
+
+
+def test_the_large_files_are_mapped_not_loaded(tmp_path, monkeypatch):
+    """Opening reads headers; a batch reads its own rows."""
+    cifar(tmp_path, LABELS, 5 * N)
+    loaded = []
+    load = np.load
+
+    def watched(*args, **options):
+        array = load(*args, **options)
+        loaded.append(array)
+        return array
+
+    monkeypatch.setattr(np, "load", watched)
+    stream = open_data(f"cifar10c:{tmp_path}", AS_IT_IS).open("fog", 5)
+    assert len(loaded) == 2
+    assert all(isinstance(array, np.memmap) for array in loaded)
+    images, _ = next(stream.batches(3))
+    assert images.shape == (3, 8, 8, 3)
+    assert not isinstance(images, np.memmap)
+
+
+def test_the_models_size_applies_to_arrays_too(tmp_path):
+    """A 32-pixel file for a network of another size is resized as the server would."""
+    images = cifar(tmp_path, LABELS, N)
+    stream = open_data(f"cifar10c:{tmp_path}", Geometry(12, 10)).open("fog", 5)
+    got, _ = read_all(stream)
+    assert got.shape == (N, 10, 10, 3)
+    np.testing.assert_array_equal(got[0], Geometry(12, 10).apply(Image.fromarray(images[0])))
+
+
+def nothing(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+
+
+def spoil(what: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        cifar(folder, LABELS, N)
+        if what == "rows":
+            np.save(folder / "fog.npy", pictures(N + 1))
+        elif what == "floats":
+            np.save(folder / "fog.npy", pictures().astype(np.float32))
+        elif what == "shape":
+            np.save(folder / "fog.npy", pictures().transpose(0, 3, 1, 2))
+        elif what == "labels":
+            np.save(folder / "labels.npy", LABELS + 5)
+        elif what == "negative":
+            np.save(folder / "labels.npy", LABELS - 1)
+        elif what == "fractions":
+            np.save(folder / "labels.npy", LABELS / 2)
+        elif what == "objects":
+            np.save(folder / "fog.npy", np.array([{}], dtype=object), allow_pickle=True)
+        elif what == "truncated":
+            (folder / "fog.npy").write_bytes((folder / "fog.npy").read_bytes()[:-100])
+        elif what == "rubbish":
+            (folder / "fog.npy").write_bytes(b"rubbish")
+        elif what == "empty":
+            np.save(folder / "labels.npy", LABELS[:0])
+        else:
+            (folder / what).unlink()
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("write", "sentence"),
+    [
+        pytest.param(nothing, r"labels\.npy is missing; expected are labels\.npy and", id="none"),
+        pytest.param(spoil("fog.npy"), r"fog\.npy is missing", id="no-corruption"),
+        pytest.param(spoil("rows"), r"fog\.npy has 13 rows for 12 labels.*12, or 60", id="rows"),
+        pytest.param(spoil("floats"), r"fog\.npy must hold uint8 .*float32", id="floats"),
+        pytest.param(spoil("shape"), r"must hold uint8 \(N, H, W, 3\).*\(12, 3, 8, 8\)", id="nchw"),
+        pytest.param(spoil("labels"), r"labels\.npy holds labels from 5 to 11.*0 to 9", id="range"),
+        pytest.param(spoil("negative"), r"labels\.npy holds labels from -1", id="negative"),
+        pytest.param(spoil("fractions"), r"labels\.npy must hold whole numbers", id="fractions"),
+        pytest.param(spoil("empty"), r"labels\.npy must hold whole numbers", id="empty"),
+        pytest.param(spoil("objects"), r"fog\.npy is no readable \.npy file", id="pickled"),
+        pytest.param(spoil("truncated"), r"fog\.npy is no readable \.npy file", id="truncated"),
+        pytest.param(spoil("rubbish"), r"fog\.npy is no readable \.npy file", id="rubbish"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named(write, sentence, tmp_path):
+    """The file, what it holds, and what was expected."""
+    write(tmp_path / "data")
+    with pytest.raises(DataError, match=sentence):
+        open_data(f"cifar10c:{tmp_path}/data", AS_IT_IS).open("fog", 5)
+
+
+def test_a_hundred_classes_are_cifar100c(tmp_path):
+    """The same layout; labels up to 99 are refused in the smaller one only."""
+    cifar(tmp_path, LABELS + 80, N)
+    assert open_data(f"cifar100c:{tmp_path}", AS_IT_IS).open("fog", 5).labels.max() == 86
+    with pytest.raises(DataError, match="0 to 9"):
+        open_data(f"cifar10c:{tmp_path}", AS_IT_IS)
+
+
+@pytest.mark.parametrize("severity", [0, 6])
+def test_a_severity_that_is_not_there_is_refused(severity, tmp_path):
+    """Where the file has five."""
+    cifar(tmp_path, LABELS, 5 * N)
+    with pytest.raises(ValueError, match="severity must be 1 to 5"):
+        open_data(f"cifar10c:{tmp_path}", AS_IT_IS).open("fog", severity)
+
+
+def test_the_check_data_is_read_as_it_is(shared_data):
+    """The real layout, 800 images a corruption."""
+    stream = open_data(f"cifar10c:{shared_data}/cifar10c", Geometry(32)).open("fog", 5)
+    assert (len(stream), stream.severity) == (800, None)
+    images, labels = next(stream.batches(100))
+    np.testing.assert_array_equal(images, np.load(shared_data / "cifar10c" / "fog.npy")[:100])
+    np.testing.assert_array_equal(labels, np.load(shared_data / "cifar10c" / "labels.npy")[:100])
+
+
+# Folders
+
+
+def folder(root: Path, names: list[str], side: int = 8) -> dict[str, NDArray[np.uint8]]:
+    images = {}
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for file in ("b.png", "a.PNG"):
+            images[f"{name}/{file}"] = pictures(1, side, seed=2 * number + (file == "b.png"))[0]
+            Image.fromarray(images[f"{name}/{file}"]).save(root / name / file, format="PNG")
+        (root / name / "notes.txt").write_text("no image")
+    return images
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        pytest.param(["cat", "ant", "bee"], [0, 0, 1, 1, 2, 2], id="by-name"),
+        pytest.param(["7", "10", "0"], [0, 0, 10, 10, 7, 7], id="by-index"),
+        pytest.param(["7", "10", "x"], [0, 0, 1, 1, 2, 2], id="mixed-is-by-name"),
+    ],
+)
+def test_a_folders_classes_are_its_subfolders(names, labels, tmp_path):
+    """Whole numbers are class indices; names are numbered in sorted order."""
+    images = folder(tmp_path, names)
+    stream = open_data(f"folder:{tmp_path}", AS_IT_IS).open("clean", 5)
+    got, got_labels = read_all(stream)
+    assert got_labels.tolist() == labels
+    expected = [images[f"{name}/{file}"] for name in sorted(names) for file in ("a.PNG", "b.png")]
+    np.testing.assert_array_equal(got, np.stack(expected))
+
+
+def test_a_clean_folder_gives_its_files_as_they_are(tmp_path):
+    """The bytes, for a client to send; of corrupted images there are none."""
+    folder(tmp_path, ["a", "b"])
+    data = open_data(f"folder:{tmp_path}", AS_IT_IS)
+    stream = data.open("clean", 5)
+    assert stream.read_file is not None
+    assert stream.read_file(0) == (tmp_path / "a" / "a.PNG").read_bytes()
+    assert data.open("fog", 5).read_file is None
+
+
+def test_images_of_a_folder_come_at_the_models_size(tmp_path):
+    """Decoded and resized as by the server, then corrupted."""
+    images = folder(tmp_path, ["a"], side=40)
+    data = open_data(f"folder:{tmp_path}", Geometry(36, 32))
+    got, _ = read_all(data.open("clean", 5))
+    expected = Geometry(36, 32).apply(Image.fromarray(images["a/a.PNG"]))
+    np.testing.assert_array_equal(got[0], expected)
+    corrupted, _ = read_all(data.open("contrast", 3))
+    np.testing.assert_array_equal(corrupted, corrupt(got, "contrast", 3))
+
+
+def test_folders_that_cannot_be_read_give_a_sentence(tmp_path):
+    """Not there, no images, a damaged file, sizes that cannot be stacked."""
+    with pytest.raises(DataError, match="There is no folder"):
+        open_data(f"folder:{tmp_path}/none", AS_IT_IS)
+    with pytest.raises(DataError, match=r"holds no images; expected are .*<class name or index>"):
+        open_data(f"folder:{tmp_path}", AS_IT_IS)
+    folder(tmp_path, ["a"])
+    Image.fromarray(pictures(1, 9)[0]).save(tmp_path / "a" / "c.png")
+    with pytest.raises(DataError, match="differ in size"):
+        read_all(open_data(f"folder:{tmp_path}", AS_IT_IS).open("clean", 5))
+    assert len(read_all(open_data(f"folder:{tmp_path}", Geometry(8)).open("clean", 5))[0]) == 3
+    (tmp_path / "a" / "d.jpg").write_bytes(b"rubbish")
+    with pytest.raises(DataError, match=r"d\.jpg cannot be read as an image"):
+        read_all(open_data(f"folder:{tmp_path}", Geometry(8)).open("clean", 5))
+
+
+# Factories of one's own
+
+
+def yields(*pairs: object) -> Callable[[], Iterator[object]]:
+    return lambda: iter(pairs)
+
+
+@pytest.fixture
+def factories(monkeypatch):
+    """Put functions into an importable module called my_data."""
+
+    def make(**functions: object) -> None:
+        module = type(sys)("my_data")
+        vars(module).update(functions)
+        monkeypatch.setitem(sys.modules, "my_data", module)
+
+    return make
+
+
+def test_a_factory_yields_batches_of_any_size(factories):
+    """Pairs of images and labels, put one after another."""
+    images = pictures()
+    factories(make=yields((images[:5], LABELS[:5]), (images[5:], list(LABELS[5:]))))
+    data = open_data("my_data:make", AS_IT_IS)
+    got, labels = read_all(data.open("clean", 5))
+    np.testing.assert_array_equal(got, images)
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "sentence"),
+    [
+        pytest.param([], r"my_data:make must yield", id="nothing"),
+        pytest.param([(pictures() / 255, LABELS)], r"uint8 \(N, H, W, 3\); it gave float", id="f"),
+        pytest.param([(pictures()[..., 0], LABELS)], r"\(12, 8, 8\)", id="grey"),
+        pytest.param([(pictures(), LABELS[:3])], r"12 images but 3 labels", id="labels"),
+        pytest.param([3], r"my_data:make must yield", id="no-pair"),
+    ],
+)
+def test_a_factory_that_yields_something_else_is_told_so(pairs, sentence, factories):
+    """By its name, with what was expected."""
+    factories(make=yields(*pairs))
+    with pytest.raises(DataError, match=sentence):
+        open_data("my_data:make", AS_IT_IS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("cifar10", r"'cifar10' names no data; accepted are bundled, cifar10c:DIR"),
+        ("cifar10c:", r"names no data"),
+        ("", r"names no data"),
+        ("no.such.module:make", r"no\.such\.module:make cannot be imported"),
+    ],
+)
+def test_a_spec_that_names_no_data_gives_a_sentence(spec, sentence):
+    """With what is accepted."""
+    with pytest.raises(DataError, match=sentence):
+        open_data(spec, AS_IT_IS)
+
+
+# Limits, orders, corruption
+
+
+def test_the_limit_is_taken_before_the_order(tmp_path):
+    """The first N in file order, then sorted: whichever classes those have."""
+    images = cifar(tmp_path, LABELS, N)
+    data = open_data(f"cifar10c:{tmp_path}", AS_IT_IS)
+    stream = data.open("fog", 5, limit=9, order="sorted")
+    got, labels = read_all(stream)
+    assert labels.tolist() == [0, 0, 1, 1, 2, 3, 4, 5, 6]
+    assert stream.positions.tolist() == [0, 7, 1, 8, 2, 3, 4, 5, 6]
+    np.testing.assert_array_equal(got, images[stream.positions])
+    assert len(data.open("fog", 5, limit=1000)) == N
+
+
+@pytest.mark.parametrize("order", ["iid", "dirichlet:0.5"])
+def test_the_seed_decides_the_order(order, tmp_path):
+    """Equal seeds give equal streams; images keep their labels."""
+    images = cifar(tmp_path, LABELS, N)
+    data = open_data(f"cifar10c:{tmp_path}", AS_IT_IS)
+    one, two, other = (data.open("fog", 5, order=order, seed=seed) for seed in (1, 1, 2))
+    assert one.positions.tolist() == two.positions.tolist() != other.positions.tolist()
+    got, labels = read_all(one)
+    np.testing.assert_array_equal(labels, LABELS[one.positions])
+    np.testing.assert_array_equal(got, images[one.positions])
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise", "glass_blur", "fog", "contrast"])
+def test_corruption_depends_on_neither_order_nor_cut(name, factories):
+    """An image is corrupted as the one at its place in the file, however it is reached."""
+    images = pictures(N, 32)
+    factories(make=yields((images, LABELS)))
+    data = open_data("my_data:make", AS_IT_IS)
+    expected = corrupt(images, name, 4, seed=3)
+    for order in ("file", "iid", "sorted", "dirichlet:1"):
+        stream = data.open(name, 4, order=order, seed=3)
+        for size in (1, 5, 100):
+            got, _ = read_all(stream, size)
+            np.testing.assert_array_equal(got, expected[stream.positions])
+    assert stream.severity == 4
+    limited, _ = read_all(data.open(name, 4, limit=4, seed=3))
+    np.testing.assert_array_equal(limited, expected[:4])
+
+
+def test_the_last_batch_may_be_short(tmp_path):
+    """Every image comes once."""
+    cifar(tmp_path, LABELS, N)
+    stream = open_data(f"cifar10c:{tmp_path}", AS_IT_IS).open("fog", 5)
+    assert [len(labels) for _, labels in stream.batches(5)] == [5, 5, 2]
+
+
+@pytest.mark.parametrize("spec", ["bundled", "cifar10c"])
+def test_an_unknown_corruption_is_refused(spec, tmp_path):
+    """With the names that there are."""
+    cifar(tmp_path, LABELS, N)
+    data = open_data(spec if spec == "bundled" else f"cifar10c:{tmp_path}", AS_IT_IS)
+    with pytest.raises(ValueError, match=r"no corruption 'smog'; there are clean, gaussian_noise"):
+        data.open("smog", 5)

@@ -1,0 +1,93 @@
+"""The orders of a stream: permutations with the shape that their names promise."""
+
+import numpy as np
+import pytest
+
+from ttc_core.order import check_order, mean_run_length, order_indices
+
+LABELS = np.random.default_rng(0).integers(0, 10, 1000)
+
+
+@pytest.mark.parametrize("order", ["file", "iid", "sorted", "dirichlet:0.1", "dirichlet:100"])
+def test_every_order_is_a_permutation(order):
+    """Each image comes exactly once, and the same in every run."""
+    places = order_indices(LABELS, order, seed=3)
+    assert sorted(places) == list(range(1000))
+    np.testing.assert_array_equal(places, order_indices(LABELS, order, seed=3))
+
+
+def test_file_sorted_and_iid_do_what_they_say():
+    """As filed; by class with file order within; permuted by the seed."""
+    np.testing.assert_array_equal(order_indices(LABELS, "file"), np.arange(1000))
+    places = order_indices(LABELS, "sorted")
+    assert (np.diff(LABELS[places]) >= 0).all()
+    for label in range(10):
+        members = places[LABELS[places] == label]
+        assert (np.diff(members) > 0).all()
+    iid = order_indices(LABELS, "iid", seed=5)
+    np.testing.assert_array_equal(iid, np.random.default_rng(5).permutation(1000))
+    assert mean_run_length(LABELS[iid]) < 1.3
+
+
+def test_a_small_concentration_makes_long_runs():
+    """dirichlet:D goes from nearly sorted to nearly mixed as D grows, seed by seed."""
+    runs = [
+        np.mean(
+            [
+                mean_run_length(LABELS[order_indices(LABELS, f"dirichlet:{d}", seed=seed)])
+                for seed in range(5)
+            ]
+        )
+        for d in (0.001, 0.1, 1, 1000)
+    ]
+    assert runs == sorted(runs, reverse=True)
+    assert runs[0] > 3 * runs[-1]
+    assert runs[-1] < 1.3
+
+
+def test_slots_follow_one_another_and_are_shuffled():
+    """With a tiny D each class falls into one slot whole: blocks of whole classes, mixed within."""
+    labels = np.repeat(np.arange(4), 50)
+    blocks_by_seed = []
+    for seed in range(5):
+        stream = labels[order_indices(labels, "dirichlet:0.00001", seed=seed)]
+        spans = sorted(
+            (np.flatnonzero(stream == label)[0], np.flatnonzero(stream == label)[-1])
+            for label in range(4)
+        )
+        blocks = [spans[0]]
+        for start, end in spans[1:]:
+            if start > blocks[-1][1]:
+                blocks.append((start, end))
+            else:
+                blocks[-1] = (blocks[-1][0], max(end, blocks[-1][1]))
+        assert all((end - start + 1) % 50 == 0 for start, end in blocks)
+        blocks_by_seed.append(len(blocks))
+        if len(blocks) < 4:
+            assert mean_run_length(stream) < 50, "classes that share a slot are mixed"
+    assert max(blocks_by_seed) > 1
+    assert min(blocks_by_seed) < 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_few_images_are_no_special_case(count):
+    """One image, one class, fewer images than classes."""
+    for order in ("iid", "sorted", "dirichlet:0.5"):
+        assert sorted(order_indices(np.zeros(count, np.int64), order)) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    "order", ["mixed", "", "dirichlet", "dirichlet:", "dirichlet:0", "dirichlet:-1", "dirichlet:x"]
+)
+def test_other_orders_are_refused(order):
+    """With those that there are."""
+    with pytest.raises(ValueError, match=r"order must be file, iid, sorted or dirichlet:D"):
+        check_order(order)
+
+
+@pytest.mark.parametrize(
+    ("labels", "length"), [([], 0.0), ([3], 1.0), ([1, 1, 2, 2, 2, 1], 2.0), ([0, 1, 0, 1], 1.0)]
+)
+def test_the_mean_run_length(labels, length):
+    """Images divided by runs."""
+    assert mean_run_length(np.array(labels, np.int64)) == length

@@ -1,0 +1,60 @@
+"""The recipe behind the bundled model runs and writes files that load."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+
+from ttc_core.load import load, read_state_dict
+from ttc_core.zoo import fashion_mnist
+from ttc_core.zoo.train import train
+
+installed = pytest.mark.skipif(
+    not fashion_mnist.DIRECTORY.is_dir(),
+    reason=f"Debian's dataset-fashion-mnist is not at {fashion_mnist.DIRECTORY}",
+)
+
+
+@installed
+@pytest.mark.slow
+def test_the_recipe_writes_weights_and_stream(tmp_path: Path):
+    """One epoch over 256 pictures: a learned network, a complete header, 2,000 test pictures."""
+    sentences: list[str] = []
+    accuracy = train(tmp_path / "out", epochs=1, limit=256, report=sentences.append)
+    assert 0 <= accuracy <= 1
+    assert len(sentences) == 2
+    assert sentences[0].startswith("epoch 1/1: loss ")
+    with safetensors.safe_open(tmp_path / "out" / "weights.safetensors", framework="pt") as file:
+        header = file.metadata()
+    assert header["architecture"] == "resnet20"
+    assert float(header["accuracy"]) == pytest.approx(accuracy, abs=1e-4)
+    assert json.loads(header["class_names"]) == list(fashion_mnist.CLASSES)
+    assert 0.1 < json.loads(header["mean"])[0] < 0.5
+    assert (header["size"], "1 epochs" in header["trained"]) == ("32", True)
+    own, bundled = (
+        read_state_dict(tmp_path / "out" / "weights.safetensors"),
+        load("bundled").module.state_dict(),
+    )
+    assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in bundled.items()}
+    assert all(np.isfinite(tensor.numpy()).all() for tensor in own.values())
+    assert int(own["bn1.num_batches_tracked"]) == 2
+    with np.load(tmp_path / "out" / "stream.npz") as stream:
+        assert stream["pictures"].shape == (2000, 28, 28)
+        assert stream["pictures"].dtype == stream["labels"].dtype == np.uint8
+
+
+def test_a_missing_data_set_is_named(tmp_path: Path):
+    """With the package that installs it."""
+    with pytest.raises(FileNotFoundError, match=r"train-images.*dataset-fashion-mnist"):
+        train(tmp_path / "out", data=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_become_what_the_model_takes():
+    """28 pixels of grey to 32 of RGB, as the server resizes."""
+    picture = np.arange(28 * 28, dtype=np.uint8).reshape(1, 28, 28)
+    rgb = fashion_mnist.to_rgb(picture)
+    assert rgb.shape == (1, 32, 32, 3)
+    assert (rgb[..., 0] == rgb[..., 1]).all()
