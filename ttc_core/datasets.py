@@ -21,7 +21,8 @@ from ttc_core.order import order_indices
 from ttc_core.zoo import fashion_mnist
 
 STREAM_FILE = Path(__file__).parent / "zoo" / "stream.npz"
-SPECS = "bundled, cifar10c:DIR, cifar100c:DIR, folder:DIR, package.module:factory"
+WORDNET_IDS_FILE = Path(__file__).parent / "zoo" / "imagenet_wordnet_ids.txt"
+SPECS = "bundled, cifar10c:DIR, cifar100c:DIR, imagenetc:DIR, folder:DIR, package.module:factory"
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 CIFAR_SEVERITIES = 5
 
@@ -107,6 +108,8 @@ def open_data(spec: str, geometry: Geometry) -> DataSet:
         return CleanData(*_bundled(), geometry)
     if kind in ("cifar10c", "cifar100c") and rest:
         return CifarC(Path(rest), geometry, classes=10 if kind == "cifar10c" else 100)
+    if kind == "imagenetc" and rest:
+        return ImageNetC(Path(rest), geometry)
     if kind == "folder" and rest:
         return Folder(Path(rest), geometry)
     if rest and kind.isidentifier() | ("." in kind):
@@ -188,7 +191,7 @@ class Folder:
         positions = order_indices(labels, order, seed=seed)
 
         def read(places: NDArray[np.int64]) -> Images:
-            images = _stack([self._decode(self._files[place]) for place in places])
+            images = _decode_all([self._files[place] for place in places], self._geometry)
             return _corrupt_at(images, places, corruption, severity, seed)
 
         clean = corruption == "clean"
@@ -201,12 +204,59 @@ class Folder:
             (lambda place: self._files[place].read_bytes()) if clean else None,
         )
 
-    def _decode(self, path: Path) -> Images:
-        try:
-            with Image.open(path) as image:
-                return self._geometry.apply(image)
-        except Exception as error:  # Pillow promises no particular types for damaged files
-            raise DataError(f"{path} cannot be read as an image: {error}.") from None
+
+class ImageNetC:
+    """The layout of ImageNet-C: DIR/<corruption>/<severity>/<WordNet id>/*.JPEG.
+
+    A class is the rank of its WordNet id among ImageNet's thousand, whatever folders are there.
+    """
+
+    def __init__(self, directory: Path, geometry: Geometry) -> None:
+        if not directory.is_dir():
+            raise DataError(f"There is no folder {directory}.")
+        self._directory, self._geometry = directory, geometry
+        ids = WORDNET_IDS_FILE.read_text().split()
+        self._classes = {wordnet_id: rank for rank, wordnet_id in enumerate(ids)}
+
+    def open(
+        self,
+        corruption: str,
+        severity: int,
+        *,
+        limit: int | None = None,
+        order: str = "file",
+        seed: int = 0,
+    ) -> Stream:
+        check_corruption(corruption)
+        folder = self._directory / corruption / str(severity)
+        if not folder.is_dir():
+            raise DataError(f"{folder} is missing; expected are {folder}/<WordNet id>/*.JPEG.")
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        for name in names:
+            if name not in self._classes:
+                raise DataError(f"{folder / name} is none of ImageNet's 1,000 WordNet ids.")
+        files = [
+            path
+            for name in names
+            for path in sorted((folder / name).iterdir())
+            if path.suffix.lower() in IMAGE_SUFFIXES
+        ][:limit]
+        if not files:
+            raise DataError(f"{folder} holds no images; expected are {folder}/<WordNet id>/*.JPEG.")
+        labels = np.array([self._classes[path.parent.name] for path in files], np.int64)
+        positions = order_indices(labels, order, seed=seed)
+
+        def read(places: NDArray[np.int64]) -> Images:
+            return _decode_all([files[place] for place in places], self._geometry)
+
+        return Stream(
+            corruption,
+            severity,
+            labels[positions],
+            positions,
+            read,
+            lambda place: files[place].read_bytes(),
+        )
 
 
 class CifarC:
@@ -314,7 +364,14 @@ def _fit_all(images: Images, geometry: Geometry) -> Images:
     return np.stack([geometry.apply(Image.fromarray(image)) for image in images])
 
 
-def _stack(images: Sequence[Images]) -> Images:
+def _decode_all(files: Sequence[Path], geometry: Geometry) -> Images:
+    images = []
+    for path in files:
+        try:
+            with Image.open(path) as image:
+                images.append(geometry.apply(image))
+        except Exception as error:  # Pillow promises no particular types for damaged files
+            raise DataError(f"{path} cannot be read as an image: {error}.") from None
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise DataError(

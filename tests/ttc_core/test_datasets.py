@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ttc_core.corruptions import corrupt
-from ttc_core.datasets import STREAM_FILE, DataError, Geometry, Stream, open_data
+from ttc_core.datasets import (
+    STREAM_FILE,
+    WORDNET_IDS_FILE,
+    DataError,
+    Geometry,
+    ImageNetC,
+    Stream,
+    open_data,
+)
 from ttc_core.zoo import fashion_mnist
 
 AS_IT_IS = Geometry()
@@ -406,3 +414,33 @@ def test_an_unknown_corruption_is_refused(spec, tmp_path):
     data = open_data(spec if spec == "bundled" else f"cifar10c:{tmp_path}", AS_IT_IS)
     with pytest.raises(ValueError, match=r"no corruption 'smog'; there are clean, gaussian_noise"):
         data.open("smog", 5)
+
+
+def test_imagenet_c_numbers_classes_by_all_thousand_ids(tmp_path):
+    """A class is its WordNet id's rank among ImageNet's thousand, not among the folders there."""
+    ids = WORDNET_IDS_FILE.read_text().split()
+    for rank in (999, 3, 500):
+        folder = tmp_path / "fog" / "5" / ids[rank]
+        folder.mkdir(parents=True)
+        Image.new("RGB", (40, 30), (rank % 256, 0, 0)).save(folder / "one.JPEG")
+    stream = ImageNetC(tmp_path, Geometry(24, 16)).open("fog", 5)
+    assert len(ids) == 1000
+    assert stream.labels.tolist() == [3, 500, 999]
+    assert stream.read(stream.positions).shape == (3, 16, 16, 3)
+    assert stream.read_file(0) == (tmp_path / "fog" / "5" / ids[3] / "one.JPEG").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        pytest.param(None, "fog/5 is missing", id="no-severity"),
+        pytest.param("fog/5/dogs", "none of ImageNet's 1,000", id="not-a-wordnet-id"),
+        pytest.param("fog/5/n01440764", "holds no images", id="empty"),
+    ],
+)
+def test_imagenet_c_names_what_is_wrong(tmp_path, made, words):
+    """The folder at fault and what was expected are in the sentence."""
+    if made:
+        (tmp_path / made).mkdir(parents=True)
+    with pytest.raises(DataError, match=words):
+        ImageNetC(tmp_path, Geometry(24, 16)).open("fog", 5)
