@@ -26,20 +26,6 @@ log = logging.getLogger(__name__)
 LAG_INTERVAL = 0.25
 
 
-class QueueObserver:
-    """Turns what the batcher tells into metrics."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def batch_closed(self, reason: str, images: int) -> None:
-        self._metrics.batches.labels(reason).inc()
-        self._metrics.batch_images.observe(images)
-
-    def waited(self, seconds: float) -> None:
-        self._metrics.stage_seconds.labels("queue").observe(seconds)
-
-
 def build(settings: Settings, source: Method) -> FastAPI:
     """Connect the parts around a method at the source; the lifespan starts and drains them.
 
@@ -70,7 +56,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         batcher: Batcher[Image, Answer] = Batcher(
             engine,
-            QueueObserver(metrics),
+            metrics,
             max_batch=settings.max_batch,
             max_wait=settings.max_wait,
             max_images=settings.max_queue,
@@ -92,9 +78,8 @@ def build(settings: Settings, source: Method) -> FastAPI:
             await loop
             lag.cancel()
             intake.close()
-            saved = await engine.save()
+            service.saved = await engine.save()
             engine.close()
-            log.info("stopped; %d streams saved", saved)
 
     app = FastAPI(
         title="Test-Time Clustering",

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from ttc_core.model import SourceModel
     from ttc_core.rows import Rows
 
+# Mixed streams of ten classes have runs of 1.1 images.
+LONG_RUN = 2.0
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "table2": {"methods": "all", "corruptions": "all", "severity": 5, "batch_size": 100}
-}
+# What a table of the paper needs where the command line says nothing else.
+PRESETS = {"table2": {"methods": "all", "corruptions": "all"}}
 
 
 def main() -> None:
@@ -212,8 +214,19 @@ class EvaluationView:
 
     def __init__(self, view: "View", predictions: Path | None) -> None:
         self.view, self._predictions = view, predictions
+        self.rows: list[dict[str, Any]] = []
+
+    def found(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
 
     def started(self, method: str, stream: "Stream") -> None:
+        from ttc_core.order import mean_run_length
+
+        if (run_length := mean_run_length(stream.labels)) > LONG_RUN:
+            self.view.say(
+                f"{stream.corruption}: runs of {run_length:.1f} images of one class on average; "
+                "batch statistics suffer from them."
+            )
         self.view.start(f"{method} {stream.corruption}", len(stream))
 
     def progressed(self, tally: "Tally", batch_seconds: float) -> None:
@@ -228,6 +241,7 @@ class EvaluationView:
     def finished(self, row: dict[str, Any], columns: dict[str, "NDArray[Any]"]) -> None:
         import numpy as np
 
+        self.rows.append(row)
         self.view.finish(row)
         if self._predictions is not None:
             self._predictions.parent.mkdir(parents=True, exist_ok=True)
@@ -272,24 +286,30 @@ def serve(**given: Any) -> None:
         click.echo(f"Listening on http://{shown}:{port}  (API: /docs, metrics: /metrics)")
         sys.stdout.flush()
         if not server.run(build(settings, source), settings, listener):
-            raise click.ClickException("The service did not start; the lines above say why.")
+            raise click.ClickException("The service failed; the lines above say why.")
 
 
 def _introduction(settings: Settings, source: "Method") -> list[str]:
     import torch
 
     model = source.model
-    count = sum(tensor.numel() for tensor in model.affine.values())
+    adapted = model.affine.values() if "affine" in source.adapts else ()
+    count = sum(tensor.numel() for tensor in adapted)
     threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
     lines = [
         f"Model {settings.model} on {model.device}{threads}: {model.classes} classes, "
         f"features ({model.feature_dimension}) → {model.split} → logits, "
-        f"{count:,} adapted parameters in {len(model.affine)} tensors",
+        f"{count:,} adapted parameters in {len(adapted)} tensors",
         f"Method {settings.method}: "
         + (", ".join(f"{k}={v}" for k, v in source.settings.items()) or "no settings"),
     ]
     chosen = settings.model_dump(exclude={"model", "method", "set", "token"}, mode="json")
     lines.append("Settings: " + ", ".join(f"{flag(k)} {v}" for k, v in chosen.items()))
+    if settings.paper and settings.max_wait == 0:
+        lines.append(
+            "Note: --paper needs full batches; images that come one by one are answered near "
+            "chance. Let them wait for one another with --max-wait, or leave --paper out."
+        )
     if settings.token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
         lines.append(
             f"Warning: {settings.host} may be reached from elsewhere and no --token is set: anyone "
@@ -411,8 +431,8 @@ def evaluate(
     from ttc_core.order import check_order
 
     wanted = PRESETS[preset] if preset else {}
-    names = _several(wanted.get("methods", methods), tuple(METHODS), own=True)
-    chosen = _several(wanted.get("corruptions", corruptions), CORRUPTIONS, ("clean",))
+    names = _several(methods or wanted.get("methods"), tuple(METHODS), own=True)
+    chosen = _several(corruptions or wanted.get("corruptions"), CORRUPTIONS, ("clean",))
     if predictions is not None and (len(names) != 1 or len(chosen) != 1):
         raise click.UsageError("--predictions goes with one method and one corruption.")
     try:
@@ -426,19 +446,33 @@ def evaluate(
     statistics = "moving" if served else None
     evaluation = Evaluation(
         methods={n: _make_method(n, source_model, pairs, statistics) for n in names},
-        data=open_data(data, Geometry(source_model.size, source_model.crop)),
+        data=open_data(
+            data, Geometry(source_model.size, source_model.crop), source_model.class_names
+        ),
         corruptions=chosen,
-        severity=wanted.get("severity", severity),
-        batch_size=wanted.get("batch_size", batch_size),
+        severity=severity,
+        batch_size=batch_size,
         limit=limit,
         order=order,
         protocol=protocol,  # type: ignore[arg-type]
         seed=seed,
-        fields={"data": data, "model": model, "versions": versions()},
+        fields={
+            "data": data,
+            "model": model,
+            "mean": list(source_model.mean),
+            "std": list(source_model.std),
+            "versions": versions(),
+        },
     )
     watcher = EvaluationView(View(Console()), predictions)
-    rows = evaluation.run(_open_rows(rows_path), watcher, anew=predictions is not None)
-    watcher.view.table(results_table(rows))
+    try:
+        evaluation.run(_open_rows(rows_path), watcher, anew=predictions is not None)
+    except BaseException:
+        watcher.view.interrupt()
+        raise
+    finally:
+        if watcher.rows:
+            watcher.view.table(results_table(watcher.rows))
 
 
 @cli.command(epilog="Example: ttc report rows.jsonl --out report")

@@ -61,11 +61,12 @@ class StreamRecord:
     pending_batches: int = 0
     drift: float = 0.0
 
-    def take_note(self, outcome: Adaptation) -> None:
-        """Publish where the method stands after a batch."""
-        self.version = self.method.version
-        self.pending_batches = outcome.pending_batches
-        self.drift = outcome.drift
+    def take_note(self) -> None:
+        """Publish where the method stands."""
+        # A method of a user's own may know of none of these.
+        self.version = getattr(self.method, "version", 0)
+        self.pending_batches = getattr(self.method, "pending_batches", 0)
+        self.drift = getattr(self.method, "drift", 0.0)
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,9 @@ class Engine:
         """
         if stream not in self._streams and len(self._streams) >= self._max_streams:
             raise QueueFull(
-                f"There are {self._max_streams:,} streams already, the most that are kept; use one "
-                "of them."
+                f"There are {self._max_streams:,} streams already, the most that are kept; use or "
+                "reset one of them.",
+                retry_after=60,
             )
 
     # Batches
@@ -192,8 +194,9 @@ class Engine:
             log.exception("adapting stream %s failed; it is back at the source", stream)
             record.method.reset()
             outcome = Adaptation()
+            self._metrics.resets.labels("failure").inc()
             self._note("adaptation_failed", stream, error=repr(error))
-        record.take_note(outcome)
+        record.take_note()
         self._metrics.count_adaptation(outcome)
         if outcome.skipped not in (None, "shed"):  # shedding is policy, not an event
             self._note("skipped", stream, reason=outcome.skipped)
@@ -224,12 +227,11 @@ class Engine:
             if self._answered is not None and self._answered.stream == name:
                 self._count(self._answered)
                 self._answered = None
-            record = self._streams.get(name)
+            # At the source a stream is as good as none: its place is free for another.
+            record = self._streams.pop(name, None)
             if record is not None:
                 steps += record.version
                 pending += record.pending_batches
-                record.method.reset()
-                self._streams[name] = StreamRecord(record.method)
             self._metrics.resets.labels("request").inc()
             self._note("reset", name)
         return names, steps, pending
@@ -241,16 +243,22 @@ class Engine:
 
     # Saved state
 
-    async def save(self) -> int:
-        """Write every stream into `state_dir`; return how many. Without a folder: none."""
+    async def save(self) -> bool:
+        """Write every stream into `state_dir`, if there is one; return whether all went well."""
         return await self._on_device(self._save)
 
-    def _save(self) -> int:
+    def _save(self) -> bool:
         if self._state_dir is None:
-            return 0
+            return True
+        saved = 0
         for name, record in self._streams.items():
-            save_state(self._state_file(self._state_dir, name), record.method, **self._names)
-        return len(self._streams)
+            try:
+                save_state(self._state_file(self._state_dir, name), record.method, **self._names)
+                saved += 1
+            except (OSError, TypeError) as error:
+                log.error("Stream %s could not be saved: %s", name, error)
+        log.info("%d of %d streams saved in %s", saved, len(self._streams), self._state_dir)
+        return saved == len(self._streams)
 
     @staticmethod
     def _state_file(directory: Path, stream: str) -> Path:
@@ -264,9 +272,10 @@ class Engine:
             try:
                 load_state(path, record.method, **self._names)
             except StateError as error:
-                log.warning("%s The stream starts at the source.", error)
+                kept = path.rename(path.with_suffix(".rejected"))
+                log.warning("%s Stream %s starts at the source; kept as %s.", error, name, kept)
                 continue
-            record.version = record.method.version
+            record.take_note()
             self._streams[name] = record
 
     def close(self) -> None:

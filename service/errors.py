@@ -3,7 +3,7 @@
 Refused                   its text is the sentence that the client reads
 ├── Unreadable            400  the bytes cannot be parsed
 ├── Unauthorized          401  the token is missing or wrong
-├── NotFound              404  no such stream, image id or snapshot
+├── Forbidden             403  sent by a web page of another origin
 ├── ReceiveTimeout        408  the request did not arrive whole in time
 ├── TooLarge              413  bytes, pixels or count over a limit
 ├── UnknownType           415  a media type that is not taken
@@ -53,8 +53,8 @@ class Unauthorized(Refused):
     """The route asks for a token; it is missing or wrong."""
 
 
-class NotFound(Refused):
-    """What the request names does not exist."""
+class Forbidden(Refused):
+    """A web page of another origin sent it by way of somebody's browser."""
 
 
 class ReceiveTimeout(Refused):
@@ -104,7 +104,7 @@ class DeadlineExpired(Refused):
 _ANSWERS: dict[type[Refused], tuple[int, str]] = {
     Unreadable: (400, "Unreadable request"),
     Unauthorized: (401, "Unauthorized"),
-    NotFound: (404, "Not found"),
+    Forbidden: (403, "Forbidden"),
     ReceiveTimeout: (408, "Request timeout"),
     TooLarge: (413, "Too large"),
     UnknownType: (415, "Unsupported media type"),

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -39,6 +40,14 @@ class Answered:
     decode_seconds: float
     queue_seconds: float
     forward_seconds: float
+
+
+@dataclass
+class _Hold:
+    """What a request has taken, and whether it still wants its images decoded."""
+
+    bytes: int = 0
+    wanted: bool = True
 
 
 class Intake:
@@ -84,14 +93,15 @@ class Intake:
         deadline = None if timeout is None else time.monotonic() + timeout
         images = 0
         body = bytearray()
+        hold = _Hold()
         place: Place[Image, Answer] | None = None
         try:
             self._batcher.check_open()
             self._engine.admit(stream)
-            await self._receive(request, body)
+            await self._receive(request, body, hold)
             place = self._batcher.enter(stream, deadline=deadline)
             request.scope[DELIVERED] = place.delivered.set
-            upload = await self._in_pool(
+            upload = await self.in_pool(
                 lambda: parse_upload(
                     bytes(body),
                     request.headers.get("content-type"),
@@ -104,7 +114,8 @@ class Intake:
             )
             images = len(upload.images)
             place.count(images)
-            items = await self._decode(upload)
+            items = await self._decode(upload, hold)
+            upload.images.clear()  # the pixels are there; the files need no memory any more
             decode_seconds = time.monotonic() - place.arrived
             self._metrics.stage_seconds.labels("decode").observe(decode_seconds)
             place.fill(items)
@@ -117,7 +128,8 @@ class Intake:
             self._metrics.cancelled.inc(max(1, images))
             raise ClientGone from None
         finally:
-            self._bytes_held -= len(body)
+            hold.wanted = False  # what is still being decoded stops at its next image
+            self._bytes_held -= hold.bytes
             if place is not None and not place.is_answered:
                 place.leave()
         return Answered(
@@ -128,7 +140,7 @@ class Intake:
             forward_seconds=max(answer.forward_seconds for answer in answers),
         )
 
-    async def _receive(self, request: Request, body: bytearray) -> None:
+    async def _receive(self, request: Request, body: bytearray, hold: "_Hold") -> None:
         """Read the request into `body`, within the limits of size, memory and time."""
         limit = self._settings.max_body
         stated = request.headers.get("content-length", "0")
@@ -143,39 +155,58 @@ class Intake:
                         raise TooLarge(
                             f"The request has more than {limit:,} bytes, the most accepted."
                         )
-                    if self._bytes_held + len(chunk) > self._settings.max_queue_bytes:
-                        raise QueueFull(
-                            "The requests being answered fill the memory set aside for them "
-                            f"({self._settings.max_queue_bytes:,} bytes).",
-                            retry_after=self._batcher.retry_after(),
-                        )
-                    self._bytes_held += len(chunk)
+                    self._take_memory(len(chunk), hold)
                     body += chunk
         except TimeoutError:
             raise ReceiveTimeout(
                 f"The request did not arrive whole in {self._settings.receive_timeout:g} seconds."
             ) from None
 
-    async def _in_pool(self, call: Callable[[], T]) -> T:
+    async def in_pool(self, call: Callable[[], T]) -> T:
+        """Run what would keep the event loop busy in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
-    async def _decode(self, upload: Upload) -> Sequence[Image]:
+    def _take_memory(self, size_bytes: int, hold: "_Hold") -> None:
+        """Set memory aside for a request until it is answered."""
+        if self._bytes_held + size_bytes > self._settings.max_queue_bytes:
+            raise QueueFull(
+                "The requests being answered fill the memory set aside for them "
+                f"({self._settings.max_queue_bytes:,} bytes).",
+                retry_after=self._batcher.retry_after(),
+            )
+        self._bytes_held += size_bytes
+        hold.bytes += size_bytes
+
+    async def _decode(self, upload: Upload, hold: "_Hold") -> Sequence[Image]:
+        """Decode in order, some images at a time, so that no request keeps all threads busy."""
         files = list(zip(upload.images, upload.labels, strict=True))
-        chunks = [
-            self._in_pool(lambda start=start: self._decode_chunk(files, start))  # type: ignore[misc]
-            for start in range(0, len(files), DECODE_CHUNK)
-        ]
-        images = [image for chunk in await asyncio.gather(*chunks) for image in chunk]
+        images: list[Image] = []
+        step = DECODE_CHUNK * self._settings.decode_threads
+        for first in range(0, len(files), step):
+            starts = range(first, min(first + step, len(files)), DECODE_CHUNK)
+            chunks = await asyncio.gather(
+                *(self.in_pool(partial(self._decode_chunk, files, at, hold)) for at in starts),
+                return_exceptions=True,
+            )
+            for chunk in chunks:  # the first failure in the order of the request is the one told
+                if isinstance(chunk, BaseException):
+                    raise chunk
+                self._take_memory(sum(image.pixels.nbytes for image in chunk), hold)
+                images += chunk
         if len({image.pixels.shape for image in images}) > 1:
             raise OutOfRange(
                 "The images of a request must be of one size: the model takes them as they come."
             )
         return images
 
-    def _decode_chunk(self, files: list[tuple[bytes, int | None]], start: int) -> list[Image]:
+    def _decode_chunk(
+        self, files: list[tuple[bytes, int | None]], start: int, hold: "_Hold"
+    ) -> list[Image]:
         s, model = self._settings, self._model
         images = []
         for index, (file, label) in enumerate(files[start : start + DECODE_CHUNK], start):
+            if not hold.wanted:
+                break
             try:
                 pixels = decode(
                     file,

@@ -17,7 +17,7 @@ from ttc_core.methods import Adaptation, Answers
 STAGES = ("decode", "queue", "forward", "adapt", "encode")
 BATCH_REASONS = ("full", "wait", "drain")
 SKIP_REASONS = ("none_selected", "non_finite", "shed")
-RESET_CAUSES = ("request",)
+RESET_CAUSES = ("request", "failure")
 LOSS_TERMS = ("entropy", "similarity", "total")
 REJECTION_REASONS = tuple(sorted({error.reason for error in STATUS if error.reason}))
 ACCURACY_WINDOW = 500
@@ -158,6 +158,15 @@ class Metrics:
         if self.predictions is not None:
             for index in range(self._classes):
                 self.predictions.labels(str(index))
+
+    def batch_closed(self, reason: str, images: int) -> None:
+        """Count a batch and what closed it."""
+        self.batches.labels(reason).inc()
+        self.batch_images.observe(images)
+
+    def waited(self, seconds: float) -> None:
+        """Note how long a request waited for its batch."""
+        self.stage_seconds.labels("queue").observe(seconds)
 
     def count_answers(self, answers: Answers, labels: list[int | None], *, selects: bool) -> None:
         """Count a batch's answers; rows that are not finite were no answers."""

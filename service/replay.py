@@ -183,7 +183,7 @@ async def replay(
     ) as client:
         status = await client.status()
         geometry = Geometry(status.model.size, status.model.crop)
-        data = await asyncio.to_thread(open_data, plan.data, geometry)
+        data = await asyncio.to_thread(open_data, plan.data, geometry, status.model.class_names)
         try:
             for corruption in plan.corruptions:
                 row, tally = await _replay_one(plan, client, data, corruption, view)

@@ -15,6 +15,8 @@ from service.settings import Settings
 
 # Above the idle time of common load balancers, so that they close connections, not we.
 KEEP_ALIVE_SECONDS = 75
+# Of the time to end in, how much open connections get.
+DRAIN_SHARE = 0.7
 
 
 class Server(uvicorn.Server):
@@ -71,15 +73,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(app: FastAPI, settings: Settings, listener: socket.socket) -> bool:
-    """Serve on an open socket until a signal; return whether the start succeeded."""
+    """Serve on an open socket until a signal; return whether all went well to the end."""
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
+        # Connections that linger must leave time for saving.
+        timeout_graceful_shutdown=DRAIN_SHARE * settings.drain_timeout,  # type: ignore[arg-type]
     )
     server = Server(config, lambda: getattr(app.state, "service", None))
     server.run(sockets=[listener])
-    return server.started
+    service = getattr(app.state, "service", None)
+    return server.started and service is not None and service.saved

@@ -4,7 +4,6 @@ A `DataSet` opens one corruption at a time as a `Stream`, whose images are read 
 data set holds clean images, corrupted by our own functions) batch by batch.
 """
 
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from ttc_core.corruptions import CORRUPTIONS, corrupt
 from ttc_core.errors import UserError
 from ttc_core.geometry import fit, to_rgb
 from ttc_core.order import order_indices
+from ttc_core.plugins import call_factory
 from ttc_core.zoo import fashion_mnist
 
 STREAM_FILE = Path(__file__).parent / "zoo" / "stream.npz"
@@ -97,11 +97,15 @@ class DataSet(Protocol):
         """
 
 
-def open_data(spec: str, geometry: Geometry) -> DataSet:
-    """Find the data set that `spec` names (SPECS); images come at the model's geometry.
+def open_data(spec: str, geometry: Geometry, class_names: Sequence[str] | None = None) -> DataSet:
+    """Find the data set that `spec` names (SPECS).
+
+    Args:
+        geometry: the model's; images come at it.
+        class_names: the model's, K of them; labels must be 0 to K - 1. None: not known.
 
     Raises:
-        DataError: the spec is unknown, or what it names does not exist.
+        DataError: the spec is unknown, what it names does not exist, or its labels do not fit.
     """
     kind, _, rest = spec.partition(":")
     if spec == "bundled":
@@ -111,9 +115,15 @@ def open_data(spec: str, geometry: Geometry) -> DataSet:
     if kind == "imagenetc" and rest:
         return ImageNetC(Path(rest), geometry)
     if kind == "folder" and rest:
-        return Folder(Path(rest), geometry)
+        return Folder(Path(rest), geometry, class_names)
     if rest and kind.isidentifier() | ("." in kind):
-        return CleanData(*_from_factory(kind, rest), geometry)
+        images, labels = _from_factory(kind, rest)
+        if class_names is not None and not (0 <= labels.min() <= labels.max() < len(class_names)):
+            raise DataError(
+                f"{spec} gave labels from {labels.min()} to {labels.max()}; the model's classes "
+                f"are 0 to {len(class_names) - 1}."
+            )
+        return CleanData(images, labels, geometry)
     raise DataError(f"{spec!r} names no data; accepted are {SPECS}.")
 
 
@@ -155,15 +165,18 @@ class CleanData:
 class Folder:
     """Image files as DIR/<class name or index>/*, corrupted as they are read.
 
-    The classes are numbered by their names if all are whole numbers, else in sorted order.
+    A folder is named like a class of the model (case, blanks and signs do not matter), or by a
+    class's index. Where the classes have no names, any folders are taken, as many as classes, and
+    numbered in sorted order.
     """
 
-    def __init__(self, directory: Path, geometry: Geometry) -> None:
+    def __init__(
+        self, directory: Path, geometry: Geometry, class_names: Sequence[str] | None = None
+    ) -> None:
         if not directory.is_dir():
             raise DataError(f"There is no folder {directory}.")
         names = sorted(path.name for path in directory.iterdir() if path.is_dir())
-        numbered = bool(names) and all(name.isdecimal() for name in names)
-        index = {name: int(name) if numbered else rank for rank, name in enumerate(names)}
+        index = _class_indices(directory, names, class_names)
         self._files = [
             path
             for name in names
@@ -203,6 +216,32 @@ class Folder:
             read,
             (lambda place: self._files[place].read_bytes()) if clean else None,
         )
+
+
+def _class_indices(
+    directory: Path, names: Sequence[str], class_names: Sequence[str] | None
+) -> dict[str, int]:
+    """Give each folder its class; see `Folder`."""
+    numbered = all(name.isdecimal() for name in names)
+    if class_names is None:
+        return {name: int(name) if numbered else rank for rank, name in enumerate(names)}
+    known = {_plain(name): rank for rank, name in enumerate(class_names)}
+    if all(_plain(name) in known for name in names):
+        return {name: known[_plain(name)] for name in names}
+    if numbered and all(int(name) < len(class_names) for name in names):
+        return {name: int(name) for name in names}
+    unnamed = list(class_names) == [str(rank) for rank in range(len(class_names))]
+    if unnamed and len(names) == len(class_names):
+        return {name: rank for rank, name in enumerate(names)}
+    stranger = next(name for name in names if _plain(name) not in known)
+    raise DataError(
+        f"{directory / stranger} is named like none of the model's {len(class_names)} classes "
+        f"({', '.join(class_names[:5])}, …); name the folders so, or 0 to {len(class_names) - 1}."
+    )
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.casefold() if character.isalnum())
 
 
 class ImageNetC:
@@ -336,9 +375,9 @@ def _from_factory(module_name: str, function: str) -> tuple[Images, Labels]:
     """Call a factory of one's own, which yields (images uint8 (N, H, W, 3), labels) pairs."""
     spec = f"{module_name}:{function}"
     try:
-        pairs = list(getattr(importlib.import_module(module_name), function)())
-    except (ImportError, AttributeError) as error:
-        raise DataError(f"The factory {spec} cannot be imported: {error}.") from error
+        pairs = list(call_factory(spec))
+    except (ValueError, TypeError) as error:
+        raise DataError(str(error)) from error
     try:
         images = np.concatenate([np.asarray(images) for images, _ in pairs])
         labels = np.concatenate([np.atleast_1d(labels) for _, labels in pairs]).astype(np.int64)

@@ -70,6 +70,9 @@ class Tally:
 class Watcher(Protocol):
     """What wants to see an evaluation while it runs."""
 
+    def found(self, row: dict[str, Any]) -> None:
+        """A row is there already; its pass is not run again."""
+
     def started(self, method: str, stream: Stream) -> None:
         """A pass over a corruption begins."""
 
@@ -115,6 +118,11 @@ def run_stream(
             tally.columns.setdefault(name, []).append(np.asarray(values))
         if watcher is not None:
             watcher.progressed(tally, seconds)
+    end = getattr(method, "end", None)  # few methods do anything at the end of a stream
+    if end is not None:
+        started = time.perf_counter()
+        tally.steps += end()
+        tally.seconds += time.perf_counter() - started
     return tally
 
 
@@ -149,15 +157,20 @@ class Evaluation:
         """
         all_rows = []
         for name, method in self.methods.items():
-            warmed_up = False
+            warmed_up, earlier = False, list[str]()
             method.reset()
             for corruption in self.corruptions:
                 stream = self._open(corruption)
                 row = self._row(name, method, stream)
+                if self.protocol == "continual":
+                    row["after"] = earlier[:]
+                    earlier.append(corruption)
                 existing = rows.find(row)
                 # A continual row depends on those before it, which have to be run for it anyway.
                 if existing is not None and self.protocol == "episodic" and not anew:
                     all_rows.append(existing)
+                    if watcher is not None:
+                        watcher.found(existing)
                     continue
                 if not warmed_up:
                     warm_up(method, stream.read(stream.positions[:1]).shape[1])
@@ -167,9 +180,6 @@ class Evaluation:
                 if watcher is not None:
                     watcher.started(name, stream)
                 tally = run_stream(method, stream, self.batch_size, watcher)
-                end = getattr(method, "end", None)
-                if end is not None:
-                    end()
                 row |= tally.results(selects=method.selects)
                 columns = tally.arrays()
                 if existing is None:

@@ -4,11 +4,9 @@ Specs: `bundled`, `torchvision/NAME[?weights=none|DEFAULT]`, `timm/NAME`, `cifar
 `package.module:factory[@FILE]`.
 """
 
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from ttc_core.errors import UserError
 from ttc_core.model import SourceModel
+from ttc_core.plugins import call_factory
 from ttc_core.zoo import ARCHITECTURES, CIFAR10_CLASSES
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "zoo" / "weights.safetensors"
@@ -257,13 +256,7 @@ def _timm(name: str, mean: Sequence[float] | None, std: Sequence[float] | None) 
 def _factory(
     name: str, file: str, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> SourceModel:
-    module_name, _, function = name.partition(":")
-    try:
-        made: Any = getattr(importlib.import_module(module_name), function)()
-    except (ImportError, AttributeError) as error:
-        raise LoadError(f"The factory {name} cannot be imported: {error}.") from error
-    except TypeError as error:
-        raise LoadError(f"The factory {name} must take no arguments: {error}.") from error
+    made = call_factory(name)
     if isinstance(made, SourceModel):
         if file:
             _fill(made.module, read_state_dict(Path(file)), file)

@@ -4,8 +4,10 @@ It is shared by every stream and never written to: a method runs it with affine 
 normalisation statistics of its own. Knows nothing of methods or files.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import torch
@@ -92,6 +94,15 @@ class SourceModel:
         self.module.to(device)
         self._place()
         return self
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of weights, statistics and preprocessing: tells models of one spec apart."""
+        digest = hashlib.sha256(repr((self.mean, self.std, self.size, self.crop)).encode())
+        for name, tensor in self.module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def _keep_features(self, _head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._features = inputs[0]

@@ -35,9 +35,7 @@ def save_state(path: Path, method: Method, *, name: str, model: str) -> None:
                 counters.setdefault(section, {})[key] = int(value)
     header = {
         "format": FORMAT,
-        "method": name,
-        "model": model,
-        "settings": json.dumps(dict(method.settings)),
+        **_identity(method, name, model),
         "counters": json.dumps(counters),
         # A section may be empty (nothing pending), and safetensors keeps tensors only.
         "sections": json.dumps(list(method.state())),
@@ -88,14 +86,9 @@ def load_state(path: Path, method: Method, *, name: str, model: str) -> None:
         StateError: the file is missing, damaged, or belongs to another method, model or settings.
     """
     header = read_header(path)
-    expected = {
-        "method": name,
-        "model": model,
-        "settings": json.dumps(dict(method.settings)),
-    }
-    for key, value in expected.items():
+    for key, value in _identity(method, name, model).items():
         if header.get(key) != value:
-            raise StateError(f"{path} was saved for {key} {header.get(key)}, not {value}.")
+            raise StateError(f"{path} was saved for {_difference(key, header.get(key), value)}.")
     try:
         state: State = {section: {} for section in json.loads(header["sections"])}
         counters_by_section = json.loads(header["counters"])
@@ -115,6 +108,26 @@ def load_state(path: Path, method: Method, *, name: str, model: str) -> None:
     except (KeyError, ValueError, RuntimeError) as error:
         method.reset()
         raise StateError(f"{path} is incomplete: {error}.") from None
+
+
+def _identity(method: Method, name: str, model: str) -> dict[str, str]:
+    """What a state belongs to; a state of anything else is not to be taken up."""
+    return {
+        "method": name,
+        "model": model,
+        "weights": method.model.digest,
+        "settings": json.dumps(dict(method.settings)),
+    }
+
+
+def _difference(key: str, saved: str | None, wanted: str) -> str:
+    """Say where a saved state and the method part, by the setting if it is one."""
+    if key == "settings" and saved is not None:
+        before, now = json.loads(saved), json.loads(wanted)
+        for name in before.keys() | now.keys():
+            if before.get(name) != now.get(name):
+                return f"{name}={before.get(name)}, not {now.get(name)}"
+    return f"{key} {saved}, not {wanted}"
 
 
 def _misfit(state: State, own: State) -> str | None:

@@ -9,7 +9,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service.batcher import Batcher
 from service.engine import Answer, Engine, Image
-from service.errors import Unauthorized
+from service.errors import Forbidden, Unauthorized
 from service.intake import Intake
 from service.metrics import Metrics
 from service.schemas import Problem
@@ -28,7 +28,15 @@ class Service:
     batcher: Batcher[Image, Answer]
     intake: Intake
     ready: bool = False
+    saved: bool = True
     draining: bool = False
+
+    @property
+    def adapted_parameters(self) -> int:
+        """How many numbers the method may move by gradients."""
+        if "affine" not in self.source.adapts:
+            return 0
+        return sum(tensor.numel() for tensor in self.source.model.affine.values())
 
     @property
     def is_ready(self) -> bool:
@@ -46,16 +54,24 @@ ServiceNow = Annotated[Service, Depends(get_service)]
 
 
 async def may_change(
+    request: Request,
     service: ServiceNow,
     credentials: Annotated[
         HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))
     ],
 ) -> None:
-    """Let a request pass that carries the token, if one is set.
+    """Let a request pass that carries the token, if one is set, and comes from no foreign page.
 
     Raises:
-        Unauthorized: it does not.
+        Unauthorized, Forbidden: it does not.
     """
+    origin = request.headers.get("origin")
+    own = f"{request.url.scheme}://{request.headers.get('host')}"
+    if origin is not None and origin not in (own, *service.settings.cors_origin):
+        # A page in the browser of somebody who can reach us: CORS alone would let it send.
+        raise Forbidden(
+            f"Pages of {origin[:100]} may not use this service; --cors-origin allows them."
+        )
     token = service.settings.token
     if token is None:
         return
@@ -69,7 +85,7 @@ PROBLEMS = {
     for status, text in {
         400: "Cannot be parsed",
         401: "The token is missing or wrong",
-        404: "There is no such stream",
+        403: "Sent by a web page of another origin",
         408: "Did not arrive whole in time",
         413: "Too many bytes, pixels or images",
         415: "Unknown media type",

@@ -20,7 +20,7 @@ from service.schemas import (
 router = APIRouter()
 
 
-@router.post("/reset", dependencies=[Depends(may_change)], responses=problems(401, 422))
+@router.post("/reset", dependencies=[Depends(may_change)], responses=problems(401, 403, 422))
 async def reset(
     service: ServiceNow,
     stream: Annotated[
@@ -47,7 +47,7 @@ async def status(service: ServiceNow) -> StatusResponse:
             size=model.size,
             crop=model.crop,
             split=model.split,
-            adapted_parameters=sum(tensor.numel() for tensor in model.affine.values()),
+            adapted_parameters=service.adapted_parameters,
             accuracy=model.accuracy,
         ),
         method=settings.method,

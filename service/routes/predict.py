@@ -1,6 +1,7 @@
 """POST /predict: images in, flip-averaged predictions out, adaptation afterwards."""
 
 import time
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from fastapi.responses import JSONResponse
 from service.engine import Answer
 from service.errors import OutOfRange
 from service.intake import Answered
-from service.routes.context import ServiceNow, may_change, problems
+from service.routes.context import Service, ServiceNow, may_change, problems
 from service.schemas import DEFAULT_STREAM, STREAM_PATTERN, EncodedImage, PredictResponse
 from ttc_core.methods import Answers
 
@@ -56,7 +57,7 @@ _REQUEST_BODY = {
     dependencies=[Depends(may_change)],
     responses={
         200: {"model": PredictResponse},
-        **problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
+        **problems(400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504),
     },
     openapi_extra={"requestBody": _REQUEST_BODY},
 )
@@ -88,10 +89,15 @@ async def predict(
     answered = await service.intake.predict(
         request, stream=name, ids=id or [], labels=label or [], timeout=timeout
     )
+    # A large answer takes a while to build: not on the event loop.
+    return await service.intake.in_pool(partial(_response, service, name, answered, top_k))
+
+
+def _response(service: Service, stream: str, answered: Answered, top_k: int) -> JSONResponse:
     started = time.perf_counter()
     batches = [answer.answers for answer in answered.answers]
     content = {
-        "stream": name,
+        "stream": stream,
         "method": service.settings.method,
         "version": _one_or_list(batches, [batch.version for batch in batches]),
         "batch_size": _one_or_list(batches, [len(batch.logits) for batch in batches]),

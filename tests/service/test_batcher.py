@@ -446,6 +446,7 @@ def test_too_few_answers_are_an_error_not_a_hang():
 
     class Forgetful(FakeWorker):
         async def predict(self, stream, items):
+            await super().predict(stream, items)
             return ["only one"]
 
     async def walk():
@@ -564,6 +565,36 @@ def test_the_rest_of_a_long_request_is_dropped_when_its_client_leaves():
             queue.worker.gate.set()
             assert await queue.ask("g") == ["g!"]
             assert queue.batches == [("s", ["a", "b"]), ("s", ["g"])]
+
+    in_loop(walk())
+
+
+def test_a_client_that_leaves_while_others_are_run_apart_is_not_run():
+    """A batch failed; before its turn to be run alone came, the client was gone."""
+
+    class Patient(FakeWorker):
+        async def predict(self, stream, items):
+            if items == ["poison"]:  # now run alone
+                self.leaving.cancel()
+                await settle()
+            return await super().predict(stream, items)
+
+    async def walk():
+        async with Queue() as queue:
+            queue.batcher._worker = queue.worker = Patient()
+            await queue.make_busy()
+            tasks = [queue.ask(["poison"]), queue.ask(["a"]), queue.ask(["b"])]
+            queue.worker.leaving = tasks[1]
+            queue.worker.gate.set()
+            await asyncio.wait(tasks)
+            assert tasks[1].cancelled()
+            assert tasks[2].result() == ["b!"]
+            assert isinstance(tasks[0].exception(), PredictionFailed)
+            assert queue.batches == [
+                ("s", ["poison", "a", "b"]),
+                ("s", ["poison"]),
+                ("s", ["b"]),
+            ]
 
     in_loop(walk())
 
@@ -705,6 +736,23 @@ def test_retry_after_follows_the_measured_rate():
             waiting = queue.enter("x" * 60)
             assert 3 <= queue.batcher.retry_after() <= 60
             waiting.leave()
+
+    in_loop(walk())
+
+
+def test_what_a_long_request_has_behind_it_waits_no_more():
+    """Images that were taken into a batch make room for others."""
+
+    async def walk():
+        async with Queue(max_batch=2, max_images=4) as queue:
+            queue.worker.gate.clear()
+            queue.worker.started.clear()
+            long = queue.ask("abcd")
+            await queue.worker.started.wait()
+            assert queue.batcher.waiting_images == 2
+            other = queue.ask("ef")
+            queue.worker.gate.set()
+            await asyncio.gather(long, other)
 
     in_loop(walk())
 

@@ -9,10 +9,11 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ttc_core.corruptions import check, corrupt
 from ttc_core.corruptions.pixels import Images
+from ttc_core.geometry import to_rgb
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 _LOSSLESS = {".png": "PNG", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
@@ -94,12 +95,7 @@ def _read(path: Path) -> Images:
     """Return an image file as (H, W, 3) uint8, upright, RGB."""
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            if upright.mode in ("I", "F"):
-                raise ValueError("its values have no known range")
-            return np.array(upright.convert("RGB"))
+            return np.array(to_rgb(image))
     except Exception as error:  # Pillow's decoders fail on bad files in many ways
         raise ValueError(
             f"{path} cannot be read as one of {', '.join(_FORMATS)}: {error}"

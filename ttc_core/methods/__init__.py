@@ -1,6 +1,5 @@
 """The methods by name: `create("ttc", model)` makes a stream's adapting classifier."""
 
-import importlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from ttc_core.methods.source import Source
 from ttc_core.methods.tent import Tent
 from ttc_core.methods.ttc import TTC
 from ttc_core.model import SourceModel
+from ttc_core.plugins import import_attribute
 
 # How a method is made: Class(source_model, **settings).
 MethodClass = Callable[..., Method]
@@ -39,16 +39,12 @@ def method_class(name: str) -> MethodClass:
     """
     if name in METHODS:
         return METHODS[name]
-    module_name, _, class_name = name.partition(":")
-    if not class_name:
+    if ":" not in name:
         raise ValueError(
             f"There is no method {name!r}; there are {', '.join(METHODS)}, or a class of your "
             "own as package.module:Class."
         )
-    try:
-        found: MethodClass = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"The method {name} cannot be imported: {error}.") from None
+    found: MethodClass = import_attribute(name)
     return found
 
 
@@ -82,21 +78,37 @@ def settings_for(name: str, given: Mapping[str, str], *, statistics: str | None)
         method, dot, parameter = key.rpartition(".")
         if not dot:
             raise ValueError(f"--set takes METHOD.PARAM=VALUE; got {key!r}.")
-        if method == name:
-            settings[parameter] = value if own else _literal(value)
-        elif method == "moving":
+        if method == "moving":
             moving[parameter] = value
-        elif method not in METHODS and ":" not in method:
+        elif method == name:
+            settings[parameter] = value if own else _literal(value)
+        elif method in METHODS:
+            _check_name(method, parameter)
+        elif ":" not in method:
             raise ValueError(
                 f"--set {key}: there is no method {method!r}; there are {', '.join(METHODS)}."
             )
-    takes = getattr(own, "Settings", MethodSettings).model_fields
-    if "statistics" in takes:
+    if "statistics" in _fields(own):
         if statistics is not None:
             settings.setdefault("statistics", statistics)
         if moving:
             settings["moving"] = moving
     return settings
+
+
+def _fields(method: MethodClass | None) -> Mapping[str, Any]:
+    declared: type[MethodSettings] = getattr(method, "Settings", MethodSettings)
+    return declared.model_fields
+
+
+def _check_name(method: str, parameter: str) -> None:
+    """A misspelt setting is a mistake also where its method does not run."""
+    known = _fields(METHODS[method])
+    if parameter not in known:
+        raise ValueError(
+            f"{method}.{parameter} is not a setting of {method}; its settings are: "
+            f"{', '.join(known) or 'none'}."
+        )
 
 
 def _literal(value: str) -> Any:

@@ -87,9 +87,9 @@ class AffineLearner:
         numbers = torch.stack([*row, selected.to(loss.dtype), get_total_norm(gradients)])
         total, entropy_term, similarity_term, count, norm = numbers.tolist()
         if count == 0:
-            return self.skip("none_selected")
+            return Adaptation(skipped="none_selected", drift=self.drift)
         if not (math.isfinite(total) and math.isfinite(norm)):
-            return self.skip("non_finite")
+            return Adaptation(skipped="non_finite", drift=self.drift)
         self._accumulate(gradients, images)
         if step:
             self.step()
@@ -100,12 +100,7 @@ class AffineLearner:
             selected=int(count),
             stepped=step,
             drift=self.drift,
-            pending_batches=self.pending_batches,
         )
-
-    def skip(self, reason: str) -> Adaptation:
-        """Say that nothing was learned, and why."""
-        return Adaptation(skipped=reason, drift=self.drift, pending_batches=self.pending_batches)
 
     def _accumulate(self, gradients: list[Tensor], images: int) -> None:
         if self._gradients:

@@ -106,7 +106,6 @@ class Adaptation:
         stepped: whether the optimizer moved the parameters.
         skipped: None, or why nothing was learned: "none_selected", "non_finite" or "shed".
         drift: ‖θ − θ_source‖₂ / ‖θ_source‖₂ over the adapted parameters afterwards.
-        pending_batches: batches whose gradients wait for the next step.
     """
 
     loss: float | None = None
@@ -116,7 +115,6 @@ class Adaptation:
     stepped: bool = False
     skipped: str | None = None
     drift: float = 0.0
-    pending_batches: int = 0
 
 
 class Method(Protocol):
@@ -139,6 +137,14 @@ class Method(Protocol):
     @property
     def version(self) -> int:
         """Optimizer steps taken since the start or the last reset."""
+
+    @property
+    def pending_batches(self) -> int:
+        """Batches whose gradients wait for the next step."""
+
+    @property
+    def drift(self) -> float:
+        """‖θ − θ_source‖₂ / ‖θ_source‖₂ over the adapted parameters; 0 where none adapt."""
 
     def predict(self, images: Tensor) -> Prediction:
         """Answer images (N, 3, H, W), uint8 or float in [0, 1]. Changes nothing."""

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from ttc_core.methods.contract import Adaptation, Pending, Prediction, State
+from ttc_core.methods.contract import Adaptation, Prediction, State
 from ttc_core.methods.settings import NormSettings
+from ttc_core.methods.source import unselected_prediction
 from ttc_core.methods.views import stream_statistics, two_views
 from ttc_core.model import SourceModel
-from ttc_core.objective import entropy
 
 
 class Norm:
@@ -22,7 +22,8 @@ class Norm:
     adapts: ClassVar[frozenset[str]] = frozenset({"moments"})
     Settings: ClassVar[type[NormSettings]] = NormSettings
     selects: ClassVar[bool] = False
-    version = 0
+    version = pending_batches = 0
+    drift = 0.0
 
     def __init__(self, model: SourceModel, **settings: Any) -> None:
         self._settings = self.Settings.create("norm", model.classes, settings)
@@ -48,14 +49,7 @@ class Norm:
             logits = (plain.logits + mirrored.logits) / 2
         else:
             logits = self.model.run(inputs, look=look).logits
-        return Prediction(
-            logits=logits,
-            probabilities=logits.softmax(dim=1),
-            entropy=entropy(logits),
-            selected=torch.zeros(len(logits), dtype=torch.bool, device=logits.device),
-            version=0,
-            pending=Pending(share=self._statistics.share(look)),
-        )
+        return unselected_prediction(logits, self._statistics.share(look))
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         if not prediction.is_finite():

@@ -6,9 +6,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from ttc_core.methods.contract import Adaptation, Prediction, State
+from ttc_core.methods.contract import Adaptation, Pending, Prediction, State
 from ttc_core.methods.settings import SourceSettings
 from ttc_core.model import SourceModel
+from ttc_core.normalization import Share
 from ttc_core.objective import entropy
 
 
@@ -18,7 +19,8 @@ class Source:
     adapts: ClassVar[frozenset[str]] = frozenset()
     Settings: ClassVar[type[SourceSettings]] = SourceSettings
     selects: ClassVar[bool] = False
-    version = 0
+    version = pending_batches = 0
+    drift = 0.0
 
     def __init__(self, model: SourceModel, **settings: Any) -> None:
         self.Settings.create("source", model.classes, settings)
@@ -46,7 +48,7 @@ class Source:
         return type(self)(self.model)
 
 
-def unselected_prediction(logits: Tensor) -> Prediction:
+def unselected_prediction(logits: Tensor, share: Share | None = None) -> Prediction:
     """The prediction of a method that learns from no image."""
     return Prediction(
         logits=logits,
@@ -54,4 +56,5 @@ def unselected_prediction(logits: Tensor) -> Prediction:
         entropy=entropy(logits),
         selected=torch.zeros(len(logits), dtype=torch.bool, device=logits.device),
         version=0,
+        pending=Pending(share=share),
     )

@@ -38,6 +38,14 @@ class Tent:
     def version(self) -> int:
         return self._learner.steps
 
+    @property
+    def pending_batches(self) -> int:
+        return self._learner.pending_batches
+
+    @property
+    def drift(self) -> float:
+        return self._learner.drift
+
     @torch.enable_grad()
     def predict(self, images: Tensor) -> Prediction:
         inputs = self.model.normalize(self.model.to_unit(images))
@@ -72,11 +80,11 @@ class Tent:
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         if not prediction.is_finite():
-            return self._learner.skip("non_finite")
+            return Adaptation(skipped="non_finite", drift=self.drift)
         pending = prediction.pending
         if not learn:
             self._statistics.commit(pending.share)
-            return self._learner.skip("shed")
+            return Adaptation(skipped="shed", drift=self.drift)
         assert pending.entropy is not None
         with torch.enable_grad():
             loss = pending.entropy.mean()

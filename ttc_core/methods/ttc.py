@@ -46,6 +46,14 @@ class TTC:
     def version(self) -> int:
         return self._learner.steps
 
+    @property
+    def pending_batches(self) -> int:
+        return self._learner.pending_batches
+
+    @property
+    def drift(self) -> float:
+        return self._learner.drift
+
     @torch.enable_grad()
     def predict(self, images: Tensor) -> Prediction:
         s = self._settings
@@ -108,11 +116,11 @@ class TTC:
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         if not prediction.is_finite():
-            return self._learner.skip("non_finite")
+            return Adaptation(skipped="non_finite", drift=self.drift)
         pending = prediction.pending
         if not learn:
             self._statistics.commit(pending.share)
-            return self._learner.skip("shed")
+            return Adaptation(skipped="shed", drift=self.drift)
         with torch.enable_grad():
             loss, entropy_term, similarity_term = self._loss(prediction)
         outcome = self._learner.learn(
@@ -160,10 +168,12 @@ class TTC:
             return True
         return self._learner.pending_images + images + images / 2 >= s.samples_per_step
 
-    def end(self) -> None:
-        """The stream is over: step on what waits, if `flush_at_end` says so."""
-        if self._settings.flush_at_end and self._learner.pending_batches:
+    def end(self) -> bool:
+        """The stream is over: step on what waits, if `flush_at_end` says so; return whether."""
+        due = self._settings.flush_at_end and self._learner.pending_batches > 0
+        if due:
             self._learner.step()
+        return due
 
     def reset(self) -> None:
         self._learner.reset()

@@ -1,6 +1,7 @@
 """Accuracy tables in the form of the paper's Table 2: methods × corruptions × average."""
 
 import csv
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -66,7 +67,7 @@ class AccuracyTable:
             cells = [
                 _cell(column[position], most) for column, most in zip(columns, best, strict=True)
             ]
-            text.append("| " + " | ".join([method.upper(), *cells]) + " |")
+            text.append("| " + " | ".join([_shown(method), *cells]) + " |")
         return "\n".join(text) + "\n"
 
     def csv(self) -> str:
@@ -91,32 +92,60 @@ def accuracy_tables(rows: Iterable[Row]) -> list[AccuracyTable]:
         if row["corruption"] != "clean":
             severities.setdefault(_setting(row), {})[row["severity"]] = None
     groups: dict[tuple[Any, ...], dict[str, dict[str, float]]] = {}
+    labels = _labels(rows)
     for row in rows:
+        if row["accuracy"] is None:
+            continue  # a replay of which nothing was answered
         setting = _setting(row)
         clean = row["corruption"] == "clean"
         for severity in severities.get(setting, [None]) if clean else [row["severity"]]:
             cells = groups.setdefault((*setting, severity), {})
-            cells.setdefault(row["method"], {})[row["corruption"]] = 100 * row["accuracy"]
+            label = labels[row["method"], json.dumps(row["settings"], sort_keys=True)]
+            cells.setdefault(label, {})[row["corruption"]] = 100 * row["accuracy"]
     return [_table(key, lines) for key, lines in groups.items()]
 
 
+def _labels(rows: Iterable[Row]) -> dict[tuple[str, str], str]:
+    """Name each method; where one comes with several settings, with those that differ."""
+    variants: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        text = json.dumps(row["settings"], sort_keys=True)
+        variants.setdefault(row["method"], {})[text] = row["settings"]
+    labels = {}
+    for method, settings in variants.items():
+        names = sorted({name for values in settings.values() for name in values})
+        differing = [n for n in names if len({str(v.get(n)) for v in settings.values()}) > 1]
+        for text, values in settings.items():
+            details = ", ".join(f"{name}={values.get(name)}" for name in differing)
+            labels[method, text] = f"{method} ({details})" if details else method
+    return labels
+
+
 def _setting(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("data", "model", "batch_size", "order", "protocol"))
+    names = ("data", "model", "batch_size", "order", "protocol", "limit", "seed")
+    return tuple(row.get(name) for name in names)
 
 
 def _table(key: tuple[Any, ...], cells: Mapping[str, Mapping[str, float]]) -> AccuracyTable:
-    data, model, batch_size, order, protocol, severity = key
+    data, model, batch_size, order, protocol, limit, seed, severity = key
     present = {name for values in cells.values() for name in values}
     columns = [name for name in ("clean", *CORRUPTIONS) if name in present]
-    known = [method for method in METHOD_ORDER if method in cells]
-    methods = known + [method for method in cells if method not in METHOD_ORDER]
+    order_of = {method: rank for rank, method in enumerate(METHOD_ORDER)}
+    methods = sorted(cells, key=lambda label: order_of.get(label.split(" ")[0], len(order_of)))
     at = "" if severity is None else f", severity {severity}"
     return AccuracyTable(
         caption=f"Accuracy in % on {data}{at}; model {model}, batches of {batch_size}, "
-        f"order {order}, {protocol}",
+        f"order {order}, {protocol}, seed {seed}"
+        + ("" if limit is None else f", first {limit} images"),
         columns=columns,
         lines={method: [cells[method].get(name) for name in columns] for method in methods},
     )
+
+
+def _shown(label: str) -> str:
+    """Method names in capitals, as the paper has them; their settings as they are."""
+    method, _, settings = label.partition(" ")
+    return f"{method.upper()} {settings}".strip() if method in METHOD_ORDER else label
 
 
 def _cell(value: float | None, best: float | None) -> str:
