@@ -509,7 +509,10 @@ def corrupt(source: Path, target: Path, corruption: str, severity: int, seed: in
     from ttc_core.corruptions import CORRUPTIONS
     from ttc_core.corruptions.files import corrupt_path
 
-    _several(corruption, CORRUPTIONS)
+    if corruption not in ("clean", *CORRUPTIONS):
+        raise click.UsageError(
+            f"There is no corruption {corruption!r}; there are clean, {', '.join(CORRUPTIONS)}."
+        )
     try:
         count = corrupt_path(source, target, corruption, severity, seed)
     except (ValueError, OSError) as error:

@@ -81,7 +81,7 @@ def test_sigterm_in_mid_load_answers_every_accepted_image(slow_method, pictures,
     saved = capsys.readouterr().out
     assert "slow:SlowTent" in saved
     assert "steps 12" in saved
-    assert any("stopped; 1 streams saved" in line for line in server.lines)
+    assert any("1 of 1 streams saved" in line for line in server.lines)
 
 
 def accepted_images(url):

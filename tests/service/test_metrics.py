@@ -59,7 +59,7 @@ FROM_THE_START = {
     ("ttc_batches_total", "reason"): {"full", "wait", "drain"},
     ("ttc_loss", "term"): {"entropy", "similarity", "total"},
     ("ttc_adaptation_skipped_total", "reason"): {"none_selected", "non_finite", "shed"},
-    ("ttc_resets_total", "cause"): {"request"},
+    ("ttc_resets_total", "cause"): {"request", "failure"},
     ("ttc_predictions_total", "class"): set(map(str, range(10))),
 }
 

@@ -491,7 +491,7 @@ def test_an_adaptation_says_what_happened(learner):
     assert outcome.loss is not None
     assert outcome.entropy is not None
     assert math.isfinite(outcome.loss)
-    assert outcome.stepped == (method.pending_batches == 0)
+    assert outcome.stepped == (learner.pending_batches == 0)
     walk(learner, batches(3, seed=1))
     last = learner.adapt(learner.predict(batches(1)[0]))
     affine, source = learner.state()["affine"], learner.model.affine

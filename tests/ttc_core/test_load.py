@@ -340,7 +340,7 @@ def test_read_state_dict_gives_plain_names(tmp_path):
         ("torchvision/resnet18?weights=V9", r"weights=V9: resnet18 has IMAGENET1K_V1"),
         ("no.such.module:factory", r"no\.such\.module:factory cannot be imported"),
         (f"{NETWORKS}:missing", r"networks:missing cannot be imported"),
-        (f"{NETWORKS}:wants_two_arguments", r"must take no arguments"),
+        (f"{NETWORKS}:wants_two_arguments", r"missing 1 required positional argument"),
         (f"{NETWORKS}:returns_text", r"must return an nn\.Module or a SourceModel.*str"),
         (f"{NETWORKS}:without_normalization", r"no BatchNorm, LayerNorm or GroupNorm"),
         (f"{NETWORKS}:HeadlessSum", r"split into features and head was not found.*split='NAME'"),

@@ -55,7 +55,7 @@ def test_a_table_in_full():
         "|---|---|---|---|\n"
         "| SOURCE | **66.7** | **90.0** | **78.3** |\n"
         "| TTC | 25.0 | **90.0** | 57.5 |\n"
-        "| MY.OWN:METHOD | – | 80.0 | – |\n"  # noqa: RUF001
+        "| my.own:Method | – | 80.0 | – |\n"  # noqa: RUF001
     )
 
 

@@ -104,7 +104,7 @@ def test_a_file_of_something_else_is_refused(change, sentence, path):
 def test_other_settings_are_refused(path):
     """A state means something only with the settings it was made under."""
     save(path, adapted(**SETTINGS))
-    with pytest.raises(StateError, match=r"saved for settings .*samples_per_step"):
+    with pytest.raises(StateError, match=r"saved for samples_per_step=16, not 32"):
         load(path, create("ttc", make_model(), **{**SETTINGS, "samples_per_step": 32}))
 
 

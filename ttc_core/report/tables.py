@@ -100,7 +100,7 @@ def accuracy_tables(rows: Iterable[Row]) -> list[AccuracyTable]:
         clean = row["corruption"] == "clean"
         for severity in severities.get(setting, [None]) if clean else [row["severity"]]:
             cells = groups.setdefault((*setting, severity), {})
-            label = labels[row["method"], json.dumps(row["settings"], sort_keys=True)]
+            label = labels[row["method"], json.dumps(row.get("settings", {}), sort_keys=True)]
             cells.setdefault(label, {})[row["corruption"]] = 100 * row["accuracy"]
     return [_table(key, lines) for key, lines in groups.items()]
 
@@ -109,8 +109,8 @@ def _labels(rows: Iterable[Row]) -> dict[tuple[str, str], str]:
     """Name each method; where one comes with several settings, with those that differ."""
     variants: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
-        text = json.dumps(row["settings"], sort_keys=True)
-        variants.setdefault(row["method"], {})[text] = row["settings"]
+        text = json.dumps(row.get("settings", {}), sort_keys=True)
+        variants.setdefault(row["method"], {})[text] = row.get("settings", {})
     labels = {}
     for method, settings in variants.items():
         names = sorted({name for values in settings.values() for name in values})
@@ -135,7 +135,8 @@ def _table(key: tuple[Any, ...], cells: Mapping[str, Mapping[str, float]]) -> Ac
     at = "" if severity is None else f", severity {severity}"
     return AccuracyTable(
         caption=f"Accuracy in % on {data}{at}; model {model}, batches of {batch_size}, "
-        f"order {order}, {protocol}, seed {seed}"
+        f"order {order}, {protocol}"
+        + ("" if seed is None else f", seed {seed}")
         + ("" if limit is None else f", first {limit} images"),
         columns=columns,
         lines={method: [cells[method].get(name) for name in columns] for method in methods},
