@@ -38,9 +38,9 @@ PRESETS = {"table2": {"methods": "all", "corruptions": "all"}}
 
 def main() -> None:
     """Run the command line. Exit status 0 done, 2 wrong usage, 1 anything else, 130 interrupted."""
-    # torch's threads spin while they wait for one another; beside other work (a client, the
-    # decoding, a neighbour) that costs up to nine tenths of the speed, sleeping next to nothing.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # torch's threads spin while they wait for one another. Beside other work (a client, decoding,
+    # a neighbour) that takes the processor from those they wait for: spin for moments only.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     sys.path.append(str(Path.cwd()))  # so that package.module:factory finds one's own module
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
