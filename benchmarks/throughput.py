@@ -11,24 +11,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import click
 import torch
 from rich.console import Console
 
-from benchmarks.algorithm_1 import Algorithm1, run
+from benchmarks.bare_loop import BATCH, CORRUPTION
 from service.launch import launch
 from service.replay import ReplayPlan, replay
 from service.view import View
-from ttc_core.datasets import Geometry, Stream, open_data
-from ttc_core.evaluate import as_batch
-from ttc_core.load import load
 from ttc_core.rows import Rows, read_rows
-
-BATCH = 100
-CORRUPTION = "gaussian_noise"
 
 
 @click.command()
@@ -37,13 +30,11 @@ CORRUPTION = "gaussian_noise"
 @click.option("--rounds", default=5, show_default=True)
 def main(spec: str, images: int, rounds: int) -> None:
     """Print the medians and their ratios."""
-    stream = open_data("bundled", Geometry(32)).open(CORRUPTION, 5, limit=images)
     seconds: dict[str, list[float]] = {"bare": [], "evaluate": [], "replay": []}
     with launch("--method", "ttc", "--paper", "--model", spec, "--device", "cpu") as server:
         plan = ReplayPlan("bundled", server.url, (CORRUPTION,), limit=images, reset_between=True)
-        _bare(spec, stream)  # one-time costs
         for number in range(rounds):
-            seconds["bare"].append(_bare(spec, stream))
+            seconds["bare"].append(_bare(spec, images))
             seconds["evaluate"].append(_evaluate(spec, images))
             seconds["replay"].append(_replay(plan))
             line = ", ".join(f"{name} {images / runs[-1]:.0f}" for name, runs in seconds.items())
@@ -56,18 +47,14 @@ def main(spec: str, images: int, rounds: int) -> None:
     click.echo(f"replay / evaluate: {median['replay'] / median['evaluate']:.3f}")
 
 
-def _bare(spec: str, stream: Stream) -> float:
-    model = load(spec)  # anew: the bare loop changes the network
-    mean, std = (torch.tensor(values)[:, None, None] for values in (model.mean, model.std))
-    algorithm = Algorithm1(model.module, model.split, mean, std, q=200 // BATCH)
-    batches = [as_batch(images).contiguous() for images, _ in stream.batches(BATCH)]
-    started = time.perf_counter()
-    run(algorithm, iter(batches))
-    return time.perf_counter() - started
+def _bare(spec: str, images: int) -> float:
+    """Seconds of the bare loop; as a process of its own, like the others."""
+    command = [sys.executable, "-m", "benchmarks.bare_loop", spec, str(images)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def _evaluate(spec: str, images: int) -> float:
-    """Seconds that `ttc evaluate` itself states; as a process, since it sets its threads' waiting."""
+    """Seconds that `ttc evaluate` states; as a process, since it sets how its threads wait."""
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.jsonl"
         command = [sys.executable, "-m", "service.cli", "evaluate", "bundled", "--model", spec]

@@ -38,9 +38,6 @@ PRESETS = {"table2": {"methods": "all", "corruptions": "all"}}
 
 def main() -> None:
     """Run the command line. Exit status 0 done, 2 wrong usage, 1 anything else, 130 interrupted."""
-    # torch's threads spin while they wait for one another. Beside other work (a client, decoding,
-    # a neighbour) that takes the processor from those they wait for: spin for moments only.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     sys.path.append(str(Path.cwd()))  # so that package.module:factory finds one's own module
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
@@ -256,6 +253,9 @@ class EvaluationView:
 @settings_options
 def serve(**given: Any) -> None:
     """Serve a model that adapts to what it is asked about."""
+    # torch's threads spin while they wait for one another. Beside other work (decoding, clients, a
+    # neighbour) that takes the processor from those they wait for: let them spin for moments only.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is imported
     import torch
 
     from service import server
@@ -274,6 +274,13 @@ def serve(**given: Any) -> None:
             f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. "
             "Choose another with --port, or 0 for a free one."
         ) from error
+    if settings.state_dir is not None:
+        try:
+            settings.state_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise click.ClickException(
+                f"--state-dir {settings.state_dir} cannot be used: {error.strerror}."
+            ) from error
     with listener:
         if settings.threads:
             torch.set_num_threads(settings.threads)

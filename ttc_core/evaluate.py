@@ -173,7 +173,8 @@ class Evaluation:
                         watcher.found(existing)
                     continue
                 if not warmed_up:
-                    warm_up(method, stream.read(stream.positions[:1]).shape[1])
+                    side = stream.read(stream.positions[:1]).shape[1]
+                    warm_up(method, side, images=min(self.batch_size, len(stream)))
                     warmed_up = True
                 if self.protocol == "episodic":
                     method.reset()
