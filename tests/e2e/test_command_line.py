@@ -209,6 +209,7 @@ def test_code_in_a_weight_file_is_not_run(ttc, code_in_pickle, name):
         ("corrupt {tmp}/part {tmp}/out --corruption fog --severity 1", "part"),
         ("train --data {tmp}/none --out {tmp}/out", "none"),
         ("replay bundled --corruptions fog --url http://127.0.0.1:9", "Nothing answers"),
+        ("serve --port 0 --state-dir {tmp}/part/labels.npy", "labels.npy cannot be used"),
     ],
 )
 def test_what_fails_exits_with_1_and_a_sentence(ttc, tmp_path, arguments, named):
