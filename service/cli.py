@@ -268,7 +268,7 @@ def serve(**given: Any) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        listener = server.listen(settings.host, settings.port)
+        listener = server.bind(settings.host, settings.port)
     except OSError as error:
         raise click.ClickException(
             f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. "

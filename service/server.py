@@ -58,22 +58,27 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Open the listening socket.
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address; connections are refused until the service runs on it.
 
     Raises:
         OSError: the port is in use, or the address is not one of this machine.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=2048)
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # Else an answer's body waits 40 ms for the client to acknowledge its headers; asyncio sets this
     # only on sockets it made itself.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 
 def run(app: FastAPI, settings: Settings, listener: socket.socket) -> bool:
-    """Serve on an open socket until a signal; return whether all went well to the end."""
+    """Serve on a bound socket until a signal; return whether all went well to the end."""
     config = uvicorn.Config(
         app,
         log_config=None,
