@@ -274,14 +274,14 @@ def serve(**given: Any) -> None:
             f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. "
             "Choose another with --port, or 0 for a free one."
         ) from error
-    if settings.state_dir is not None:
-        try:
-            settings.state_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise click.ClickException(
-                f"--state-dir {settings.state_dir} cannot be used: {error.strerror}."
-            ) from error
     with listener:
+        if settings.state_dir is not None:
+            try:
+                settings.state_dir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise click.ClickException(
+                    f"--state-dir {settings.state_dir} cannot be used: {error.strerror}."
+                ) from error
         if settings.threads:
             torch.set_num_threads(settings.threads)
         model = _load_model(settings.model, settings.device, settings.mean, settings.std)

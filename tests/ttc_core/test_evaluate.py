@@ -78,6 +78,9 @@ class Watch:
         self.batches = 0
         self.columns: list[dict[str, Any]] = []
 
+    def found(self, row) -> None:
+        """Rows that are there are no pass."""
+
     def started(self, method, stream) -> None:
         self.begun.append((method, stream.corruption))
 
