@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Which model `make benchmark` runs.
+MODEL := bundled
 # A few corruptions of each kind, where all fifteen would take an hour.
 SOME := gaussian_noise,defocus_blur,fog,contrast,pixelate,jpeg_compression
 
@@ -40,8 +42,7 @@ small-batches: $(INSTALLED)  ## single images one after another against batches 
 	$(BIN)/ttc report results/paper.jsonl --out results/paper
 
 benchmark: $(INSTALLED)  ## images a second beside a bare loop, offline and over HTTP
-	$(BIN)/python -m benchmarks.throughput
-	$(BIN)/python -m benchmarks.throughput --model cifar/resnet20@../shared/data/models/resnet20.th
+	$(BIN)/python -m benchmarks.throughput --model $(MODEL)
 
 clean:
 	rm -rf $(VENV) results
