@@ -300,7 +300,7 @@ def _introduction(settings: Settings, source: "Method") -> list[str]:
     import torch
 
     model = source.model
-    adapted = model.affine.values() if "affine" in source.adapts else ()
+    adapted = model.affine.values() if "affine" in getattr(source, "adapts", ()) else ()
     count = sum(tensor.numel() for tensor in adapted)
     threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
     lines = [
@@ -308,7 +308,10 @@ def _introduction(settings: Settings, source: "Method") -> list[str]:
         f"features ({model.feature_dimension}) → {model.split} → logits, "
         f"{count:,} adapted parameters in {len(adapted)} tensors",
         f"Method {settings.method}: "
-        + (", ".join(f"{k}={v}" for k, v in source.settings.items()) or "no settings"),
+        + (
+            ", ".join(f"{k}={v}" for k, v in getattr(source, "settings", {}).items())
+            or "no settings"
+        ),
     ]
     chosen = settings.model_dump(exclude={"model", "method", "set", "token"}, mode="json")
     lines.append("Settings: " + ", ".join(f"{flag(k)} {v}" for k, v in chosen.items()))

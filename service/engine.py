@@ -188,7 +188,9 @@ class Engine:
         record.images += len(answered.labels)
         record.batches += 1
         try:
-            outcome = record.method.adapt(answered.prediction, learn=learn)
+            # A method of a user's own may always learn, and take no such option.
+            options = {} if learn else {"learn": False}
+            outcome = record.method.adapt(answered.prediction, **options)
         except Exception as error:
             # A failure in the middle may have left anything behind: the source is safe.
             log.exception("adapting stream %s failed; it is back at the source", stream)
@@ -205,7 +207,7 @@ class Engine:
 
     def _count(self, answered: _Answered) -> None:
         """Count a batch's answers, once the clients have them."""
-        selects = self._streams[answered.stream].method.selects
+        selects = getattr(self._streams[answered.stream].method, "selects", True)
         self._metrics.count_answers(answered.answers, answered.labels, selects=selects)
 
     # Control

@@ -181,7 +181,7 @@ class Evaluation:
                 if watcher is not None:
                     watcher.started(name, stream)
                 tally = run_stream(method, stream, self.batch_size, watcher)
-                row |= tally.results(selects=method.selects)
+                row |= tally.results(selects=getattr(method, "selects", True))
                 columns = tally.arrays()
                 if existing is None:
                     row = rows.append(row, {k: v for k, v in columns.items() if k != "logits"})
@@ -205,6 +205,6 @@ class Evaluation:
             "batch_size": self.batch_size,
             "limit": self.limit,
             "seed": self.seed,
-            "settings": dict(method.settings),
+            "settings": dict(getattr(method, "settings", {})),
             **self.fields,
         }

@@ -116,7 +116,7 @@ def _identity(method: Method, name: str, model: str) -> dict[str, str]:
         "method": name,
         "model": model,
         "weights": method.model.digest,
-        "settings": json.dumps(dict(method.settings)),
+        "settings": json.dumps(dict(getattr(method, "settings", {}))),
     }
 
 

@@ -51,7 +51,7 @@ async def status(service: ServiceNow) -> StatusResponse:
             accuracy=model.accuracy,
         ),
         method=settings.method,
-        settings={"method": dict(service.source.settings), "server": shown},
+        settings={"method": dict(getattr(service.source, "settings", {})), "server": shown},
         device=str(model.device),
         streams={
             name: StreamStatus(

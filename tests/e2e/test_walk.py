@@ -13,6 +13,7 @@ import torch
 from service.replay import to_png
 from service.routes import context
 from service.schemas import PredictResponse, ResetResponse, StatusResponse
+from tests.fixtures.methods import Plain
 from ttc_core.methods.source import Source
 
 PNG = {"Content-Type": "image/png"}
@@ -744,3 +745,13 @@ def test_streams_are_bounded(serve, pictures):
         running.at_rest()
         running.http.post("/reset?stream=b")  # which frees its place
         ask(running, pictures[:1], params={"stream": "c"})
+
+
+def test_a_method_with_the_verbs_alone_is_served(serve, make_method, pictures):
+    """Version, settings, selection and the option not to learn are a method's own business."""
+    with serve(source=Plain(make_method("source").model), method="mine:Plain") as running:
+        ask(running, pictures[:4])
+        status = running.at_rest()
+    assert status["events"] == []
+    assert status["streams"]["default"]["batches"] == 1
+    assert status["settings"]["method"] == {}
