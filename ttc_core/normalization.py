@@ -116,6 +116,9 @@ class Statistics(Protocol):
     def look(self, images: int) -> Look:
         """A look for a pass over `images` images (each may come in several views)."""
 
+    def repeated(self, look: Look) -> Look:
+        """A look for further passes over altered copies of the images of a finished pass."""
+
     def share(self, look: Look) -> Share | None:
         """What the batch of a finished pass adds; None where nothing moves."""
 
@@ -142,6 +145,9 @@ class FixedStatistics:
 
     def look(self, images: int) -> Look:
         return self._look
+
+    def repeated(self, look: Look) -> Look:
+        return look
 
     def share(self, look: Look) -> None:
         return None
@@ -181,6 +187,11 @@ class MovingStatistics:
 
     def look(self, images: int) -> Look:
         return MovingLook(self.moments, self._weight(images), images)
+
+    def repeated(self, look: Look) -> Look:
+        """Normalise as the finished pass did; nothing more moves."""
+        assert isinstance(look, MovingLook)
+        return look.again
 
     def share(self, look: Look) -> Share:
         assert isinstance(look, MovingLook)
@@ -229,6 +240,7 @@ class MovingLook:
     ) -> None:
         self._moments, self._weight, self._images = moments, weight, images
         self._batch: dict[str, tuple[Tensor, Tensor]] = {}
+        self._used: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __call__(
         self,
@@ -245,6 +257,21 @@ class MovingLook:
             mean, square = _move(self._moments[layer], self._batch[layer], self._weight)
             # Rounding may leave a constant channel's variance a little below 0.
             variance = (square - mean.square()).clamp_(min=0)
+        self._used[layer] = mean, variance
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+
+    def again(
+        self,
+        layer: str,
+        x: Tensor,
+        _mean: Tensor,
+        _variance: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        """A look of its own: the mean and variance that the finished pass used."""
+        mean, variance = self._used[layer]
         return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
 
     @property

@@ -63,3 +63,18 @@ def select_confident(entropies: Tensor) -> Tensor:
     all, so an empty selection must be expected. Source: the paper's Eq. 11 and 12 (SS).
     """
     return entropies <= entropies.mean()
+
+
+def divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """Return KL(softmax(logits) ‖ softmax(reference)) of each row, in nats.
+
+    Args:
+        logits, reference: (N, K).
+
+    Returns:
+        (N,), each at least 0 up to rounding, differentiable in both.
+
+    Source: Nguyen et al., "TIPI", CVPR 2023: the perturbed answer comes first ("reverse" KL).
+    """
+    log_p, log_q = logits.log_softmax(dim=1), reference.log_softmax(dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)

@@ -54,14 +54,40 @@ def ttc(network: str = "batch-norm", **settings: Any) -> Case:
     return Case("ttc", {"samples_per_step": 2 * BATCH, **settings}, network)
 
 
+def eta(network: str = "batch-norm", **settings: Any) -> Case:
+    """ETA that learns from the answers of an untrained network, which are anything but sure."""
+    return Case("eta", {"entropy_fraction": 1.0, "redundancy_margin": 1.01, **settings}, network)
+
+
 CASES = [
-    *(Case(name) for name in METHODS if name != "ttc"),  # which would not step within a test
+    # As they come TTC would not step within a test, and ETA would find no answer sure enough.
+    *(Case(name) for name in METHODS if name not in ("eta", "ttc")),
     Case(OWN_METHOD),
     Case("norm", {"source_images": 16}),
     Case("norm", {"statistics": "source"}),
     Case("norm", {"statistics": "moving"}),
     Case("norm", {"flip": True}),
     Case("norm", {"flip": True, "statistics": "moving"}),
+    Case("t3a", {"filter": 12}),
+    Case("t3a", {"filter": -1}),
+    Case("t3a", {"statistics": "batch"}),
+    Case("t3a", {"statistics": "moving"}),
+    Case("t3a", {}, "layer-norm"),
+    eta(),
+    eta(statistics="source"),
+    eta(statistics="moving"),
+    eta(optimizer="sgd", lr=0.05),
+    eta("group-norm"),
+    eta("layer-norm", statistics="moving"),
+    Case("tipi", {"start": "zero"}),
+    Case("tipi", {"answer": "after"}),
+    Case("tipi", {"entropy_weight": 1.0}),
+    Case("tipi", {"statistics": "source"}),
+    Case("tipi", {"statistics": "moving"}),
+    Case("tipi", {"statistics": "moving", "answer": "after", "entropy_weight": 1.0}),
+    Case("tipi", {"optimizer": "sgd", "lr": 0.05}),
+    Case("tipi", {}, "group-norm"),
+    Case("tipi", {"statistics": "moving"}, "layer-norm"),
     Case("tent", {"statistics": "source"}),
     Case("tent", {"statistics": "moving"}),
     Case("tent", {"flip": True}),
@@ -403,11 +429,12 @@ def test_a_loss_that_is_no_number_teaches_nothing(device, statistics):
 
 
 @pytest.mark.parametrize("statistics", ["batch", "moving"])
-@pytest.mark.parametrize("name", ["tent", "ttc"])
+@pytest.mark.parametrize("name", ["tent", "eta", "ttc"])
 @pytest.mark.parametrize("factor", [math.nan, math.inf], ids=["nan", "inf"])
 def test_a_gradient_that_is_no_number_teaches_nothing(name, statistics, factor, models):
     """Finite answers, but their entropy's gradient overflows: nothing moves, nothing is kept."""
-    method = create(name, models("batch-norm"), statistics=statistics)
+    settings = eta().settings if name == "eta" else {}
+    method = create(name, models("batch-norm"), statistics=statistics, **settings)
     walk(method, batches(3))
     before = method.state()
     prediction = method.predict(make_images(BATCH))

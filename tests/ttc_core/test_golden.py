@@ -57,6 +57,12 @@ CASES = [
     Case("tent", "tent", ADAM),
     Case("tent_n20", "tent", ADAM, batch_size=20),
     Case("tent_sgd", "tent", SGD, settings={"optimizer": "sgd"}),
+    Case("t3a_k1", "t3a", EXACT, settings={"filter": 1}),
+    Case("t3a_k20", "t3a", EXACT, settings={"filter": 20}),
+    Case("t3a_k100", "t3a", EXACT),
+    Case("t3a_k20_batchbn", "t3a", STATISTICS, settings={"filter": 20, "statistics": "batch"}),
+    Case("eta_d0.4", "eta", ADAM),
+    Case("eta_d0.05", "eta", ADAM, settings={"redundancy_margin": 0.05}),
     ttc("ttc_q2"),
     ttc("ttc_q1", samples_per_step=100),
     ttc("ttc_q2_counter0", counter_start=0),
@@ -128,12 +134,99 @@ def test_method_reproduces_the_authors_code(
             adapted = method.state().get("affine", model.affine)[_layer(name, "param.")]
             # Adam may move a parameter whose gradient is nearly 0 by lr in either direction.
             np.testing.assert_allclose(adapted.numpy(), golden[name], atol=0.01, rtol=0)
+        if name == "probs_ema":
+            mean = method.state()["mean_answer"]["probabilities"]
+            np.testing.assert_allclose(mean.numpy(), golden[name], atol=1e-3, rtol=0)
+        if name == "prototypes":
+            _same_supports(method.state()["supports"], golden)
         if name.startswith("moment"):
             order, _, layer = name.partition(".")
             moment = method.state()["moments"][f"{order}.{_layer(layer, '')}"]
             np.testing.assert_allclose(moment.numpy(), golden[name], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("tipi_cifar_zero_start", {"start": "zero"}),
+        ("tipi_random_start", {"lr": 1e-3}),
+        ("tipi_random_start_tent1", {"lr": 1e-3, "entropy_weight": 1.0}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("answer", ["before", "after"])
+def test_tipi_reproduces_the_authors_code(
+    file: str, settings: dict[str, Any], answer: str, model: SourceModel, shared_data: Path
+) -> None:
+    """With the recorded start and direction, which rounding decides otherwise; both answers."""
+    golden = np.load(shared_data / "golden" / "gaussian_noise" / f"{file}.npz")
+    images = np.load(shared_data / "cifar10c" / "gaussian_noise.npy")
+    directions = torch.from_numpy(golden["grad_sign"]).split(100)
+    method = create("tipi", model, answer=answer, **settings)
+    random = torch.Generator().manual_seed(0)
+    logits, losses = [], []
+    for batch, direction in zip(
+        torch.from_numpy(images).permute(0, 3, 1, 2).split(100), directions, strict=True
+    ):
+        start = (torch.rand(batch.shape, generator=random) * 2 - 1) * 2 / 255
+        given = None if settings.get("start") == "zero" else start
+        prediction = method.predict(batch, start=given, direction=direction)
+        logits.append(prediction.logits.numpy())
+        losses.append(method.adapt(prediction).loss)
+    ours, theirs = np.concatenate(logits), golden["logits" if answer == "after" else "logits_pre"]
+    assert np.abs(ours - theirs).max() <= 0.05
+    assert np.abs(ours - theirs).mean() <= 0.004
+    assert (ours.argmax(axis=1) != theirs.argmax(axis=1)).sum() <= 4
+    np.testing.assert_allclose(np.array(losses, float), golden["losses"], atol=0.002, rtol=0)
+    for name in golden.files:
+        if name.startswith("param."):
+            adapted = method.state()["affine"][_tipi_layer(name)]
+            np.testing.assert_allclose(adapted.numpy(), golden[name], atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("start", ["zero", "random"])
+def test_tipi_left_to_itself_is_as_accurate(
+    start: str, model: SourceModel, shared_data: Path
+) -> None:
+    """Within two points of the authors' run, whichever way rounding sends it."""
+    name = "tipi_cifar_zero_start" if start == "zero" else "tipi_random_start"
+    golden = np.load(shared_data / "golden" / "gaussian_noise" / f"{name}.npz")
+    images = np.load(shared_data / "cifar10c" / "gaussian_noise.npy")
+    labels = np.load(shared_data / "cifar10c" / "labels.npy")
+    method = create(
+        "tipi", model, start=start, answer="after", lr=5e-4 if start == "zero" else 1e-3
+    )
+    answers = []
+    for batch in torch.from_numpy(images).permute(0, 3, 1, 2).split(100):
+        prediction = method.predict(batch)
+        answers.append(prediction.logits.argmax(dim=1).numpy())
+        method.adapt(prediction)
+    ours = (np.concatenate(answers) == labels).mean()
+    theirs = (golden["logits"].argmax(axis=1) == labels).mean()
+    assert abs(ours - theirs) < 0.02
+
+
+def _tipi_layer(name: str) -> str:
+    """Its authors replace each BatchNorm by one with two sets of buffers."""
+    return name.removeprefix("param.").replace(".main", "")
+
+
 def _layer(name: str, prefix: str) -> str:
     """The network's own name; the reference of the moving cases wraps the network as `net`."""
     return name.removeprefix(prefix).removeprefix("net.")
+
+
+def _same_supports(supports: dict[str, torch.Tensor], golden: Any) -> None:
+    """The same features are kept for each class, as their entropies tell, whatever their order."""
+    classes, entropies = supports["classes"].numpy(), supports["entropy"].numpy()
+    np.testing.assert_array_equal(np.bincount(classes, minlength=10), golden["supports_per_class"])
+    for label in range(10):
+        np.testing.assert_allclose(
+            np.sort(entropies[classes == label]),
+            np.sort(golden["support_entropy"][golden["support_class"] == label]),
+            atol=1e-4,
+        )
+    features = supports["features"].numpy()
+    sums = np.stack([features[classes == label].sum(axis=0) for label in range(10)], axis=1)
+    prototypes = sums / np.maximum(np.linalg.norm(sums, axis=0), 1e-12)
+    np.testing.assert_allclose(prototypes, golden["prototypes"], atol=1e-4)

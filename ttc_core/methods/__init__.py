@@ -5,10 +5,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ttc_core.methods.contract import Adaptation, Answers, Method, Prediction, State
+from ttc_core.methods.eta import Eta
 from ttc_core.methods.norm import Norm
 from ttc_core.methods.settings import MethodSettings
 from ttc_core.methods.source import Source
+from ttc_core.methods.t3a import T3A
 from ttc_core.methods.tent import Tent
+from ttc_core.methods.tipi import Tipi
 from ttc_core.methods.ttc import TTC
 from ttc_core.model import SourceModel
 from ttc_core.plugins import import_attribute
@@ -16,7 +19,16 @@ from ttc_core.plugins import import_attribute
 # How a method is made: Class(source_model, **settings).
 MethodClass = Callable[..., Method]
 
-METHODS: dict[str, MethodClass] = {"source": Source, "norm": Norm, "tent": Tent, "ttc": TTC}
+# In the order of the paper's tables.
+METHODS: dict[str, MethodClass] = {
+    "source": Source,
+    "norm": Norm,
+    "t3a": T3A,
+    "eta": Eta,
+    "tipi": Tipi,
+    "tent": Tent,
+    "ttc": TTC,
+}
 
 __all__ = [
     "METHODS",
@@ -66,7 +78,8 @@ def settings_for(name: str, given: Mapping[str, str], *, statistics: str | None)
 
     Args:
         given: of any methods; `moving.PARAM` belongs to each that takes moving statistics.
-        statistics: the default source of BatchNorm statistics, where the method has that choice.
+        statistics: where BatchNorm layers take their statistics from, unless it is given, in the
+            methods that would take the batch's.
 
     Raises:
         ValueError: a key is not METHOD.PARAM, or names a method that does not exist.
@@ -88,8 +101,8 @@ def settings_for(name: str, given: Mapping[str, str], *, statistics: str | None)
             raise ValueError(
                 f"--set {key}: there is no method {method!r}; there are {', '.join(METHODS)}."
             )
-    if "statistics" in _fields(own):
-        if statistics is not None:
+    if (choice := _fields(own).get("statistics")) is not None:
+        if statistics is not None and choice.default == "batch":
             settings.setdefault("statistics", statistics)
         if moving:
             settings["moving"] = moving

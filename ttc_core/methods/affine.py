@@ -1,16 +1,81 @@
-"""What TENT, TTC and their kin share: scales and shifts that a loss moves, step by step."""
+"""What TENT, ETA, TIPI and TTC share: scales and shifts that a loss moves, step by step."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from ttc_core.methods.contract import Adaptation, State
+from ttc_core.methods.contract import Adaptation, Prediction, State
 from ttc_core.methods.settings import OptimizerSettings
+from ttc_core.methods.views import stream_statistics
 from ttc_core.model import SourceModel
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one batch's gradient is taken on; scalars.
+
+    Attributes:
+        total: on which backward is called.
+        entropy, similarity: its terms, for the report only; None where there is none.
+        selected: the number of images it is over.
+    """
+
+    total: Tensor
+    entropy: Tensor
+    selected: Tensor
+    similarity: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of one batch's loss, and the loss's numbers on the host.
+
+    Attributes:
+        tensors: one for each adapted parameter.
+        skipped: None, or why nothing is to be learned from it.
+    """
+
+    tensors: list[Tensor]
+    total: float
+    entropy: float
+    similarity: float | None
+    selected: int
+    skipped: str | None
+
+
+def gradient(loss: Loss, parameters: Sequence[Tensor]) -> Gradient:
+    """Differentiate a loss with respect to the parameters a batch was predicted with.
+
+    A loss over nothing, and one that is not finite or has such a gradient, is marked to be skipped.
+    """
+    found = torch.autograd.grad(loss.total, list(parameters), allow_unused=True)
+    tensors = [
+        torch.zeros_like(parameter) if tensor is None else tensor
+        for tensor, parameter in zip(found, parameters, strict=True)
+    ]
+    similarity = loss.entropy if loss.similarity is None else loss.similarity
+    terms = (loss.total, loss.entropy, similarity, loss.selected.to(loss.total.dtype))
+    # One transfer for all numbers: each would make a GPU wait.
+    numbers = torch.stack([*(term.detach() for term in terms), get_total_norm(tensors)])
+    total, entropy_term, similarity_term, count, norm = numbers.tolist()
+    skipped = None
+    if count == 0:
+        skipped = "none_selected"
+    elif not (math.isfinite(total) and math.isfinite(norm)):
+        skipped = "non_finite"
+    return Gradient(
+        tensors=tensors,
+        total=total,
+        entropy=entropy_term,
+        similarity=None if loss.similarity is None else similarity_term,
+        selected=int(count) if math.isfinite(count) else 0,
+        skipped=skipped,
+    )
 
 
 class AffineLearner:
@@ -25,6 +90,7 @@ class AffineLearner:
     """
 
     def __init__(self, model: SourceModel, settings: OptimizerSettings) -> None:
+        self._model = model
         self._source = model.affine
         self._source_norm = get_total_norm(list(self._source.values()))
         self._settings = settings
@@ -42,7 +108,9 @@ class AffineLearner:
         s, masters = self._settings, list(self._masters.values())
         common: dict[str, Any] = {"lr": s.lr, "weight_decay": s.weight_decay}
         if s.optimizer == "sgd":
-            return torch.optim.SGD(masters, **common, momentum=s.momentum, nesterov=s.nesterov)
+            return torch.optim.SGD(
+                masters, **common, momentum=s.optimizer_momentum, nesterov=s.nesterov
+            )
         return torch.optim.Adam(masters, **common, betas=s.betas, eps=s.eps)
 
     def _publish(self) -> None:
@@ -55,49 +123,27 @@ class AffineLearner:
         self.drift = float(moved / self._source_norm)
 
     def learn(
-        self,
-        *,
-        loss: Tensor,
-        entropy: Tensor,
-        similarity: Tensor | None,
-        selected: Tensor,
-        parameters: Sequence[Tensor],
-        images: int,
-        step: bool,
+        self, batch: Gradient, *, images: int, step: bool, lr: float | None = None
     ) -> Adaptation:
-        """Add the gradient of a batch's loss to what waits, and step if it is time to.
+        """Add a batch's gradient to what waits, and step if it is time to.
 
-        A loss over nothing, or one that is not finite or has such a gradient, leaves everything
-        as it was.
+        A gradient that is to be skipped leaves everything as it was.
 
         Args:
-            loss: scalar; entropy, similarity: its terms, scalars, for the report only.
-            selected: scalar, the number of images the loss is over.
-            parameters: those with which the batch was predicted.
             images: how many were predicted.
             step: whether the optimizer moves after this batch.
+            lr: of this step; None: the settings'.
         """
-        found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
-        gradients = [
-            torch.zeros_like(parameter) if gradient is None else gradient
-            for gradient, parameter in zip(found, parameters, strict=True)
-        ]
-        no_similarity = similarity is None
-        row = (loss, entropy, entropy if similarity is None else similarity)
-        numbers = torch.stack([*row, selected.to(loss.dtype), get_total_norm(gradients)])
-        total, entropy_term, similarity_term, count, norm = numbers.tolist()
-        if count == 0:
-            return Adaptation(skipped="none_selected", drift=self.drift)
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            return Adaptation(skipped="non_finite", drift=self.drift)
-        self._accumulate(gradients, images)
+        if batch.skipped is not None:
+            return Adaptation(skipped=batch.skipped, drift=self.drift)
+        self._accumulate(batch.tensors, images)
         if step:
-            self.step()
+            self.step(lr)
         return Adaptation(
-            loss=total,
-            entropy=entropy_term,
-            similarity=None if no_similarity else similarity_term,
-            selected=int(count),
+            loss=batch.total,
+            entropy=batch.entropy,
+            similarity=batch.similarity,
+            selected=batch.selected,
             stepped=step,
             drift=self.drift,
         )
@@ -109,8 +155,10 @@ class AffineLearner:
         self.pending_batches += 1
         self.pending_images += images
 
-    def step(self) -> None:
+    def step(self, lr: float | None = None) -> None:
         """Let the optimizer move the parameters by what waits."""
+        if lr is not None:
+            self._optimizer.param_groups[0]["lr"] = lr
         for master, gradient in zip(self._masters.values(), self._gradients, strict=True):
             master.grad = gradient
         self._optimizer.step()
@@ -119,6 +167,12 @@ class AffineLearner:
         self.pending_batches = self.pending_images = 0
         self.steps += 1
         self._publish()
+
+    def copy(self) -> Self:
+        """Another learner that goes on from here, on its own."""
+        other = type(self)(self._model, self._settings)
+        other.restore(self.state())
+        return other
 
     def state(self) -> State:
         """Copies of the parameters, the pending gradients, the optimizer's moments, counters."""
@@ -162,3 +216,91 @@ class AffineLearner:
         self.pending_batches = int(counters["pending_batches"])
         self.pending_images = int(counters["pending_images"])
         self._publish()
+
+
+class AffineMethod:
+    """A method that moves scales and shifts by the gradient of a loss on what it just answered.
+
+    A subclass predicts, keeping in `Prediction.pending` what its loss needs, and says what that
+    loss is and when the optimizer steps.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[OptimizerSettings]]
+    adapts: ClassVar[frozenset[str]] = frozenset({"affine", "moments"})
+    selects: ClassVar[bool] = True
+
+    def __init__(self, model: SourceModel, **settings: Any) -> None:
+        self._settings = self.Settings.create(self.name, model.classes, settings)
+        self.model = model
+        self._statistics = stream_statistics(model, self._settings)
+        self._learner = AffineLearner(model, self._settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self._settings.model_dump()
+
+    @property
+    def version(self) -> int:
+        return self._learner.steps
+
+    @property
+    def pending_batches(self) -> int:
+        return self._learner.pending_batches
+
+    @property
+    def drift(self) -> float:
+        return self._learner.drift
+
+    def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
+        if not prediction.is_finite():
+            return Adaptation(skipped="non_finite", drift=self.drift)
+        share = prediction.pending.share
+        if not learn:
+            self._statistics.commit(share)
+            return Adaptation(skipped="shed", drift=self.drift)
+        images = len(prediction)
+        outcome = self._learner.learn(
+            self._gradient(prediction),
+            images=images,
+            step=self._step_is_due(images),
+            lr=self._rate(images),
+        )
+        if outcome.skipped != "non_finite":
+            self._statistics.commit(share)
+        if outcome.skipped is None:
+            self._learned(prediction)
+        return outcome
+
+    def _gradient(self, prediction: Prediction) -> Gradient:
+        with torch.enable_grad():
+            loss = self._loss(prediction)
+        return gradient(loss, prediction.pending.parameters)
+
+    def _loss(self, prediction: Prediction) -> Loss:
+        raise NotImplementedError
+
+    def _step_is_due(self, images: int) -> bool:
+        """Whether the optimizer moves after the batch at hand, of that many images."""
+        return True
+
+    def _rate(self, images: int) -> float | None:
+        """The learning rate of a step on that many images; None: the settings'."""
+        return None
+
+    def _learned(self, prediction: Prediction) -> None:
+        """A batch's gradient was taken up: move whatever else follows the batches."""
+
+    def reset(self) -> None:
+        self._learner.reset()
+        self._statistics.reset()
+
+    def state(self) -> State:
+        return {**self._learner.state(), "moments": self._statistics.state()}
+
+    def restore(self, state: State) -> None:
+        self._learner.restore(state)
+        self._statistics.restore(state["moments"])
+
+    def fork(self) -> Self:
+        return type(self)(self.model, **self.settings)

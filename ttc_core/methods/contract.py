@@ -21,7 +21,10 @@ State = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Pending:
-    """What `adapt` needs of a prediction: the terms of the loss with their graph, and more."""
+    """What `adapt` needs of a prediction: the terms of the loss with their graph, and more.
+
+    A method that needs other things has a subclass of its own.
+    """
 
     parameters: Sequence[Tensor] = ()
     entropy: Tensor | None = None

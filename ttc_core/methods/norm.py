@@ -7,13 +7,23 @@ adaptation", NeurIPS 2020; METHOD §1.2.
 from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from ttc_core.methods.contract import Adaptation, Prediction, State
-from ttc_core.methods.settings import NormSettings
+from ttc_core.methods.contract import Adaptation, Pending, Prediction, State
+from ttc_core.methods.settings import StatisticsSettings
 from ttc_core.methods.source import unselected_prediction
 from ttc_core.methods.views import stream_statistics, two_views
 from ttc_core.model import SourceModel
+
+
+class NormSettings(StatisticsSettings):
+    """NORM's hyperparameters."""
+
+    source_images: NonNegativeInt = Field(
+        0, description="images the source's statistics are worth beside a batch (n_s)"
+    )
+    flip: bool = Field(False, description="average the answer with the mirrored image's")
 
 
 class Norm:
@@ -49,7 +59,7 @@ class Norm:
             logits = (plain.logits + mirrored.logits) / 2
         else:
             logits = self.model.run(inputs, look=look).logits
-        return unselected_prediction(logits, self._statistics.share(look))
+        return unselected_prediction(logits, Pending(share=self._statistics.share(look)))
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         if not prediction.is_finite():

@@ -8,14 +8,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
     ValidationError,
 )
 
 StatisticsSource = Literal["batch", "source", "moving"]
 CONFIG = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-# From this many classes on, the paper's ImageNet settings are the defaults.
-IMAGENET_CLASSES = 1000
+# From this many classes on, a data set's defaults are the paper's for CIFAR-100 and for ImageNet.
+CIFAR100_CLASSES, IMAGENET_CLASSES = 100, 1000
 
 
 class MethodSettings(BaseModel):
@@ -82,52 +81,10 @@ class OptimizerSettings(StatisticsSettings):
         optimizer = given.get("optimizer", "sgd" if classes >= IMAGENET_CLASSES else "adam")
         return {"optimizer": optimizer, "lr": 2.5e-4 if optimizer == "sgd" else 1e-3}
 
-
-class SourceSettings(MethodSettings):
-    """SOURCE has none."""
-
-
-class NormSettings(StatisticsSettings):
-    """NORM (METHOD §1.2)."""
-
-    source_images: NonNegativeInt = Field(
-        0, description="images the source's statistics are worth beside a batch (n_s)"
-    )
-    flip: bool = Field(False, description="average the answer with the mirrored image's")
-
-
-class TentSettings(OptimizerSettings):
-    """TENT (METHOD §1.3)."""
-
-    flip: bool = Field(False, description="average the answer with the mirrored image's")
-
-
-Augmentation = Literal[
-    "horizontal_flip", "vertical_flip", "rotation", "resized_crop", "gaussian_noise"
-]
-
-
-class TTCSettings(OptimizerSettings):
-    """TTC and its switches (METHOD §1.7 and §2). All four parts off is TENT."""
-
-    rla: bool = Field(True, description="average the two views (robust label assignment)")
-    spc: bool = Field(True, description="similarity-preserving constraint")
-    ss: bool = Field(True, description="learn from the confident images only (sample selection)")
-    ga: bool = Field(True, description="accumulate gradients over several batches")
-    augmentation: Augmentation = Field("horizontal_flip", description="what makes the second view")
-    sigma: float = Field(1.0, gt=0, description="width of SPC's kernel, in units of the features")
-    samples_per_step: int = Field(200, ge=1, description="images between two optimizer steps")
-    mean_over: Literal["selected", "batch"] = Field("selected", description="the loss's divisor")
-    accumulate_mean: bool = Field(False, description="average gradients over Q, not sum them")
-    counter_start: int = Field(1, ge=0, le=1, description="0: the first batch steps at once")
-    flush_at_end: bool = Field(False, description="step on what is pending when a stream ends")
-    average: Literal["logits", "probabilities"] = Field("logits", description="what RLA averages")
-    spc_on: Literal["logits", "probabilities"] = Field("logits", description="what SPC compares")
-    kappa_detach: bool = Field(False, description="no gradient through SPC's kernel")
-    views: Literal["separate", "concatenated"] = Field(
-        "separate", description="two forward passes, or one of both views (statistics=batch)"
-    )
-    seed: NonNegativeInt = Field(0, description="of the random augmentations")
+    @property
+    def optimizer_momentum(self) -> float:
+        """SGD's momentum; ETA has a `momentum` of its own and calls it otherwise."""
+        return self.momentum
 
 
 def _sentence(method: str, settings: type[BaseModel], error: ValidationError) -> str:

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from ttc_core.methods.contract import Adaptation, Pending, Prediction, State
-from ttc_core.methods.settings import SourceSettings
+from ttc_core.methods.settings import MethodSettings
 from ttc_core.model import SourceModel
-from ttc_core.normalization import Share
 from ttc_core.objective import entropy
+
+
+class SourceSettings(MethodSettings):
+    """SOURCE has none."""
 
 
 class Source:
@@ -48,13 +51,13 @@ class Source:
         return type(self)(self.model)
 
 
-def unselected_prediction(logits: Tensor, share: Share | None = None) -> Prediction:
-    """The prediction of a method that learns from no image."""
+def unselected_prediction(logits: Tensor, pending: Pending | None = None) -> Prediction:
+    """The prediction of a method that selects no image to learn from."""
     return Prediction(
         logits=logits,
         probabilities=logits.softmax(dim=1),
         entropy=entropy(logits),
         selected=torch.zeros(len(logits), dtype=torch.bool, device=logits.device),
         version=0,
-        pending=Pending(share=share),
+        pending=pending or Pending(),
     )

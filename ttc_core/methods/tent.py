@@ -4,47 +4,31 @@ Source: Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization",
 METHOD §1.3. `flip` averages the answer (not the loss) with the mirrored image's.
 """
 
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from ttc_core.methods.affine import AffineLearner
-from ttc_core.methods.contract import Adaptation, Pending, Prediction, State
-from ttc_core.methods.settings import TentSettings
-from ttc_core.methods.views import stream_statistics, two_views
-from ttc_core.model import SourceModel
+from ttc_core.methods.affine import AffineMethod, Loss
+from ttc_core.methods.contract import Pending, Prediction
+from ttc_core.methods.settings import OptimizerSettings
+from ttc_core.methods.views import two_views
 from ttc_core.objective import entropy
 
 
-class Tent:
+class TentSettings(OptimizerSettings):
+    """TENT's hyperparameters."""
+
+    flip: bool = Field(False, description="average the answer with the mirrored image's")
+
+
+class Tent(AffineMethod):
     """One step on the mean entropy of each batch, after it is answered."""
 
-    adapts: ClassVar[frozenset[str]] = frozenset({"affine", "moments"})
+    name: ClassVar[str] = "tent"
     Settings: ClassVar[type[TentSettings]] = TentSettings
-    selects: ClassVar[bool] = True
-
-    def __init__(self, model: SourceModel, **settings: Any) -> None:
-        self._settings = self.Settings.create("tent", model.classes, settings)
-        self.model = model
-        self._statistics = stream_statistics(model, self._settings)
-        self._learner = AffineLearner(model, self._settings)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return self._settings.model_dump()
-
-    @property
-    def version(self) -> int:
-        return self._learner.steps
-
-    @property
-    def pending_batches(self) -> int:
-        return self._learner.pending_batches
-
-    @property
-    def drift(self) -> float:
-        return self._learner.drift
+    _settings: TentSettings
 
     @torch.enable_grad()
     def predict(self, images: Tensor) -> Prediction:
@@ -78,39 +62,7 @@ class Tent:
             ),
         )
 
-    def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
-        if not prediction.is_finite():
-            return Adaptation(skipped="non_finite", drift=self.drift)
-        pending = prediction.pending
-        if not learn:
-            self._statistics.commit(pending.share)
-            return Adaptation(skipped="shed", drift=self.drift)
-        assert pending.entropy is not None
-        with torch.enable_grad():
-            loss = pending.entropy.mean()
-        outcome = self._learner.learn(
-            loss=loss,
-            entropy=loss,
-            similarity=None,
-            selected=prediction.selected.sum(),
-            parameters=pending.parameters,
-            images=len(prediction),
-            step=True,
-        )
-        if outcome.skipped != "non_finite":
-            self._statistics.commit(pending.share)
-        return outcome
-
-    def reset(self) -> None:
-        self._learner.reset()
-        self._statistics.reset()
-
-    def state(self) -> State:
-        return {**self._learner.state(), "moments": self._statistics.state()}
-
-    def restore(self, state: State) -> None:
-        self._learner.restore(state)
-        self._statistics.restore(state["moments"])
-
-    def fork(self) -> Self:
-        return type(self)(self.model, **self.settings)
+    def _loss(self, prediction: Prediction) -> Loss:
+        assert prediction.pending.entropy is not None
+        loss = prediction.pending.entropy.mean()
+        return Loss(total=loss, entropy=loss, selected=prediction.selected.sum())

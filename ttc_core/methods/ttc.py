@@ -10,49 +10,57 @@ Source: Lin et al., "Improving Entropy-Based Test-Time Adaptation from a Cluster
 Eq. 7-13 and Algorithm 1; METHOD §1.7, with its ambiguities in §2.
 """
 
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from ttc_core.methods.affine import AffineLearner
+from ttc_core.methods.affine import AffineMethod, Loss
 from ttc_core.methods.augmentation import augment
-from ttc_core.methods.contract import Adaptation, Pending, Prediction, State
-from ttc_core.methods.settings import TTCSettings
-from ttc_core.methods.views import stream_statistics, two_views
-from ttc_core.model import Output, SourceModel
+from ttc_core.methods.contract import Pending, Prediction, State
+from ttc_core.methods.settings import OptimizerSettings
+from ttc_core.methods.views import two_views
+from ttc_core.model import Output
+from ttc_core.normalization import Look
 from ttc_core.objective import entropy, select_confident, similarity_constraint
 
+Augmentation = Literal[
+    "horizontal_flip", "vertical_flip", "rotation", "resized_crop", "gaussian_noise"
+]
 
-class TTC:
+
+class TTCSettings(OptimizerSettings):
+    """TTC's hyperparameters and switches (METHOD §1.7 and §2)."""
+
+    rla: bool = Field(True, description="average the two views (robust label assignment)")
+    spc: bool = Field(True, description="similarity-preserving constraint")
+    ss: bool = Field(True, description="learn from the confident images only (sample selection)")
+    ga: bool = Field(True, description="accumulate gradients over several batches")
+    augmentation: Augmentation = Field("horizontal_flip", description="what makes the second view")
+    sigma: float = Field(1.0, gt=0, description="width of SPC's kernel, in units of the features")
+    samples_per_step: int = Field(200, ge=1, description="images between two optimizer steps")
+    mean_over: Literal["selected", "batch"] = Field("selected", description="the loss's divisor")
+    accumulate_mean: bool = Field(False, description="average gradients over Q, not sum them")
+    counter_start: int = Field(1, ge=0, le=1, description="0: the first batch steps at once")
+    flush_at_end: bool = Field(False, description="step on what is pending when a stream ends")
+    average: Literal["logits", "probabilities"] = Field("logits", description="what RLA averages")
+    spc_on: Literal["logits", "probabilities"] = Field("logits", description="what SPC compares")
+    kappa_detach: bool = Field(False, description="no gradient through SPC's kernel")
+    views: Literal["separate", "concatenated"] = Field(
+        "separate", description="two forward passes, or one of both views (statistics=batch)"
+    )
+    seed: NonNegativeInt = Field(0, description="of the random augmentations")
+
+
+class TTC(AffineMethod):
     """Predict with two views averaged; adapt on the selected images, every few batches."""
 
-    adapts: ClassVar[frozenset[str]] = frozenset({"affine", "moments"})
+    name: ClassVar[str] = "ttc"
     Settings: ClassVar[type[TTCSettings]] = TTCSettings
-    selects: ClassVar[bool] = True
-
-    def __init__(self, model: SourceModel, **settings: Any) -> None:
-        self._settings = self.Settings.create("ttc", model.classes, settings)
-        self.model = model
-        self._statistics = stream_statistics(model, self._settings)
-        self._learner = AffineLearner(model, self._settings)
-        self._learned_batches = 0
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return self._settings.model_dump()
-
-    @property
-    def version(self) -> int:
-        return self._learner.steps
-
-    @property
-    def pending_batches(self) -> int:
-        return self._learner.pending_batches
-
-    @property
-    def drift(self) -> float:
-        return self._learner.drift
+    _settings: TTCSettings
+    # Batches whose gradient was taken since the start; restarts with `reset`.
+    _learned_batches = 0
 
     @torch.enable_grad()
     def predict(self, images: Tensor) -> Prediction:
@@ -88,7 +96,7 @@ class TTC:
             ),
         )
 
-    def _views(self, images: Tensor, look: Any) -> tuple[Output, Output | None]:
+    def _views(self, images: Tensor, look: Look) -> tuple[Output, Output | None]:
         """Run the image, and the second view if a part of the method wants it."""
         s, model, affine = self._settings, self.model, self._learner.parameters
         unit = model.to_unit(images)
@@ -114,46 +122,22 @@ class TTC:
             *answers, view.features, second.features, sigma=s.sigma, kappa_detach=s.kappa_detach
         )
 
-    def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
-        if not prediction.is_finite():
-            return Adaptation(skipped="non_finite", drift=self.drift)
-        pending = prediction.pending
-        if not learn:
-            self._statistics.commit(pending.share)
-            return Adaptation(skipped="shed", drift=self.drift)
-        with torch.enable_grad():
-            loss, entropy_term, similarity_term = self._loss(prediction)
-        outcome = self._learner.learn(
-            loss=loss,
-            entropy=entropy_term,
-            similarity=similarity_term,
-            selected=prediction.selected.sum(),
-            parameters=pending.parameters,
-            images=len(prediction),
-            step=self._step_is_due(len(prediction)),
-        )
-        if outcome.skipped != "non_finite":
-            self._statistics.commit(pending.share)
-        if outcome.skipped is None:
-            self._learned_batches += 1
-        return outcome
-
-    def _loss(self, prediction: Prediction) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _loss(self, prediction: Prediction) -> Loss:
         """The loss of Algorithm 1, and its two terms."""
         s, pending, selected = self._settings, prediction.pending, prediction.selected
         assert pending.entropy is not None
         per_image = pending.entropy
-        similarity_term = None
+        similarity = None
         if pending.similarity is not None:
             per_image = per_image + pending.similarity
-            similarity_term = pending.similarity[selected].mean()
+            similarity = pending.similarity[selected].mean()
         if s.mean_over == "selected":
             loss = per_image[selected].mean()
         else:
             loss = per_image[selected].sum() / len(prediction)
         if s.accumulate_mean:
             loss = loss / self._batches_per_step(len(prediction))
-        return loss, pending.entropy[selected].mean(), similarity_term
+        return Loss(loss, pending.entropy[selected].mean(), selected.sum(), similarity)
 
     def _batches_per_step(self, images: int) -> int:
         """Q for batches of this size: round(samples_per_step / N), halves down, at least 1."""
@@ -175,23 +159,21 @@ class TTC:
             self._learner.step()
         return due
 
+    def _learned(self, prediction: Prediction) -> None:
+        self._learned_batches += 1
+
     def reset(self) -> None:
-        self._learner.reset()
-        self._statistics.reset()
+        super().reset()
         self._learned_batches = 0
 
     def state(self) -> State:
-        state = {**self._learner.state(), "moments": self._statistics.state()}
+        state = super().state()
         state["counters"]["learned_batches"] = self._learned_batches
         return state
 
     def restore(self, state: State) -> None:
-        self._learner.restore(state)
-        self._statistics.restore(state["moments"])
+        super().restore(state)
         self._learned_batches = int(state["counters"]["learned_batches"])
-
-    def fork(self) -> Self:
-        return type(self)(self.model, **self.settings)
 
 
 def _average(logits: Tensor, others: Tensor, of: str) -> Tensor:

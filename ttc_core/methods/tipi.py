@@ -1,0 +1,207 @@
+"""TIPI: keep the answers the same under the small perturbation that would change them most.
+
+Source: Nguyen et al., "TIPI: Test Time Adaptation with Transformation Invariance", CVPR 2023;
+METHOD §1.6. Its authors answer after the step (`answer=after`); the default here is before it,
+like all others.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from ttc_core.methods.affine import AffineMethod, Gradient, Loss
+from ttc_core.methods.contract import Pending, Prediction, State
+from ttc_core.methods.settings import CIFAR100_CLASSES, IMAGENET_CLASSES, OptimizerSettings
+from ttc_core.normalization import Look
+from ttc_core.objective import divergence, entropy
+
+
+class TipiSettings(OptimizerSettings):
+    """TIPI's hyperparameters. The learning rate is stated for batches of `lr_images`."""
+
+    epsilon: float = Field(
+        2 / 255, gt=0, description="size of the perturbation, of images in [0, 1]"
+    )
+    start: Literal["random", "zero"] = Field(
+        "random", description="where the perturbation is sought from; zero: as released for CIFAR"
+    )
+    entropy_weight: float = Field(0.0, ge=0, description="of the entropy beside the KL (β)")
+    lr_images: PositiveInt | None = Field(
+        200, description="a batch of N steps with lr·N/lr_images; None: with lr"
+    )
+    answer: Literal["before", "after"] = Field(
+        "before", description="the step; after it is what its authors do"
+    )
+    seed: NonNegativeInt = Field(0, description="of the random start")
+
+    @classmethod
+    def defaults(cls, classes: int, given: dict[str, Any]) -> dict[str, Any]:
+        shared = super().defaults(classes, given)
+        weight = 1.0 if classes >= IMAGENET_CLASSES else 5.0 if classes >= CIFAR100_CLASSES else 0.0
+        lr_images = 64 if shared["optimizer"] == "sgd" else 200
+        # A learning rate that is asked for is meant as it is.
+        return {
+            **shared,
+            "entropy_weight": weight,
+            "lr_images": None if "lr" in given else lr_images,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TipiPending(Pending):
+    """The images in [0, 1], and the answer to them with its graph.
+
+    Attributes:
+        look: where passes over the perturbed images take their statistics from.
+        start, direction: given from outside, or None.
+        gradient: taken already, where the answer is the one after the step.
+    """
+
+    images: Tensor
+    logits: Tensor
+    look: Look
+    start: Tensor | None
+    direction: Tensor | None
+    gradient: Gradient | None = None
+
+
+class Tipi(AffineMethod):
+    """One step on the divergence of perturbed answers from the plain ones, batch by batch."""
+
+    name: ClassVar[str] = "tipi"
+    Settings: ClassVar[type[TipiSettings]] = TipiSettings
+    _settings: TipiSettings
+    # Batches learned from; with the seed it fixes each batch's random start.
+    _learned_batches = 0
+
+    def predict(
+        self, images: Tensor, *, start: Tensor | None = None, direction: Tensor | None = None
+    ) -> Prediction:
+        """Answer images (N, 3, H, W).
+
+        Args:
+            start: (N, 3, H, W), where the perturbation of images in [0, 1] is sought from, in
+                place of what the settings say.
+            direction: (N, 3, H, W) in {−1, 0, 1}, which way it goes, in place of the sign of the
+                gradient there. With a start of zero that sign is rounding noise.
+        """
+        unit = self.model.to_unit(images)
+        look = self._statistics.look(len(unit))
+        parameters = self._learner.parameters
+        # Without the entropy's share the answer itself is a constant of the loss.
+        with torch.set_grad_enabled(self._settings.entropy_weight > 0):
+            logits = self.model.run(self.model.normalize(unit), affine=parameters, look=look).logits
+        pending = TipiPending(
+            parameters=tuple(parameters.values()),
+            share=self._statistics.share(look),
+            images=unit,
+            logits=logits,
+            look=self._statistics.repeated(look),
+            start=start,
+            direction=direction,
+        )
+        prediction = self._prediction(logits.detach(), pending)
+        if self._settings.answer == "before" or not prediction.is_finite():
+            return prediction
+        return self._answered_after_the_step(prediction, pending)
+
+    def _prediction(self, logits: Tensor, pending: Pending) -> Prediction:
+        return Prediction(
+            logits=logits,
+            probabilities=logits.softmax(dim=1),
+            entropy=entropy(logits),
+            selected=torch.ones(len(logits), dtype=torch.bool, device=logits.device),
+            version=self.version,
+            pending=pending,
+        )
+
+    @torch.no_grad()
+    def _answered_after_the_step(self, prediction: Prediction, pending: TipiPending) -> Prediction:
+        """Make the step on a copy and answer with it; adapting will make it for good."""
+        found = self._gradient(prediction)
+        images = len(prediction)
+        stepped = self._learner.copy()
+        stepped.learn(found, images=images, step=True, lr=self._rate(images))
+        logits = self._run(pending, pending.images, stepped.parameters).detach()
+        return self._prediction(logits, replace(pending, gradient=found))
+
+    def _gradient(self, prediction: Prediction) -> Gradient:
+        pending = prediction.pending
+        assert isinstance(pending, TipiPending)
+        if pending.gradient is None:
+            return super()._gradient(prediction)
+        if not prediction.selected.any():
+            return replace(pending.gradient, selected=0, skipped="none_selected")
+        return pending.gradient
+
+    def _loss(self, prediction: Prediction) -> Loss:
+        pending = prediction.pending
+        assert isinstance(pending, TipiPending)
+        plain = pending.logits
+        # Not clipped to [0, 1], as its authors do not.
+        perturbed = pending.images + self._perturbation(pending, plain.detach())
+        loss = divergence(self._run(pending, perturbed), plain.detach()).mean()
+        entropy_term = entropy(plain).mean()
+        if self._settings.entropy_weight:
+            total = loss + self._settings.entropy_weight * entropy_term
+        else:
+            total = loss
+        return Loss(
+            total=total,
+            entropy=entropy_term,
+            similarity=loss,
+            selected=prediction.selected.sum(),
+        )
+
+    def _run(
+        self, pending: TipiPending, images: Tensor, affine: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Logits (N, K), by default with the parameters that the batch was answered with."""
+        if affine is None:
+            affine = dict(zip(self._learner.parameters, pending.parameters, strict=True))
+        inputs = self.model.normalize(images)
+        return self.model.run(inputs, affine=affine, look=pending.look).logits
+
+    def _perturbation(self, pending: TipiPending, plain: Tensor) -> Tensor:
+        """Steps 2 to 4 of METHOD §1.6: from the start, ε towards the largest divergence."""
+        epsilon = self._settings.epsilon
+        start = self._start(pending.images) if pending.start is None else pending.start
+        start = start.to(pending.images)
+        direction = pending.direction
+        if direction is None:
+            moved = start.clone().requires_grad_()
+            logits = self._run(pending, pending.images + moved)
+            (slope,) = torch.autograd.grad(divergence(logits, plain).mean(), moved)
+            direction = slope.sign()
+        return (start + epsilon * direction.to(start)).clamp(-epsilon, epsilon)
+
+    def _start(self, inputs: Tensor) -> Tensor:
+        if self._settings.start == "zero":
+            return torch.zeros_like(inputs)
+        # Each batch draws anew, yet adapting to the same batch again draws the same.
+        generator = torch.Generator().manual_seed(self._settings.seed + self._learned_batches)
+        draws = torch.rand(inputs.shape, generator=generator)
+        return (2 * draws - 1) * self._settings.epsilon
+
+    def _rate(self, images: int) -> float:
+        s = self._settings
+        return s.lr if s.lr_images is None else s.lr * images / s.lr_images
+
+    def _learned(self, prediction: Prediction) -> None:
+        self._learned_batches += 1
+
+    def reset(self) -> None:
+        super().reset()
+        self._learned_batches = 0
+
+    def state(self) -> State:
+        state = super().state()
+        state["counters"]["learned_batches"] = self._learned_batches
+        return state
+
+    def restore(self, state: State) -> None:
+        super().restore(state)
+        self._learned_batches = int(state["counters"]["learned_batches"])
