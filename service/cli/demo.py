@@ -1,0 +1,15 @@
+"""`ttc demo`."""
+
+import click
+
+
+@click.command(epilog="Example: ttc demo")
+@click.option("--limit", type=click.IntRange(min=1), default=2000, show_default=True)
+def demo(limit: int) -> None:
+    """Serve the bundled model, replay a corrupted stream for SOURCE and TTC, compare."""
+    from rich.console import Console
+
+    from service.demo import run_demo
+    from service.view import View
+
+    run_demo(View(Console()), limit=limit)

@@ -1,0 +1,162 @@
+"""Options that several verbs share, and what is made of their values."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
+
+import click
+
+from service.settings import Settings, flag
+
+# torch takes seconds to import: a verb imports what it needs, so that --help comes at once.
+if TYPE_CHECKING:
+    from ttc_core.methods import Method
+    from ttc_core.model import SourceModel
+    from ttc_core.rows import Rows
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def several(
+    value: str | None, known: tuple[str, ...], more: tuple[str, ...] = (), *, own: bool = False
+) -> list[str]:
+    """`all`, or names divided by commas; with `own` also package.module:Class."""
+    if value is None or value == "all":
+        return list(known)
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    for name in names:
+        if name not in (*known, *more) and not (own and ":" in name):
+            raise click.UsageError(
+                f"There is no {name!r}; there are all, {', '.join((*more, *known))}."
+            )
+    if not names:
+        raise click.UsageError(f"Name at least one of {', '.join((*more, *known))}.")
+    return names
+
+
+def rgb(value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        numbers = tuple(float(number) for number in value.split(","))
+    except ValueError:
+        raise click.UsageError(f"Three numbers as R,G,B are expected; got {value!r}.") from None
+    return numbers
+
+
+def pairs_of(settings: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set takes METHOD.PARAM=VALUE; got {text!r}.")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def make_method(
+    name: str, model: "SourceModel", pairs: dict[str, str], statistics: str | None
+) -> "Method":
+    from ttc_core.methods import create, settings_for
+
+    try:
+        return create(name, model, **settings_for(name, pairs, statistics=statistics))
+    except (ValueError, TypeError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+def load_model(
+    spec: str, device: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> "SourceModel":
+    from ttc_core.load import load, pick_device, states_no_preprocessing
+
+    model = load(spec, device=pick_device(device), mean=mean, std=std)
+    if states_no_preprocessing(spec, model):
+        click.echo(
+            f"{spec} states no preprocessing: images go in as they come, values in [0, 1].",
+            err=True,
+        )
+    return model
+
+
+def data_options(command: Command) -> Command:
+    """What to read: shared by replay and evaluate."""
+    for option in reversed(
+        (
+            click.argument("data"),
+            click.option(
+                "--corruptions", help="all, or names divided by commas; clean is one too [all]"
+            ),
+            click.option("--severity", type=click.IntRange(1, 5), default=5, show_default=True),
+            click.option(
+                "--batch-size", type=click.IntRange(min=1), default=100, show_default=True
+            ),
+            click.option(
+                "--limit", type=click.IntRange(min=1), help="take the first N of each corruption"
+            ),
+            click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+            click.option(
+                "--order",
+                default="file",
+                show_default=True,
+                help="file, iid, sorted or dirichlet:D",
+            ),
+            click.option(
+                "--json",
+                "rows_path",
+                metavar="ROWS",
+                type=click.Path(dir_okay=False, path_type=Path),
+                help="file of result rows, one JSON object a line",
+            ),
+            click.option(
+                "--predictions",
+                metavar="FILE.npz",
+                type=click.Path(dir_okay=False, path_type=Path),
+                help="keep what was answered to each image (one method, one corruption)",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def settings_options(command: Command) -> Command:
+    """A flag for each of the server's settings, from `Settings` itself."""
+    for name, field in reversed(Settings.model_fields.items()):
+        default = "" if field.default in (None, (), "") else f"; default {field.default}"
+        help_text = f"{field.description} [TTC_{name.upper()}{default}]"
+        several = name in ("set", "cors_origin")
+        if field.annotation is bool:
+            option = click.option(flag(name), name, is_flag=True, default=None, help=help_text)
+        else:
+            option = click.option(
+                flag(name), name, multiple=several, metavar=_metavar(name), help=help_text
+            )
+        command = option(command)
+    return command
+
+
+def _metavar(name: str) -> str:
+    """What a setting's value looks like, for the help; `Settings` itself checks it."""
+    special = {
+        "model": "SPEC",
+        "method": "NAME",
+        "set": "METHOD.PARAM=VALUE",
+        "mean": "R,G,B",
+        "std": "R,G,B",
+        "state_dir": "DIR",
+    }
+    kind = Settings.model_fields[name].annotation
+    if get_origin(kind) is Literal:
+        return f"[{'|'.join(get_args(kind))}]"
+    # Every number that is not a count is a time.
+    return special.get(name) or ("N" if kind is int else "SECONDS" if kind is float else "TEXT")
+
+
+def open_rows(path: Path | None) -> "Rows":
+    from ttc_core.rows import Rows
+
+    try:
+        return Rows(path)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(f"The rows file cannot be used: {error}") from error

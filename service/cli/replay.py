@@ -1,0 +1,68 @@
+"""`ttc replay`."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import click
+
+from service.cli.options import data_options, open_rows, several
+
+
+@click.command(
+    epilog="Example: ttc replay bundled --corruptions fog,contrast --reset-between --limit 1000"
+)
+@data_options
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True)
+@click.option("--token", envvar="TTC_TOKEN", help="bearer token [TTC_TOKEN]")
+@click.option(
+    "--mode",
+    type=click.Choice(["lockstep", "closed", "open"]),
+    default="lockstep",
+    show_default=True,
+    help="wait for each batch; keep --concurrency requests under way; or send at --rate",
+)
+@click.option("--concurrency", type=click.IntRange(min=1), help="requests under way (closed) [8]")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="images a second (open)")
+@click.option(
+    "--arrivals",
+    type=click.Choice(["poisson", "even"]),
+    default="poisson",
+    show_default=True,
+    help="how the sends of the open loop are spread",
+)
+@click.option("--stream", help="the stream on the server [default]")
+@click.option("--reset-between", is_flag=True, help="reset the stream before each corruption")
+def replay(
+    data: str,
+    corruptions: str | None,
+    rows_path: Path | None,
+    predictions: Path | None,
+    mode: str,
+    concurrency: int | None,
+    **plan: Any,
+) -> None:
+    """Send DATA to a running server and measure accuracy, adaptation and latency."""
+    from rich.console import Console
+
+    from service.client import Client
+    from service.replay import ReplayPlan
+    from service.replay import replay as run_replay
+    from service.view import View
+    from ttc_core.corruptions import CORRUPTIONS
+
+    names = several(corruptions, CORRUPTIONS, ("clean",))
+    if predictions is not None and len(names) != 1:
+        raise click.UsageError("--predictions goes with one corruption.")
+    try:
+        replay_plan = ReplayPlan(
+            data=data,
+            corruptions=tuple(names),
+            mode=mode,  # type: ignore[arg-type]
+            concurrency=concurrency or (8 if mode == "closed" else 1),
+            **plan,
+        )
+        Client(replay_plan.url).close()  # it knows which URLs can be asked
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    asyncio.run(run_replay(replay_plan, open_rows(rows_path), View(Console()), predictions))

@@ -1,0 +1,93 @@
+"""`ttc serve`."""
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from service.cli.options import load_model, make_method, pairs_of, settings_options
+from service.settings import Settings, flag, read_settings
+
+if TYPE_CHECKING:
+    from ttc_core.methods import Method
+
+
+@click.command(epilog="Example: ttc serve --method ttc --set ttc.lr=0.0005 --port 8000")
+@settings_options
+def serve(**given: Any) -> None:
+    """Serve a model that adapts to what it is asked about."""
+    # torch's threads spin while they wait for one another. Beside other work (decoding, clients, a
+    # neighbour) that takes the processor from those they wait for: let them spin for moments only.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is imported
+    import torch
+
+    from service import server
+    from service.app import build
+
+    try:
+        settings = read_settings({k: v for k, v in given.items() if v not in (None, ())})
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        listener = server.bind(settings.host, settings.port)
+    except OSError as error:
+        raise click.ClickException(
+            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. "
+            "Choose another with --port, or 0 for a free one."
+        ) from error
+    with listener:
+        if settings.state_dir is not None:
+            try:
+                settings.state_dir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise click.ClickException(
+                    f"--state-dir {settings.state_dir} cannot be used: {error.strerror}."
+                ) from error
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        model = load_model(settings.model, settings.device, settings.mean, settings.std)
+        source = make_method(settings.method, model, pairs_of(settings.set), settings.statistics)
+        for line in _introduction(settings, source):
+            click.echo(line)
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        click.echo(f"Listening on http://{shown}:{port}  (API: /docs, metrics: /metrics)")
+        sys.stdout.flush()
+        if not server.run(build(settings, source), settings, listener):
+            raise click.ClickException("The service failed; the lines above say why.")
+
+
+def _introduction(settings: Settings, source: "Method") -> list[str]:
+    import torch
+
+    model = source.model
+    adapted = model.affine.values() if "affine" in getattr(source, "adapts", ()) else ()
+    count = sum(tensor.numel() for tensor in adapted)
+    threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
+    lines = [
+        f"Model {settings.model} on {model.device}{threads}: {model.classes} classes, "
+        f"features ({model.feature_dimension}) → {model.split} → logits, "
+        f"{count:,} adapted parameters in {len(adapted)} tensors",
+        f"Method {settings.method}: "
+        + (
+            ", ".join(f"{k}={v}" for k, v in getattr(source, "settings", {}).items())
+            or "no settings"
+        ),
+    ]
+    chosen = settings.model_dump(exclude={"model", "method", "set", "token"}, mode="json")
+    lines.append("Settings: " + ", ".join(f"{flag(k)} {v}" for k, v in chosen.items()))
+    if settings.paper and settings.max_wait == 0:
+        lines.append(
+            "Note: --paper needs full batches; images that come one by one are answered near "
+            "chance. Let them wait for one another with --max-wait, or leave --paper out."
+        )
+    if settings.token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
+        lines.append(
+            f"Warning: {settings.host} may be reached from elsewhere and no --token is set: anyone "
+            "who can reach it can steer the model."
+        )
+    return lines
