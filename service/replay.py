@@ -32,8 +32,8 @@ from service.client import (
 )
 from service.schemas import PredictResponse, StatusResponse
 from service.view import View, results_table
-from ttc_core.corruptions import check
-from ttc_core.datasets import DataSet, Geometry, Stream, open_data
+from ttc_core.corruptions import CORRUPTIONS, check
+from ttc_core.datasets import DataSet, Geometry, Stream, check_corruption, open_data
 from ttc_core.order import check_order
 from ttc_core.rows import Row, Rows
 
@@ -100,7 +100,8 @@ class ReplayPlan:
         if not self.corruptions:
             raise ValueError("corruptions must name at least one; got none.")
         for corruption in self.corruptions:
-            check(corruption, self.severity, seed=self.seed)
+            check_corruption(corruption)
+        check(CORRUPTIONS[0], self.severity, seed=self.seed)
         check_order(self.order)
         if self.mode not in get_args(Mode):
             raise ValueError(f"mode must be lockstep, closed or open; got {self.mode!r}.")

@@ -47,6 +47,7 @@ class View:
         self._title, self._total = title, total
         self._done = self._correct = self._selected = self._steps = 0
         self._entropy_sum = 0.0
+        self._seconds_left: float | None = None
         self._latencies: list[float] = []
         self._started = self._last_line = self._clock()
 
@@ -75,8 +76,9 @@ class View:
         selected: int,
         steps: int,
         latency: float | None = None,
+        seconds_left: float | None = None,
     ) -> None:
-        """Show how far it is; all but `latency` are totals since `start`.
+        """Show how far it is; all but the times are totals since `start`.
 
         Args:
             done: images answered.
@@ -85,7 +87,9 @@ class View:
             selected: images that the method learned from.
             steps: of the optimizer.
             latency: seconds that the latest request took.
+            seconds_left: until all of it is done, not this corruption alone.
         """
+        self._seconds_left = seconds_left
         self._done, self._correct, self._selected = done, correct, selected
         self._entropy_sum, self._steps = entropy_sum, steps
         if latency is not None:
@@ -153,6 +157,8 @@ class View:
         if self._latencies:
             p50, p99 = np.percentile(self._latencies, (50, 99))
             parts += [f"p50 {_latency(p50)} ms", f"p99 {_latency(p99)} ms"]
+        if self._seconds_left is not None:
+            parts.append(f"about {_duration(self._seconds_left)} left")
         return ", ".join(parts)
 
     def _picture(self) -> RenderableType:
@@ -258,6 +264,13 @@ def _decimals(value: float | None, places: int) -> str:
 
 def _whole(value: float | None) -> str:
     return _NONE if value is None else f"{value:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _latency(seconds: float | None) -> str:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ttc_core.datasets import DataSet, Stream
+from ttc_core.features import FeatureRecorder
 from ttc_core.methods import Method, Prediction
 from ttc_core.rows import Rows
 
@@ -62,41 +63,66 @@ class Tally:
             "images_per_second": self.images / self.seconds,
         }
 
+    def keep(self, name: str, values: NDArray[Any]) -> None:
+        """Add a batch's values, one an image, to a column."""
+        self.columns.setdefault(name, []).append(values)
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What was kept of each image, in stream order."""
         return {name: np.concatenate(parts) for name, parts in self.columns.items()}
 
 
+class Run(NamedTuple):
+    """A method, at the source, that answers in batches of one size: a line of a table."""
+
+    name: str
+    method: Method
+    batch_size: int
+
+
 class Watcher(Protocol):
     """What wants to see an evaluation while it runs."""
 
-    def found(self, row: dict[str, Any]) -> None:
+    def found(self, run: Run, row: dict[str, Any]) -> None:
         """A row is there already; its pass is not run again."""
 
-    def started(self, method: str, stream: Stream) -> None:
+    def started(self, run: Run, stream: Stream) -> None:
         """A pass over a corruption begins."""
 
     def progressed(self, tally: Tally, batch_seconds: float) -> None:
         """A batch was answered and adapted to."""
 
-    def finished(self, row: dict[str, Any], columns: dict[str, NDArray[Any]]) -> None:
+    def finished(self, run: Run, row: dict[str, Any], columns: dict[str, NDArray[Any]]) -> None:
         """A pass is over; columns as in `run_stream`."""
 
 
 def run_stream(
-    method: Method, stream: Stream, batch_size: int, watcher: Watcher | None = None
+    method: Method,
+    stream: Stream,
+    batch_size: int,
+    watcher: Watcher | None = None,
+    *,
+    logits: bool = False,
+    recorder: FeatureRecorder | None = None,
 ) -> Tally:
     """Answer a stream batch by batch, adapting after each, and count what came of it.
 
     Loading and corrupting the images is not part of the seconds.
 
+    Args:
+        logits: keep them, too: K numbers an image.
+        recorder: keeps some channels of each image's features.
+
     Returns:
-        The tally; its columns are predicted, labels, entropy, selected, version and logits.
+        The tally; its columns are predicted, labels, entropy, selected and version, and what else
+        was asked for.
     """
     tally = Tally()
     for images, labels in stream.batches(batch_size):
         started = time.perf_counter()
         prediction: Prediction = method.predict(as_batch(images))
+        if recorder is not None:
+            tally.keep("features", recorder.take(len(labels)))
         answers = prediction.to_host()
         outcome = method.adapt(prediction)
         seconds = time.perf_counter() - started
@@ -107,15 +133,13 @@ def run_stream(
         tally.entropy_sum += float(answers.entropy.sum(dtype=np.float64))
         tally.selected += int(answers.selected.sum())
         tally.steps += outcome.stepped
-        for name, values in (
-            ("predicted", predicted),
-            ("labels", labels),
-            ("entropy", answers.entropy),
-            ("selected", answers.selected),
-            ("version", np.full(len(labels), answers.version)),
-            ("logits", answers.logits),
-        ):
-            tally.columns.setdefault(name, []).append(np.asarray(values))
+        tally.keep("predicted", predicted)
+        tally.keep("labels", labels)
+        tally.keep("entropy", answers.entropy)
+        tally.keep("selected", answers.selected)
+        tally.keep("version", np.full(len(labels), answers.version))
+        if logits:
+            tally.keep("logits", answers.logits)
         if watcher is not None:
             watcher.progressed(tally, seconds)
     end = getattr(method, "end", None)  # few methods do anything at the end of a stream
@@ -128,24 +152,26 @@ def run_stream(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to evaluate: methods × corruptions of one data set, at one batch size.
+    """What to evaluate: runs × corruptions of one data set.
 
     Attributes:
-        methods: name -> a method object at the source.
-        fields: what is the same in every row (data, model, versions).
         protocol: episodic resets before each corruption, continual never.
+        fields: what is the same in every row (data, model, versions).
+        logits: keep them among each pass's columns.
+        channels: of the features, kept beside each row; a figure needs them.
     """
 
-    methods: dict[str, Method]
+    runs: Sequence[Run]
     data: DataSet
     corruptions: Sequence[str]
     severity: int
-    batch_size: int
     limit: int | None
     order: str
     protocol: ResetProtocol
     seed: int
     fields: dict[str, Any]
+    logits: bool = False
+    channels: Sequence[int] = ()
 
     def run(
         self, rows: Rows, watcher: Watcher | None = None, *, anew: bool = False
@@ -156,12 +182,12 @@ class Evaluation:
             anew: run every pass, also those whose row is there.
         """
         all_rows = []
-        for name, method in self.methods.items():
+        for run in self.runs:
             warmed_up, earlier = False, list[str]()
-            method.reset()
+            run.method.reset()
             for corruption in self.corruptions:
                 stream = self._open(corruption)
-                row = self._row(name, method, stream)
+                row = self._row(run, stream)
                 if self.protocol == "continual":
                     row["after"] = earlier[:]
                     earlier.append(corruption)
@@ -170,41 +196,60 @@ class Evaluation:
                 if existing is not None and self.protocol == "episodic" and not anew:
                     all_rows.append(existing)
                     if watcher is not None:
-                        watcher.found(existing)
+                        watcher.found(run, existing)
                     continue
                 if not warmed_up:
                     side = stream.read(stream.positions[:1]).shape[1]
-                    warm_up(method, side, images=min(self.batch_size, len(stream)))
+                    warm_up(run.method, side, images=min(run.batch_size, len(stream)))
                     warmed_up = True
                 if self.protocol == "episodic":
-                    method.reset()
+                    run.method.reset()
                 if watcher is not None:
-                    watcher.started(name, stream)
-                tally = run_stream(method, stream, self.batch_size, watcher)
-                row |= tally.results(selects=getattr(method, "selects", True))
+                    watcher.started(run, stream)
+                tally = self._pass(run, stream, watcher)
+                row |= tally.results(selects=getattr(run.method, "selects", True))
                 columns = tally.arrays()
                 if existing is None:
                     row = rows.append(row, {k: v for k, v in columns.items() if k != "logits"})
                 if watcher is not None:
-                    watcher.finished(row, columns)
+                    watcher.finished(run, row, columns)
                 all_rows.append(row)
         return all_rows
+
+    def _pass(self, run: Run, stream: Stream, watcher: Watcher | None) -> Tally:
+        fit = getattr(run.method, "fit", None)  # a reference that is trained with the labels first
+        if fit is not None:
+            fit(stream, run.batch_size)
+        if not self.channels:
+            return run_stream(run.method, stream, run.batch_size, watcher, logits=self.logits)
+        with FeatureRecorder(run.method.model, self.channels) as recorder:
+            return run_stream(
+                run.method,
+                stream,
+                run.batch_size,
+                watcher,
+                logits=self.logits,
+                recorder=recorder,
+            )
 
     def _open(self, corruption: str) -> Stream:
         return self.data.open(
             corruption, self.severity, limit=self.limit, order=self.order, seed=self.seed
         )
 
-    def _row(self, name: str, method: Method, stream: Stream) -> dict[str, Any]:
-        return {
-            "method": name,
+    def _row(self, run: Run, stream: Stream) -> dict[str, Any]:
+        row = {
+            "method": run.name,
             "corruption": stream.corruption,
             "severity": stream.severity,
             "order": self.order,
             "protocol": self.protocol,
-            "batch_size": self.batch_size,
+            "batch_size": run.batch_size,
             "limit": self.limit,
             "seed": self.seed,
-            "settings": dict(getattr(method, "settings", {})),
+            "settings": dict(getattr(run.method, "settings", {})),
             **self.fields,
         }
+        if self.channels:
+            row["channels"] = list(self.channels)
+        return row

@@ -141,11 +141,11 @@ class SourceModel:
             )
         features, self._features = self._features, None
         assert features is not None
-        return Output(logits, _pool(features))
+        return Output(logits, pooled(features))
 
 
-def _pool(features: Tensor) -> Tensor:
-    """(N, D) as it is; a map (N, D, H, W) before a 1×1 convolution is averaged over its places."""
+def pooled(features: Tensor) -> Tensor:
+    """(N, D) as they are; a map (N, D, H, W) before a 1×1 convolution is averaged over places."""
     return features.flatten(2).mean(dim=2) if features.ndim == 4 else features.flatten(1)
 
 
@@ -186,10 +186,10 @@ def _trace(module: nn.Module, size: int | None, split: str | None) -> _Trace:
         raise ValueError(f"The network must answer with logits (N, K >= 2); it answers with {got}.")
 
     if split is not None and split in seen:
-        return _Trace(split, logits.shape[1], _pool(seen[split][0]).shape[1], side)
+        return _Trace(split, logits.shape[1], pooled(seen[split][0]).shape[1], side)
     for name, (features, output) in reversed(seen.items()):
         if output.numel() == logits.numel() and torch.equal(output.flatten(1), logits):
-            return _Trace(name, logits.shape[1], _pool(features).shape[1], side)
+            return _Trace(name, logits.shape[1], pooled(features).shape[1], side)
     raise ValueError(
         "The split into features and head was not found: no linear layer's output is the "
         "network's output. Give SourceModel(..., split='NAME'), the name of the layer whose input "

@@ -33,6 +33,7 @@ RESULT_FIELDS = frozenset(
         "seconds",
         "images_per_second",
         "versions",
+        "classes",
         "device",
         "server",
         "details",
@@ -49,7 +50,8 @@ RESULT_FIELDS = frozenset(
         "retries",
     }
 )
-"""The fields of a row that are results, versions or times; two rows may differ in them alone."""
+"""The fields of a row that are results, versions, times or follow from others; two rows that ask
+for the same may differ in them alone."""
 
 log = logging.getLogger(__name__)
 

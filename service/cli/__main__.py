@@ -1,4 +1,4 @@
-"""`python -m service.cli`."""
+"""So that `python -m service.cli` is `ttc`."""
 
 from service.cli import main
 

@@ -1,4 +1,4 @@
-"""`ttc corrupt`."""
+"""`ttc corrupt`: the fifteen corruptions, on files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`ttc demo`."""
+"""`ttc demo`: the service and a replay, side by side for SOURCE and TTC."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""`ttc doctor`."""
+"""`ttc doctor`: whether this installation can serve."""
 
 import click
 

@@ -1,14 +1,15 @@
-"""`ttc evaluate`."""
+"""`ttc evaluate`: methods on a data set, without a server."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from service.cli.options import (
+    BATCH_SIZE,
+    corruptions_of,
     data_options,
     load_model,
-    make_method,
     open_rows,
     pairs_of,
     rgb,
@@ -16,58 +17,12 @@ from service.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from ttc_core.evaluate import Run
+    from ttc_core.model import SourceModel
+    from ttc_core.presets import Preset
+    from ttc_core.rows import Rows
 
-    from service.view import View
-    from ttc_core.datasets import Stream
-    from ttc_core.evaluate import Tally
-
-# Mixed streams of ten classes have runs of 1.1 images.
-LONG_RUN = 2.0
-
-
-# What a table of the paper needs where the command line says nothing else.
-PRESETS = {"table2": {"methods": "all", "corruptions": "all"}}
-
-
-class EvaluationView:
-    """Shows an evaluation, and keeps what was answered to each image if asked to."""
-
-    def __init__(self, view: "View", predictions: Path | None) -> None:
-        self.view, self._predictions = view, predictions
-        self.rows: list[dict[str, Any]] = []
-
-    def found(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-
-    def started(self, method: str, stream: "Stream") -> None:
-        from ttc_core.order import mean_run_length
-
-        if (run_length := mean_run_length(stream.labels)) > LONG_RUN:
-            self.view.say(
-                f"{stream.corruption}: runs of {run_length:.1f} images of one class on average; "
-                "batch statistics suffer from them."
-            )
-        self.view.start(f"{method} {stream.corruption}", len(stream))
-
-    def progressed(self, tally: "Tally", batch_seconds: float) -> None:
-        self.view.update(
-            done=tally.images,
-            correct=tally.correct,
-            entropy_sum=tally.entropy_sum,
-            selected=tally.selected,
-            steps=tally.steps,
-        )
-
-    def finished(self, row: dict[str, Any], columns: dict[str, "NDArray[Any]"]) -> None:
-        import numpy as np
-
-        self.rows.append(row)
-        self.view.finish(row)
-        if self._predictions is not None:
-            self._predictions.parent.mkdir(parents=True, exist_ok=True)
-            with self._predictions.open("wb") as file:  # to a name alone numpy would add .npz
-                np.savez_compressed(file, **columns)  # type: ignore[arg-type]
+FIGURE_1 = "figure1"
 
 
 @click.command(
@@ -85,7 +40,11 @@ class EvaluationView:
     show_default=True,
     help="reset before each corruption, or never",
 )
-@click.option("--preset", type=click.Choice(list(PRESETS)), help="what a table of the paper needs")
+@click.option(
+    "--preset",
+    metavar="NAME",
+    help="what a table or figure of the paper needs: table1 … table7, figure1 … figure3",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="torch's CPU threads")
 @click.option("--mean", help="R,G,B mean of the model's input")
@@ -94,7 +53,7 @@ def evaluate(
     data: str,
     corruptions: str | None,
     severity: int,
-    batch_size: int,
+    batch_size: int | None,
     limit: int | None,
     seed: int,
     order: str,
@@ -115,18 +74,22 @@ def evaluate(
     import torch
     from rich.console import Console
 
+    from service.evaluation_view import EvaluationView, kind_of
     from service.metrics import versions
     from service.view import View, results_table
-    from ttc_core.corruptions import CORRUPTIONS
     from ttc_core.datasets import Geometry, open_data
     from ttc_core.evaluate import Evaluation
-    from ttc_core.methods import METHODS
+    from ttc_core.features import weightiest_channels
     from ttc_core.order import check_order
 
-    wanted = PRESETS[preset] if preset else {}
-    names = several(methods or wanted.get("methods"), tuple(METHODS), own=True)
-    chosen = several(corruptions or wanted.get("corruptions"), CORRUPTIONS, ("clean",))
-    if predictions is not None and (len(names) != 1 or len(chosen) != 1):
+    if preset == FIGURE_1:
+        _simulate(open_rows(rows_path))
+        return
+    wanted = _preset(preset, methods)
+    if batch_size is not None and wanted.chooses_batch_sizes:
+        raise click.UsageError(f"{preset} has batch sizes of its own; leave out --batch-size.")
+    chosen = corruptions_of(corruptions or ",".join(wanted.corruptions))
+    if predictions is not None and (len(wanted.variants) != 1 or len(chosen) != 1):
         raise click.UsageError("--predictions goes with one method and one corruption.")
     try:
         check_order(order)
@@ -135,16 +98,21 @@ def evaluate(
     if threads:
         torch.set_num_threads(threads)
     source_model = load_model(model, device, rgb(mean), rgb(std))
-    pairs = pairs_of(settings)
-    statistics = "moving" if served else None
+    runs = _runs(
+        wanted,
+        source_model,
+        pairs_of(settings),
+        "moving" if served else None,
+        batch_size or BATCH_SIZE,
+        named=methods not in (None, "all"),
+    )
     evaluation = Evaluation(
-        methods={n: make_method(n, source_model, pairs, statistics) for n in names},
+        runs=runs,
         data=open_data(
             data, Geometry(source_model.size, source_model.crop), source_model.class_names
         ),
         corruptions=chosen,
         severity=severity,
-        batch_size=batch_size,
         limit=limit,
         order=order,
         protocol=protocol,  # type: ignore[arg-type]
@@ -154,10 +122,14 @@ def evaluate(
             "model": model,
             "mean": list(source_model.mean),
             "std": list(source_model.std),
+            "classes": source_model.classes,
             "versions": versions(),
         },
+        logits=predictions is not None,
+        channels=weightiest_channels(source_model, wanted.channels) if wanted.channels else (),
     )
-    watcher = EvaluationView(View(Console()), predictions)
+    passes = [kind_of(run) for run in runs for _ in chosen]
+    watcher = EvaluationView(View(Console()), passes, predictions)
     try:
         evaluation.run(open_rows(rows_path), watcher, anew=predictions is not None)
     except BaseException:
@@ -166,3 +138,66 @@ def evaluate(
     finally:
         if watcher.rows:
             watcher.view.table(results_table(watcher.rows))
+
+
+def _preset(name: str | None, methods: str | None) -> "Preset":
+    """The runs that were asked for: a preset's, of these methods, or each method once."""
+    from ttc_core.methods import METHODS
+    from ttc_core.presets import PRESETS, plain
+
+    if name is not None and name not in PRESETS:
+        raise click.UsageError(
+            f"There is no preset {name!r}; there are {', '.join((*PRESETS, FIGURE_1))}."
+        )
+    preset = PRESETS[name] if name is not None else plain(METHODS)
+    if methods in (None, "all"):
+        return preset
+    return preset.restricted(several(methods, tuple(METHODS), own=True))
+
+
+def _runs(
+    preset: "Preset",
+    model: "SourceModel",
+    pairs: dict[str, str],
+    statistics: str | None,
+    batch_size: int,
+    *,
+    named: bool,
+) -> list["Run"]:
+    """Make the methods; one that the network does not allow is an error only if it was named."""
+    from ttc_core.evaluate import Run
+    from ttc_core.methods import UnsuitableNetworkError, settings_for
+
+    runs = []
+    for variant in preset.variants:
+        try:
+            given = settings_for(variant.method, pairs, statistics=statistics)
+            if taken := sorted(given.keys() & variant.settings.keys() - {"statistics"}):
+                raise click.UsageError(
+                    f"The preset sets {variant.method}.{taken[0]} itself; leave it out."
+                )
+            method = variant.create(model, given)
+        except UnsuitableNetworkError as error:
+            if named:
+                raise click.UsageError(str(error)) from error
+            click.echo(f"{variant.method} is left out: {error}", err=True)
+            continue
+        except (ValueError, TypeError) as error:
+            raise click.UsageError(str(error)) from error
+        runs.append(Run(variant.method, method, variant.batch_size or batch_size))
+    return runs
+
+
+def _simulate(rows: "Rows") -> None:
+    """Figure 1 has neither data nor model: a row that holds a simulation."""
+    from service.metrics import versions
+    from ttc_core.entropy_minimisation import SETTINGS, simulate
+
+    row = {
+        "method": "entropy_minimisation",
+        "settings": SETTINGS,
+        **dict.fromkeys(("data", "model", "corruption", "severity", "accuracy", "batch_size")),
+    }
+    if rows.find(row) is None:
+        rows.append({**row, "versions": versions()}, simulate())
+    click.echo("Class probabilities under repeated entropy minimisation; DATA is not read.")

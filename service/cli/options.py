@@ -10,9 +10,10 @@ from service.settings import Settings, flag
 
 # torch takes seconds to import: a verb imports what it needs, so that --help comes at once.
 if TYPE_CHECKING:
-    from ttc_core.methods import Method
     from ttc_core.model import SourceModel
     from ttc_core.rows import Rows
+
+BATCH_SIZE = 100
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,6 +33,24 @@ def several(
     if not names:
         raise click.UsageError(f"Name at least one of {', '.join((*more, *known))}.")
     return names
+
+
+def corruptions_of(value: str | None) -> list[str]:
+    """`all`, names divided by commas, or `mixed` and the names that are mixed."""
+    from ttc_core.corruptions import CORRUPTIONS
+    from ttc_core.datasets import check_corruption
+
+    first, _, rest = (value or "all").partition(",")
+    if first.strip() != "mixed" and ":" not in first:
+        return several(value, CORRUPTIONS, ("clean", "mixed"))
+    name = first.strip()
+    if rest.strip():
+        name += ":" + "+".join(part.strip() for part in rest.split(","))
+    try:
+        check_corruption(name)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    return [name]
 
 
 def rgb(value: str | None) -> tuple[float, ...] | None:
@@ -54,17 +73,6 @@ def pairs_of(settings: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
-def make_method(
-    name: str, model: "SourceModel", pairs: dict[str, str], statistics: str | None
-) -> "Method":
-    from ttc_core.methods import create, settings_for
-
-    try:
-        return create(name, model, **settings_for(name, pairs, statistics=statistics))
-    except (ValueError, TypeError) as error:
-        raise click.UsageError(str(error)) from error
-
-
 def load_model(
     spec: str, device: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> "SourceModel":
@@ -85,12 +93,12 @@ def data_options(command: Command) -> Command:
         (
             click.argument("data"),
             click.option(
-                "--corruptions", help="all, or names divided by commas; clean is one too [all]"
+                "--corruptions",
+                help="all, or names divided by commas, clean too; mixed,A,B: one of those for each "
+                "image; mixed: one of all [all]",
             ),
             click.option("--severity", type=click.IntRange(1, 5), default=5, show_default=True),
-            click.option(
-                "--batch-size", type=click.IntRange(min=1), default=100, show_default=True
-            ),
+            click.option("--batch-size", type=click.IntRange(min=1), help=f"images [{BATCH_SIZE}]"),
             click.option(
                 "--limit", type=click.IntRange(min=1), help="take the first N of each corruption"
             ),

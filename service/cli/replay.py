@@ -1,4 +1,4 @@
-"""`ttc replay`."""
+"""`ttc replay`: a data set sent to a running service."""
 
 import asyncio
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from service.cli.options import data_options, open_rows, several
+from service.cli.options import BATCH_SIZE, corruptions_of, data_options, open_rows
 
 
 @click.command(
@@ -40,6 +40,7 @@ def replay(
     predictions: Path | None,
     mode: str,
     concurrency: int | None,
+    batch_size: int | None,
     **plan: Any,
 ) -> None:
     """Send DATA to a running server and measure accuracy, adaptation and latency."""
@@ -49,9 +50,8 @@ def replay(
     from service.replay import ReplayPlan
     from service.replay import replay as run_replay
     from service.view import View
-    from ttc_core.corruptions import CORRUPTIONS
 
-    names = several(corruptions, CORRUPTIONS, ("clean",))
+    names = corruptions_of(corruptions)
     if predictions is not None and len(names) != 1:
         raise click.UsageError("--predictions goes with one corruption.")
     try:
@@ -60,6 +60,7 @@ def replay(
             corruptions=tuple(names),
             mode=mode,  # type: ignore[arg-type]
             concurrency=concurrency or (8 if mode == "closed" else 1),
+            batch_size=batch_size or BATCH_SIZE,
             **plan,
         )
         Client(replay_plan.url).close()  # it knows which URLs can be asked

@@ -1,4 +1,4 @@
-"""`ttc report`."""
+"""`ttc report`: result rows to tables and figures."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`ttc serve`."""
+"""`ttc serve`: the service, until it is told to end."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from service.cli.options import load_model, make_method, pairs_of, settings_options
+from service.cli.options import load_model, pairs_of, settings_options
 from service.settings import Settings, flag, read_settings
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def serve(**given: Any) -> None:
 
     from service import server
     from service.app import build
+    from ttc_core.methods import create, settings_for
 
     try:
         settings = read_settings({k: v for k, v in given.items() if v not in (None, ())})
@@ -50,7 +51,16 @@ def serve(**given: Any) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         model = load_model(settings.model, settings.device, settings.mean, settings.std)
-        source = make_method(settings.method, model, pairs_of(settings.set), settings.statistics)
+        try:
+            source = create(
+                settings.method,
+                model,
+                **settings_for(
+                    settings.method, pairs_of(settings.set), statistics=settings.statistics
+                ),
+            )
+        except (ValueError, TypeError) as error:
+            raise click.UsageError(str(error)) from error
         for line in _introduction(settings, source):
             click.echo(line)
         host, port = listener.getsockname()[:2]

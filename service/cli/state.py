@@ -1,4 +1,4 @@
-"""`ttc state`."""
+"""`ttc state`: what saved adaptation states hold."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`ttc train`."""
+"""`ttc train`: the recipe of the bundled model."""
 
 from pathlib import Path
 from typing import Any

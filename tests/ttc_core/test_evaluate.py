@@ -10,9 +10,12 @@ import torch
 
 from tests.fixtures.networks import CLASSES, SIZE, make_images, make_model
 from ttc_core.datasets import CleanData, Geometry
-from ttc_core.evaluate import Evaluation, as_batch, run_stream, warm_up
+from ttc_core.evaluate import Evaluation, Run, as_batch, run_stream, warm_up
+from ttc_core.features import weightiest_channels
 from ttc_core.methods import create
+from ttc_core.normalization import BatchLook
 from ttc_core.rows import RESULT_FIELDS, Rows
+from ttc_core.supervised import Supervised
 
 IMAGES = 30
 FIELDS = {"data": "made-up", "model": "small", "versions": {"python": "3"}}
@@ -53,19 +56,19 @@ def data():
 
 @pytest.fixture
 def evaluation(model, data) -> Callable[..., Evaluation]:
-    def make(*names: str, **changes: Any) -> Evaluation:
-        methods = {name: create(name, model) for name in names or ("source", "tent")}
+    def make(*names: str, batch_size: int = 8, **changes: Any) -> Evaluation:
+        methods = [(name, create(name, model)) for name in names or ("source", "tent")]
         asked = {
+            "runs": [Run(name, method, batch_size) for name, method in methods],
             "corruptions": ("gaussian_noise", "contrast"),
             "severity": 3,
-            "batch_size": 8,
             "limit": None,
             "order": "file",
             "protocol": "episodic",
             "seed": 0,
             "fields": FIELDS,
         }
-        return Evaluation(methods=methods, data=data, **(asked | changes))
+        return Evaluation(data=data, **(asked | changes))
 
     return make
 
@@ -78,17 +81,17 @@ class Watch:
         self.batches = 0
         self.columns: list[dict[str, Any]] = []
 
-    def found(self, row) -> None:
+    def found(self, run, row) -> None:
         """Rows that are there are no pass."""
 
-    def started(self, method, stream) -> None:
-        self.begun.append((method, stream.corruption))
+    def started(self, run, stream) -> None:
+        self.begun.append((run.name, stream.corruption))
 
     def progressed(self, tally, batch_seconds) -> None:
         self.batches += 1
         assert batch_seconds > 0
 
-    def finished(self, row, columns) -> None:
+    def finished(self, run, row, columns) -> None:
         self.columns.append(columns)
 
 
@@ -233,7 +236,60 @@ def test_what_a_figure_needs_lies_beside_the_rows(evaluation, tmp_path):
         assert (np.diff(arrays["labels"]) >= 0).all()
         assert arrays["version"].tolist() == np.repeat([0, 1, 2, 3], [8, 8, 8, 6]).tolist()
         assert arrays["entropy"].mean() == pytest.approx(row["entropy"], rel=1e-6)
+
+
+def test_logits_are_kept_where_they_are_asked_for(evaluation, tmp_path):
+    """Handed to the watcher; beside the rows they would be most of the bytes."""
+    path, watch = tmp_path / "rows.jsonl", Watch()
+    (row, _) = evaluation("tent", logits=True).run(Rows(path), watch)
     assert watch.columns[0]["logits"].shape == (IMAGES, CLASSES)
+    with np.load(path.parent / row["details"]) as arrays:
+        assert "logits" not in arrays.files
+
+
+def test_channels_of_the_features_are_kept_for_a_figure(evaluation, model, data, tmp_path):
+    """Those of the plain view, as the head read them; the row is another than without."""
+    path = tmp_path / "rows.jsonl"
+    channels = weightiest_channels(model, 3)
+    evaluation("source", "ttc", corruptions=("fog",)).run(Rows(path))
+    asked = evaluation("source", "ttc", corruptions=("fog",), channels=channels)
+    plain, averaged = asked.run(Rows(path))
+    assert (len(Rows(path)), plain["channels"]) == (4, channels)
+    images = as_batch(np.concatenate([images for images, _ in data.open("fog", 3).batches(8)]))
+    with torch.no_grad():
+        expected = model.run(model.normalize(model.to_unit(images))).features[:, channels]
+        look = BatchLook(0)
+        first = model.run(model.normalize(model.to_unit(images[:8])), look=look).features
+    with np.load(path.parent / plain["details"]) as arrays:
+        np.testing.assert_allclose(arrays["features"], expected.numpy(), atol=1e-5)
+    with np.load(path.parent / averaged["details"]) as arrays:
+        np.testing.assert_allclose(arrays["features"][:8], first[:, channels].numpy(), atol=1e-5)
+
+
+def test_the_weightiest_channels_are_those_of_the_largest_columns(model):
+    """The head's weights alone choose, so that every method's figure shows the same ones."""
+    norms = model.module.get_submodule(model.split).weight.norm(dim=0)
+    chosen = weightiest_channels(model, 2)
+    assert norms[chosen].tolist() == norms.sort(descending=True).values[:2].tolist()
+
+
+def test_a_reference_is_trained_on_the_stream_before_it_answers(evaluation, model):
+    """With the labels it gets more of them right than the source; each corruption anew."""
+    reference = Supervised(model, lr=0.05, passes=8)
+    runs = [Run("supervised", reference, 8), *evaluation("norm").runs]
+    rows = evaluation(runs=runs).run(Rows(None))
+    assert [row["method"] for row in rows] == ["supervised"] * 2 + ["norm"] * 2
+    assert all(a["correct"] > b["correct"] for a, b in zip(rows[:2], rows[2:], strict=True))
+    assert rows[0]["selection_rate"] is None
+    again = evaluation(runs=runs[:1], corruptions=("contrast",)).run(Rows(None))
+    assert again[0]["entropy"] == rows[1]["entropy"]
+
+
+def test_every_run_has_its_own_batch_size(evaluation, model):
+    """A line of a figure over batch sizes; each is a row of its own."""
+    runs = [Run("tent", create("tent", model), size) for size in (1, 10)]
+    rows = evaluation(runs=runs, corruptions=("contrast",)).run(Rows(None))
+    assert [(row["batch_size"], row["steps"]) for row in rows] == [(1, 30), (10, 3)]
 
 
 class Slow(CleanData):
@@ -279,9 +335,9 @@ def test_the_end_of_a_stream_is_told_to_the_method(model, evaluation):
     """TTC with `flush_at_end` steps on what is pending between continual corruptions."""
     entropies = {}
     for flush in (False, True):
-        asked = evaluation("source", protocol="continual", limit=20)
-        asked.methods.clear()
-        asked.methods["ttc"] = create("ttc", model, flush_at_end=flush, samples_per_step=1000)
+        method = create("ttc", model, flush_at_end=flush, samples_per_step=1000)
+        runs = [Run("ttc", method, 8)]
+        asked = evaluation(runs=runs, protocol="continual", limit=20)
         entropies[flush] = [row["entropy"] for row in asked.run(Rows(None))]
     assert entropies[True][0] == entropies[False][0]
     assert entropies[True][1] != entropies[False][1]

@@ -4,7 +4,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ttc_core.methods.contract import Adaptation, Answers, Method, Prediction, State
+from ttc_core.methods.contract import (
+    Adaptation,
+    Answers,
+    Method,
+    Prediction,
+    State,
+    UnsuitableNetworkError,
+)
 from ttc_core.methods.eta import Eta
 from ttc_core.methods.norm import Norm
 from ttc_core.methods.settings import MethodSettings
@@ -37,6 +44,7 @@ __all__ = [
     "Method",
     "Prediction",
     "State",
+    "UnsuitableNetworkError",
     "create",
     "method_class",
     "settings_for",

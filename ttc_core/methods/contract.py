@@ -19,6 +19,10 @@ from ttc_core.normalization import Share
 State = dict[str, dict[str, Any]]
 
 
+class UnsuitableNetworkError(ValueError):
+    """The network lacks what a method needs; the sentence says what."""
+
+
 @dataclass(frozen=True)
 class Pending:
     """What `adapt` needs of a prediction: the terms of the loss with their graph, and more.

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from ttc_core.methods.contract import Adaptation, Pending, Prediction, State
+from ttc_core.methods.contract import Adaptation, Pending, Prediction, State, UnsuitableNetworkError
 from ttc_core.methods.settings import StatisticsSettings
 from ttc_core.methods.source import unselected_prediction
 from ttc_core.methods.views import stream_statistics, two_views
@@ -39,7 +39,7 @@ class Norm:
         self._settings = self.Settings.create("norm", model.classes, settings)
         self.model = model
         if not model.batch_norms:
-            raise ValueError("norm needs BatchNorm layers, and the network has none.")
+            raise UnsuitableNetworkError("norm needs BatchNorm layers, and the network has none.")
         self._statistics = stream_statistics(
             model, self._settings, source_images=self._settings.source_images
         )

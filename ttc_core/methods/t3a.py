@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from ttc_core.methods.contract import Adaptation, Pending, Prediction, State
+from ttc_core.methods.contract import (
+    Adaptation,
+    Pending,
+    Prediction,
+    State,
+    UnsuitableNetworkError,
+)
 from ttc_core.methods.settings import StatisticsSettings, StatisticsSource
 from ttc_core.methods.source import unselected_prediction
 from ttc_core.methods.views import stream_statistics
@@ -154,7 +160,7 @@ def _head_supports(model: SourceModel) -> Supports:
     head = model.module.get_submodule(model.split)
     weight = getattr(head, "weight", None)
     if not isinstance(head, nn.Linear | nn.Conv2d) or not isinstance(weight, Tensor):
-        raise ValueError(
+        raise UnsuitableNetworkError(
             f"t3a needs a linear layer (or a 1×1 convolution) as the network's last; {model.split} "
             f"is {type(head).__name__}."
         )

@@ -1,0 +1,67 @@
+"""A reference, no method: scales and shifts trained on the stream itself, with its labels.
+
+It shows where adaptation without labels could arrive (the paper's Figure 3), so it is not among
+`METHODS` and never served.
+"""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor
+
+from ttc_core.datasets import Stream
+from ttc_core.methods.affine import AffineMethod, Loss, gradient
+from ttc_core.methods.contract import Adaptation, Prediction
+from ttc_core.methods.settings import OptimizerSettings
+from ttc_core.methods.source import unselected_prediction
+from ttc_core.objective import entropy
+
+
+class SupervisedSettings(OptimizerSettings):
+    """The reference's hyperparameters; Adam 1e-3 whatever the data set."""
+
+    passes: PositiveInt = 5
+    statistics: Literal["batch"] = "batch"
+
+    @classmethod
+    def defaults(cls, classes: int, given: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+
+class Supervised(AffineMethod):
+    """Cross-entropy with the labels, several passes over the stream; then it only answers."""
+
+    name: ClassVar[str] = "supervised"
+    Settings: ClassVar[type[SupervisedSettings]] = SupervisedSettings
+    selects: ClassVar[bool] = False
+    _settings: SupervisedSettings
+
+    def fit(self, stream: Stream, batch_size: int) -> None:
+        """Train on the stream's images and labels, a step a batch, with the batch's statistics."""
+        for _ in range(self._settings.passes):
+            for images, labels in stream.batches(batch_size):
+                batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+                with torch.enable_grad():
+                    logits = self._run(batch)
+                    target = torch.from_numpy(labels).to(logits.device)
+                    loss = Loss(
+                        total=F.cross_entropy(logits, target),
+                        entropy=entropy(logits).mean(),
+                        selected=torch.tensor(len(labels)),
+                    )
+                found = gradient(loss, list(self._learner.parameters.values()))
+                self._learner.learn(found, images=len(labels), step=True)
+
+    def _run(self, images: Tensor) -> Tensor:
+        inputs = self.model.normalize(self.model.to_unit(images))
+        look = self._statistics.look(len(inputs))
+        return self.model.run(inputs, affine=self._learner.parameters, look=look).logits
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Prediction:
+        return unselected_prediction(self._run(images))
+
+    def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
+        return Adaptation(drift=self.drift)
