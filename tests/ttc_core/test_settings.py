@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.fixtures.networks import MEAN, STD, make_model
-from ttc_core.methods import METHODS, create, settings_for
+from ttc_core.methods import METHODS, UnsuitableNetworkError, create, settings_for
 from ttc_core.model import SourceModel
 
 ADAM = {"optimizer": "adam", "lr": 1e-3}
@@ -23,6 +23,34 @@ OPTIMIZER = {
 STATISTICS = {"statistics": "batch", "moving": {"warm_start": 16, "floor": 0.001}}
 NORM = {**STATISTICS, "source_images": 0, "flip": False}
 TENT = {**STATISTICS, **OPTIMIZER, "flip": False}
+T3A = {**STATISTICS, "statistics": "source", "filter": 100}
+ETA = {
+    **STATISTICS,
+    **OPTIMIZER,
+    "entropy_fraction": 0.4,
+    "momentum": 0.9,
+    "sgd_momentum": 0.9,
+}
+TIPI = {
+    **STATISTICS,
+    **OPTIMIZER,
+    "epsilon": 2 / 255,
+    "start": "random",
+    "answer": "before",
+}
+# By the number of classes: CIFAR-10, CIFAR-100, ImageNet.
+BY_CLASSES = {
+    "eta": {
+        10: {"redundancy_margin": 0.4},
+        100: {"redundancy_margin": 0.4},
+        1000: {"redundancy_margin": 0.05},
+    },
+    "tipi": {
+        10: {"entropy_weight": 0.0, "lr_images": 200},
+        100: {"entropy_weight": 5.0, "lr_images": 200},
+        1000: {"entropy_weight": 1.0, "lr_images": 64},
+    },
+}
 TTC = {
     **STATISTICS,
     **OPTIMIZER,
@@ -56,14 +84,34 @@ def with_classes(classes: int) -> SourceModel:
 @pytest.mark.parametrize(("classes", "optimizer"), [(10, ADAM), (100, ADAM), (1000, SGD)])
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("source", {}), ("norm", NORM), ("tent", TENT), ("ttc", TTC)],
-    ids=["source", "norm", "tent", "ttc"],
+    [
+        pytest.param(name, settings, id=name)
+        for name, settings in (
+            ("source", {}),
+            ("norm", NORM),
+            ("t3a", T3A),
+            ("eta", ETA),
+            ("tipi", TIPI),
+            ("tent", TENT),
+            ("ttc", TTC),
+        )
+    ],
 )
 def test_defaults_are_those_of_the_table(name, expected, classes, optimizer):
     """CIFAR: Adam 1e-3; ImageNet: SGD 2.5e-4 with momentum 0.9 and no Nesterov."""
     settings = dict(create(name, with_classes(classes)).settings)
-    settings.pop("seed", None)  # ours, of the random augmentations
-    assert settings == ({**expected, **optimizer} if "betas" in expected else expected)
+    settings.pop("seed", None)  # ours, of what is drawn at random
+    if "betas" in expected:
+        expected = {**expected, **optimizer, **BY_CLASSES.get(name, {}).get(classes, {})}
+    assert settings == expected
+
+
+def test_the_rate_of_tipi_is_for_so_many_images_unless_it_is_given(model):
+    """(1e-3/200)·N with Adam, (2.5e-4/64)·N with SGD; a given rate is meant as it is."""
+    assert create("tipi", model)._rate(100) == pytest.approx(5e-4)
+    assert create("tipi", with_classes(1000))._rate(64) == pytest.approx(2.5e-4)
+    assert create("tipi", model, lr=1e-3)._rate(100) == 1e-3
+    assert create("tipi", model, lr=1e-3, lr_images=50)._rate(100) == 2e-3
 
 
 def test_a_chosen_optimizer_brings_its_own_rate(model):
@@ -84,6 +132,16 @@ OTHERS: dict[str, list[Any]] = {
     "weight_decay": [0.1],
     "flip": [True],
     "source_images": [16],
+    "filter": [1, -1],
+    "entropy_fraction": [0.5],
+    "redundancy_margin": [0.1],
+    "sgd_momentum": [0.5],
+    "epsilon": [0.01],
+    "start": ["zero"],
+    "entropy_weight": [2.0],
+    "lr_images": [64],
+    "answer": ["after"],
+    "seed": [7],
     **{part: [False] for part in ("rla", "spc", "ss", "ga")},
     "augmentation": ["vertical_flip", "rotation", "resized_crop", "gaussian_noise"],
     "sigma": [2.0],
@@ -99,8 +157,8 @@ OTHERS: dict[str, list[Any]] = {
 }
 EVERY = [
     pytest.param(name, key, value, id=f"{name}.{key}={value}")
-    for name, table in (("norm", NORM), ("tent", {**TENT, **ADAM}), ("ttc", {**TTC, **ADAM}))
-    for key in table
+    for name in METHODS
+    for key in create(name, with_classes(10)).settings
     for value in OTHERS.get(key, [])
 ]
 
@@ -203,7 +261,7 @@ def test_the_settings_of_one_method_are_picked_out(name, given, statistics, expe
 def test_moving_settings_reach_the_statistics(model):
     """`moving.floor` and `moving.warm_start` as text, for each method that has the choice."""
     given = {"moving.floor": "0.25", "moving.warm_start": "3"}
-    for name in ("norm", "tent", "ttc"):
+    for name in ("norm", "eta", "tipi", "tent", "ttc"):
         method = create(name, model, **settings_for(name, given, statistics="moving"))
         assert method.settings["moving"] == {"warm_start": 3, "floor": 0.25}
         assert method.settings["statistics"] == "moving"
@@ -239,7 +297,7 @@ def test_a_method_that_does_not_exist_is_named(name, sentence, model):
 
 def test_norm_needs_batch_norm():
     """What needs batch statistics says so where there is no BatchNorm."""
-    with pytest.raises(ValueError, match="norm needs BatchNorm layers"):
+    with pytest.raises(UnsuitableNetworkError, match="norm needs BatchNorm layers"):
         create("norm", make_model("layer-norm"))
 
 
