@@ -4,10 +4,22 @@ Nothing here comes from our packages: a network in training mode (its BatchNorm 
 batch's statistics), Adam on their scales and shifts, two forward passes a batch.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
+
+
+def adaptable(network: nn.Module) -> list[Tensor]:
+    """Put a network into training mode, with the batch's statistics; return scales and shifts."""
+    network.train().requires_grad_(False)
+    parameters = []
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = None
+            parameters += [layer.weight, layer.bias]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return parameters
 
 
 class Algorithm1:
@@ -19,17 +31,8 @@ class Algorithm1:
     """
 
     def __init__(self, network: nn.Module, head: str, mean: Tensor, std: Tensor, q: int) -> None:
-        self.network, self.mean, self.std, self.q = network.train(), mean, std, q
-        network.requires_grad_(False)
-        parameters = []
-        for layer in network.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.track_running_stats = False
-                layer.running_mean = layer.running_var = None
-                parameters += [layer.weight, layer.bias]
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        self.optimizer = torch.optim.Adam(parameters, lr=1e-3)
+        self.network, self.mean, self.std, self.q = network, mean, std, q
+        self.optimizer = torch.optim.Adam(adaptable(network), lr=1e-3)
         self.features: Tensor | None = None
         network.get_submodule(head).register_forward_pre_hook(self._keep)
         self.counter = 0
@@ -59,8 +62,3 @@ class Algorithm1:
             self.optimizer.step()
             self.optimizer.zero_grad()
         return z_mean.detach()
-
-
-def run(algorithm: Algorithm1, batches: Iterator[Tensor]) -> list[Tensor]:
-    """Answer batch after batch."""
-    return [algorithm(batch) for batch in batches]
