@@ -19,7 +19,7 @@ class Settings(BaseSettings):
         "bundled",
         description="bundled, torchvision/NAME, timm/NAME, cifar/NAME@FILE, module:factory",
     )
-    method: str = Field("ttc", description="how to adapt: source, norm, tent, ttc, or a class")
+    method: str = Field("ttc", description="source, norm, t3a, eta, tipi, tent, ttc, or a class")
     set: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="a hyperparameter of the method; may be repeated"
     )

@@ -8,6 +8,7 @@ from PIL import Image
 
 from service.cli import cli
 from service.launch import launch
+from ttc_core.methods import METHODS
 
 IMAGES = "60"
 BATCH = "16"  # so that the last batch is short
@@ -67,17 +68,19 @@ def compare(serve, make_method, tmp_path):
 
 
 @pytest.mark.parametrize("served", [True, False], ids=["as-served", "as-the-paper"])
-@pytest.mark.parametrize("method", ["source", "norm", "tent", "ttc"])
+@pytest.mark.parametrize("method", METHODS)
 def test_replay_and_evaluation_agree(compare, method, served):
     """Predictions, entropies, selections, steps and accuracy, on two corruptions in a row."""
-    settings = {"samples_per_step": 32} if method == "ttc" else {}
+    settings = {
+        "ttc": {"samples_per_step": 32},
+        "eta": {"entropy_fraction": 1.0, "redundancy_margin": 1.01},
+    }.get(method, {})
     results = compare(method, "bundled", ["fog", "contrast"], served=served, **settings)
+    every_batch = (4, {0, 1, 2, 3})
     steps, versions = {
-        "source": (0, {0}),
-        "norm": (0, {0}),
-        "tent": (4, {0, 1, 2, 3}),
         "ttc": (2, {0, 1}),
-    }[method]
+        **dict.fromkeys(("eta", "tipi", "tent"), every_batch),
+    }.get(method, (0, {0}))
     for row, seen in results:
         assert row["images"] == int(IMAGES)
         # The methods that adapt did: the agreement is not that of two idle models.

@@ -14,6 +14,7 @@ from service.replay import to_png
 from service.routes import context
 from service.schemas import PredictResponse, ResetResponse, StatusResponse
 from tests.fixtures.methods import Plain
+from ttc_core.methods import METHODS
 from ttc_core.methods.source import Source
 
 PNG = {"Content-Type": "image/png"}
@@ -178,7 +179,7 @@ def test_every_answer_carries_a_request_id(source_server):
 # Adaptation
 
 
-@pytest.mark.parametrize("method", ["source", "norm", "tent", "ttc"])
+@pytest.mark.parametrize("method", METHODS)
 def test_labels_change_no_prediction(serve, pictures, labels, method):
     """The same stream with right, shuffled and no labels: the answers and states are equal."""
     shuffled = np.random.default_rng(0).permutation(labels).tolist()
