@@ -94,6 +94,12 @@ def test_they_agree_in_every_order(compare, order):
     assert row["order"] == order
 
 
+def test_they_agree_on_mixed_corruptions(compare):
+    """Each image has the same corruption in both, drawn by the seed."""
+    ((row, _),) = compare("norm", "bundled", ["mixed:fog+contrast"], "--seed", "2")
+    assert (row["corruption"], row["severity"]) == ("mixed:fog+contrast", 5)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Photographs of several sizes and kinds, one folder a class."""

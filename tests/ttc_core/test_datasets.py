@@ -167,6 +167,12 @@ def spoil(what: str) -> Callable[[Path], None]:
             np.save(folder / "fog.npy", np.array([{}], dtype=object), allow_pickle=True)
         elif what == "truncated":
             (folder / "fog.npy").write_bytes((folder / "fog.npy").read_bytes()[:-100])
+        elif what == "zero":
+            (folder / "fog.npy").write_bytes(b"")
+        elif what == "grey":
+            np.save(folder / "fog.npy", pictures()[..., 0])
+        elif what == "rgba":
+            np.save(folder / "fog.npy", np.concatenate([pictures(), pictures()[..., :1]], 3))
         elif what == "rubbish":
             (folder / "fog.npy").write_bytes(b"rubbish")
         elif what == "empty":
@@ -191,6 +197,9 @@ def spoil(what: str) -> Callable[[Path], None]:
         pytest.param(spoil("empty"), r"labels\.npy must hold whole numbers", id="empty"),
         pytest.param(spoil("objects"), r"fog\.npy is no readable \.npy file", id="pickled"),
         pytest.param(spoil("truncated"), r"fog\.npy is no readable \.npy file", id="truncated"),
+        pytest.param(spoil("zero"), r"fog\.npy is no readable \.npy file", id="zero-bytes"),
+        pytest.param(spoil("grey"), r"must hold uint8 \(N, H, W, 3\).*\(12, 8, 8\)", id="grey"),
+        pytest.param(spoil("rgba"), r"must hold uint8 \(N, H, W, 3\).*8, 4\)", id="rgba"),
         pytest.param(spoil("rubbish"), r"fog\.npy is no readable \.npy file", id="rubbish"),
     ],
 )
@@ -354,6 +363,44 @@ def test_a_spec_that_names_no_data_gives_a_sentence(spec, sentence):
     """With what is accepted."""
     with pytest.raises(DataError, match=sentence):
         open_data(spec, AS_IT_IS)
+
+
+def test_a_factory_is_never_held_in_memory_whole(factories):
+    """What it yields goes to a file that has no name, and is mapped."""
+    factories(make=lambda: ((pictures(100, 32, seed), np.arange(100) % 7) for seed in range(5)))
+    data = open_data("my_data:make", AS_IT_IS)
+    assert isinstance(data._images, np.memmap)
+    got, labels = read_all(data.open("clean", 5), 64)
+    np.testing.assert_array_equal(got[300:400], pictures(100, 32, 3))
+    assert not isinstance(got, np.memmap)
+    assert len(labels) == 500
+
+
+def test_a_factory_that_fails_half_way_is_told_so(factories):
+    """Its own error, by its name."""
+
+    def make():
+        yield pictures(), LABELS
+        raise KeyError("no more")
+
+    factories(make=make)
+    with pytest.raises(DataError, match="my_data:make failed: KeyError: 'no more'"):
+        open_data("my_data:make", AS_IT_IS)
+
+
+def test_a_factory_yields_one_size(factories):
+    """Two sizes cannot be one stream."""
+    factories(make=yields((pictures(), LABELS), (pictures(side=9), LABELS)))
+    with pytest.raises(DataError, match=r"gave images of \(8, 8, 3\) and of \(9, 9, 3\)"):
+        open_data("my_data:make", AS_IT_IS)
+
+
+@pytest.mark.parametrize("kind", ["bundled", "cifar10c", "cifar100c", "imagenetc"])
+def test_a_model_of_other_classes_is_refused(kind, tmp_path):
+    """Before an hour of chance-level answers."""
+    spec = kind if kind == "bundled" else f"{kind}:{tmp_path}"
+    with pytest.raises(DataError, match=f"{kind} has 1.* classes and the model 7;"):
+        open_data(spec, AS_IT_IS, list("abcdefg"))
 
 
 # Limits, orders, corruption

@@ -1,0 +1,66 @@
+"""Where images come from: the bundled stream, the benchmarks' files, folders, factories.
+
+A `DataSet` opens one corruption at a time as a `Stream`, whose images are read (and, where the
+data set holds clean images, corrupted by our own functions) batch by batch.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ttc_core.datasets.cifar_c import CifarC
+from ttc_core.datasets.clean import STREAM_FILE, CleanData, bundled, from_factory
+from ttc_core.datasets.files import Geometry
+from ttc_core.datasets.folder import Folder
+from ttc_core.datasets.imagenet_c import WORDNET_IDS_FILE, ImageNetC
+from ttc_core.datasets.stream import DataError, DataSet, Images, Labels, Stream, check_corruption
+
+__all__ = [
+    "SPECS",
+    "STREAM_FILE",
+    "WORDNET_IDS_FILE",
+    "CifarC",
+    "CleanData",
+    "DataError",
+    "DataSet",
+    "Folder",
+    "Geometry",
+    "ImageNetC",
+    "Images",
+    "Labels",
+    "Stream",
+    "check_corruption",
+    "open_data",
+]
+
+SPECS = "bundled, cifar10c:DIR, cifar100c:DIR, imagenetc:DIR, folder:DIR, package.module:factory"
+_CLASSES = {"bundled": 10, "cifar10c": 10, "cifar100c": 100, "imagenetc": 1000}
+
+
+def open_data(spec: str, geometry: Geometry, class_names: Sequence[str] | None = None) -> DataSet:
+    """Find the data set that `spec` names (SPECS).
+
+    Args:
+        geometry: the model's; images come at it.
+        class_names: the model's, K of them; labels must be 0 to K - 1. None: not known.
+
+    Raises:
+        DataError: the spec is unknown, what it names does not exist, or its labels do not fit.
+    """
+    kind, _, rest = spec.partition(":")
+    if spec != "bundled" and not rest:
+        raise DataError(f"{spec!r} names no data; accepted are {SPECS}.")
+    expected = _CLASSES.get(kind)
+    if expected is not None and class_names is not None and len(class_names) != expected:
+        raise DataError(
+            f"{kind} has {expected:,} classes and the model {len(class_names):,}; expected is a "
+            "model trained for these classes."
+        )
+    if spec == "bundled":
+        return bundled(geometry)
+    if kind in ("cifar10c", "cifar100c"):
+        return CifarC(Path(rest), geometry, classes=_CLASSES[kind])
+    if kind == "imagenetc":
+        return ImageNetC(Path(rest), geometry)
+    if kind == "folder":
+        return Folder(Path(rest), geometry, class_names)
+    return from_factory(spec, geometry, class_names)

@@ -1,0 +1,100 @@
+"""Clean images in memory or on disk, corrupted as they are read: the bundled stream, factories."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ttc_core.datasets.files import Geometry, corrupt_at
+from ttc_core.datasets.stream import DataError, DataSet, Images, Labels, Places, Shift
+from ttc_core.plugins import call_factory
+from ttc_core.zoo import fashion_mnist
+
+STREAM_FILE = Path(fashion_mnist.__file__).parent / "stream.npz"
+
+
+class CleanData(DataSet):
+    """Images (N, H, W, 3) with labels (N,), corrupted as they are read."""
+
+    def __init__(self, images: Images, labels: Labels, geometry: Geometry) -> None:
+        self._images, self._labels, self._geometry = images, labels, geometry
+
+    def shift(self, corruption: str, severity: int, seed: int) -> Shift:
+        def read(places: Places) -> Images:
+            images = self._geometry.apply_all(np.asarray(self._images[places]))
+            return corrupt_at(images, places, corruption, severity, seed)
+
+        return Shift(None if corruption == "clean" else severity, self._labels, read)
+
+
+def bundled(geometry: Geometry) -> CleanData:
+    """The stream that comes with the package: 2,000 test pictures of Fashion-MNIST."""
+    with np.load(STREAM_FILE) as file:
+        images, labels = fashion_mnist.to_rgb(file["pictures"]), file["labels"].astype(np.int64)
+    return CleanData(images, labels, geometry)
+
+
+def from_factory(spec: str, geometry: Geometry, class_names: Sequence[str] | None) -> CleanData:
+    """Call a factory of one's own, which yields (images uint8 (n, H, W, 3), labels (n,)) pairs.
+
+    They go to an unnamed file, of which a stream reads what it needs: however many there are,
+    memory holds one pair at a time.
+
+    Raises:
+        DataError: it fails, yields something else, or labels that the model has no class for.
+    """
+    try:
+        images, labels = _spooled(spec)
+    except DataError:
+        raise
+    except ValueError as error:  # it cannot be imported or called
+        raise DataError(str(error)) from error
+    except Exception as error:  # whatever the user's own code does while it yields
+        raise DataError(f"{spec} failed: {type(error).__name__}: {error}.") from error
+    if class_names is not None and not (0 <= labels.min() <= labels.max() < len(class_names)):
+        raise DataError(
+            f"{spec} gave labels from {labels.min()} to {labels.max()}; the model's classes "
+            f"are 0 to {len(class_names) - 1}."
+        )
+    return CleanData(images, labels, geometry)
+
+
+def _spooled(spec: str) -> tuple[Images, Labels]:
+    shape: tuple[int, ...] | None = None
+    labels: list[Labels] = []
+    with tempfile.TemporaryFile() as file:
+        for pair in call_factory(spec):
+            images, its_labels = _checked(spec, pair)
+            if shape is not None and images.shape[1:] != shape:
+                raise DataError(
+                    f"{spec} gave images of {shape} and of {images.shape[1:]}; expected is one "
+                    "size."
+                )
+            shape = images.shape[1:]
+            file.write(np.ascontiguousarray(images).data)
+            labels.append(its_labels)
+        count = sum(map(len, labels))
+        if shape is None or count == 0:
+            raise DataError(f"{spec} must yield (images uint8 (n, H, W, 3), labels (n,)) pairs.")
+        file.flush()
+        mapped = np.memmap(file, np.uint8, mode="r", shape=(count, *shape))
+    return mapped, np.concatenate(labels)
+
+
+def _checked(spec: str, pair: Any) -> tuple[Images, Labels]:
+    try:
+        images, labels = (np.asarray(part) for part in pair)
+        labels = np.atleast_1d(labels).astype(np.int64)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{spec} must yield (images uint8 (n, H, W, 3), labels (n,)) pairs: {error}."
+        ) from error
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise DataError(
+            f"{spec} must yield uint8 (N, H, W, 3); it gave {images.dtype} {images.shape}."
+        )
+    if len(images) != len(labels):
+        raise DataError(f"{spec} gave {len(images):,} images but {len(labels):,} labels.")
+    return images, labels

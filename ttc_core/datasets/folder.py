@@ -1,0 +1,73 @@
+"""Image files as DIR/<class name or index>/*, corrupted as they are read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ttc_core.datasets.files import Geometry, corrupt_at, decode, folders, image_files
+from ttc_core.datasets.stream import DataError, DataSet, Images, Places, Shift
+
+
+class Folder(DataSet):
+    """A folder is a class, named like one of the model's (case, blanks and signs do not matter).
+
+    Or it is named by a class's index. Where the classes have no names, any folders are taken, as
+    many as classes, and numbered in sorted order.
+    """
+
+    def __init__(
+        self, directory: Path, geometry: Geometry, class_names: Sequence[str] | None = None
+    ) -> None:
+        if not directory.is_dir():
+            raise DataError(f"There is no folder {directory}.")
+        names = folders(directory)
+        index = _class_indices(directory, names, class_names)
+        self._files = image_files(directory, names)
+        if not self._files:
+            raise DataError(
+                f"{directory} holds no images; expected are {directory}/<class name or index>/*."
+            )
+        self._labels = np.array([index[folder] for folder, _ in self._files], np.int64)
+        self._directory, self._geometry = directory, geometry
+
+    def shift(self, corruption: str, severity: int, seed: int) -> Shift:
+        def read(places: Places) -> Images:
+            images = decode([self._path(place) for place in places], self._geometry)
+            return corrupt_at(images, places, corruption, severity, seed)
+
+        if corruption != "clean":
+            return Shift(severity, self._labels, read, decodes=True)
+        return Shift(
+            None, self._labels, read, lambda place: self._path(place).read_bytes(), decodes=True
+        )
+
+    def _path(self, place: int) -> Path:
+        folder, file = self._files[place]
+        return self._directory / folder / file
+
+
+def _class_indices(
+    directory: Path, names: Sequence[str], class_names: Sequence[str] | None
+) -> dict[str, int]:
+    """Give each folder its class; see `Folder`."""
+    numbered = all(name.isdecimal() for name in names)
+    if class_names is None:
+        return {name: int(name) if numbered else rank for rank, name in enumerate(names)}
+    known = {_plain(name): rank for rank, name in enumerate(class_names)}
+    if all(_plain(name) in known for name in names):
+        return {name: known[_plain(name)] for name in names}
+    if numbered and all(int(name) < len(class_names) for name in names):
+        return {name: int(name) for name in names}
+    unnamed = list(class_names) == [str(rank) for rank in range(len(class_names))]
+    if unnamed and len(names) == len(class_names):
+        return {name: rank for rank, name in enumerate(names)}
+    stranger = next(name for name in names if _plain(name) not in known)
+    raise DataError(
+        f"{directory / stranger} is named like none of the model's {len(class_names)} classes "
+        f"({', '.join(class_names[:5])}, …); name the folders so, or 0 to {len(class_names) - 1}."
+    )
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.casefold() if character.isalnum())

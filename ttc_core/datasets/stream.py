@@ -1,0 +1,235 @@
+"""One corruption of a data set as a stream: its order, its batches, the images read ahead."""
+
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ttc_core.corruptions import CORRUPTIONS
+from ttc_core.errors import UserError
+from ttc_core.order import order_indices
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Places = NDArray[np.int64]
+
+MIXED = "mixed"
+# While the model runs, the files of so many batches (and at least so many a thread) are decoded.
+BATCHES_AHEAD = 2
+IMAGES_A_TASK = 8
+DECODING_THREADS = min(8, os.cpu_count() or 1)
+
+
+class DataError(UserError):
+    """A data set cannot be read; the text names the file and what was expected."""
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One corruption of a data set, in file order.
+
+    Attributes:
+        severity: 1 to 5; None where the data set has but one, or for "clean".
+        labels: (N,) class indices.
+        read: gives the images (n, H, W, 3) at an array of places.
+        read_file: gives the bytes of the image file at a place; None where there are none, or
+            where the images were changed after they were read.
+        decodes: whether reading means decoding files, which threads can do side by side.
+    """
+
+    severity: int | None
+    labels: Labels
+    read: Callable[[Places], Images]
+    read_file: Callable[[int], bytes] | None = None
+    decodes: bool = False
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One corruption of a data set, in the order asked for.
+
+    Attributes:
+        corruption: its name, "clean", "mixed", or "mixed:A+B".
+        labels: (N,) class indices in stream order.
+        positions: (N,) each image's place in the file order.
+        severity, read, read_file, decodes: as in `Shift`.
+    """
+
+    corruption: str
+    severity: int | None
+    labels: Labels
+    positions: Places
+    read: Callable[[Places], Images]
+    read_file: Callable[[int], bytes] | None = None
+    decodes: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, size: int) -> Iterator[tuple[Images, Labels]]:
+        """Yield the images (n, H, W, 3) and labels (n,) of each batch; the last may be short."""
+        parts = [slice(start, start + size) for start in range(0, len(self), size)]
+        places = (self.positions[part] for part in parts)
+        images = self._decoded_ahead(places, size) if self.decodes else map(self.read, places)
+        yield from zip(images, (self.labels[part] for part in parts), strict=True)
+
+    def _decoded_ahead(self, batches: Iterator[Places], size: int) -> Iterator[Images]:
+        """Decode in threads while the caller is busy; memory is bounded by what is ahead."""
+        ahead = max(BATCHES_AHEAD, -(-DECODING_THREADS // size))
+        waiting: deque[list[Future[Images]]] = deque()
+        pool = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
+        try:
+            for places in batches:
+                tasks = np.split(places, range(IMAGES_A_TASK, len(places), IMAGES_A_TASK))
+                waiting.append([pool.submit(self.read, task) for task in tasks])
+                if len(waiting) > ahead:
+                    yield _joined(waiting.popleft())
+            while waiting:
+                yield _joined(waiting.popleft())
+        finally:
+            # Also when the caller has had enough: no thread outlives the stream.
+            pool.shutdown(cancel_futures=True)
+
+
+def _joined(tasks: Sequence[Future[Images]]) -> Images:
+    images = [task.result() for task in tasks]
+    check_sizes({part.shape[1:] for part in images})
+    return np.concatenate(images)
+
+
+def check_sizes(shapes: set[tuple[int, ...]]) -> None:
+    """Raise DataError if images of several sizes should become one batch."""
+    if len(shapes) > 1:
+        raise DataError(
+            f"The images differ in size ({len(shapes)} sizes) and the model resizes none; "
+            "give the model a size."
+        )
+
+
+class DataSet(ABC):
+    """Images with labels, under one or more corruptions."""
+
+    @abstractmethod
+    def shift(self, corruption: str, severity: int, seed: int) -> Shift:
+        """Find one corruption, "clean" among them.
+
+        Raises:
+            DataError: it is not there, or a file does not fit.
+            ValueError: the severity is unknown.
+        """
+
+    def open(
+        self,
+        corruption: str,
+        severity: int,
+        *,
+        limit: int | None = None,
+        order: str = "file",
+        seed: int = 0,
+    ) -> Stream:
+        """Open the first `limit` images of a corruption, then put them in `order`.
+
+        Args:
+            corruption: one of the fifteen, "clean", or a mixture (see `mixed_corruptions`).
+
+        Raises:
+            DataError: it is not there, or a file does not fit.
+            ValueError: the name, severity or order is unknown.
+        """
+        check_corruption(corruption)
+        names = mixed_corruptions(corruption)
+        if names:
+            shift = _mixture({n: self.shift(n, severity, seed) for n in names}, seed)
+            corruption = MIXED if names == CORRUPTIONS else f"{MIXED}:{'+'.join(names)}"
+        else:
+            shift = self.shift(corruption, severity, seed)
+        labels = shift.labels[:limit]
+        positions = order_indices(labels, order, seed=seed)
+        return Stream(
+            corruption,
+            shift.severity,
+            labels[positions],
+            positions,
+            shift.read,
+            shift.read_file,
+            shift.decodes,
+        )
+
+
+def check_corruption(name: str) -> None:
+    """Raise ValueError unless `name` is one of the fifteen, "clean" or a mixture."""
+    if not mixed_corruptions(name) and name not in ("clean", *CORRUPTIONS):
+        raise ValueError(
+            f"There is no corruption {name!r}; there are clean, {', '.join(CORRUPTIONS)}, and "
+            "mixed."
+        )
+
+
+def mixed_corruptions(name: str) -> tuple[str, ...]:
+    """Return what a mixture consists of, in the order of CORRUPTIONS; nothing for other names.
+
+    Args:
+        name: "mixed" for all fifteen, or "mixed:A+B" for two or more names, "clean" among them.
+
+    Raises:
+        ValueError: a mixture of fewer than two, or of names that there are not.
+    """
+    kind, colon, rest = name.partition(":")
+    if kind != MIXED:
+        return ()
+    if not colon:
+        return CORRUPTIONS
+    given = rest.split("+")
+    known = ("clean", *CORRUPTIONS)
+    for part in given:
+        if part not in known:
+            raise ValueError(
+                f"There is no corruption {part!r} to mix; there are {', '.join(known)}."
+            )
+    if len(given) < 2 or len(set(given)) < len(given):
+        raise ValueError(f"A mixture is of two or more different corruptions; got {name!r}.")
+    return tuple(part for part in known if part in given)
+
+
+def _mixture(shifts: dict[str, Shift], seed: int) -> Shift:
+    """Each image under one of the shifts, drawn by the seed and its place alone."""
+    names, parts = list(shifts), list(shifts.values())
+    for name, part in shifts.items():
+        if not np.array_equal(part.labels, parts[0].labels):
+            raise DataError(
+                f"A mixture needs the same images under each corruption; {name} has "
+                f"{len(part.labels):,} and {names[0]} {len(parts[0].labels):,}, or of other "
+                "classes."
+            )
+    random = np.random.default_rng(seed)
+    # Floats, one an image: the first N draws are the same however many follow.
+    drawn = (random.random(len(parts[0].labels)) * len(parts)).astype(np.int64)
+
+    def read(places: Places) -> Images:
+        images: list[Images | None] = [None] * len(places)
+        for number, part in enumerate(parts):
+            mine = np.flatnonzero(drawn[places] == number)
+            if len(mine):
+                for index, image in zip(mine, part.read(places[mine]), strict=True):
+                    images[index] = image
+        found = [image for image in images if image is not None]
+        check_sizes({image.shape for image in found})
+        return np.stack(found)
+
+    def read_file(place: int) -> bytes:
+        give = parts[int(drawn[place])].read_file
+        assert give is not None
+        return give(place)
+
+    return Shift(
+        next((part.severity for part in parts if part.severity is not None), None),
+        parts[0].labels,
+        read,
+        read_file if all(part.read_file is not None for part in parts) else None,
+        decodes=any(part.decodes for part in parts),
+    )
