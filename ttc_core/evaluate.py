@@ -36,15 +36,21 @@ def warm_up(method: Method, side: int | None = None, *, images: int = 1) -> None
 
 @dataclass
 class Tally:
-    """What a pass over one corruption adds up to."""
+    """What a pass over one corruption adds up to.
 
+    Attributes:
+        length: images of the stream.
+        columns: what is kept of each image, in stream order.
+    """
+
+    length: int
     images: int = 0
     correct: int = 0
     entropy_sum: float = 0.0
     selected: int = 0
     steps: int = 0
     seconds: float = 0.0
-    columns: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -64,12 +70,13 @@ class Tally:
         }
 
     def keep(self, name: str, values: NDArray[Any]) -> None:
-        """Add a batch's values, one an image, to a column."""
-        self.columns.setdefault(name, []).append(values)
+        """Put the latest batch's values, one an image, into a column.
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """What was kept of each image, in stream order."""
-        return {name: np.concatenate(parts) for name, parts in self.columns.items()}
+        They are copied: views would keep whole batches of logits alive.
+        """
+        if name not in self.columns:
+            self.columns[name] = np.empty((self.length, *values.shape[1:]), values.dtype)
+        self.columns[name][self.images - len(values) : self.images] = values
 
 
 class Run(NamedTuple):
@@ -117,12 +124,10 @@ def run_stream(
         The tally; its columns are predicted, labels, entropy, selected and version, and what else
         was asked for.
     """
-    tally = Tally()
+    tally = Tally(len(stream))
     for images, labels in stream.batches(batch_size):
         started = time.perf_counter()
         prediction: Prediction = method.predict(as_batch(images))
-        if recorder is not None:
-            tally.keep("features", recorder.take(len(labels)))
         answers = prediction.to_host()
         outcome = method.adapt(prediction)
         seconds = time.perf_counter() - started
@@ -140,6 +145,8 @@ def run_stream(
         tally.keep("version", np.full(len(labels), answers.version))
         if logits:
             tally.keep("logits", answers.logits)
+        if recorder is not None:
+            tally.keep("features", recorder.take(len(labels)))
         if watcher is not None:
             watcher.progressed(tally, seconds)
     end = getattr(method, "end", None)  # few methods do anything at the end of a stream
@@ -208,7 +215,7 @@ class Evaluation:
                     watcher.started(run, stream)
                 tally = self._pass(run, stream, watcher)
                 row |= tally.results(selects=getattr(run.method, "selects", True))
-                columns = tally.arrays()
+                columns = tally.columns
                 if existing is None:
                     row = rows.append(row, {k: v for k, v in columns.items() if k != "logits"})
                 if watcher is not None:

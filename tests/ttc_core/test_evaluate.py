@@ -247,6 +247,15 @@ def test_logits_are_kept_where_they_are_asked_for(evaluation, tmp_path):
         assert "logits" not in arrays.files
 
 
+def test_what_is_kept_of_an_image_keeps_nothing_else_alive(model, data):
+    """A view of a batch's answers would hold its logits and probabilities: 8 kB an image at
+    K = 1000.
+    """
+    tally = run_stream(create("tent", model), data.open("fog", 5), 8)
+    assert all(values.base is None for values in tally.columns.values())
+    assert {len(values) for values in tally.columns.values()} == {IMAGES}
+
+
 def test_channels_of_the_features_are_kept_for_a_figure(evaluation, model, data, tmp_path):
     """Those of the plain view, as the head read them; the row is another than without."""
     path = tmp_path / "rows.jsonl"
