@@ -81,6 +81,7 @@ def evaluate(
     from ttc_core.evaluate import Evaluation
     from ttc_core.features import weightiest_channels
     from ttc_core.order import check_order
+    from ttc_core.report.results import Result, labels
 
     if preset == FIGURE_1:
         _simulate(open_rows(rows_path))
@@ -137,7 +138,8 @@ def evaluate(
         raise
     finally:
         if watcher.rows:
-            watcher.view.table(results_table(watcher.rows))
+            named = zip(watcher.rows, labels([Result(row) for row in watcher.rows]), strict=True)
+            watcher.view.table(results_table([{**row, "method": name} for row, name in named]))
 
 
 def _preset(name: str | None, methods: str | None) -> "Preset":

@@ -1,126 +1,186 @@
-"""Tables in the paper's form, from rows."""
+"""The whole report: what is written, that it repeats itself, and what it says of damaged rows."""
 
-import csv
-from io import StringIO
+import builtins
+import io
+import json
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from ttc_core.corruptions import CORRUPTIONS
-from ttc_core.report.tables import SHORT_NAMES, accuracy_tables
-
-
-def row(method: str, corruption: str, accuracy: float, **changes: Any) -> dict[str, Any]:
-    return {
-        "data": "bundled",
-        "model": "small",
-        "severity": None if corruption == "clean" else 5,
-        "order": "file",
-        "protocol": "episodic",
-        "batch_size": 100,
-        "method": method,
-        "corruption": corruption,
-        "accuracy": accuracy,
-    } | changes
+from tests.fixtures.rows import every_table, row, write
+from ttc_core.errors import UserError
+from ttc_core.report import write_report
 
 
-def test_the_columns_are_the_papers():
-    """All fifteen in the paper's order, under its short names, then the average."""
-    rows = [row("source", name, 0.5) for name in reversed(CORRUPTIONS)]
-    (table,) = accuracy_tables(rows)
-    assert table.columns == list(CORRUPTIONS)
-    header = table.markdown().splitlines()[2]
-    assert header == (
-        "| Method | gaus | shot | impul | defcs | gls | mtn | zm | snw | frst | fg | brt | cnt "
-        "| els | px | jpg | Avg |"
-    )
-    assert list(SHORT_NAMES) == list(CORRUPTIONS)
+class Page(HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
 
 
-def test_a_table_in_full():
-    """Percent with one decimal, methods in the paper's order, the best of a column in bold."""
-    (table,) = accuracy_tables(
-        [
-            row("my.own:Method", "fog", 0.8),
-            row("ttc", "fog", 0.9004),
-            row("ttc", "gaussian_noise", 0.25),
-            row("source", "gaussian_noise", 0.6666),
-            row("source", "fog", 0.9),
-        ]
-    )
-    assert table.markdown() == (
-        "**Accuracy in % on bundled, severity 5; model small, batches of 100, order file, "
-        "episodic**\n\n"
-        "| Method | gaus | fg | Avg |\n"
-        "|---|---|---|---|\n"
-        "| SOURCE | **66.7** | **90.0** | **78.3** |\n"
-        "| TTC | 25.0 | **90.0** | 57.5 |\n"
-        "| my.own:Method | – | 80.0 | – |\n"  # noqa: RUF001
-    )
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    report = write_report([every_table(folder / "rows.jsonl")], folder / "out")
+    assert report.problems == []
+    return folder / "out"
 
 
-def test_the_average_is_over_the_corruptions():
-    """Clean stands beside them and is not averaged in; a gap leaves the average out."""
-    (table,) = accuracy_tables(
-        [
-            row("tent", "clean", 1.0),
-            row("tent", "fog", 0.5),
-            row("tent", "snow", 0.25),
-            row("norm", "fog", 0.5),
-            row("norm", "clean", 1.0),
-        ]
-    )
-    assert table.columns == ["clean", "snow", "fog"]
-    assert table.averages == {"norm": None, "tent": 37.5}
+def test_every_table_and_every_figure_is_written(written):
+    """Tables as Markdown and CSV, figures as PNG and SVG, and the page."""
+    names = {path.name for path in written.iterdir()}
+    for table in ("table1", "table5", "table7"):
+        assert {f"{table}.md", f"{table}.csv"} <= names
+    assert {
+        "accuracy.md",
+        "accuracy-intervals.md",
+        "accuracy-1.csv",
+        "mcnemar.md",
+        "index.html",
+    } <= names
+    for figure in ("figure1", "figure2", "figure3"):
+        with Image.open(written / f"{figure}.png") as image:
+            assert image.width > 600
+        assert ElementTree.parse(written / f"{figure}.svg").getroot().tag.endswith("svg")
 
 
-def test_clean_goes_beside_every_severity():
-    """It has none of its own, so it belongs to each table of the same setting."""
-    rows = [row("tent", "clean", 0.9), row("tent", "fog", 0.5), row("tent", "fog", 0.7, severity=3)]
-    tables = accuracy_tables(rows)
-    assert [table.lines["tent"] for table in tables] == [[90.0, 50.0], [90.0, 70.0]]
-    (alone,) = accuracy_tables(rows[:1])
-    assert alone.lines == {"tent": [90.0]}
-    assert "severity" not in alone.caption
+def test_the_page_asks_nothing_of_a_network(written):
+    """No address in it but its own parts; images inside; a policy that forbids the rest."""
+    page = Page((written / "index.html").read_text())
+    addresses = [
+        value for _, attrs in page.tags for name, value in attrs.items() if name in ("src", "href")
+    ]
+    assert all(value and value.startswith(("data:image/svg+xml;", "#")) for value in addresses)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    policy = next(attrs["content"] for tag, attrs in page.tags if "http-equiv" in attrs)
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    pictures = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert len(pictures) == 3
+    assert all(len(attrs["alt"] or "") > 60 for attrs in pictures)
 
 
-def test_the_last_row_of_a_cell_counts():
-    """A repeated measurement replaces the earlier one."""
-    (table,) = accuracy_tables([row("tent", "fog", 0.5), row("tent", "fog", 0.75)])
-    assert table.lines == {"tent": [75.0]}
+def test_the_page_can_be_walked_by_its_contents(written):
+    """Every entry leads to a section; tables have captions and scopes."""
+    page = Page((written / "index.html").read_text())
+    targets = {attrs["href"] for tag, attrs in page.tags if tag == "a"}
+    sections = {f"#{attrs['id']}" for tag, attrs in page.tags if tag == "section"}
+    assert targets <= sections
+    assert len(targets) >= 8
+    count = sum(tag == "table" for tag, _ in page.tags)
+    assert count == sum(tag == "caption" for tag, _ in page.tags) > 8
+    assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
+
+
+def test_equal_rows_give_equal_files(written, tmp_path):
+    """To the last byte, so that a report can be kept under version control."""
+    rows = written.parent / "rows.jsonl"
+    write_report([rows], tmp_path / "again")
+    for path in written.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_text_from_rows_is_shown_as_text(tmp_path):
+    """A rows file from a stranger cannot bring code into the page."""
+    trap = "<script>alert(1)</script>"
+    rows = [row(f"{trap}:M", trap, 0.5, data=trap, model=f'"><img src=x onerror={trap}>')]
+    rows[0]["settings"] = {trap: trap}
+    write_report([write(tmp_path / "rows.jsonl", rows)], tmp_path / "out")
+    page = Page((tmp_path / "out" / "index.html").read_text())
+    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert trap in page.text
+
+
+def test_damaged_arrays_are_said_and_cost_only_what_needs_them(tmp_path):
+    """Missing, cut off, or with objects inside: a sentence, and the tables all the same."""
+    path = every_table(tmp_path / "rows.jsonl")
+    files = sorted((tmp_path / "rows.jsonl.d").iterdir())
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:50])
+    with files[2].open("wb") as file:
+        np.savez(file, predicted=np.array([{}], dtype=object))
+    report = write_report([path], tmp_path / "out")
+    assert len(report.problems) >= 3
+    for damaged in files[:3]:
+        assert any(damaged.name in problem for problem in report.problems)
+    page = Page((tmp_path / "out" / "index.html").read_text())
+    assert files[0].name in page.text
+    assert "SOURCE" in report.accuracy
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("line", "sentence"),
     [
-        {"data": "other"},
-        {"model": "other"},
-        {"batch_size": 1},
-        {"order": "iid"},
-        {"protocol": "continual"},
-        {"severity": 3},
+        ({"method": "tent"}, "has no 'corruption'"),
+        (row("tent", "fog", 0.5, correct=2000), "has 2000 right answers to 1000 images"),
+        (row("tent", "fog", 7.5), "accuracy 7.5"),
+        (row("tent", "fog", 0.5, images="many"), "for correct, images and accuracy"),
     ],
-    ids=str,
+    ids=["missing", "counts", "accuracy", "kinds"],
 )
-def test_what_cannot_be_compared_stands_in_tables_of_its_own(change):
-    """Each named in its caption."""
-    tables = accuracy_tables([row("tent", "fog", 0.5), row("ttc", "fog", 0.6, **change)])
-    assert [list(table.lines) for table in tables] == [["tent"], ["ttc"]]
-    assert str(*change.values()) in tables[1].caption
+def test_rows_that_are_none_give_a_sentence(line: dict[str, Any], sentence: str, tmp_path):
+    """With the file that holds them."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(UserError, match=sentence):
+        write_report([tmp_path / "rows.jsonl"], tmp_path / "out")
 
 
-def test_the_csv_has_full_precision():
-    """One line a method, empty where there is no row, long names."""
-    rows = [row("source", "fog", 2 / 3), row("ttc", "snow", 0.5), row("ttc", "fog", 1 / 3)]
-    (table,) = accuracy_tables(rows)
-    lines = list(csv.reader(StringIO(table.csv())))
-    assert lines[0] == ["method", "snow", "fog", "average"]
-    assert lines[1][0:2] == ["source", ""]
-    assert float(lines[1][2]) == pytest.approx(200 / 3, rel=1e-12)
-    assert lines[1][3] == ""
-    assert float(lines[2][3]) == pytest.approx((50 + 100 / 3) / 2, rel=1e-12)
+def test_no_rows_and_no_folder_give_a_sentence(tmp_path):
+    """What was looked for, and where."""
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(UserError, match=r"no rows in .*empty\.jsonl"):
+        write_report([tmp_path / "empty.jsonl"], tmp_path / "out")
+    rows = write(tmp_path / "rows.jsonl", [row("tent", "fog", 0.5)])
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report([rows], rows / "out")
 
 
-def test_no_rows_are_no_tables():
-    """Nothing to compare is no error here."""
-    assert accuracy_tables([]) == []
+def test_the_reference_of_the_comparison_can_be_chosen(written, tmp_path):
+    """A method's name; one that is not there is said."""
+    rows = written.parent / "rows.jsonl"
+    write_report([rows], tmp_path, compare="norm")
+    assert "Against NORM" in (tmp_path / "mcnemar.md").read_text()
+    assert "Against TENT" in (written / "mcnemar.md").read_text()
+    with pytest.raises(UserError, match="no rows of 'smog'"):
+        write_report([rows], tmp_path, compare="smog")
+
+
+def test_tables_do_without_matplotlib(tmp_path, monkeypatch):
+    """Only a figure asks for it, and says how to get it."""
+    load = builtins.__import__
+
+    def without(name: str, *rest: Any, **options: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return load(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    tables = write(tmp_path / "rows.jsonl", [row("tent", "fog", 0.5)])
+    write_report([tables], tmp_path / "out")
+    assert (tmp_path / "out" / "index.html").exists()
+    figures = every_table(tmp_path / "figures.jsonl")
+    with pytest.raises(UserError, match=r"pip install 'ttc-service\[report\]'"):
+        write_report([figures], tmp_path / "more")
+
+
+def test_a_picture_is_not_blank(written):
+    """Each figure has ink of several colours."""
+    for name in ("figure1", "figure2", "figure3"):
+        image = Image.open(io.BytesIO((written / f"{name}.png").read_bytes())).convert("RGB")
+        colours = np.asarray(image.resize((200, 100))).reshape(-1, 3)
+        assert len(np.unique(colours, axis=0)) > 50

@@ -1,1 +1,108 @@
-"""From result rows to tables."""
+"""From result rows to tables, figures and one page: `write_report`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ttc_core.errors import UserError
+from ttc_core.report.comparison import mcnemar_table
+from ttc_core.report.figures import draw
+from ttc_core.report.groups import Group, groups
+from ttc_core.report.page import Picture, Section, render
+from ttc_core.report.results import Result, read_results
+from ttc_core.report.table import Table
+from ttc_core.report.tables import accuracy_table, augmentation_table
+from ttc_core.report.tables_across_data import batch_size_table, component_table
+
+REFERENCE = "tent"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        accuracy: the Markdown of the accuracy tables.
+        problems: sentences about what could not be shown.
+    """
+
+    accuracy: str
+    problems: list[str]
+
+
+def write_report(paths: Sequence[Path], out: Path, *, compare: str | None = None) -> Report:
+    """Write tables (.md, .csv), figures (.png, .svg) and index.html into a folder.
+
+    Args:
+        paths: rows files of `evaluate` and `replay`.
+        compare: the method, or the label of a line, that the others are tested against; None:
+            TENT where it is there, else the first.
+
+    Raises:
+        UserError: the rows cannot be read, the folder cannot be written, or an extra is missing.
+    """
+    results = read_results(paths)
+    found = groups(results)
+    problems = _damaged(results)
+    accuracy = [accuracy_table(group, f"accuracy-{n}") for n, group in enumerate(found, start=1)]
+    augmentations = [table for group in found if (table := augmentation_table(group))]
+    sizes, components = batch_size_table(found), component_table(found)
+    tests = []
+    for number, group in enumerate(found, start=1):
+        reference = compare or (REFERENCE if _has(group, REFERENCE) else group.lines[0].label)
+        if table := mcnemar_table(group, reference, f"mcnemar-{number}"):
+            tests.append(table)
+    if compare is not None and not any(_has(group, compare) for group in found):
+        raise UserError(f"There are no rows of {compare!r} to compare with.")
+    drawings, undrawn = draw(results, found)
+    problems += [problem for problem in undrawn if problem not in problems]
+
+    sections = [
+        Section("accuracy", "Accuracy by corruption (Tables 2, 3, 4, 6)", accuracy),
+        Section("table1", "Table 1: small batches", [sizes] if sizes else []),
+        Section("table5", "Table 5: augmentations", augmentations),
+        Section("table7", "Table 7: components", [components] if components else []),
+        Section("mcnemar", "Methods compared image by image", tests),
+        *(
+            Section(one.name, one.caption.partition(":")[0], figures=[Picture.of(one)])
+            for one in drawings
+        ),
+    ]
+    sections = [section for section in sections if section.tables or section.figures]
+    page = render(sections, results, [str(path) for path in paths], problems)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for section in sections:
+            if section.tables:
+                (out / f"{section.id}.md").write_text(_markdown(section.tables))
+                if intervals := [each for table in section.tables if (each := table.intervals())]:
+                    (out / f"{section.id}-intervals.md").write_text(_markdown(intervals))
+            for number, table in enumerate(section.tables, start=1):
+                name = table.name if "-" in table.name or number == 1 else f"{table.name}-{number}"
+                (out / f"{name}.csv").write_text(table.csv())
+        for one in drawings:
+            (out / f"{one.name}.png").write_bytes(one.png)
+            (out / f"{one.name}.svg").write_bytes(one.svg)
+        (out / "index.html").write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"The report cannot be written to {out}: {error.strerror}.") from error
+    return Report(_markdown(accuracy), problems)
+
+
+def _has(group: Group, reference: str) -> bool:
+    return any(reference in (line.label, line.label.split(" ")[0]) for line in group.lines)
+
+
+def _markdown(tables: Sequence[Table]) -> str:
+    return "\n".join(table.markdown() for table in tables)
+
+
+def _damaged(results: Sequence[Result]) -> list[str]:
+    """Sentences about arrays that should lie beside rows and cannot be read."""
+    problems = []
+    for result in results:
+        try:
+            result.arrays()
+        except UserError as error:
+            problems.append(str(error))
+    return problems

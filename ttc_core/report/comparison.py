@@ -1,0 +1,83 @@
+"""Two methods on the same images: McNemar's test, corruption by corruption."""
+
+import numpy as np
+
+from ttc_core.report.groups import Group, Line
+from ttc_core.report.results import shown
+from ttc_core.report.statistics import Comparison, Correct, holm, mcnemar, paired_average
+from ttc_core.report.table import NONE, Cell, Table
+from ttc_core.report.tables import SHORT_NAMES
+
+SIGNIFICANT = 0.05
+
+
+def mcnemar_table(group: Group, reference: str, name: str) -> Table | None:
+    """Each method against a reference on the same images; None where there is nothing to compare.
+
+    Args:
+        reference: a method's name or whole label.
+    """
+    base = next(
+        (line for line in group.lines if reference in (line.label, line.label.split(" ")[0])), None
+    )
+    others = [line for line in group.lines if line is not base]
+    if base is None or not others:
+        return None
+    columns = [column for column in group.columns if column != "clean"]
+    tests: list[dict[str, Comparison]] = []
+    averages: list[tuple[float, float] | None] = []
+    for line in others:
+        pairs = {column: _pair(line, base, column) for column in columns}
+        known = {column: pair for column, pair in pairs.items() if pair is not None}
+        tests.append({column: mcnemar(*pair) for column, pair in known.items()})
+        whole = len(known) == len(columns) and len({len(a) for a, _ in known.values()}) == 1
+        firsts, seconds = [a for a, _ in known.values()], [b for _, b in known.values()]
+        averages.append(paired_average(firsts, seconds) if whole and len(firsts[0]) > 1 else None)
+    if not any(tests):
+        return None
+    flat = [test.p for each in tests for test in each.values()]
+    corrected = iter(holm(flat))
+    average_p = iter(holm([found[1] for found in averages if found is not None]))
+    lines = []
+    for line, each, average in zip(others, tests, averages, strict=True):
+        cells = [
+            _comparison(each[column], next(corrected)) if column in each else Cell(None, NONE)
+            for column in columns
+        ]
+        last = Cell(None, NONE)
+        if average is not None:
+            p = next(average_p)
+            text = f"{100 * average[0]:+.1f}, p {_p(p)}"
+            last = Cell(p, text, best=p < SIGNIFICANT)
+        lines.append([Cell(line.label, shown(line.label)), *cells, last])
+    return Table(
+        name,
+        f"Against {shown(base.label)}, image by image: {group.caption}",
+        ["Method", *(SHORT_NAMES.get(column, column) for column in columns), "Avg"],
+        ["method", *columns, "average"],
+        lines,
+        (
+            f"A : B: images that the method alone, and {shown(base.label)} alone, answers right; p "
+            "of McNemar's exact test, after Holm's correction over the table; bold below "
+            f"{SIGNIFICANT}. Last column: difference of the averages in points, and p of a paired "
+            "normal test on the images' own means over the corruptions.",
+        ),
+    )
+
+
+def _pair(line: Line, base: Line, corruption: str) -> tuple[Correct, Correct] | None:
+    """Right or wrong, image by image; None unless both answered the same images in one order."""
+    first, second = line.correct(corruption), base.correct(corruption)
+    if first is None or second is None or len(first) != len(second):
+        return None
+    ours, theirs = (each.results[corruption].arrays()["labels"] for each in (line, base))
+    return (first, second) if np.array_equal(ours, theirs) else None
+
+
+def _comparison(test: Comparison, p: float) -> Cell:
+    text = f"{test.only_first} : {test.only_second}, p {_p(p)}"
+    return Cell(p, text, best=p < SIGNIFICANT)
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,104 @@
+"""All tables and figures on one HTML page, which opens anywhere and asks nothing of a network."""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ttc_core.errors import UserError
+from ttc_core.report.figures import Drawing
+from ttc_core.report.results import Result, labels, shown
+from ttc_core.report.table import Table
+
+_BESIDE_SETTINGS = ("data", "model", "batch_size", "order", "protocol", "limit", "seed", "device")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page under a heading of its own."""
+
+    id: str
+    title: str
+    tables: Sequence[Table] = ()
+    figures: Sequence["Picture"] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure inside the page."""
+
+    caption: str
+    uri: str
+
+    @classmethod
+    def of(cls, drawing: Drawing) -> "Picture":
+        # As an image of its own, names inside it cannot clash with another's.
+        encoded = base64.b64encode(drawing.svg).decode()
+        return cls(drawing.caption, f"data:image/svg+xml;base64,{encoded}")
+
+
+@dataclass
+class _Run:
+    title: str
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+def render(
+    sections: Sequence[Section],
+    results: Sequence[Result],
+    files: Sequence[str],
+    problems: Sequence[str],
+) -> str:
+    """Make the page. Whatever text is in the rows is shown as text.
+
+    Raises:
+        UserError: Jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise UserError("The page needs Jinja2: pip install 'ttc-service[report]'.") from error
+    environment = Environment(
+        loader=PackageLoader("ttc_core.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.jinja").render(
+        sections=sections,
+        runs=_runs(results),
+        count=len(results),
+        files=files,
+        problems=problems,
+    )
+
+
+def _runs(results: Sequence[Result]) -> list[_Run]:
+    """Each combination of method, settings and stream once, with the corruptions it ran on."""
+    found: dict[str, _Run] = {}
+    for result, label in zip(results, labels(results), strict=True):
+        fields = {name: result[name] for name in _BESIDE_SETTINGS if result[name] is not None}
+        key = json.dumps([result["method"], result.settings, fields], sort_keys=True, default=str)
+        if key not in found:
+            where = " on " + str(result["data"]) if result["data"] else ""
+            size = f", batches of {result['batch_size']}" if result["batch_size"] else ""
+            found[key] = _Run(
+                f"{shown(label)}{where}{size}",
+                {
+                    **{name: str(value) for name, value in fields.items()},
+                    "settings": _text(result.settings),
+                    "versions": _text(result["versions"] or {}),
+                },
+            )
+        run = found[key]
+        if result["corruption"]:
+            before = run.fields.get("corruptions")
+            name = str(result["corruption"])
+            run.fields["corruptions"] = f"{before}, {name}" if before else name
+    return list(found.values())
+
+
+def _text(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items()) or "none"
