@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.fixtures.rows import every_table, row, write
+from tests.fixtures.rows import answers, every_table, row, write
 from ttc_core.errors import UserError
 from ttc_core.report import write_report
 
@@ -124,14 +124,38 @@ def test_damaged_arrays_are_said_and_cost_only_what_needs_them(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "damage",
+    [
+        {"predicted": np.zeros(999, int)},
+        {"labels": np.zeros((1000, 2), int)},
+        {"predicted": np.full(1000, "a")},
+        {"features": np.zeros((1000, 3), np.float32)},
+        {"features": np.full((1000, 2), np.nan, np.float32)},
+    ],
+    ids=["length", "shape", "kind", "channels", "nan"],
+)
+def test_arrays_of_another_row_are_said(damage: dict[str, Any], tmp_path):
+    """By their shape and kind; nothing is drawn or compared from them."""
+    rows = [row("tent", "fog", 0.5), row("ttc", "fog", 0.5, channels=[1, 2])]
+    good = {**answers(0.5), "features": np.zeros((1000, 2), np.float32)}
+    path = write(tmp_path / "rows.jsonl", rows, [answers(0.5), {**good, **damage}])
+    report = write_report([path], tmp_path / "out")
+    assert len(report.problems) == 1
+    assert next(iter(damage)) in report.problems[0]
+
+
+@pytest.mark.parametrize(
     ("line", "sentence"),
     [
         ({"method": "tent"}, "has no 'corruption'"),
         (row("tent", "fog", 0.5, correct=2000), "has 2000 right answers to 1000 images"),
         (row("tent", "fog", 7.5), "accuracy 7.5"),
-        (row("tent", "fog", 0.5, images="many"), "for correct, images and accuracy"),
+        (row("tent", "fog", 0.5, images="many"), "has 'many' for images"),
+        (row("tent", "fog", 0.5, data=["a"]), "for data"),
+        (row("tent", "fog", 0.5, channels=["a"]), "for channels"),
+        (row("tent", "fog", 0.5) | {"method": None}, "for method"),
     ],
-    ids=["missing", "counts", "accuracy", "kinds"],
+    ids=["missing", "counts", "accuracy", "kinds", "data", "channels", "method"],
 )
 def test_rows_that_are_none_give_a_sentence(line: dict[str, Any], sentence: str, tmp_path):
     """With the file that holds them."""

@@ -257,8 +257,36 @@ def test_table_7_has_the_gain_of_each_part_over_tent():
     assert found["TENT"] == "80.0"
     assert found["+GA"] == "82.0 (+2.0)"
     assert found["TTC"] == "79.0 (-1.0)"
-    assert (found["+RLA, paper"], found["TTC, paper"]) == ("82.6", "82.5")
+    assert (found["+RLA, paper"], found["TTC, paper"]) == (
+        "82.6 (+1.1)",
+        "82.5 (+1.0)",
+    )
     assert component_table(grouped(rows[:15])) is None
+
+
+def test_table_7_compares_at_one_batch_size():
+    """A gain over TENT at another size would be none; the size where most parts are counts."""
+    off = {"rla": False, "spc": False, "ss": False}
+    rows = [row("tent", "fog", 0.1, batch_size=1), row("ttc", "fog", 0.1, batch_size=1)]
+    rows += [row("ttc", "fog", 0.2, batch_size=1, changed=off)]
+    rows += [row("tent", "fog", 0.8), row("ttc", "fog", 0.83), row("ttc", "fog", 0.81, changed=off)]
+    table = component_table(grouped(rows))
+    assert table is not None
+    found = {name: cells[0] for name, cells in lines(table).items()}
+    assert (found["TENT"], found["+GA"], found["TTC"]) == ("80.0", "81.0 (+1.0)", "83.0 (+3.0)")
+    assert found["+RLA"] == "–"  # noqa: RUF001
+
+
+def test_an_average_is_over_what_all_lines_have():
+    """And the note says over what; columns that differ in more than data say in what."""
+    rows = [row("source", c, 0.4) for c in ("clean", "fog", "snow")]
+    rows += [row("source", "fog", 0.3, severity=3)]
+    rows += [row("tent", "fog", a, batch_size=1, severity=s) for a, s in ((0.1, 5), (0.2, 3))]
+    table = batch_size_table(grouped(rows))
+    assert table is not None
+    assert lines(table)["SOURCE"] == ["40.0", "30.0"]
+    assert table.header[1:] == ["bundled, small, severity 5", "bundled, small, severity 3"]
+    assert "bundled, small, severity 5: average over fog." in table.notes
 
 
 # The paired test
@@ -281,6 +309,10 @@ def test_methods_are_compared_on_the_same_images(tmp_path):
     assert not norm[1].best
     assert norm[1].value == pytest.approx(1, abs=0.5)
     assert ttc[-1].text.startswith("+20.0, p ")
+    found = list(csv.DictReader(StringIO(table.csv())))[1]
+    assert (int(found["fog_only_first"]), int(found["fog_only_second"])) == alone
+    assert float(found["fog"]) == ttc[1].value
+    assert float(found["average_difference"]) == pytest.approx(20)
 
 
 def test_what_was_not_the_same_images_is_not_compared(tmp_path):

@@ -63,10 +63,7 @@ def write_report(paths: Sequence[Path], out: Path, *, compare: str | None = None
         Section("table5", "Table 5: augmentations", augmentations),
         Section("table7", "Table 7: components", [components] if components else []),
         Section("mcnemar", "Methods compared image by image", tests),
-        *(
-            Section(one.name, one.caption.partition(":")[0], figures=[Picture.of(one)])
-            for one in drawings
-        ),
+        *(Section(one.name, one.title, figures=[Picture.of(one)]) for one in drawings),
     ]
     sections = [section for section in sections if section.tables or section.figures]
     page = render(sections, results, [str(path) for path in paths], problems)
@@ -74,12 +71,14 @@ def write_report(paths: Sequence[Path], out: Path, *, compare: str | None = None
         out.mkdir(parents=True, exist_ok=True)
         for section in sections:
             if section.tables:
-                (out / f"{section.id}.md").write_text(_markdown(section.tables))
+                (out / f"{section.id}.md").write_text(_markdown(section.tables), encoding="utf-8")
                 if intervals := [each for table in section.tables if (each := table.intervals())]:
-                    (out / f"{section.id}-intervals.md").write_text(_markdown(intervals))
+                    (out / f"{section.id}-intervals.md").write_text(
+                        _markdown(intervals), encoding="utf-8"
+                    )
             for number, table in enumerate(section.tables, start=1):
                 name = table.name if "-" in table.name or number == 1 else f"{table.name}-{number}"
-                (out / f"{name}.csv").write_text(table.csv())
+                (out / f"{name}.csv").write_text(table.csv(), encoding="utf-8")
         for one in drawings:
             (out / f"{one.name}.png").write_bytes(one.png)
             (out / f"{one.name}.svg").write_bytes(one.svg)

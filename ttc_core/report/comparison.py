@@ -1,7 +1,5 @@
 """Two methods on the same images: McNemar's test, corruption by corruption."""
 
-import numpy as np
-
 from ttc_core.report.groups import Group, Line
 from ttc_core.report.results import shown
 from ttc_core.report.statistics import Comparison, Correct, holm, mcnemar, paired_average
@@ -30,7 +28,8 @@ def mcnemar_table(group: Group, reference: str, name: str) -> Table | None:
         pairs = {column: _pair(line, base, column) for column in columns}
         known = {column: pair for column, pair in pairs.items() if pair is not None}
         tests.append({column: mcnemar(*pair) for column, pair in known.items()})
-        whole = len(known) == len(columns) and len({len(a) for a, _ in known.values()}) == 1
+        digests = {answers.labels_digest for c in known if (answers := base.answers(c))}
+        whole = len(known) == len(columns) and len(digests) == 1
         firsts, seconds = [a for a, _ in known.values()], [b for _, b in known.values()]
         averages.append(paired_average(firsts, seconds) if whole and len(firsts[0]) > 1 else None)
     if not any(tests):
@@ -48,7 +47,8 @@ def mcnemar_table(group: Group, reference: str, name: str) -> Table | None:
         if average is not None:
             p = next(average_p)
             text = f"{100 * average[0]:+.1f}, p {_p(p)}"
-            last = Cell(p, text, best=p < SIGNIFICANT)
+            points = {"difference": 100 * average[0]}
+            last = Cell(p, text, best=p < SIGNIFICANT, beside=points)
         lines.append([Cell(line.label, shown(line.label)), *cells, last])
     return Table(
         name,
@@ -60,23 +60,23 @@ def mcnemar_table(group: Group, reference: str, name: str) -> Table | None:
             f"A : B: images that the method alone, and {shown(base.label)} alone, answers right; p "
             "of McNemar's exact test, after Holm's correction over the table; bold below "
             f"{SIGNIFICANT}. Last column: difference of the averages in points, and p of a paired "
-            "normal test on the images' own means over the corruptions.",
+            "normal test on the images' own means over the corruptions, corrected among its own.",
         ),
     )
 
 
 def _pair(line: Line, base: Line, corruption: str) -> tuple[Correct, Correct] | None:
     """Right or wrong, image by image; None unless both answered the same images in one order."""
-    first, second = line.correct(corruption), base.correct(corruption)
-    if first is None or second is None or len(first) != len(second):
+    first, second = line.answers(corruption), base.answers(corruption)
+    if first is None or second is None or first.labels_digest != second.labels_digest:
         return None
-    ours, theirs = (each.results[corruption].arrays()["labels"] for each in (line, base))
-    return (first, second) if np.array_equal(ours, theirs) else None
+    return first.right, second.right
 
 
 def _comparison(test: Comparison, p: float) -> Cell:
     text = f"{test.only_first} : {test.only_second}, p {_p(p)}"
-    return Cell(p, text, best=p < SIGNIFICANT)
+    counts = {"only_first": test.only_first, "only_second": test.only_second}
+    return Cell(p, text, best=p < SIGNIFICANT, beside=counts)
 
 
 def _p(value: float) -> str:

@@ -1,15 +1,18 @@
 """The paper's Figures 1 to 3, from rows. matplotlib is an extra: tables do without it."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+import json
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import gaussian_kde
+from scipy.stats import gaussian_kde, norm
 
 from ttc_core.errors import UserError
 from ttc_core.presets import SUPERVISED, TTC_SWITCHES
@@ -33,8 +36,7 @@ COLOURS = {
 }
 OTHER_COLOUR = "#56B4E9"
 MARKERS = {"source": "s", "norm": "o", "t3a": "v", "eta": "^", "tipi": "D", "tent": "X", "ttc": "P"}
-ACCUMULATION = "TENT with gradient accumulation"
-PANEL = (3.3, 2.6)
+ACCUMULATION = "TENT + GA"
 MOST_CLASSES_DRAWN = 100
 
 
@@ -44,10 +46,12 @@ class Drawing:
 
     Attributes:
         name: of its files.
+        title: a few words.
         caption: what it shows, for people who cannot see it, too.
     """
 
     name: str
+    title: str
     caption: str
     png: bytes
     svg: bytes
@@ -87,7 +91,10 @@ def _arrays(result: Result) -> dict[str, NDArray[Any]]:
         raise _Unreadable(str(error)) from error
 
 
-def _panels(count: int, columns: int, *, height: float = PANEL[1]) -> tuple["Figure", list["Axes"]]:
+def _panels(
+    count: int, columns: int, width: float = 3.3, height: float = 2.6
+) -> tuple["Figure", list["Axes"]]:
+    """An empty figure with so many panels, each of a size in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -96,7 +103,7 @@ def _panels(count: int, columns: int, *, height: float = PANEL[1]) -> tuple["Fig
         ) from error
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(PANEL[0] * columns, height * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
     axes = [figure.add_subplot(rows, columns, number + 1) for number in range(count)]
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
@@ -105,17 +112,39 @@ def _panels(count: int, columns: int, *, height: float = PANEL[1]) -> tuple["Fig
     return figure, axes
 
 
-def _drawing(name: str, caption: str, figure: "Figure") -> Drawing:
+def _legend(figure: "Figure", axes: Sequence["Axes"], columns: int) -> None:
+    """One below all panels, so that it hides no line."""
+    entries: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside lower center",
+        ncols=min(columns, len(entries)),
+        frameon=False,
+    )
+
+
+def _text(text: object) -> str:
+    """Text from rows as it is: matplotlib would set $...$ as a formula."""
+    return "".join(c if c.isprintable() else " " for c in str(text)).replace("$", r"\$")
+
+
+def _drawing(name: str, title: str, caption: str, figure: "Figure") -> Drawing:
     import matplotlib as mpl
 
     files = {}
     # Equal rows give equal bytes: no dates, no random names inside.
-    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}), warnings.catch_warnings():
+        # A name in a script that the font lacks gets boxes; that is no news to the user.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             out = io.BytesIO()
             figure.savefig(out, format=kind, dpi=150, metadata=metadata)
             files[kind] = out.getvalue()
-    return Drawing(name, caption, files["png"], files["svg"])
+    return Drawing(name, title, caption, files["png"], files["svg"])
 
 
 # Figure 1
@@ -137,14 +166,14 @@ def probabilities(results: Sequence[Result]) -> list[Drawing]:
     figure, axes = _panels(len(paths), 4)
     for axis, (classes, path) in zip(axes, sorted(paths.items()), strict=True):
         _probabilities_of(axis, classes, path)
-    axes[0].set_ylabel("probability of each class")
-    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    axes[0].set_ylabel("probability of each class (0 to 1)")
+    _legend(figure, axes[-1:], 2)
     caption = (
         "Figure 1: class probabilities of one answer while its entropy is minimised by gradient "
         f"descent, for several numbers of classes K (learning rate {settings.get('lr')}): the "
         "largest grows to 1."
     )
-    return [_drawing("figure1", caption, figure)]
+    return [_drawing("figure1", "Figure 1: repeated entropy minimisation", caption, figure)]
 
 
 def _probabilities_of(axis: "Axes", classes: int, path: NDArray[Any]) -> None:
@@ -162,7 +191,7 @@ def _probabilities_of(axis: "Axes", classes: int, path: NDArray[Any]) -> None:
     axis.minorticks_off()
     axis.set_ylim(-0.02, 1.02)
     axis.set_title(f"K = {classes:,}", fontsize=10)
-    axis.set_xlabel("gradient steps")
+    axis.set_xlabel("gradient steps taken")
 
 
 # Figure 2
@@ -174,65 +203,93 @@ def batch_sizes(groups: Sequence[Group]) -> list[Drawing]:
     for group in groups:
         s = group.setting
         names = ("data", "model", "severity", "order", "protocol", "limit", "seed")
-        places.setdefault(tuple(s[name] for name in names), []).append(group)
-    several = {key: found for key, found in places.items() if len(found) > 1}
-    if not several:
+        if s["batch_size"] is not None:
+            places.setdefault(tuple(s[name] for name in names), []).append(group)
+    curves = [curves for found in places.values() if (curves := _curves(found)) is not None]
+    if not curves:
         return []
-    figure, axes = _panels(len(several), 2, height=4.2)
-    figure.set_size_inches(6.4 * min(2, len(several)), figure.get_size_inches()[1])
-    for axis, (key, found) in zip(axes, several.items(), strict=True):
-        corruptions = _accuracy_by_size(axis, found)
-        what = (
-            corruptions[0]
-            if len(corruptions) == 1
-            else f"average of {len(corruptions)} corruptions"
-        )
-        axis.set_title(f"{key[0]}, {key[1]}: {what}", fontsize=10, wrap=True)
+    width, height = (9.0, 4.4) if len(curves) == 1 else (6.2, 4.0)
+    figure, axes = _panels(len(curves), 2, width, height)
+    for axis, each in zip(axes, curves, strict=True):
+        _accuracy_by_size(axis, each)
+    _legend(figure, axes, 8 if len(curves) > 1 else 6)
+    averages = "; ".join(f"{each.place}: {each.average}" for each in curves)
     caption = (
-        "Figure 2: accuracy in % against the number of images in a batch, with 95 % intervals; "
-        "gradient accumulation lets TENT step every 200 images."
+        "Figure 2: accuracy in % against the number of images in a batch, with 95 % intervals "
+        f"where the answers to each image are known ({averages}). TENT + GA is TENT with gradient "
+        "accumulation: it steps every 200 images."
     )
-    return [_drawing("figure2", caption, figure)]
+    return [_drawing("figure2", "Figure 2: accuracy against batch size", caption, figure)]
 
 
-def _accuracy_by_size(axis: "Axes", groups: Sequence[Group]) -> list[str]:
+@dataclass(frozen=True)
+class _Curves:
+    """A panel: title -> batch size -> line, and the corruptions that all of them have."""
+
+    place: str
+    lines: Mapping[str, Mapping[int, Line]]
+    corruptions: list[str]
+
+    @property
+    def average(self) -> str:
+        if len(self.corruptions) == 1:
+            return self.corruptions[0]
+        return f"average of {len(self.corruptions)} corruptions"
+
+
+def _curves(groups: Sequence[Group]) -> _Curves | None:
+    """None where no method ran at two batch sizes under the same corruption."""
     lines: dict[str, dict[int, Line]] = {}
     for group in groups:
         for line in group.lines:
             if (title := _title(line)) is not None:
                 lines.setdefault(title, {})[int(group.setting["batch_size"])] = line
     lines = {title: sizes for title, sizes in lines.items() if len(sizes) > 1}
-    shared = [set(line.results) for sizes in lines.values() for line in sizes.values()]
     corruptions = [
         name
         for name in groups[0].columns
-        if name != "clean" and all(name in results for results in shared)
+        if name != "clean"
+        and all(name in line.results for sizes in lines.values() for line in sizes.values())
     ]
-    for title, sizes in lines.items():
+    s = groups[0].setting
+    place = f"{s['data']}, severity {s['severity']}, {s['model']}"
+    return _Curves(place, lines, corruptions) if lines and corruptions else None
+
+
+def _accuracy_by_size(axis: "Axes", curves: _Curves) -> None:
+    for title, sizes in curves.lines.items():
         method = "tent" if title == ACCUMULATION else title.lower()
         at = sorted(sizes)
-        values = [fmean(float(sizes[n].accuracy(c) or 0) for c in corruptions) for n in at]
-        style: dict[str, Any] = {"color": COLOURS.get(method, OTHER_COLOUR), "label": title}
-        style["linestyle"] = "--" if title == ACCUMULATION else "-"
-        axis.plot(at, values, marker=MARKERS.get(method, "."), markersize=5, **style)
-        found = [sizes[n].average_interval(corruptions) for n in at]
-        known = [(n, i) for n, i in zip(at, found, strict=True) if i is not None]
+        values = [fmean(float(sizes[n].accuracy(c) or 0) for c in curves.corruptions) for n in at]
+        colour = COLOURS.get(method, OTHER_COLOUR)
+        axis.plot(
+            at,
+            values,
+            color=colour,
+            label=_text(title),
+            linestyle="--" if title == ACCUMULATION else "-",
+            marker=MARKERS.get(method, "."),
+            markersize=5,
+        )
+        found = [sizes[n].average_interval(curves.corruptions) for n in at]
         axis.fill_between(
-            [n for n, _ in known],
-            [i.low for _, i in known],
-            [i.high for _, i in known],
-            color=style["color"],
+            [n for n, each in zip(at, found, strict=True) if each],
+            [each.low for each in found if each],
+            [each.high for each in found if each],
+            color=colour,
             alpha=0.12,
             linewidth=0,
         )
-    ticks = sorted({size for sizes in lines.values() for size in sizes})
+    ticks = sorted({size for sizes in curves.lines.values() for size in sizes})
     axis.set_xscale("log")
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
     axis.set_xlabel("images in a batch")
-    axis.set_ylabel("accuracy, %")
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    return corruptions
+    axis.set_ylabel(
+        f"accuracy, {curves.average}, %" if len(curves.corruptions) > 1 else "accuracy, %"
+    )
+    lines = [curves.place] if len(curves.corruptions) > 1 else [curves.place, curves.average]
+    axis.set_title("\n".join(fill(_text(line), 70) for line in lines), fontsize=10)
 
 
 def _title(line: Line) -> str | None:
@@ -248,63 +305,86 @@ def _title(line: Line) -> str | None:
 
 
 def feature_densities(results: Sequence[Result]) -> list[Drawing]:
-    """Densities of single channels of the features, and how far each overlaps the reference's."""
-    found = [result for result in results if result["channels"]]
-    if not found:
-        return []
-    last = found[-1]
-    same = ("data", "model", "corruption", "severity", "batch_size", "limit", "seed", "channels")
-    methods = {
-        str(result["method"]): result
-        for result in found
-        if all(result[name] == last[name] for name in same)
-    }
-    order = [name for name in (SUPERVISED, "source", "norm", "tent", "ttc") if name in methods]
-    order += [name for name in methods if name not in order]
-    features = {name: _arrays(methods[name]).get("features") for name in order}
-    known = {name: values for name, values in features.items() if values is not None}
-    if not known:
-        return []
-    channels = [int(channel) for channel in last["channels"]]
-    figure, axes = _panels(len(channels), 3)
-    for number, (axis, channel) in enumerate(zip(axes, channels, strict=True)):
-        _densities(axis, {name: values[:, number] for name, values in known.items()})
-        axis.set_title(f"channel {channel}", fontsize=10)
-        axis.set_xlabel("value of the feature (no unit)")
+    """Densities of single channels of the features, and how far each overlaps the reference's.
+
+    One figure for each data set, network and corruption.
+    """
+    names = ("data", "model", "corruption", "severity", "batch_size", "limit", "seed", "channels")
+    found: dict[str, dict[str, Result]] = {}
+    for result in results:
+        if result["channels"]:
+            key = json.dumps([result[name] for name in names])
+            found.setdefault(key, {})[str(result["method"])] = result
+    drawings: list[Drawing] = []
+    for methods in found.values():
+        name = "figure3" if not drawings else f"figure3-{len(drawings) + 1}"
+        if (drawing := _densities_of(methods, name)) is not None:
+            drawings.append(drawing)
+    return drawings
+
+
+def _densities_of(methods: Mapping[str, Result], name: str) -> Drawing | None:
+    order = [one for one in (SUPERVISED, "source", "norm", "tent", "ttc") if one in methods]
+    order += [one for one in methods if one not in order]
+    arrays = {one: _arrays(methods[one]) for one in order}
+    features = {one: each["features"] for one, each in arrays.items() if "features" in each}
+    if not features:
+        return None
+    row = methods[order[0]]
+    figure, axes = _panels(len(row["channels"]), 3)
+    overlaps: dict[str, list[float]] = {}
+    for number, (axis, channel) in enumerate(zip(axes, row["channels"], strict=True)):
+        shared = _densities(axis, {one: values[:, number] for one, values in features.items()})
+        for one, overlap in shared.items():
+            overlaps.setdefault(one, []).append(overlap)
+        numbers = ", ".join(f"{_text(shown(one))} {value:.2f}" for one, value in shared.items())
+        title = f"channel {channel}" + (f"\noverlap {numbers}" if numbers else "")
+        axis.set_title("\n".join(fill(line, 48) for line in title.split("\n")), fontsize=9)
+        axis.set_xlabel("value of the feature (no unit)", fontsize=9)
     for axis in axes[::3]:
         axis.set_ylabel("density (no unit)")
-    severity = "" if last["severity"] is None else f", severity {last['severity']}"
+    _legend(figure, axes, 6)
+    severity = "" if row["severity"] is None else f", severity {row['severity']}"
+    means = ", ".join(f"{shown(one)} {fmean(each):.2f}" for one, each in overlaps.items())
     caption = (
-        f"Figure 3: densities of the channels that the classifier weighs most, on {last['data']}, "
-        f"{last['corruption']}{severity}, {last['model']}; the reference had the labels. In each "
-        "legend: the area shared with the reference, 1 for all of it."
+        f"Figure 3: densities of the channels that the classifier weighs most, on {row['data']}, "
+        f"{row['corruption']}{severity}, {row['model']}."
     )
-    return [_drawing("figure3", caption, figure)]
+    if means:
+        caption += (
+            " The reference was trained with the labels. Overlap: the area shared with it, 1 for "
+            f"all of it; its mean over the channels: {means}."
+        )
+    return _drawing(name, f"Figure 3: feature densities, {row['corruption']}", caption, figure)
 
 
-def _densities(axis: "Axes", values: Mapping[str, NDArray[Any]]) -> None:
-    both = np.concatenate(list(values.values()))
-    low, high = np.percentile(both, (0.5, 99.5))
+def _densities(axis: "Axes", values: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+    """Draw a channel's; return the area that each shares with the reference's."""
+    low, high = np.percentile(np.concatenate(list(values.values())), (0.5, 99.5))
     margin = 0.25 * (high - low) or 0.5
     points = np.linspace(low - margin, high + margin, 400)
-    density = {name: _density(found)(points) for name, found in values.items()}
-    reference = density.get(SUPERVISED)
-    for name, curve in density.items():
-        label = "supervised reference" if name == SUPERVISED else shown(name)
-        if reference is not None and name != SUPERVISED:
-            step = points[1] - points[0]
-            label += f" {float(np.minimum(curve, reference).sum() * step):.2f}"
+    curves = {name: _density(found, points) for name, found in values.items()}
+    for name, curve in curves.items():
+        label = "supervised reference" if name == SUPERVISED else _text(shown(name))
         colour = COLOURS.get(name, OTHER_COLOUR)
         axis.plot(points, curve, color=colour, linewidth=1.6, label=label)
         axis.fill_between(points, curve, color=colour, alpha=0.15, linewidth=0)
     axis.set_ylim(bottom=0)
-    axis.legend(fontsize=7, frameon=False)
+    reference = curves.pop(SUPERVISED, None)
+    if reference is None:
+        return {}
+    step = points[1] - points[0]
+    return {
+        name: float(np.minimum(curve, reference).sum() * step) for name, curve in curves.items()
+    }
 
 
-def _density(values: NDArray[Any]) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def _density(values: NDArray[Any], points: NDArray[Any]) -> NDArray[Any]:
     """A smooth density; of a channel that is always the same, a narrow peak there."""
-    if len(values) > 1 and float(np.std(values)) > 1e-6:
-        found: Callable[[NDArray[Any]], NDArray[Any]] = gaussian_kde(values.astype(np.float64))
-        return found
-    centre, width = float(values[0]), 1e-2
-    return lambda x: np.exp(-0.5 * ((x - centre) / width) ** 2) / (width * np.sqrt(2 * np.pi))
+    wide = values.astype(np.float64)
+    if len(wide) > 1 and float(wide.std()) > 1e-6:
+        smooth: NDArray[Any] = gaussian_kde(wide)(points)
+        return smooth
+    width = 2 * float(points[1] - points[0])
+    peak: NDArray[Any] = norm.pdf(points, float(wide[0]), width)
+    return peak

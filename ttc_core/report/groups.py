@@ -6,10 +6,9 @@ from statistics import fmean
 from typing import Any
 
 from ttc_core.corruptions import CORRUPTIONS
-from ttc_core.errors import UserError
 from ttc_core.report import paper
-from ttc_core.report.results import Result, accuracies, differing, in_order, labels
-from ttc_core.report.statistics import Correct, Interval, average_interval, wilson
+from ttc_core.report.results import Answers, Result, accuracies, differing, in_order, labels
+from ttc_core.report.statistics import Interval, average_interval, wilson
 
 _SETTING = ("data", "model", "batch_size", "order", "protocol", "limit", "seed")
 
@@ -32,19 +31,10 @@ class Line:
         known = [value for value in values if value is not None]
         return fmean(known) if known and len(known) == len(values) else None
 
-    def correct(self, corruption: str) -> Correct | None:
-        """Which images it answered right, in stream order; None where that was not kept."""
+    def answers(self, corruption: str) -> Answers | None:
+        """What came of each image; None where that was not kept."""
         found = self.results.get(corruption)
-        if found is None:
-            return None
-        try:
-            arrays = found.arrays()
-        except UserError:
-            return None
-        if not {"predicted", "labels"} <= arrays.keys():
-            return None
-        right: Correct = arrays["predicted"] == arrays["labels"]
-        return right
+        return None if found is None else found.answers
 
     def interval(self, corruption: str) -> Interval | None:
         """Wilson's, in percent."""
@@ -56,11 +46,12 @@ class Line:
 
     def average_interval(self, columns: Sequence[str]) -> Interval | None:
         """In percent; None where what was answered to each image is not known."""
-        right = [self.correct(name) for name in columns if name != "clean"]
-        known = [one for one in right if one is not None]
-        if not known or len(known) < len(right) or len({len(one) for one in known}) > 1:
+        answers = [self.answers(name) for name in columns if name != "clean"]
+        known = [one for one in answers if one is not None]
+        # Labels tell whether it is the same images that recur.
+        if len(known) < len(answers) or len({one.labels_digest for one in known}) != 1:
             return None
-        found = average_interval(known)
+        found = average_interval([one.right for one in known])
         return Interval(100 * found.low, 100 * found.high)
 
     def is_default(self) -> bool:
@@ -93,11 +84,13 @@ class Group:
             f"order {s['order']}, {s['protocol']}{seed}{limit}"
         )
 
-    def paper_line(self, tables: tuple[int, ...], line: str) -> paper.PaperLine | None:
-        """The paper's, if all but the machine is the paper's."""
+    def paper_line(
+        self, tables: tuple[int, ...], line: str, *, batch_size: int = 100
+    ) -> paper.PaperLine | None:
+        """The paper's, if all but the machine is the paper's; it printed this line for a size."""
         s = self.setting
         as_the_paper = (s["severity"], s["batch_size"], s["limit"], s["protocol"])
-        if as_the_paper != (5, 100, None, "episodic"):
+        if as_the_paper != (5, batch_size, None, "episodic"):
             return None
         return paper.find(tables, s["data"], s["model"], line)
 

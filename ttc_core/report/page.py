@@ -11,7 +11,7 @@ from ttc_core.report.figures import Drawing
 from ttc_core.report.results import Result, labels, shown
 from ttc_core.report.table import Table
 
-_BESIDE_SETTINGS = ("data", "model", "batch_size", "order", "protocol", "limit", "seed", "device")
+_WHERE = ("data", "model", "severity", "order", "protocol", "limit", "seed", "device")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,12 @@ class Picture:
 
 @dataclass
 class _Run:
+    """A method, its settings and where it ran, whatever the batch size and corruption."""
+
     title: str
-    fields: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, str]
+    batch_sizes: dict[Any, None] = field(default_factory=dict)
+    corruptions: dict[str, None] = field(default_factory=dict)
 
 
 def render(
@@ -76,27 +80,18 @@ def render(
 
 
 def _runs(results: Sequence[Result]) -> list[_Run]:
-    """Each combination of method, settings and stream once, with the corruptions it ran on."""
     found: dict[str, _Run] = {}
     for result, label in zip(results, labels(results), strict=True):
-        fields = {name: result[name] for name in _BESIDE_SETTINGS if result[name] is not None}
-        key = json.dumps([result["method"], result.settings, fields], sort_keys=True, default=str)
-        if key not in found:
-            where = " on " + str(result["data"]) if result["data"] else ""
-            size = f", batches of {result['batch_size']}" if result["batch_size"] else ""
-            found[key] = _Run(
-                f"{shown(label)}{where}{size}",
-                {
-                    **{name: str(value) for name, value in fields.items()},
-                    "settings": _text(result.settings),
-                    "versions": _text(result["versions"] or {}),
-                },
-            )
-        run = found[key]
+        fields = {name: str(result[name]) for name in _WHERE if result[name] is not None}
+        fields["settings"] = _text(result.settings)
+        fields["versions"] = _text(result["versions"] or {})
+        key = json.dumps([label, fields])
+        where = f" on {result['data']}" if result["data"] else ""
+        run = found.setdefault(key, _Run(f"{shown(label)}{where}", fields))
+        if result["batch_size"] is not None:
+            run.batch_sizes[result["batch_size"]] = None
         if result["corruption"]:
-            before = run.fields.get("corruptions")
-            name = str(result["corruption"])
-            run.fields["corruptions"] = f"{before}, {name}" if before else name
+            run.corruptions[result["corruption"]] = None
     return list(found.values())
 
 

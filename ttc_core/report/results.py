@@ -1,10 +1,12 @@
 """The rows that a report is made of, with the arrays that lie beside them."""
 
+import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,26 @@ from numpy.typing import NDArray
 from ttc_core.errors import UserError
 from ttc_core.methods import METHODS
 from ttc_core.presets import SUPERVISED
+from ttc_core.report.statistics import Correct
 from ttc_core.rows import Row, read_rows
 from ttc_core.supervised import SupervisedSettings
 
 # The paper's methods, in its order; others follow in the order of the rows.
 METHOD_ORDER = {name: rank for rank, name in enumerate(METHODS)}
 SIMULATION = "entropy_minimisation"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Which images were answered right, in stream order.
+
+    Attributes:
+        right: (N,).
+        labels_digest: equal where the labels are, image by image.
+    """
+
+    right: Correct
+    labels_digest: str
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,7 @@ class Result:
         """What lies beside the row; nothing where nothing does.
 
         Raises:
-            UserError: the file is missing or damaged.
+            UserError: the file is missing or damaged, or is not about this row.
         """
         if self.folder is None or not self["details"]:
             return {}
@@ -44,12 +60,52 @@ class Result:
         try:
             # Opened here: of a damaged file np.load would leave its own handle open.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+                found = {name: arrays[name] for name in arrays.files}
+            self._check_shapes(found)
+        except (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
             raise UserError(
-                f"{path}, which lies beside a row, cannot be read ({error}); the tables that need "
-                "it leave that row out."
+                f"{path}, which lies beside a row, cannot be read ({error}); the tables and "
+                "figures that need it leave that row out."
             ) from error
+        return found
+
+    def _check_shapes(self, arrays: dict[str, NDArray[Any]]) -> None:
+        images = (self["images"],)
+        shapes: dict[str, tuple[int | None, ...]] = {"predicted": images, "labels": images}
+        if self["channels"]:
+            shapes["features"] = (*images, len(self["channels"]))
+        for name in arrays:
+            if name.startswith("probabilities_"):
+                shapes[name] = (None, int(name.removeprefix("probabilities_")))
+        for name, shape in shapes.items():
+            if name not in arrays:
+                continue
+            seen = arrays[name].shape
+            if len(seen) != len(shape) or any(
+                wanted not in (None, size) for wanted, size in zip(shape, seen, strict=True)
+            ):
+                raise ValueError(f"its {name} are {seen}, not those of the row")
+            if name in ("predicted", "labels"):
+                fit = arrays[name].dtype.kind in "iu"
+            else:
+                fit = arrays[name].dtype.kind == "f" and bool(np.isfinite(arrays[name]).all())
+            if not fit or not arrays[name].size:
+                raise ValueError(f"its {name} are no finite numbers")
+
+    @cached_property
+    def answers(self) -> Answers | None:
+        """What came of each image; None where that was not kept or cannot be read."""
+        try:
+            arrays = self.arrays()
+        except UserError:
+            return None
+        if not {"predicted", "labels"} <= arrays.keys():
+            return None
+        labels = arrays["labels"].astype(np.int64)
+        return Answers(
+            right=arrays["predicted"] == labels,
+            labels_digest=hashlib.sha256(labels.tobytes()).hexdigest(),
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -77,17 +133,36 @@ def read_results(paths: Iterable[Path]) -> list[Result]:
     return results
 
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "method": (str,),
+    **dict.fromkeys(("data", "model", "corruption", "order", "protocol", "details"), (str,)),
+    **dict.fromkeys(("batch_size", "limit", "seed", "severity", "classes"), (int,)),
+    **dict.fromkeys(("correct", "images"), (int,)),
+    "accuracy": (int, float),
+    **dict.fromkeys(("settings", "versions"), (dict,)),
+    "channels": (list,),
+}
+
+
 def _check(row: Row, path: Path) -> None:
+    """A row of another making is refused here, so that nothing later stumbles over it."""
     missing = [name for name in ("method", "corruption", "accuracy") if name not in row]
-    counts = tuple(row.get(name) or 0 for name in ("correct", "images", "accuracy"))
+    odd = [
+        name
+        for name, kinds in _KINDS.items()
+        if not isinstance(row.get(name), kinds) and (row.get(name) is not None or name == "method")
+    ]
     if missing:
         problem = f"has no {missing[0]!r}"
-    elif not all(isinstance(count, int | float) for count in counts):
-        problem = f"has {counts} for correct, images and accuracy"
-    elif not (0 <= counts[0] <= counts[1] or not row.get("images")) or not 0 <= counts[2] <= 1:
-        problem = f"has {counts[0]} right answers to {counts[1]} images, accuracy {counts[2]}"
+    elif odd:
+        problem = f"has {row[odd[0]]!r} for {odd[0]}"
+    elif not all(type(channel) is int for channel in row.get("channels") or []):
+        problem = f"has {row['channels']!r} for channels"
     else:
-        return
+        correct, images, accuracy = (row.get(n) or 0 for n in ("correct", "images", "accuracy"))
+        if (0 <= correct <= images or not images) and 0 <= accuracy <= 1:
+            return
+        problem = f"has {correct} right answers to {images} images, accuracy {accuracy}"
     raise UserError(
         f"The rows cannot be read: one of {path} {problem}; expected are rows as evaluate and "
         "replay write them."

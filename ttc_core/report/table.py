@@ -1,7 +1,7 @@
 """A table as the report has it: once, for Markdown, CSV and the page."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
 
@@ -20,6 +20,7 @@ class Cell:
         interval: of the value, in its units.
         best: of its column, so in bold.
         quoted: from the paper, not measured here; in italics.
+        beside: more numbers for the CSV, by what is put behind the column's name.
     """
 
     value: float | str | None
@@ -27,6 +28,15 @@ class Cell:
     interval: Interval | None = None
     best: bool = False
     quoted: bool = False
+    beside: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What stands behind the value in the CSV."""
+        ends = (
+            {} if self.interval is None else {"low": self.interval.low, "high": self.interval.high}
+        )
+        return {**ends, **self.beside}
 
     @property
     def markdown(self) -> str:
@@ -73,22 +83,21 @@ class Table:
         return "\n".join(text) + "\n" + "".join(f"\n{note}\n" for note in self.notes)
 
     def csv(self) -> str:
-        """Comma-separated values in full precision; where there are intervals, their ends too."""
+        """Comma-separated values in full precision; behind them the ends of their intervals."""
         out = StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        several = [any(line[i].interval for line in self.lines) for i in range(len(self.columns))]
+        behind = [
+            list(dict.fromkeys(name for line in self.lines for name in line[i].numbers))
+            for i in range(len(self.columns))
+        ]
         header: list[str] = []
-        for name, interval in zip(self.columns, several, strict=True):
-            header += [name, f"{name}_low", f"{name}_high"] if interval else [name]
+        for column, names in zip(self.columns, behind, strict=True):
+            header += [column, *(f"{column}_{name}" for name in names)]
         writer.writerow(header)
         for line in self.lines:
             values: list[float | str | None] = []
-            for cell, interval in zip(line, several, strict=True):
-                values.append(cell.value)
-                if interval:
-                    values += (
-                        [cell.interval.low, cell.interval.high] if cell.interval else [None] * 2
-                    )
+            for cell, names in zip(line, behind, strict=True):
+                values += [cell.value, *(cell.numbers.get(name) for name in names)]
             writer.writerow(values)
         return out.getvalue()
 
@@ -117,7 +126,7 @@ def mark_best(lines: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
     marked = [list(line) for line in lines]
     for column in range(1, len(marked[0]) if marked else 0):
         shown = {
-            row: float(line[column].text)
+            row: float(line[column].text.split(" ")[0])  # without a gain behind it
             for row, line in enumerate(marked)
             if isinstance(line[column].value, float) and not line[column].quoted
         }

@@ -25,6 +25,7 @@ AUGMENTATIONS = {
     "vertical_flip": "VerFlip",
     "horizontal_flip": "HorFlip",
 }
+DEFAULT_AUGMENTATION = "horizontal_flip"
 
 
 def accuracy_table(group: Group, name: str) -> Table:
@@ -49,7 +50,8 @@ def augmentation_table(group: Group) -> Table | None:
             or not first.keys() <= {"augmentation"}
         ):
             continue
-        found[next(iter(line.results.values())).settings["augmentation"]] = line
+        settings = next(iter(line.results.values())).settings
+        found[settings.get("augmentation", DEFAULT_AUGMENTATION)] = line
     if len(found) < 2:
         return None
     lines = []

@@ -11,139 +11,206 @@ from ttc_core.report.groups import Group, Line
 from ttc_core.report.results import differing
 from ttc_core.report.table import Cell, Table, mark_best, percent
 
+_PLACE = ("data", "model", "severity", "order", "protocol", "limit", "seed")
+_COMPONENTS = ("tent", *TTC_SWITCHES, "ttc")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a cell is about: a line, and the group that it is from."""
+
+    group: Group
+    line: Line
+
+    @property
+    def settings_are_known(self) -> bool:
+        """Whether its defaults are; old rows do not tell."""
+        return all(differing(result) is not None for result in self.line.results.values())
+
 
 @dataclass(frozen=True)
 class _Column:
-    """One data set and network at one severity; the groups there, by batch size."""
+    """Everything under one setting, whatever the batch size; an entry a line of the table."""
 
-    data: str
-    model: str
-    by_batch_size: Mapping[int, Group]
+    setting: Mapping[str, Any]
+    entries: Sequence[_Entry | None]
 
     @property
-    def title(self) -> str:
-        return f"{self.data}, {self.model}"
+    def corruptions(self) -> list[str]:
+        """Those that all entries have, so that their averages can be compared."""
+        known = [entry for entry in self.entries if entry is not None]
+        return [
+            name
+            for name in known[0].group.columns
+            if name != "clean" and all(name in entry.line.results for entry in known)
+        ]
 
+    def cells(self) -> list[Cell]:
+        """Each line's average over the corruptions that all have."""
+        names = self.corruptions
+        return [
+            percent(None)
+            if entry is None
+            else percent(entry.line.average(names), entry.line.average_interval(names))
+            for entry in self.entries
+        ]
 
-def _columns(found: Sequence[Group]) -> list[_Column]:
-    places: dict[tuple[Any, ...], dict[int, Group]] = {}
-    for group in found:
-        s = group.setting
-        key = tuple(s[name] for name in ("data", "model", "order", "protocol", "limit", "seed"))
-        places.setdefault((*key, s["severity"]), {})[s["batch_size"]] = group
-    return [_Column(str(key[0]), str(key[1]), sizes) for key, sizes in places.items()]
+    def quoted(self, wanted: Sequence[tuple[tuple[int, ...], str]]) -> list[Cell]:
+        """The paper's averages, where ours are over the same corruptions.
+
+        Args:
+            wanted: for each line the paper's tables to look in, and its name there.
+        """
+        whole = set(CORRUPTIONS) <= set(self.corruptions)
+        cells = []
+        for entry, (tables, name) in zip(self.entries, wanted, strict=True):
+            found = None
+            if entry is not None and whole and entry.settings_are_known:
+                size = entry.group.setting["batch_size"] if tables == (1,) else 100
+                found = entry.group.paper_line(tables, name, batch_size=size)
+            cells.append(percent(found.average if found else None, quoted=True))
+        return cells
 
 
 def batch_size_table(found: Sequence[Group]) -> Table | None:
     """Table 1: what small batches do to TENT, average accuracy beside SOURCE."""
-    columns = [
-        column
-        for column in _columns(found)
-        if any(_line(column.by_batch_size.get(size), "tent") for size in (1, 20))
-    ]
-    if not columns:
-        return None
-    lines = []
-    for title, method, size in (
-        ("SOURCE", "source", None),
-        ("TENT (batch size 1)", "tent", 1),
-        ("TENT (batch size 20)", "tent", 20),
-    ):
-        cells, quoted = [], []
-        for column in columns:
-            at = [size] if size else sorted(column.by_batch_size, reverse=True)
-            options = [(column.by_batch_size.get(one), method) for one in at]
-            cells.append(_average(options, _corruptions(column)))
-            line = method if size is None else f"{method} {size}"
-            quoted.append(_paper_average(column, 1, line))
-        lines += _with_paper(title, cells, quoted)
-    caption = "Table 1: accuracy in %, average over the corruptions that all lines have"
-    header = ["Method", *(column.title for column in columns)]
-    return Table("table1", caption, header, header, mark_best(lines))
+    columns = []
+    for setting, sizes in _places(found):
+        # SOURCE answers alike in batches of any size.
+        sources = (_default(sizes[size], "source") for size in sorted(sizes, reverse=True))
+        source = next((entry for entry in sources if entry), None)
+        small = [_default(sizes[n], "tent") if n in sizes else None for n in (1, 20)]
+        if any(small):
+            columns.append(_Column(setting, [source, *small]))
+    titles = ("SOURCE", "TENT (batch size 1)", "TENT (batch size 20)")
+    wanted = [((1,), name) for name in ("source", "tent 1", "tent 20")]
+    caption = "Table 1: small batches, average accuracy in %"
+    return _table("table1", caption, titles, columns, wanted)
 
 
 def component_table(found: Sequence[Group]) -> Table | None:
     """Table 7: TENT, each of TTC's parts added to it alone, and TTC; average accuracy, and gain."""
-    parts = [("TENT", "tent", "tent"), *((f"+{p.upper()}", p, p) for p in TTC_SWITCHES)]
-    columns = [
-        column
-        for column in _columns(found)
-        if any(_component(g, p) for g in column.by_batch_size.values() for p in TTC_SWITCHES)
-    ]
-    if not columns:
-        return None
-    lines, tent = (
-        [],
-        [_average(_components(column, "tent"), _corruptions(column)) for column in columns],
-    )
-    for title, part, line in (*parts, ("TTC", "ttc", "ttc")):
-        cells = [_average(_components(column, part), _corruptions(column)) for column in columns]
-        if part != "tent":
-            cells = [_with_gain(cell, base) for cell, base in zip(cells, tent, strict=True)]
-        table = 7 if line != "ttc" else 2
-        lines += _with_paper(title, cells, [_paper_average(c, table, line) for c in columns])
-    caption = "Table 7: components added to TENT one at a time, average accuracy in %"
-    header = ["Method", *(column.title for column in columns)]
-    return Table("table7", caption, header, header, lines)
+    columns = []
+    for setting, sizes in _places(found):
+        options = [[_component(sizes[n], part) for part in _COMPONENTS] for n in sorted(sizes)]
+        # All at one batch size: where most of them are, the paper's if there is a choice.
+        entries = max(
+            options,
+            key=lambda each: (sum(one is not None for one in each), _batch_size(each) == 100),
+        )
+        if any(entries[1:-1]):
+            size = _batch_size(entries)
+            columns.append(_Column({**setting, "batch_size": size}, entries))
+    titles = ("TENT", *(f"+{part.upper()}" for part in TTC_SWITCHES), "TTC")
+    wanted = [((7,), part) for part in _COMPONENTS[:-1]] + [(paper.COMPARISONS, "ttc")]
+    caption = "Table 7: components added to TENT one at a time, average accuracy in %, and the gain"
+    return _table("table7", caption, titles, columns, wanted, gains=True)
 
 
-def _component(group: Group, part: str) -> Line | None:
-    """The line of TENT, of TTC, or of TTC with this switch alone."""
+def _places(found: Iterable[Group]) -> list[tuple[dict[str, Any], dict[int, Group]]]:
+    """What differs in nothing but the batch size, put together."""
+    places: dict[tuple[Any, ...], dict[int, Group]] = {}
+    for group in found:
+        key = tuple(group.setting[name] for name in _PLACE)
+        if group.setting["batch_size"] is not None:
+            places.setdefault(key, {})[group.setting["batch_size"]] = group
+    return [(dict(zip(_PLACE, key, strict=True)), sizes) for key, sizes in places.items()]
+
+
+def _default(group: Group, method: str) -> _Entry | None:
+    """The method as it is without settings."""
+    return next((_Entry(group, line) for line in group.lines if line.label == method), None)
+
+
+def _component(group: Group, part: str) -> _Entry | None:
+    """TENT, TTC, or TTC with this switch alone."""
+    if part in ("tent", "ttc"):
+        return _default(group, part)
+    off = {name: False for name in TTC_SWITCHES if name != part}
     for line in group.lines:
         result = next(iter(line.results.values()))
-        changed = differing(result)
-        if part in ("tent", "ttc"):
-            if result["method"] == part and not changed:
-                return line
-        elif result["method"] == "ttc" and changed is not None:
-            off = {name: False for name in TTC_SWITCHES if name != part}
-            if changed == off:
-                return line
+        if result["method"] == "ttc" and differing(result) == off:
+            return _Entry(group, line)
     return None
 
 
-def _components(column: _Column, part: str) -> list[tuple[Group | None, Line | None]]:
-    return [(group, _component(group, part)) for group in column.by_batch_size.values()]
+def _batch_size(entries: Iterable[_Entry | None]) -> int | None:
+    return next((entry.group.setting["batch_size"] for entry in entries if entry), None)
 
 
-def _line(group: Group | None, method: str) -> Line | None:
-    if group is None:
+def _table(
+    name: str,
+    caption: str,
+    titles: Sequence[str],
+    columns: Sequence[_Column],
+    wanted: Sequence[tuple[tuple[int, ...], str]],
+    *,
+    gains: bool = False,
+) -> Table | None:
+    if not columns:
         return None
-    return next((line for line in group.lines if line.label == method), None)
+    cells = [column.cells() for column in columns]
+    quoted = [column.quoted(wanted) for column in columns]
+    if gains:
+        cells, quoted = (
+            [_with_gains(each) for each in cells],
+            [_with_gains(each) for each in quoted],
+        )
+    lines = []
+    for row, title in enumerate(titles):
+        lines.append([Cell(title, title), *(each[row] for each in cells)])
+        papers = [each[row] for each in quoted]
+        if any(cell.value is not None for cell in papers):
+            label = f"{title}, paper"
+            lines.append([Cell(label, label, quoted=True), *papers])
+    headers = _headers(columns)
+    notes = [
+        f"{header}: average over {_named(column.corruptions)}."
+        for header, column in zip(headers, columns, strict=True)
+    ]
+    header = ["Method", *headers]
+    return Table(name, caption, header, header, mark_best(lines), notes)
 
 
-def _corruptions(column: _Column) -> list[str]:
-    """Those that every group of the column has."""
-    shared = [set(group.columns) for group in column.by_batch_size.values()]
-    first = next(iter(column.by_batch_size.values()))
-    return [name for name in first.columns if all(name in names for names in shared)]
+def _headers(columns: Sequence[_Column]) -> list[str]:
+    """Data and network, and of the rest what tells one column from another."""
+    several = [
+        name
+        for name in columns[0].setting
+        if name not in ("data", "model")
+        and len({repr(column.setting[name]) for column in columns}) > 1
+    ]
+    return [
+        ", ".join(
+            [
+                str(column.setting["data"]),
+                str(column.setting["model"]),
+                *(f"{name.replace('_', ' ')} {column.setting[name]}" for name in several),
+            ]
+        )
+        for column in columns
+    ]
 
 
-def _average(options: Iterable[tuple[Group | None, Any]], corruptions: Sequence[str]) -> Cell:
-    """The average of the first line that is there: given itself, or by its method's name."""
-    for group, line in options:
-        found = _line(group, line) if isinstance(line, str) else line
-        if found is not None and (value := found.average(corruptions)) is not None:
-            return percent(value, found.average_interval(corruptions))
-    return percent(None)
+def _named(corruptions: Sequence[str]) -> str:
+    if set(corruptions) == set(CORRUPTIONS):
+        return "all fifteen corruptions"
+    return ", ".join(corruptions) or "nothing, as the lines have no corruption in common"
 
 
-def _with_gain(cell: Cell, base: Cell) -> Cell:
-    if not isinstance(cell.value, float) or not isinstance(base.value, float):
-        return cell
-    return Cell(cell.value, f"{cell.text} ({cell.value - base.value:+.1f})", cell.interval)
-
-
-def _paper_average(column: _Column, table: int, line: str) -> Cell:
-    group = column.by_batch_size.get(100)
-    whole = group is not None and set(CORRUPTIONS) <= set(group.columns)
-    tables = (table,) if table != 2 else paper.COMPARISONS
-    found = group.paper_line(tables, line) if group is not None and whole else None
-    return percent(found.average if found else None, quoted=True)
-
-
-def _with_paper(title: str, cells: list[Cell], quoted: list[Cell]) -> list[list[Cell]]:
-    lines = [[Cell(title, title), *cells]]
-    if any(cell.value is not None for cell in quoted):
-        lines.append([Cell(f"{title}, paper", f"{title}, paper", quoted=True), *quoted])
-    return lines
+def _with_gains(cells: Sequence[Cell]) -> list[Cell]:
+    """Each with its difference from the first, in points."""
+    base = cells[0].value
+    if not isinstance(base, float):
+        return list(cells)
+    return [
+        Cell(
+            cell.value,
+            f"{cell.text} ({cell.value - base:+.1f})",
+            cell.interval,
+            quoted=cell.quoted,
+        )
+        if number and isinstance(cell.value, float)
+        else cell
+        for number, cell in enumerate(cells)
+    ]
