@@ -42,7 +42,8 @@ class SourceModel:
         accuracy: measured on clean test data, in [0, 1]; informative.
 
     Raises:
-        ValueError: the split cannot be found, nothing can adapt, or the classes do not fit.
+        ValueError: the split cannot be found, nothing can adapt, the classes do not fit, or a
+            number is out of range.
     """
 
     def __init__(
@@ -60,6 +61,10 @@ class SourceModel:
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(
                 f"mean and std must be three numbers each, std positive; got {mean} and {std}."
+            )
+        if (size is not None and size < 1) or (crop is not None and not 1 <= crop <= (size or 0)):
+            raise ValueError(
+                f"size must be 1 pixel or more, crop at most size; got size {size}, crop {crop}."
             )
         self.module = module.eval().requires_grad_(False)
         self.mean, self.std = tuple(mean), tuple(std)

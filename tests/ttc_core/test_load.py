@@ -520,6 +520,15 @@ def test_mean_and_deviation_are_three_numbers(mean, std):
         SourceModel(make_network("batch-norm"), mean=mean, std=std, size=SIZE)
 
 
+@pytest.mark.parametrize(("size", "crop"), [(None, 24), (24, 32), (0, None), (24, 0)])
+def test_sizes_that_no_image_can_be_brought_to_are_refused(
+    size: int | None, crop: int | None
+) -> None:
+    """When the model is made, not when the first image comes."""
+    with pytest.raises(ValueError, match="size must be 1 pixel or more, crop at most size"):
+        SourceModel(make_network("batch-norm"), mean=MEAN, std=STD, size=size, crop=crop)
+
+
 def test_the_input_is_normalised_as_stated():
     """(value/255 − mean) / std, channel by channel."""
     model = make_model()
