@@ -32,6 +32,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
     The application's `state.service` is the running `Service`.
     """
     model = source.model
+    learns = settings.adapt != "never" and "affine" in getattr(source, "adapts", ())
     metrics = Metrics(
         CollectorRegistry(),
         classes=model.classes,
@@ -40,7 +41,11 @@ def build(settings: Settings, source: Method) -> FastAPI:
             "method": settings.method,
             "device": str(model.device),
             "classes": str(model.classes),
+            "statistics": str(getattr(source, "settings", {}).get("statistics", "")),
+            # Whether there are optimizer steps to expect.
+            "learns": "yes" if learns else "no",
         },
+        max_queue=settings.max_queue,
     )
     engine = Engine(
         source,
@@ -65,6 +70,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         intake = Intake(settings, model, engine, batcher, metrics)
         service = Service(settings, source, metrics, engine, batcher, intake)
         app.state.service = service
+        metrics.ready.set_function(lambda: service.is_ready)
         await engine.start()
         loop = asyncio.create_task(batcher.run(), name="batcher")
         lag = asyncio.create_task(_measure_lag(metrics), name="lag")
@@ -108,4 +114,4 @@ async def _measure_lag(metrics: Metrics) -> None:
     while True:
         due = loop.time() + LAG_INTERVAL
         await asyncio.sleep(LAG_INTERVAL)
-        metrics.loop_lag.set(max(0.0, loop.time() - due))
+        metrics.lagged(max(0.0, loop.time() - due))

@@ -118,3 +118,5 @@ STATUS: dict[type[Refused], int] = {error: status for error, (status, _) in _ANS
 """The HTTP status of each error."""
 TITLE: dict[type[Refused], str] = {error: title for error, (_, title) in _ANSWERS.items()}
 """The `title` of each error in its problem document: the same for every occurrence."""
+# Nginx's number for "the client closed the connection"; it is seen in metrics and logs only.
+CLIENT_CLOSED_REQUEST = 499

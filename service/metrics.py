@@ -9,10 +9,21 @@ from itertools import compress
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
-from service.errors import STATUS
+from service.errors import CLIENT_CLOSED_REQUEST, STATUS
 from ttc_core.methods import Adaptation, Answers
+
+# A time of creation beside every counter: a fifth of the text, and nobody asks for it.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 STAGES = ("decode", "queue", "forward", "adapt", "encode")
 BATCH_REASONS = ("full", "wait", "drain")
@@ -21,6 +32,13 @@ RESET_CAUSES = ("request", "failure")
 LOSS_TERMS = ("entropy", "similarity", "total")
 REJECTION_REASONS = tuple(sorted({error.reason for error in STATUS if error.reason}))
 ACCURACY_WINDOW = 500
+DOMINANCE_WINDOW = 500
+# Of fewer answers the most frequent class says nothing.
+FEWEST_ANSWERS = 100
+# The event loop's lag is the worst of so many measurements, so that no scrape misses it.
+LAGS_KEPT = 120
+# What names end in, _total aside: OpenMetrics tells it as the unit.
+UNITS = ("seconds", "bytes", "nats", "ratio", "images", "batches", "requests", "steps")
 # Beyond this many classes a series a class would be too many.
 MOST_CLASS_LABELS = 100
 
@@ -36,26 +54,42 @@ class Metrics:
     """The service's metrics in a registry of their own.
 
     Args:
-        classes: K of the model; entropy's buffer of buckets ends at ln K.
+        classes: K of the model; the buckets of entropy end at ln K.
         model: labels of `ttc_model_info`.
+        max_queue: images that may wait.
     """
 
-    def __init__(self, registry: CollectorRegistry, *, classes: int, model: dict[str, str]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        classes: int,
+        model: dict[str, str],
+        max_queue: int = 0,
+    ) -> None:
         self.registry = registry
         self._classes = classes
 
         def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
-            return Counter(name, text, list(labels), registry=registry)
+            return Counter(name, text, list(labels), unit=unit_of(name), registry=registry)
 
         def gauge(name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
-            return Gauge(name, text, list(labels), registry=registry)
+            return Gauge(name, text, list(labels), unit=unit_of(name), registry=registry)
 
         def histogram(
             name: str, text: str, buckets: Iterable[float], labels: Iterable[str] = ()
         ) -> Histogram:
-            return Histogram(name, text, list(labels), buckets=tuple(buckets), registry=registry)
+            return Histogram(
+                name,
+                text,
+                list(labels),
+                unit=unit_of(name),
+                buckets=tuple(buckets),
+                registry=registry,
+            )
 
         # Traffic
+        self.ready = gauge("ttc_ready", "1 while requests are taken, 0 otherwise.")
         self.requests = counter(
             "ttc_http_requests_total", "HTTP requests answered.", ("route", "method", "code")
         )
@@ -82,14 +116,18 @@ class Metrics:
             ("stage",),
         )
         self.queue_images = gauge("ttc_queue_images", "Images waiting for their batch.")
+        self.queue_limit = gauge("ttc_queue_limit_images", "Images that may wait.")
+        self.queue_limit.set(max_queue)
         self.queue_oldest_age = gauge(
             "ttc_queue_oldest_age_seconds", "Age of the oldest waiting request; 0 for none."
         )
         self.batch_images = histogram("ttc_batch_images", "Images in a batch.", BATCH_SIZES)
         self.batches = counter("ttc_batches_total", "Batches, by what closed them.", ("reason",))
         self.loop_lag = gauge(
-            "ttc_event_loop_lag_seconds", "How late the event loop ran its last timer."
+            "ttc_event_loop_lag_seconds",
+            "How late the event loop ran a timer, the worst of the last 30 s.",
         )
+        self._lags: deque[float] = deque(maxlen=LAGS_KEPT)
 
         # Adaptation
         most = float(np.log(classes))
@@ -98,6 +136,10 @@ class Metrics:
             "Entropy of each answer's class probabilities, 0 to ln K.",
             [round(most * share, 4) for share in np.linspace(0.05, 1, 20)],
         )
+        self.entropy_limit = gauge(
+            "ttc_entropy_limit_nats", "ln K: the entropy of an answer that tells nothing."
+        )
+        self.entropy_limit.set(most)
         self.confidence = histogram(
             "ttc_confidence_ratio", "Probability of each answer's best class.", CONFIDENCES
         )
@@ -125,6 +167,13 @@ class Metrics:
             if classes <= MOST_CLASS_LABELS
             else None
         )
+        self.dominant_class = gauge(
+            "ttc_dominant_class_ratio",
+            f"Share of the most frequent class in the last {DOMINANCE_WINDOW} answers; NaN before "
+            f"the first {FEWEST_ANSWERS}.",
+        )
+        self.dominant_class.set(float("nan"))
+        self._answered: deque[int] = deque(maxlen=DOMINANCE_WINDOW)
         self.resets = counter("ttc_resets_total", "Streams put back to the source.", ("cause",))
         self.streams = gauge("ttc_streams", "Streams that adapt apart.")
 
@@ -141,6 +190,7 @@ class Metrics:
         build = Info("ttc_build", "Versions of the program and its main parts.", registry=registry)
         build.info(versions())
         Info("ttc_model", "The model that is served.", registry=registry).info(model)
+        ProcessCollector(registry=registry)
         self._present_from_the_start()
 
     def _present_from_the_start(self) -> None:
@@ -155,6 +205,8 @@ class Metrics:
         ):
             for value in values:
                 metric.labels(value)
+        for code in (200, CLIENT_CLOSED_REQUEST, *STATUS.values()):
+            self.requests.labels("/predict", "POST", str(code))
         if self.predictions is not None:
             for index in range(self._classes):
                 self.predictions.labels(str(index))
@@ -163,6 +215,11 @@ class Metrics:
         """Count a batch and what closed it."""
         self.batches.labels(reason).inc()
         self.batch_images.observe(images)
+
+    def lagged(self, seconds: float) -> None:
+        """Note how late the event loop came to a timer."""
+        self._lags.append(seconds)
+        self.loop_lag.set(max(self._lags))
 
     def waited(self, seconds: float) -> None:
         """Note how long a request waited for its batch."""
@@ -181,6 +238,10 @@ class Metrics:
             counts = np.bincount(predicted[finite], minlength=self._classes)
             for index in np.flatnonzero(counts):
                 self.predictions.labels(str(index)).inc(int(counts[index]))
+        self._answered.extend(predicted[finite].tolist())
+        if len(self._answered) >= FEWEST_ANSWERS:
+            most = int(np.bincount(self._answered).max())
+            self.dominant_class.set(most / len(self._answered))
         if selects:
             self.considered.inc(int(finite.sum()))
             self.selected.inc(int(answers.selected[finite].sum()))
@@ -219,8 +280,14 @@ class Metrics:
             sample.name.removeprefix("ttc_"): sample.value
             for family in self.registry.collect()
             for sample in family.samples
-            if family.type == "counter" and sample.name.endswith("_total") and not sample.labels
+            if family.type == "counter" and sample.name.startswith("ttc_") and not sample.labels
         }
+
+
+def unit_of(name: str) -> str:
+    """The unit that a metric's name ends in, or nothing."""
+    stem = name.removesuffix("_total")
+    return next((unit for unit in UNITS if stem.endswith(f"_{unit}")), "")
 
 
 def versions() -> dict[str, str]:

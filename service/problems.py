@@ -8,12 +8,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from service.errors import STATUS, TITLE, Refused
+from service.errors import CLIENT_CLOSED_REQUEST, STATUS, TITLE, Refused
 from service.intake import ClientGone
 
 REQUEST_ID = "ttc.request_id"
-# Nginx's number for "the client closed the connection"; it is seen in the metrics only.
-CLIENT_CLOSED_REQUEST = 499
 
 
 def problem(

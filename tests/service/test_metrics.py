@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,22 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import ACCURACY_WINDOW, MOST_CLASS_LABELS, Metrics, versions
+from service.metrics import (
+    ACCURACY_WINDOW,
+    LAGS_KEPT,
+    MOST_CLASS_LABELS,
+    Metrics,
+    unit_of,
+    versions,
+)
 from ttc_core.methods import Adaptation, Answers
 
 README = Path(__file__).parents[2] / "README.md"
 
-# DESIGN §7, with its labels; what it lists for parts that do not exist yet is left out.
+# DESIGN §7, with its labels, and what the dashboard needs beyond; without what it lists for parts
+# that do not exist yet.
 DESIGN = {
+    "ttc_ready": set(),
     "ttc_http_requests_total": {"route", "method", "code"},
     "ttc_http_request_duration_seconds": {"route"},
     "ttc_http_requests_in_progress": set(),
@@ -26,11 +36,13 @@ DESIGN = {
     "ttc_cancelled_images_total": set(),
     "ttc_stage_duration_seconds": {"stage"},
     "ttc_queue_images": set(),
+    "ttc_queue_limit_images": set(),
     "ttc_queue_oldest_age_seconds": set(),
     "ttc_batch_images": set(),
     "ttc_batches_total": {"reason"},
     "ttc_event_loop_lag_seconds": set(),
     "ttc_entropy_nats": set(),
+    "ttc_entropy_limit_nats": set(),
     "ttc_confidence_ratio": set(),
     "ttc_selected_images_total": set(),
     "ttc_considered_images_total": set(),
@@ -41,6 +53,7 @@ DESIGN = {
     "ttc_last_step_timestamp_seconds": set(),
     "ttc_parameter_drift_ratio": set(),
     "ttc_predictions_total": {"class"},
+    "ttc_dominant_class_ratio": set(),
     "ttc_resets_total": {"cause"},
     "ttc_streams": set(),
     "ttc_labelled_images_total": set(),
@@ -74,9 +87,11 @@ def value(metrics, name, **labels):
 
 
 def declared(metrics):
-    """name -> labels of every metric, as people write it."""
+    """name -> every metric of ours, as people write it; the client library has process_ ones."""
     names = {}
     for family in metrics.registry.collect():
+        if family.name.startswith("process_"):
+            continue
         suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
         names[family.name + suffix] = family
     return names
@@ -100,7 +115,11 @@ def test_every_metric_of_the_design_is_declared_with_help(metrics):
     """No fewer, no more, and each says what it counts."""
     found = declared(metrics)
     assert set(found) == set(DESIGN)
-    assert all(family.documentation.endswith(".") for family in found.values())
+    for name, family in found.items():
+        assert family.documentation.endswith("."), name
+        # Ratios, times, sizes and counts end in their unit, and OpenMetrics is told it.
+        if (unit := unit_of(name)) and family.type != "info":
+            assert family.unit == unit, name
 
 
 def test_every_metric_has_the_labels_of_the_design(metrics):
@@ -137,12 +156,40 @@ def test_the_readmes_table_is_the_codes(metrics):
     found = declared(metrics)
     assert {row[0].strip("`") for row in rows} == set(found)
     assert len(rows) == len(found)
-    for name, kind, labels, meaning in rows:
+    for name, kind, unit, labels, meaning in rows:
         family = found[name.strip("`")]
         assert kind == family.type
+        assert unit == family.unit
         assert meaning == family.documentation
         expected = DESIGN[name.strip("`")]
         assert expected is None or set(filter(None, labels.split(", "))) == expected
+
+
+def test_the_process_tells_its_memory_and_when_it_started(metrics):
+    """What the client library knows of it: restarts and leaks show there."""
+    assert value(metrics, "process_start_time_seconds") > 1.6e9
+    assert value(metrics, "process_resident_memory_bytes") > 1 << 20
+
+
+def test_a_failed_or_refused_prediction_counts_from_the_first(metrics):
+    """The series are there before the first, so that a rate over them sees it."""
+    for code in ("200", "400", "429", "499", "500", "503", "504"):
+        labels = {"route": "/predict", "method": "POST", "code": code}
+        assert value(metrics, "ttc_http_requests_total", **labels) == 0
+
+
+def test_the_scrape_is_cheap_with_everything_on():
+    """Under 10 ms of the processor for a hundred classes and every route; five times is allowed."""
+    metrics = Metrics(CollectorRegistry(), classes=MOST_CLASS_LABELS, model={})
+    for route in range(10):
+        metrics.request_seconds.labels(f"/{route}").observe(1, exemplar={"request_id": "a" * 64})
+        for code in range(10):
+            metrics.requests.labels(f"/{route}", "POST", str(code)).inc()
+    for encode in (generate_latest, open_metrics):
+        started = time.thread_time()
+        for _ in range(5):
+            encode(metrics.registry)
+        assert (time.thread_time() - started) / 5 < 0.05
 
 
 def test_names_follow_the_conventions(metrics):
@@ -207,6 +254,26 @@ def test_accuracy_is_that_of_the_labelled_images(metrics):
     assert value(metrics, "ttc_window_accuracy_ratio") == pytest.approx(2 / 3)
     metrics.count_answers(answers([1]), [None], selects=False)
     assert value(metrics, "ttc_window_accuracy_ratio") == pytest.approx(2 / 3)
+
+
+def test_the_share_of_the_most_frequent_class_is_of_the_last_answers(metrics):
+    """Nothing is said of a few answers; of many, old ones are forgotten."""
+    metrics.count_answers(answers([3] * 99), [None] * 99, selects=False)
+    assert math.isnan(value(metrics, "ttc_dominant_class_ratio"))
+    metrics.count_answers(answers([1] * 101), [None] * 101, selects=False)
+    assert value(metrics, "ttc_dominant_class_ratio") == pytest.approx(101 / 200)
+    metrics.count_answers(answers([7] * 500), [None] * 500, selects=False)
+    assert value(metrics, "ttc_dominant_class_ratio") == 1
+
+
+def test_the_worst_lag_of_the_last_half_minute_is_kept(metrics):
+    """A scrape every 15 s misses no hiccup."""
+    for lag in (0.001, 0.7, 0.002):
+        metrics.lagged(lag)
+    assert value(metrics, "ttc_event_loop_lag_seconds") == 0.7
+    for _ in range(LAGS_KEPT):
+        metrics.lagged(0.003)
+    assert value(metrics, "ttc_event_loop_lag_seconds") == 0.003
 
 
 def test_the_window_forgets_what_is_older_than_its_length(metrics):

@@ -1,0 +1,253 @@
+"""When to wake somebody: alerts with their thresholds and reasons, and recording rules.
+
+An alert says that the service does not answer, does not learn, or that learning does harm. Each
+has a page under docker/runbooks.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from monitoring.promql import METRICS as M
+from monitoring.promql import PER_TARGET, Queries
+
+RUNBOOKS = "docker/runbooks"
+"""Where the pages lie; put the address in front at which your people read the repository."""
+
+LEARNS = 'ttc_model_info{learns="yes"}'
+BATCH_STATISTICS = 'ttc_model_info{statistics="batch"}'
+SHORT, LONG = Queries(window="5m"), Queries(window="15m")
+TARGET = f"on ({', '.join(PER_TARGET)})"
+PREDICT = 'route="/predict"'
+
+# Thresholds, and why these.
+
+FORGOTTEN_AFTER = "1d"
+"""A target that has not answered for so long was taken away on purpose."""
+ERROR_SHARE = 0.05
+"""One request in twenty: a single client's bad luck is less, a broken model or device more."""
+LATENCY_SECONDS = 1.0
+"""A camera that sends an image a second wants its answer before the next. A batch of 100 takes
+0.3 s on two CPU cores."""
+REFUSED_SHARE = 0.01
+"""429 is an answer; when one in a hundred gets it for minutes, images are lost for good."""
+QUEUE_AGE_SECONDS = 2.0
+"""The default queue of 1,000 images is 3 s of work on two CPU cores: it is most of the way full."""
+LOOP_LAG_SECONDS = 0.25
+"""The loop reads and answers all requests; late by this, it adds this to each of them."""
+ENTROPY_SHARE = 0.01
+"""Of ln K. Healthy streams measured 0.2 to 0.6 (LOG.md, Signals of a collapse)."""
+DOMINANT_SHARE = 0.9
+"""Nine answers in ten are one class. Healthy streams of ten classes measured up to 0.6."""
+ACCURACY_DROP = 0.10
+"""Ten points below the last six hours: more than the error of as many labels as are asked for."""
+FEWEST_LABELS = 100
+"""Of fewer labels, an accuracy is off by five points and more."""
+STALLED_IMAGES = 1000
+"""Images a stream without a step: TTC steps every 200, the other methods every batch."""
+DRIFT = 1.0
+"""As far as the source's parameters are long. TTC moves about 0.02 in 2,000 images (LOG.md)."""
+SMALL_BATCH = 16
+"""Images. Batch statistics of fewer cost points: NORM 62 % at 100, 59 % at 16, 14 % at 1."""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One alert.
+
+    Attributes:
+        critical: somebody is to be woken; else it can wait for the morning.
+        lasting: for how long the expression must hold.
+        summary: what is wrong, in a line.
+        description: the same with the value, and what follows.
+    """
+
+    name: str
+    expression: str
+    lasting: str
+    critical: bool
+    summary: str
+    description: str
+
+    @property
+    def severity(self) -> Literal["critical", "warning"]:
+        return "critical" if self.critical else "warning"
+
+    def rule(self) -> dict[str, Any]:
+        """As a rules file has it."""
+        return {
+            "alert": self.name,
+            "expr": self.expression,
+            "for": self.lasting,
+            "labels": {"severity": self.severity},
+            "annotations": {
+                "summary": self.summary,
+                "description": self.description,
+                "runbook_url": f"{RUNBOOKS}/{self.name}.md",
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Record:
+    """An expression that is kept under a name, since what uses it looks far back."""
+
+    name: str
+    expression: str
+
+    def rule(self) -> dict[str, Any]:
+        """As a rules file has it."""
+        return {"record": self.name, "expr": self.expression}
+
+
+ACCURACY = Record(
+    "instance:ttc_accuracy:ratio_15m",
+    f"{LONG.increase(M.correct)} / ({LONG.increase(M.labelled)} >= {FEWEST_LABELS})",
+)
+LATENCY = Record(
+    "instance:ttc_predict_latency_seconds:p99_5m",
+    SHORT.quantile(0.99, M.request_seconds, PREDICT),
+)
+RECORDS = (ACCURACY, LATENCY)
+
+ALERTS = (
+    Alert(
+        "TTCDown",
+        # Whatever has ever shown itself as a TTC service, under any job's name.
+        f"(up == 0 and {TARGET} last_over_time(ttc_build_info[{FORGOTTEN_AFTER}])) "
+        f"or absent_over_time(ttc_build_info[{FORGOTTEN_AFTER}])",
+        "2m",
+        True,
+        "TTC does not answer Prometheus.",
+        "{{ with $labels.instance }}{{ . }} has{{ else }}No service has{{ end }} not answered a "
+        "scrape for two minutes: cameras get no answers.",
+    ),
+    Alert(
+        "TTCNotReady",
+        f"{SHORT.gauge(M.ready)} == 0",
+        "5m",
+        True,
+        "TTC runs but takes no requests.",
+        "{{ $labels.instance }} answers /predict with 503 for five minutes: it is draining without "
+        "an end, or its batching loop has stopped.",
+    ),
+    Alert(
+        "TTCErrors",
+        SHORT.ratio(
+            SHORT.rate(M.requests, f'{PREDICT}, code=~"5.."'), SHORT.rate(M.requests, PREDICT)
+        )
+        + f" > {ERROR_SHARE:g}",
+        "5m",
+        True,
+        "Predictions fail.",
+        "{{ $value | humanizePercentage }} of the requests to {{ $labels.instance }} got a status "
+        "of 500 or above in the last five minutes.",
+    ),
+    Alert(
+        "TTCLatency",
+        f"{LATENCY.name} > {LATENCY_SECONDS:g}",
+        "10m",
+        False,
+        "Answers take long.",
+        "One request in a hundred to {{ $labels.instance }} takes {{ $value | humanizeDuration }} "
+        "or more.",
+    ),
+    Alert(
+        "TTCRefusing",
+        SHORT.ratio(
+            SHORT.rate(M.requests, f'{PREDICT}, code="429"'), SHORT.rate(M.requests, PREDICT)
+        )
+        + f" > {REFUSED_SHARE:g}",
+        "5m",
+        False,
+        "The queue is full; images are refused.",
+        "{{ $value | humanizePercentage }} of the requests to {{ $labels.instance }} were refused "
+        "with 429 in the last five minutes: more is asked than it can answer.",
+    ),
+    Alert(
+        "TTCQueueAge",
+        f"{SHORT.gauge(M.queue_oldest_age)} > {QUEUE_AGE_SECONDS:g}",
+        "2m",
+        False,
+        "Images wait long for their turn.",
+        "The oldest request at {{ $labels.instance }} has waited {{ $value | humanizeDuration }}, "
+        "and so it has been for two minutes.",
+    ),
+    Alert(
+        "TTCLoopLag",
+        f"{SHORT.gauge(M.loop_lag)} > {LOOP_LAG_SECONDS:g}",
+        "5m",
+        False,
+        "The event loop is late.",
+        "The event loop of {{ $labels.instance }} came {{ $value | humanizeDuration }} late to a "
+        "timer: all requests wait that long.",
+    ),
+    Alert(
+        "TTCEntropyCollapse",
+        f"{LONG.mean(M.entropy)} < {TARGET} ({ENTROPY_SHARE:g} * {LONG.gauge(M.entropy_limit)}) "
+        f"and {TARGET} {LEARNS}",
+        "10m",
+        True,
+        "Every answer is certain: the model has probably collapsed.",
+        "The mean entropy at {{ $labels.instance }} is {{ $value | humanize }} nats over fifteen "
+        "minutes. Entropy minimisation that goes wrong ends like this, whatever the images show.",
+    ),
+    Alert(
+        "TTCClassCollapse",
+        f"{SHORT.gauge(M.dominant_class)} > {DOMINANT_SHARE:g}",
+        "10m",
+        False,
+        "Almost all answers are one class.",
+        "{{ $value | humanizePercentage }} of the last 500 answers of {{ $labels.instance }} are "
+        "one class: the cameras see one thing only, or the model has collapsed.",
+    ),
+    Alert(
+        "TTCAccuracyDrop",
+        f"avg_over_time({ACCURACY.name}[6h] offset 15m) - {ACCURACY.name} > {ACCURACY_DROP:g}",
+        "10m",
+        True,
+        "Labels say that the model has become worse.",
+        "The accuracy at {{ $labels.instance }} over fifteen minutes is "
+        "{{ $value | humanizePercentage }} below that of the six hours before.",
+    ),
+    Alert(
+        "TTCAdaptationStalled",
+        f"{LONG.increase(M.images)} / {TARGET} {LONG.gauge(M.streams)} > {STALLED_IMAGES} "
+        f"and {TARGET} {LONG.increase(M.steps)} == 0 "
+        f"and {TARGET} {LEARNS}",
+        "5m",
+        False,
+        "Images come, but nothing is learned.",
+        "{{ $labels.instance }} answered {{ $value | humanize }} images a stream in fifteen "
+        "minutes without a single optimizer step.",
+    ),
+    Alert(
+        "TTCDrift",
+        f"{SHORT.gauge(M.drift)} > {DRIFT:g}",
+        "10m",
+        False,
+        "A stream is far from the source model.",
+        "The adapted parameters of a stream at {{ $labels.instance }} differ from the source's by "
+        "{{ $value | humanizePercentage }} of their norm.",
+    ),
+    Alert(
+        "TTCSmallBatches",
+        f"{LONG.mean(M.batch_images)} < {SMALL_BATCH} and {TARGET} {BATCH_STATISTICS}",
+        "15m",
+        False,
+        "Batches are too small for batch statistics.",
+        "Batches at {{ $labels.instance }} have {{ $value | humanize }} images on average, and "
+        "normalise with their own statistics: accuracy suffers though nothing fails.",
+    ),
+)
+
+
+def rules_yaml() -> str:
+    """The rules file as text."""
+    groups = [
+        {"name": "ttc-records", "interval": "30s", "rules": [each.rule() for each in RECORDS]},
+        {"name": "ttc-alerts", "rules": [each.rule() for each in ALERTS]},
+    ]
+    head = "# Written by `make monitoring`; edit monitoring/alerts.py.\n"
+    return head + str(yaml.safe_dump({"groups": groups}, sort_keys=False, width=100))

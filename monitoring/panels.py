@@ -1,0 +1,430 @@
+"""What the dashboard shows, in the order in which a person asks. Knows nothing of Grafana."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from monitoring.promql import METRICS as M
+from monitoring.promql import Queries
+
+Kind = Literal["lines", "stacked", "share", "heatmap", "value", "table"]
+
+# Grafana's variables: the chosen targets, and a window that fits the scrapes and the zoom.
+Q = Queries('job=~"$job", instance=~"$instance"', "$__rate_interval", by=("instance",))
+PREDICT = 'route="/predict"'
+assert M.predictions is not None  # declared for so few classes
+PREDICTIONS = M.predictions
+
+
+@dataclass(frozen=True)
+class Query:
+    """One expression and the name of its lines; {{label}} stands for a label's value."""
+
+    expression: str
+    legend: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture.
+
+    Attributes:
+        description: what it shows, and what to make of it.
+        unit: Grafana's name of one; "short" for plain numbers.
+        width: of the 24 columns of a row.
+        limits: of the axis.
+        exemplars: whether single requests are marked, too.
+    """
+
+    title: str
+    description: str
+    queries: tuple[Query, ...]
+    unit: str = "short"
+    kind: Kind = "lines"
+    width: int = 8
+    limits: tuple[float | None, float | None] = (0, None)
+    exemplars: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A question, and the panels that answer it."""
+
+    title: str
+    panels: Sequence[Panel]
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Moments marked across all panels."""
+
+    name: str
+    expression: str
+    text: str
+    colour: str
+
+
+ANNOTATIONS = (
+    Annotation(
+        "Resets", f"{Q.increase(M.resets, by=('cause',))} > 0", "reset: {{cause}}", "orange"
+    ),
+    Annotation(
+        "Restarts",
+        f"changes({Q.selector('process_start_time_seconds')}[$__rate_interval]) > 0",
+        "restart of {{instance}}",
+        "red",
+    ),
+)
+
+UP = Section(
+    "Is it up, and how much is asked of it?",
+    (
+        Panel(
+            "Ready",
+            "1: the target answers Prometheus and takes requests. 0: it does not.",
+            (
+                Query(
+                    f"min by (instance) ({Q.selector('up')} "
+                    f"* on (job, instance) {Q.gauge(M.ready)} "
+                    f"or {Q.selector('up')} == 0)",
+                    "{{instance}}",
+                ),
+            ),
+            kind="value",
+            width=4,
+            limits=(0, 1),
+        ),
+        Panel(
+            "Running for",
+            "Since the process started. A short time after a long one: it was restarted.",
+            (
+                Query(
+                    f"time() - {Q.selector('process_start_time_seconds')}",
+                    "{{instance}}",
+                ),
+            ),
+            unit="s",
+            kind="value",
+            width=4,
+        ),
+        Panel(
+            "What runs",
+            "The model and method, and the versions that answers depend on.",
+            (
+                Query(
+                    f"{Q.selector('ttc_model_info')} * on (job, instance) "
+                    f"group_left (service, torch) {Q.selector('ttc_build_info')}",
+                    "{{model}} {{method}}",
+                ),
+            ),
+            kind="table",
+            width=16,
+        ),
+        Panel(
+            "Images answered",
+            "Images a second. None while requests come: look at errors and refusals.",
+            (Query(Q.rate(M.images), "{{instance}}"),),
+            unit="images/s",
+        ),
+        Panel(
+            "Requests",
+            "Requests a second by route.",
+            (Query(Q.rate(M.requests, by=("route",)), "{{route}}"),),
+            unit="reqps",
+        ),
+        Panel(
+            "Streams",
+            "Streams that adapt apart: cameras, if each names its own.",
+            (Query(Q.gauge(M.streams), "{{instance}}"),),
+        ),
+    ),
+)
+
+ERRORS = Section(
+    "Does it fail, or refuse?",
+    (
+        Panel(
+            "Share of predictions that failed",
+            "Answers of /predict with a status of 500 and above. Anything but 0 has a line in the "
+            "log.",
+            (
+                Query(
+                    Q.ratio(
+                        Q.rate(M.requests, f'{PREDICT}, code=~"5.."'),
+                        Q.rate(M.requests, PREDICT),
+                    )
+                    + f" or 0 * {Q.rate(M.requests, PREDICT)}",
+                    "{{instance}}",
+                ),
+            ),
+            unit="percentunit",
+        ),
+        Panel(
+            "Answers other than 200",
+            "By status: 4xx is the client's mistake, 429 a full queue, 499 a client that left, "
+            "500 the model's failure, 503 starting or draining, 504 the client's own deadline.",
+            (
+                Query(
+                    Q.rate(M.requests, 'code!="200"', by=("code",)) + " > 0",
+                    "{{code}}",
+                ),
+            ),
+            unit="reqps",
+        ),
+        Panel(
+            "Images refused, and left",
+            "By reason; the dashed line is images whose client went away before their turn.",
+            (
+                Query(Q.rate(M.rejected, by=("reason",)), "{{reason}}"),
+                Query(Q.rate(M.cancelled), "client left"),
+            ),
+            unit="images/s",
+        ),
+    ),
+)
+
+LATENCY = Section(
+    "How long does an answer take, and where does the time go?",
+    (
+        Panel(
+            "Latency of /predict",
+            "From a request's first byte to its answer's last. A point is one request; its label "
+            "has the id to look for in the log.",
+            tuple(
+                Query(Q.quantile(q, M.request_seconds, PREDICT), f"p{100 * q:g} {{{{instance}}}}")
+                for q in (0.5, 0.95, 0.99)
+            ),
+            unit="s",
+            exemplars=True,
+        ),
+        Panel(
+            "Mean time in each stage",
+            "Decode, queue and encode of a request; forward and adapt of its batch. Adapting comes "
+            "after the answer; it delays the next batch.",
+            (
+                Query(
+                    Q.mean(M.stage_seconds, by=("stage",)),
+                    "{{stage}}",
+                ),
+            ),
+            unit="s",
+        ),
+        Panel(
+            "Share of each stage",
+            "Of the mean times beside. Mostly queue: more is asked than the device can do.",
+            (
+                Query(
+                    f"{Q.mean(M.stage_seconds, by=('stage',))} / ignoring (stage) group_left () "
+                    f"sum by (instance) ({Q.mean(M.stage_seconds, by=('stage',))} >= 0)",
+                    "{{stage}}",
+                ),
+            ),
+            unit="percentunit",
+            kind="share",
+            limits=(0, 1),
+        ),
+    ),
+)
+
+SATURATION = Section(
+    "How full is it?",
+    (
+        Panel(
+            "Images waiting",
+            "At the limit, requests are refused with 429.",
+            (
+                Query(Q.gauge(M.queue_images), "waiting {{instance}}"),
+                Query(Q.gauge(M.queue_limit), "limit {{instance}}"),
+            ),
+            unit="images",
+        ),
+        Panel(
+            "Age of the oldest waiting request",
+            "Above the time that a batch takes: images come faster than they are answered.",
+            (Query(Q.gauge(M.queue_oldest_age), "{{instance}}"),),
+            unit="s",
+        ),
+        Panel(
+            "Requests in progress",
+            "Connections that wait for their answer.",
+            (Query(Q.gauge(M.requests_in_progress), "{{instance}}"),),
+        ),
+        Panel(
+            "Images in a batch",
+            "Mean and largest tenth. With batch statistics small batches cost accuracy; with "
+            "moving ones only speed.",
+            (
+                Query(Q.mean(M.batch_images), "mean {{instance}}"),
+                Query(Q.quantile(0.9, M.batch_images), "p90 {{instance}}"),
+            ),
+            unit="images",
+        ),
+        Panel(
+            "Why batches closed",
+            "full: the service is busy. wait: the device was free. drain: it is shutting down.",
+            (Query(Q.rate(M.batches, by=("reason",)), "{{reason}}"),),
+            unit="batches/s",
+            kind="stacked",
+        ),
+        Panel(
+            "Event-loop lag",
+            "The worst of the last 30 s. Long: something keeps the loop from reading and "
+            "answering.",
+            (Query(Q.gauge(M.loop_lag), "{{instance}}"),),
+            unit="s",
+        ),
+        Panel(
+            "Processors used",
+            "By the process: 1 is one core.",
+            (
+                Query(
+                    f"rate({Q.selector('process_cpu_seconds_total')}[$__rate_interval])",
+                    "{{instance}}",
+                ),
+            ),
+            unit="cores",
+        ),
+        Panel(
+            "Memory",
+            "Resident memory of the process. It must not rise for ever.",
+            (Query(Q.selector("process_resident_memory_bytes"), "{{instance}}"),),
+            unit="bytes",
+        ),
+        Panel(
+            "Open files",
+            "Connections and files, and how many the process may have.",
+            (
+                Query(Q.selector("process_open_fds"), "open {{instance}}"),
+                Query(Q.selector("process_max_fds"), "limit {{instance}}"),
+            ),
+        ),
+    ),
+)
+
+ADAPTATION = Section(
+    "Does it learn, and does learning help?",
+    (
+        Panel(
+            "Entropy of the answers",
+            "Mean, in nats. The dashed line is ln K, where an answer tells nothing. It jumps when "
+            "conditions change and falls while the model adapts; near 0 for long is a collapse.",
+            (
+                Query(Q.mean(M.entropy), "mean {{instance}}"),
+                Query(Q.gauge(M.entropy_limit), "ln K {{instance}}"),
+            ),
+            unit="nats",
+        ),
+        Panel(
+            "Entropy over time",
+            "How many answers had which entropy, in nats. Two bands: some images are clear, "
+            "others not.",
+            (Query(Q.buckets(M.entropy), "{{le}}"),),
+            unit="nats",
+            kind="heatmap",
+        ),
+        Panel(
+            "Confidence over time",
+            "How many answers gave their best class which probability.",
+            (Query(Q.buckets(M.confidence), "{{le}}"),),
+            unit="percentunit",
+            kind="heatmap",
+        ),
+        Panel(
+            "Selection rate",
+            "Share of the images that the model learns from. TTC: those below the batch's mean "
+            "entropy, about 0.6.",
+            (Query(Q.ratio(Q.rate(M.selected), Q.rate(M.considered)), "{{instance}}"),),
+            unit="percentunit",
+            limits=(0, 1),
+        ),
+        Panel(
+            "Loss of the last batch",
+            "By term. similarity far above entropy: the two views disagree.",
+            (Query(Q.gauge(M.loss), "{{term}}"),),
+            unit="nats",
+            limits=(None, None),
+        ),
+        Panel(
+            "Optimizer steps",
+            "Steps a second, all streams. None while images come: it does not learn.",
+            (Query(Q.rate(M.steps), "{{instance}}"),),
+            unit="steps/s",
+        ),
+        Panel(
+            "Time since the last step",
+            "Nothing is shown before the first.",
+            (Query(f"time() - ({Q.gauge(M.last_step)} > 0)", "{{instance}}"),),
+            unit="s",
+        ),
+        Panel(
+            "Batches waiting for a step",
+            "Their gradients are added up; a step comes every 200 images of a stream.",
+            (Query(Q.gauge(M.pending_batches), "{{instance}}"),),
+            unit="batches",
+        ),
+        Panel(
+            "Batches that nothing was learned from",
+            "none_selected: no image qualified. non_finite: the loss was no number. shed: by "
+            "--adapt idle or never.",
+            (Query(Q.rate(M.skipped, by=("reason",)), "{{reason}}"),),
+            unit="batches/s",
+        ),
+        Panel(
+            "Parameter drift",
+            "How far the adapted parameters are from the source's, relative to their norm; the "
+            "worst stream. A reset brings it to 0.",
+            (Query(Q.gauge(M.drift), "{{instance}}"),),
+            unit="percentunit",
+        ),
+        Panel(
+            "Resets",
+            "Streams put back to the source, by cause.",
+            (Query(Q.increase(M.resets, by=("cause",)), "{{cause}}"),),
+        ),
+    ),
+)
+
+TRUTH = Section(
+    "Is it right?",
+    (
+        Panel(
+            "Accuracy where labels came",
+            "Of the images within the window, and of the last 500. Empty without labels.",
+            (
+                Query(Q.ratio(Q.rate(M.correct), Q.rate(M.labelled)), "now {{instance}}"),
+                Query(f"{Q.gauge(M.window_accuracy)} >= 0", "last 500 {{instance}}"),
+            ),
+            unit="percentunit",
+            limits=(0, 1),
+        ),
+        Panel(
+            "Labelled images",
+            "How many images a second came with their true class: the accuracy is of these.",
+            (Query(Q.rate(M.labelled), "{{instance}}"),),
+            unit="images/s",
+        ),
+        Panel(
+            "Share of the most frequent class",
+            "In the last 500 answers. Near 1: a camera sees one thing only, or the model has "
+            "collapsed.",
+            (Query(f"{Q.gauge(M.dominant_class)} >= 0", "{{instance}}"),),
+            unit="percentunit",
+            limits=(0, 1),
+        ),
+        Panel(
+            "Answers by class",
+            "Share of each class. Models of more than 100 classes have no such series.",
+            (Query(f"sum by (class) ({Q.rate(PREDICTIONS, by=('class',))})", "{{class}}"),),
+            unit="images/s",
+            kind="share",
+            width=24,
+        ),
+    ),
+)
+
+SECTIONS = (UP, ERRORS, LATENCY, SATURATION, ADAPTATION, TRUTH)
+
+# Metrics that no panel shows, and why.
+WITHOUT_PANEL = {
+    "process_virtual_memory_bytes": "address space; resident memory is what runs out",
+}

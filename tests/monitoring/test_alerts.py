@@ -1,0 +1,262 @@
+"""Each alert fires when it should, keeps silent when it should, and has a page of its own."""
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+import yaml
+
+from monitoring.alerts import ALERTS, RECORDS
+from monitoring.generate import DOCKER, RULES
+
+HEADINGS = ("## What it means", "## What to look at", "## What to do", "## How to silence it")
+TARGET = 'job="ttc", instance="camera-host:8000"'
+OTHER = 'job="node", instance="db:9100"'
+INFO = f'ttc_model_info{{{TARGET}, learns="yes", statistics="moving"}}'
+PAPER = f'ttc_model_info{{{TARGET}, learns="yes", statistics="batch"}}'
+SOURCE = f'ttc_model_info{{{TARGET}, learns="no", statistics="source"}}'
+
+
+def series(name, labels=""):
+    return f"{name}{{{', '.join(filter(None, (TARGET, labels)))}}}"
+
+
+BUILD = series("ttc_build_info")
+FAILED = series("ttc_http_requests_total", 'route="/predict", code="500"')
+REFUSED = series("ttc_http_requests_total", 'route="/predict", code="429"')
+ANSWERED = series("ttc_http_requests_total", 'route="/predict", code="200"')
+FAST = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="0.5"')
+ALL = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="10.0"')
+LAST = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="+Inf"')
+
+
+@dataclass(frozen=True)
+class Case:
+    """What Prometheus scraped, a value a minute, and when to look.
+
+    Attributes:
+        firing, silent: histories of series, in promtool's notation.
+    """
+
+    firing: list[dict[str, str]]
+    silent: list[dict[str, str]]
+    minutes: int = 60
+
+
+CASES = {
+    "TTCDown": Case(
+        firing=[
+            {f"up{{{TARGET}}}": "1x30 0x30", BUILD: "1x30 _x30"},
+            {f"up{{{OTHER}}}": "1x60"},  # no service was ever seen
+        ],
+        silent=[
+            {f"up{{{TARGET}}}": "1x60", BUILD: "1x60", f"up{{{OTHER}}}": "0x60"},
+            {f"up{{{TARGET}}}": "1x59 0x1", BUILD: "1x60"},  # a scrape that failed
+        ],
+    ),
+    "TTCNotReady": Case(
+        firing=[{series("ttc_ready"): "1x50 0x10"}],
+        silent=[{series("ttc_ready"): "1x58 0x2"}],
+    ),
+    "TTCErrors": Case(
+        firing=[{FAILED: "0+6x60", ANSWERED: "0+94x60"}],
+        silent=[{FAILED: "0+4x60", ANSWERED: "0+96x60"}, {FAILED: "0x60", ANSWERED: "0x60"}],
+    ),
+    "TTCLatency": Case(
+        firing=[{FAST: "0+50x60", ALL: "0+100x60", LAST: "0+100x60"}],
+        silent=[{FAST: "0+100x60", ALL: "0+100x60", LAST: "0+100x60"}],
+    ),
+    "TTCRefusing": Case(
+        firing=[{REFUSED: "0+2x60", ANSWERED: "0+98x60"}],
+        silent=[{REFUSED: "0x60", ANSWERED: "0+98x60"}],
+    ),
+    "TTCQueueAge": Case(
+        firing=[{series("ttc_queue_oldest_age_seconds"): "0x50 3x10"}],
+        silent=[{series("ttc_queue_oldest_age_seconds"): "0x50 3x1 0x9"}],
+    ),
+    "TTCLoopLag": Case(
+        firing=[{series("ttc_event_loop_lag_seconds"): "0.001x50 0.4x10"}],
+        silent=[{series("ttc_event_loop_lag_seconds"): "0.001x50 0.4x2 0.001x8"}],
+    ),
+    "TTCEntropyCollapse": Case(
+        firing=[
+            {
+                series("ttc_entropy_nats_sum"): "0+1x60",
+                series("ttc_entropy_nats_count"): "0+100x60",
+                series("ttc_entropy_limit_nats"): "2.3x60",
+                INFO: "1x60",
+            }
+        ],
+        silent=[
+            {
+                series("ttc_entropy_nats_sum"): "0+40x60",
+                series("ttc_entropy_nats_count"): "0+100x60",
+                series("ttc_entropy_limit_nats"): "2.3x60",
+                INFO: "1x60",
+            },
+            {  # a certain source model that learns nothing cannot collapse
+                series("ttc_entropy_nats_sum"): "0+1x60",
+                series("ttc_entropy_nats_count"): "0+100x60",
+                series("ttc_entropy_limit_nats"): "2.3x60",
+                SOURCE: "1x60",
+            },
+        ],
+    ),
+    "TTCClassCollapse": Case(
+        firing=[{series("ttc_dominant_class_ratio"): "0.1x40 0.95x20"}],
+        silent=[{series("ttc_dominant_class_ratio"): "0.6x60"}],
+    ),
+    "TTCAccuracyDrop": Case(
+        firing=[
+            {
+                series("ttc_labelled_images_total"): "0+20x240",
+                series("ttc_correct_images_total"): "0+18x180 3240+12x60",
+            }
+        ],
+        silent=[
+            {
+                series("ttc_labelled_images_total"): "0+20x240",
+                series("ttc_correct_images_total"): "0+18x240",
+            },
+            {  # the same fall, of too few labels to tell
+                series("ttc_labelled_images_total"): "0+2x240",
+                series("ttc_correct_images_total"): "0+2x180 360+1x60",
+            },
+        ],
+        minutes=240,
+    ),
+    "TTCAdaptationStalled": Case(
+        firing=[
+            {
+                series("ttc_images_total"): "0+100x60",
+                series("ttc_streams"): "1x60",
+                series("ttc_optimizer_steps_total"): "0+1x20 20x40",
+                INFO: "1x60",
+            }
+        ],
+        silent=[
+            {
+                series("ttc_images_total"): "0+100x60",
+                series("ttc_streams"): "1x60",
+                series("ttc_optimizer_steps_total"): "0+1x60",
+                INFO: "1x60",
+            },
+            {  # many cameras, few images each: no step is due yet
+                series("ttc_images_total"): "0+100x60",
+                series("ttc_streams"): "50x60",
+                series("ttc_optimizer_steps_total"): "0x60",
+                INFO: "1x60",
+            },
+            {
+                series("ttc_images_total"): "0+100x60",
+                series("ttc_streams"): "1x60",
+                series("ttc_optimizer_steps_total"): "0x60",
+                SOURCE: "1x60",
+            },
+        ],
+    ),
+    "TTCDrift": Case(
+        firing=[{series("ttc_parameter_drift_ratio"): "0.1x40 1.2x20"}],
+        silent=[{series("ttc_parameter_drift_ratio"): "0.1x60"}],
+    ),
+    "TTCSmallBatches": Case(
+        firing=[
+            {
+                series("ttc_batch_images_sum"): "0+200x60",
+                series("ttc_batch_images_count"): "0+100x60",
+                PAPER: "1x60",
+            }
+        ],
+        silent=[
+            {
+                series("ttc_batch_images_sum"): "0+10000x60",
+                series("ttc_batch_images_count"): "0+100x60",
+                PAPER: "1x60",
+            },
+            {  # with moving statistics single images are fine
+                series("ttc_batch_images_sum"): "0+100x60",
+                series("ttc_batch_images_count"): "0+100x60",
+                INFO: "1x60",
+            },
+        ],
+    ),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promtool():
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+
+
+def run(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_every_alert_has_a_case():
+    """A new alert without one fails here."""
+    assert set(CASES) == {alert.name for alert in ALERTS}
+
+
+def test_promtool_accepts_the_rules():
+    """Expressions and the templates of the texts."""
+    result = run("promtool", "check", "rules", str(RULES))
+    assert result.returncode == 0, result.stderr
+    assert f"{len(ALERTS) + len(RECORDS)} rules found" in result.stdout
+
+
+@pytest.mark.parametrize("state", ["firing", "silent"])
+@pytest.mark.parametrize("name", CASES)
+def test_alert_fires_when_it_should_and_only_then(name, state, tmp_path):
+    """By Prometheus' own evaluation of the committed file."""
+    case = CASES[name]
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": key, "values": values} for key, values in history.items()],
+            "promql_expr_test": [
+                {
+                    "expr": f'count(ALERTS{{alertname="{name}", alertstate="firing"}})',
+                    "eval_time": f"{case.minutes}m",
+                    "exp_samples": [{"labels": "{}", "value": 1}] if state == "firing" else [],
+                }
+            ],
+        }
+        for history in getattr(case, state)
+    ]
+    path = tmp_path / "test.yml"
+    content = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": tests}
+    path.write_text(yaml.safe_dump(content))
+    result = run("promtool", "test", "rules", str(path))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
+def test_alert_tells_who_to_wake_and_what_to_do(alert):
+    """Severity, a text with the value, and a runbook page with its four parts."""
+    rule = alert.rule()
+    assert rule["labels"]["severity"] in ("critical", "warning")
+    assert rule["annotations"]["summary"].endswith(".")
+    assert "$value" in rule["annotations"]["description"] or alert.name in (
+        "TTCDown",
+        "TTCNotReady",  # their value is 0, always
+    )
+    page = (DOCKER / "runbooks" / f"{alert.name}.md").read_text()
+    assert page.startswith(f"# {alert.name}\n")
+    places = [page.index(heading) for heading in HEADINGS]
+    assert places == sorted(places)
+    assert f"alertname={alert.name}" in page
+
+
+def test_every_runbook_belongs_to_an_alert():
+    """A page of an alert that is gone misleads."""
+    pages = {path.stem for path in (DOCKER / "runbooks").glob("*.md")} - {"README"}
+    assert pages == {alert.name for alert in ALERTS}
+
+
+def test_the_list_of_runbooks_is_that_of_the_alerts():
+    """With their severities."""
+    text = (DOCKER / "runbooks" / "README.md").read_text()
+    for alert in ALERTS:
+        assert f"| [{alert.name}]({alert.name}.md) | {alert.severity} | {alert.summary} |" in text
