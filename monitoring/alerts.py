@@ -36,10 +36,16 @@ QUEUE_AGE_SECONDS = 2.0
 """The default queue of 1,000 images is 3 s of work on two CPU cores: it is most of the way full."""
 LOOP_LAG_SECONDS = 0.25
 """The loop reads and answers all requests; late by this, it adds this to each of them."""
-ENTROPY_SHARE = 0.01
-"""Of ln K. Healthy streams measured 0.2 to 0.6 (LOG.md, Signals of a collapse)."""
+CERTAIN_SHARE = 0.1
+"""Of ln K. LOG.md (Signals of a collapse): healthy streams 0.12 to 0.68, a collapsed one 0.06 and
+falling."""
+DOMINANT_AND_CERTAIN = 0.6
+"""A sharp network is certain of clear images, and right: that is a collapse only if few classes
+are left. Healthy streams measured up to 0.39, a collapsed one 1."""
+UNCERTAIN_SHARE = 0.75
+"""Of ln K. Healthy streams measured up to 0.68, in fog; images of one class only 0.79 to 0.91."""
 DOMINANT_SHARE = 0.9
-"""Nine answers in ten are one class. Healthy streams of ten classes measured up to 0.6."""
+"""Nine answers in ten are one class. Healthy streams of ten classes measured up to 0.61, in fog."""
 ACCURACY_DROP = 0.10
 """Ten points below the last six hours: more than the error of as many labels as are asked for."""
 FEWEST_LABELS = 100
@@ -114,9 +120,10 @@ RECORDS = (ACCURACY, LATENCY)
 ALERTS = (
     Alert(
         "TTCDown",
-        # Whatever has ever shown itself as a TTC service, under any job's name.
-        f"(up == 0 and {TARGET} last_over_time(ttc_build_info[{FORGOTTEN_AFTER}])) "
-        f"or absent_over_time(ttc_build_info[{FORGOTTEN_AFTER}])",
+        # Whatever showed itself as a TTC service, under any job's name. One that is found by its
+        # DNS name has no `up` of 0 when it has gone: it has no `up` at all.
+        f"max by ({', '.join(PER_TARGET)}) (last_over_time(ttc_build_info[{FORGOTTEN_AFTER}])) "
+        f"unless {TARGET} up == 1 or absent_over_time(ttc_build_info[{FORGOTTEN_AFTER}])",
         "2m",
         True,
         "TTC does not answer Prometheus.",
@@ -185,13 +192,25 @@ ALERTS = (
     ),
     Alert(
         "TTCEntropyCollapse",
-        f"{LONG.mean(M.entropy)} < {TARGET} ({ENTROPY_SHARE:g} * {LONG.gauge(M.entropy_limit)}) "
+        f"{LONG.mean(M.entropy)} < {TARGET} ({CERTAIN_SHARE:g} * {LONG.gauge(M.entropy_limit)}) "
+        f"and {TARGET} {LONG.gauge(M.dominant_class)} > {DOMINANT_AND_CERTAIN:g} "
         f"and {TARGET} {LEARNS}",
         "10m",
         True,
-        "Every answer is certain: the model has probably collapsed.",
-        "The mean entropy at {{ $labels.instance }} is {{ $value | humanize }} nats over fifteen "
-        "minutes. Entropy minimisation that goes wrong ends like this, whatever the images show.",
+        "Answers are certain and mostly one class: the model has probably collapsed.",
+        'The mean entropy at {{ $labels.instance }} is {{ printf "%.3f" $value }} nats over fifteen '
+        "minutes, and most answers are one class. Entropy minimisation that goes wrong ends like "
+        "this, whatever the images show.",
+    ),
+    Alert(
+        "TTCUncertain",
+        f"{LONG.mean(M.entropy)} > {TARGET} ({UNCERTAIN_SHARE:g} * {LONG.gauge(M.entropy_limit)})",
+        "10m",
+        False,
+        "Answers tell next to nothing.",
+        'The mean entropy at {{ $labels.instance }} is {{ printf "%.3f" $value }} nats over fifteen '
+        "minutes, near what guessing has: images of one kind only, too few in a batch, or nothing "
+        "that the model knows.",
     ),
     Alert(
         "TTCClassCollapse",

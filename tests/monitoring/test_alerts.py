@@ -48,6 +48,7 @@ CASES = {
     "TTCDown": Case(
         firing=[
             {f"up{{{TARGET}}}": "1x30 0x30", BUILD: "1x30 _x30"},
+            {f"up{{{TARGET}}}": "1x30 _x30", BUILD: "1x30 _x30"},  # found by DNS, and gone
             {f"up{{{OTHER}}}": "1x60"},  # no service was ever seen
         ],
         silent=[
@@ -85,6 +86,7 @@ CASES = {
                 series("ttc_entropy_nats_sum"): "0+1x60",
                 series("ttc_entropy_nats_count"): "0+100x60",
                 series("ttc_entropy_limit_nats"): "2.3x60",
+                series("ttc_dominant_class_ratio"): "0.8x60",
                 INFO: "1x60",
             }
         ],
@@ -93,14 +95,39 @@ CASES = {
                 series("ttc_entropy_nats_sum"): "0+40x60",
                 series("ttc_entropy_nats_count"): "0+100x60",
                 series("ttc_entropy_limit_nats"): "2.3x60",
+                series("ttc_dominant_class_ratio"): "0.8x60",
+                INFO: "1x60",
+            },
+            {  # a sharp network in clear weather: certain, of all classes
+                series("ttc_entropy_nats_sum"): "0+1x60",
+                series("ttc_entropy_nats_count"): "0+100x60",
+                series("ttc_entropy_limit_nats"): "2.3x60",
+                series("ttc_dominant_class_ratio"): "0.15x60",
                 INFO: "1x60",
             },
             {  # a certain source model that learns nothing cannot collapse
                 series("ttc_entropy_nats_sum"): "0+1x60",
                 series("ttc_entropy_nats_count"): "0+100x60",
                 series("ttc_entropy_limit_nats"): "2.3x60",
+                series("ttc_dominant_class_ratio"): "0.8x60",
                 SOURCE: "1x60",
             },
+        ],
+    ),
+    "TTCUncertain": Case(
+        firing=[
+            {
+                series("ttc_entropy_nats_sum"): "0+190x60",
+                series("ttc_entropy_nats_count"): "0+100x60",
+                series("ttc_entropy_limit_nats"): "2.3x60",
+            }
+        ],
+        silent=[
+            {
+                series("ttc_entropy_nats_sum"): "0+150x60",
+                series("ttc_entropy_nats_count"): "0+100x60",
+                series("ttc_entropy_limit_nats"): "2.3x60",
+            }
         ],
     ),
     "TTCClassCollapse": Case(
