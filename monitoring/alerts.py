@@ -198,9 +198,9 @@ ALERTS = (
         "10m",
         True,
         "Answers are certain and mostly one class: the model has probably collapsed.",
-        'The mean entropy at {{ $labels.instance }} is {{ printf "%.3f" $value }} nats over fifteen '
-        "minutes, and most answers are one class. Entropy minimisation that goes wrong ends like "
-        "this, whatever the images show.",
+        "The mean entropy at {{ $labels.instance }} over fifteen minutes is "
+        '{{ printf "%.3f" $value }} nats, and most answers are one class. Entropy minimisation '
+        "that goes wrong ends like this, whatever the images show.",
     ),
     Alert(
         "TTCUncertain",
@@ -208,9 +208,9 @@ ALERTS = (
         "10m",
         False,
         "Answers tell next to nothing.",
-        'The mean entropy at {{ $labels.instance }} is {{ printf "%.3f" $value }} nats over fifteen '
-        "minutes, near what guessing has: images of one kind only, too few in a batch, or nothing "
-        "that the model knows.",
+        "The mean entropy at {{ $labels.instance }} over fifteen minutes is "
+        '{{ printf "%.3f" $value }} nats, near what guessing has: images of one kind only, too few '
+        "in a batch, or nothing that the model knows.",
     ),
     Alert(
         "TTCClassCollapse",
