@@ -80,6 +80,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
             intake.close()
             service.saved = await engine.save()
             engine.close()
+            engine.events.note("stopped", reason=service.stop_reason)
 
     app = FastAPI(
         title="Test-Time Clustering",
@@ -96,7 +97,10 @@ def build(settings: Settings, source: Method) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.cors_origin),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Session-Id", "X-Request-Id"],
+            allow_headers=[
+                *("Authorization", "Content-Type", "X-Session-Id", "X-Request-Id"),
+                *("traceparent", "tracestate"),
+            ],
         )
     app.add_middleware(RequestContext, metrics=metrics)
     return app
