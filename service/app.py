@@ -88,6 +88,8 @@ def build(settings: Settings, source: Method) -> FastAPI:
         description="Image classification that keeps adapting to the images it is asked about.",
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would be followed by few clients, and hide the mistake
+        # Its own spans hold whole queries and cover health too; `tracing` has ours.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     for module in (predict, control, health):
         app.include_router(module.router)

@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field(
         "text", description="log lines to read, or one JSON object a line"
     )
+    traces: bool = Field(
+        False, description="send OpenTelemetry spans to where the OTEL_ variables say; extra otel"
+    )
     cors_origin: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="web origin that may call from a browser; may be repeated"
     )

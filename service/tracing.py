@@ -5,10 +5,11 @@ thread or task hands over `contextvars.copy_context()`, and need not know what i
 
 A request is a trace: its server span with the stages `decode` and `queue`. A batch serves several
 requests, so it is a trace of its own, `batch` with `forward` and `adapt`, linked to theirs.
-Without a provider of spans nothing is recorded.
+Without a provider of spans (`export`, or one that the process has already) nothing is recorded.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -114,3 +115,22 @@ def trace_id() -> str | None:
     """The id of the trace at work, None without one."""
     context = trace.get_current_span().get_span_context()
     return trace.format_trace_id(context.trace_id) if context.is_valid else None
+
+
+def export(version: str) -> None:
+    """Send spans over OTLP/HTTP; where to and how much is said by the standard OTEL_ variables.
+
+    Raises:
+        ImportError: the extra `otel` is not installed.
+    """
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    # A collector that is away must not keep the service from ending: spans are lost sooner.
+    os.environ.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", "3")  # seconds
+    ours = Resource.create({"service.name": "ttc", "service.version": version})
+    provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)

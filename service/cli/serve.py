@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,10 +44,17 @@ def _serve(settings: Settings) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is imported
     import torch
 
-    from service import server
+    from service import server, tracing
     from service.app import build
     from ttc_core.methods import create, settings_for
 
+    if settings.traces:
+        try:
+            tracing.export(version("ttc-service"))
+        except ImportError as error:
+            raise click.UsageError(
+                "--traces needs the extra otel: pip install 'ttc-service[otel]'."
+            ) from error
     try:
         listener = server.bind(settings.host, settings.port)
     except OSError as error:
