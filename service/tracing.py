@@ -1,7 +1,7 @@
 """Which requests are at work: their ids for the log, their spans for OpenTelemetry.
 
-Knows neither HTTP nor torch. Both travel in context variables, so whoever hands work to another
-thread or task hands over `contextvars.copy_context()`, and need not know what is in it.
+Both travel in context variables: whoever hands work to another thread or task hands over
+`contextvars.copy_context()`, and need not know what is in it.
 
 A request is a trace: its server span with the stages `decode` and `queue`. A batch serves several
 requests, so it is a trace of its own, `batch` with `forward` and `adapt`, linked to theirs.
