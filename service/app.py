@@ -86,6 +86,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
             intake.close()
             service.saved = await engine.save()
             engine.close()
+            engine.events.note("stopped", reason=service.stop_reason)
 
     app = FastAPI(
         title="Test-Time Clustering",
@@ -93,6 +94,8 @@ def build(settings: Settings, source: Method) -> FastAPI:
         description="Image classification that keeps adapting to the images it is asked about.",
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would be followed by few clients, and hide the mistake
+        # Its own spans hold whole queries and cover health too; `tracing` has ours.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     for module in (predict, control, health):
         app.include_router(module.router)
@@ -102,7 +105,10 @@ def build(settings: Settings, source: Method) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.cors_origin),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Session-Id", "X-Request-Id"],
+            allow_headers=[
+                *("Authorization", "Content-Type", "X-Session-Id", "X-Request-Id"),
+                *("traceparent", "tracestate"),
+            ],
         )
     app.add_middleware(RequestContext, metrics=metrics)
     return app

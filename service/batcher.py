@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import math
 import time
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
+from service import tracing
 from service.errors import (
     DeadlineExpired,
     NotReady,
@@ -62,6 +64,8 @@ class Place(Generic[Item, Answer]):
         self, batcher: "Batcher[Item, Answer]", stream: str, arrived: float, deadline: float | None
     ) -> None:
         self._batcher = batcher
+        # What the request's own log lines and spans know of it.
+        self.context = contextvars.copy_context()
         self.stream, self.arrived, self.deadline = stream, arrived, deadline
         self.images = 0
         self.items: Sequence[Item] | None = None
@@ -269,8 +273,11 @@ class Batcher(Generic[Item, Answer]):
             try:
                 await self._loop()
                 return
-            except Exception:
-                log.exception("the batching loop failed; it starts again")
+            except Exception as error:
+                log.exception(
+                    "the batching loop failed; it starts again",
+                    extra={"fields": {"event": "batching_restarted", "reason": repr(error)}},
+                )
 
     async def _loop(self) -> None:
         self._running = True
@@ -360,24 +367,39 @@ class Batcher(Generic[Item, Answer]):
             del self._queues[batch.stream]
 
     async def _run_batch(self, batch: Batch[Item, Answer]) -> None:
-        """Predict, hand out the answers, then adapt."""
+        """Run a batch; if its forward pass fails, each request alone: only the culprit fails."""
         # A client that went away between two batches of its request takes no place in this one.
         parts = tuple(part for part in batch.parts if not part[0].is_done)
         if not parts:
             return
         batch = Batch(batch.stream, parts, batch.reason)
+        contexts = [place.context for place, _, _ in parts]
+        with tracing.batch(contexts, stream=batch.stream, images=batch.images, reason=batch.reason):
+            answered = await self._run_together(batch)
+        if not answered:
+            for part in parts:
+                await self._run_batch(Batch(batch.stream, (part,), batch.reason))
+
+    async def _run_together(self, batch: Batch[Item, Answer]) -> bool:
+        """Predict, hand out the answers, then adapt; return whether its requests are answered."""
+        parts = batch.parts
         started = time.monotonic()
         for place, start, _ in parts:
             if start == 0:
                 place.queue_seconds = started - place.filled
                 self._observer.waited(place.queue_seconds)
+                place.context.run(tracing.stage, "queue", place.queue_seconds)
         self._observer.batch_closed(batch.reason, batch.images)
         items = [item for place, start, stop in parts for item in (place.items or ())[start:stop]]
         try:
             answers = await self._worker.predict(batch.stream, items)
         except Exception as error:
-            await self._run_apart(batch, error)
-            return
+            if len(parts) > 1:
+                return False
+            log.error("the model failed on a request of stream %s: %r", batch.stream, error)
+            refusal = error if isinstance(error, Refused) else None
+            _fail(batch, refusal or PredictionFailed("The model failed on it."))
+            return True
         _hand_out(batch, answers)
         await _delivered([place for place, _, _ in parts])
         learn = self._adapt == "always" or (self._adapt == "idle" and not self._queues)
@@ -385,16 +407,7 @@ class Batcher(Generic[Item, Answer]):
         seconds = (time.monotonic() - started) / len(items)
         weight = 0.2 if self._seconds_per_image else 1.0
         self._seconds_per_image += weight * (seconds - self._seconds_per_image)
-
-    async def _run_apart(self, batch: Batch[Item, Answer], error: Exception) -> None:
-        """After a failed forward pass, run each request alone: only the culprit fails."""
-        if len(batch.parts) == 1:
-            log.error("the model failed on a request of stream %s: %r", batch.stream, error)
-            detail = str(error) if isinstance(error, Refused) else "The model failed on it."
-            _fail(batch, error if isinstance(error, Refused) else PredictionFailed(detail))
-            return
-        for part in batch.parts:
-            await self._run_batch(Batch(batch.stream, (part,), batch.reason))
+        return True
 
 
 def _images_waiting(place: Place[Item, Answer]) -> int:

@@ -5,9 +5,9 @@ are messages to the one thread; they run in the order in which they were sent.
 """
 
 import asyncio
+import contextvars
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,18 +19,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from service import tracing
 from service.errors import PredictionFailed, QueueFull, Refused
-from service.metrics import Metrics
+from service.events import Events
+from service.metrics import Metrics, versions
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.methods import Adaptation, Answers, Method, Prediction
 from ttc_core.state import StateError, load_state, save_state
 
-log = logging.getLogger(__name__)
-
 P = ParamSpec("P")
 T = TypeVar("T")
-
-EVENTS_KEPT = 100
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class Engine:
         self._max_streams, self._state_dir = max_streams, state_dir
         self._streams: dict[str, StreamRecord] = {}
         self._answered: _Answered | None = None
-        self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
+        self.events = Events()
         self.last_adapt_seconds = 0.0
         self._device = ThreadPoolExecutor(
             1,
@@ -128,13 +126,21 @@ class Engine:
         return dict(self._streams)
 
     async def _on_device(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._device, lambda: call(*args, **kwargs))
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        return await loop.run_in_executor(self._device, lambda: context.run(call, *args, **kwargs))
 
     async def start(self) -> None:
         """Restore saved streams and run one throw-away batch, so that the first is not slow."""
         await self._on_device(self._restore_saved)
         await self._on_device(warm_up, self._source)
+        self.events.note(
+            "started",
+            model=self._names["model"],
+            method=self._names["name"],
+            device=str(self._source.model.device),
+            streams=len(self._streams),
+            versions=versions(),
+        )
 
     def admit(self, stream: str) -> None:
         """Raise unless the stream exists or may be made.
@@ -161,8 +167,9 @@ class Engine:
         record = self._streams.get(stream)
         if record is None:
             record = self._streams[stream] = StreamRecord(self._source.fork())
-        prediction = record.method.predict(as_batch([item.pixels for item in items]))
-        answers = prediction.to_host()
+        with tracing.span("forward"):
+            prediction = record.method.predict(as_batch([item.pixels for item in items]))
+            answers = prediction.to_host()
         seconds = time.perf_counter() - started
         self._metrics.stage_seconds.labels("forward").observe(seconds)
         self._answered = _Answered(stream, prediction, answers, [item.label for item in items])
@@ -190,18 +197,22 @@ class Engine:
         try:
             # A method of a user's own may always learn, and take no such option.
             options = {} if learn else {"learn": False}
-            outcome = record.method.adapt(answered.prediction, **options)
+            with tracing.span("adapt"):
+                outcome = record.method.adapt(answered.prediction, **options)
         except Exception as error:
             # A failure in the middle may have left anything behind: the source is safe.
-            log.exception("adapting stream %s failed; it is back at the source", stream)
+            self._note(
+                "adaptation_failed", stream, level=logging.ERROR, error=error, reason=repr(error)
+            )
             record.method.reset()
             outcome = Adaptation()
             self._metrics.resets.labels("failure").inc()
-            self._note("adaptation_failed", stream, error=repr(error))
+            self._note("reset", stream, reason="failure")
         record.take_note()
         self._metrics.count_adaptation(outcome)
         if outcome.skipped not in (None, "shed"):  # shedding is policy, not an event
-            self._note("skipped", stream, reason=outcome.skipped)
+            self.events.note_repeated("skipped", stream=stream, reason=outcome.skipped)
+        tracing.note(selected=outcome.selected, stepped=outcome.stepped, skipped=outcome.skipped)
         self.last_adapt_seconds = time.perf_counter() - started
         self._metrics.stage_seconds.labels("adapt").observe(self.last_adapt_seconds)
 
@@ -235,13 +246,11 @@ class Engine:
                 steps += record.version
                 pending += record.pending_batches
             self._metrics.resets.labels("request").inc()
-            self._note("reset", name)
+            self._note("reset", name, reason="request")
         return names, steps, pending
 
     def _note(self, kind: str, stream: str, **more: Any) -> None:
-        event = {"time": time.time(), "event": kind, "stream": stream, **more}
-        self.events.append(event)
-        log.info("%s: stream %s %s", kind, stream, more or "")
+        self.events.note(kind, stream=stream, **more)
 
     # Saved state
 
@@ -258,8 +267,14 @@ class Engine:
                 save_state(self._state_file(self._state_dir, name), record.method, **self._names)
                 saved += 1
             except (OSError, TypeError) as error:
-                log.error("Stream %s could not be saved: %s", name, error)
-        log.info("%d of %d streams saved in %s", saved, len(self._streams), self._state_dir)
+                self._note("not_saved", name, level=logging.ERROR, reason=str(error))
+        total = len(self._streams)
+        self.events.note(
+            "saved",
+            message=f"{saved} of {total} streams saved in {self._state_dir}",
+            saved=saved,
+            streams=total,
+        )
         return saved == len(self._streams)
 
     @staticmethod
@@ -275,10 +290,17 @@ class Engine:
                 load_state(path, record.method, **self._names)
             except StateError as error:
                 kept = path.rename(path.with_suffix(".rejected"))
-                log.warning("%s Stream %s starts at the source; kept as %s.", error, name, kept)
+                self._note(
+                    "rejected",
+                    name,
+                    message=f"stream {name} starts at the source; its saved state is now {kept}",
+                    level=logging.WARNING,
+                    reason=str(error),
+                )
                 continue
             record.take_note()
             self._streams[name] = record
+            self._note("restored", name, version=record.version)
 
     def close(self) -> None:
         """Finish what was sent to the thread, then end it."""

@@ -1,6 +1,7 @@
 """A request's way from its bytes to its answers: read, take a place, decode, wait."""
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from service import tracing
 from service.batcher import Batcher, Place
 from service.engine import Answer, Engine, Image
 from service.errors import OutOfRange, QueueFull, ReceiveTimeout, Refused, TooLarge
@@ -25,6 +27,8 @@ T = TypeVar("T")
 DECODE_CHUNK = 25
 # In the request's scope: called when the whole answer has been handed to the server.
 DELIVERED = "ttc.delivered"
+# In the request's scope: what its log line and its span tell besides.
+NOTES = "ttc.notes"
 
 
 class ClientGone(Exception):
@@ -95,6 +99,8 @@ class Intake:
         body = bytearray()
         hold = _Hold()
         place: Place[Image, Answer] | None = None
+        notes: dict[str, str | int] = {"stream": stream}
+        request.scope[NOTES] = notes
         try:
             self._batcher.check_open()
             self._engine.admit(stream)
@@ -112,12 +118,13 @@ class Intake:
                     max_image_bytes=self._settings.max_image_bytes,
                 )
             )
-            images = len(upload.images)
+            images = notes["images"] = len(upload.images)
             place.count(images)
             items = await self._decode(upload, hold)
             upload.images.clear()  # the pixels are there; the files need no memory any more
             decode_seconds = time.monotonic() - place.arrived
             self._metrics.stage_seconds.labels("decode").observe(decode_seconds)
+            tracing.stage("decode", decode_seconds)
             place.fill(items)
             answers = await self._answers(place, request)
         except Refused as error:
@@ -164,7 +171,8 @@ class Intake:
 
     async def in_pool(self, call: Callable[[], T]) -> T:
         """Run what would keep the event loop busy in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, call)
 
     def _take_memory(self, size_bytes: int, hold: "_Hold") -> None:
         """Set memory aside for a request until it is answered."""

@@ -1,4 +1,4 @@
-"""Plain ASGI: the request id, the traffic metrics, and an answer when everything else failed.
+"""Plain ASGI: request id, log line, span, traffic metrics, and an answer when all else failed.
 
 Not Starlette's BaseHTTPMiddleware, behind which a route cannot see its client go away.
 """
@@ -7,17 +7,23 @@ import logging
 import re
 import time
 import uuid
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.intake import DELIVERED
+from service import tracing
+from service.intake import DELIVERED, NOTES
 from service.metrics import Metrics
 from service.problems import REQUEST_ID, problem
 
 log = logging.getLogger(__name__)
+access_log = logging.getLogger("service.access")
 
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
+# Asked every few seconds by machines: their requests have metrics, but no log lines and no spans.
+QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+MOST_PATH_CHARACTERS = 200
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -32,9 +38,15 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         request_id = given if _WELL_FORMED.fullmatch(given) else uuid.uuid4().hex[:16]
         scope[REQUEST_ID] = request_id
+        with tracing.request(request_id, headers, traced=scope["path"] not in QUIET):
+            await self._answer(scope, receive, send, started)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, started: float) -> None:
+        request_id = scope[REQUEST_ID]
         status = 0
 
         async def send_and_note(message: Message) -> None:
@@ -61,6 +73,19 @@ class RequestContext:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in METHODS else "other"
             self._metrics.requests.labels(route, method, str(status)).inc()
-            self._metrics.request_seconds.labels(route).observe(
-                time.perf_counter() - started, exemplar={"request_id": request_id}
-            )
+            seconds = time.perf_counter() - started
+            self._metrics.request_seconds.labels(route).observe(seconds, tracing.exemplar())
+            if scope["path"] not in QUIET:
+                _tell(scope, method, route, status, seconds)
+
+
+def _tell(scope: Scope, method: str, route: str, status: int, seconds: float) -> None:
+    """Write the request's log line, and on its span how it ended."""
+    notes = scope.get(NOTES, {})
+    tracing.answered(
+        method=method, route=route, status=status, request_id=scope[REQUEST_ID], notes=notes
+    )
+    # As it came over the wire: nothing in it can end a line or pass for a field.
+    path = quote(scope["path"][:MOST_PATH_CHARACTERS], errors="replace")
+    fields = {"method": method, "path": path, "status": status, "seconds": round(seconds, 6)}
+    access_log.info("request", extra={"fields": fields | notes})

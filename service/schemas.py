@@ -106,7 +106,9 @@ class StatusResponse(BaseModel):
     device: str
     streams: dict[str, StreamStatus]
     counters: dict[str, float]
-    events: list[dict[str, Any]] = Field(description="the latest resets, skips and failures")
+    events: list[dict[str, Any]] = Field(
+        description="the latest starts, resets, skips and failures"
+    )
     versions: dict[str, str]
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -35,27 +36,40 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
+            loop.add_signal_handler(number, self._stop, number.name)
         yield
 
-    def _stop(self) -> None:
-        if self._stopping:
-            os._exit(1)
-        self._stopping = True
+    def _stop(self, reason: str) -> None:
         service = self._service()
+        if self._stopping:
+            _end(service, f"second {reason}")
+        self._stopping = True
         if service is None:
             self.should_exit = True
             return
         service.draining = True  # readiness tells; balancers have the delay to notice
+        service.stop_reason = reason
+        service.engine.events.note(
+            "draining", reason=reason, waiting_images=service.batcher.waiting_images
+        )
         loop = asyncio.get_running_loop()
         loop.call_later(service.settings.drain_delay, self._drain, service)
         # Past its time something hangs; waiting for the kill would not help it.
         total = service.settings.drain_delay + service.settings.drain_timeout
-        loop.call_later(total, os._exit, 1)
+        loop.call_later(total, _end, service, f"not drained in {total:g} seconds")
 
     def _drain(self, service: Service) -> None:
         service.batcher.drain()
         self.should_exit = True
+
+
+def _end(service: Service | None, reason: str) -> None:
+    """End the process at once, saving nothing."""
+    if service is not None:
+        service.engine.events.note(
+            "stopped", message="ended at once, saving nothing", level=logging.ERROR, reason=reason
+        )
+    os._exit(1)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -61,6 +61,12 @@ class Settings(BaseSettings):
         0.0, ge=0, description="seconds between SIGTERM and refusing work, for load balancers"
     )
     drain_timeout: float = Field(30.0, gt=0, description="seconds to end in after SIGTERM")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="log lines to read, or one JSON object a line"
+    )
+    traces: bool = Field(
+        False, description="send OpenTelemetry spans to where the OTEL_ variables say; extra otel"
+    )
     cors_origin: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="web origin that may call from a browser; may be repeated"
     )

@@ -1,6 +1,7 @@
 """Options that several verbs share, and what is made of their values."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
@@ -74,16 +75,18 @@ def pairs_of(settings: tuple[str, ...]) -> dict[str, str]:
 
 
 def load_model(
-    spec: str, device: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+    spec: str,
+    device: str,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    *,
+    warn: Callable[[str], None] = partial(click.echo, err=True),  # noqa: B008  it holds no state
 ) -> "SourceModel":
     from ttc_core.load import load, pick_device, states_no_preprocessing
 
     model = load(spec, device=pick_device(device), mean=mean, std=std)
     if states_no_preprocessing(spec, model):
-        click.echo(
-            f"{spec} states no preprocessing: images go in as they come, values in [0, 1].",
-            err=True,
-        )
+        warn(f"{spec} states no preprocessing: images go in as they come, values in [0, 1].")
     return model
 
 

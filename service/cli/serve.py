@@ -3,36 +3,58 @@
 import logging
 import os
 import sys
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from service.cli.options import load_model, pairs_of, settings_options
 from service.settings import Settings, flag, read_settings
+from ttc_core.errors import UserError
 
 if TYPE_CHECKING:
     from ttc_core.methods import Method
+
+log = logging.getLogger(__name__)
 
 
 @click.command(epilog="Example: ttc serve --method ttc --set ttc.lr=0.0005 --port 8000")
 @settings_options
 def serve(**given: Any) -> None:
     """Serve a model that adapts to what it is asked about."""
-    # torch's threads spin while they wait for one another. Beside other work (decoding, clients, a
-    # neighbour) that takes the processor from those they wait for: let them spin for moments only.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is imported
-    import torch
-
-    from service import server
-    from service.app import build
-    from ttc_core.methods import create, settings_for
+    from service import logs
 
     try:
         settings = read_settings({k: v for k, v in given.items() if v not in (None, ())})
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.configure(settings.log_format)
+    try:
+        _serve(settings)
+    except (click.ClickException, UserError) as error:
+        if settings.log_format == "text":
+            raise  # shown as every verb's
+        log.critical("%s", error.message if isinstance(error, click.ClickException) else error)
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def _serve(settings: Settings) -> None:
+    # torch's threads spin while they wait for one another. Beside other work (decoding, clients, a
+    # neighbour) that takes the processor from those they wait for: let them spin for moments only.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is imported
+    import torch
+
+    from service import server, tracing
+    from service.app import build
+    from ttc_core.methods import create, settings_for
+
+    if settings.traces:
+        try:
+            tracing.export(version("ttc-service"))
+        except ImportError as error:
+            raise click.UsageError(
+                "--traces needs the extra otel: pip install 'ttc-service[otel]'."
+            ) from error
     try:
         listener = server.bind(settings.host, settings.port)
     except OSError as error:
@@ -50,7 +72,9 @@ def serve(**given: Any) -> None:
                 ) from error
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        model = load_model(settings.model, settings.device, settings.mean, settings.std)
+        model = load_model(
+            settings.model, settings.device, settings.mean, settings.std, warn=log.warning
+        )
         try:
             source = create(
                 settings.method,
@@ -61,43 +85,38 @@ def serve(**given: Any) -> None:
             )
         except (ValueError, TypeError) as error:
             raise click.UsageError(str(error)) from error
-        for line in _introduction(settings, source):
-            click.echo(line)
+        _introduce(settings, source)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        click.echo(f"Listening on http://{shown}:{port}  (API: /docs, metrics: /metrics)")
-        sys.stdout.flush()
+        log.info("Listening on http://%s:%d  (API: /docs, metrics: /metrics)", shown, port)
         if not server.run(build(settings, source), settings, listener):
             raise click.ClickException("The service failed; the lines above say why.")
 
 
-def _introduction(settings: Settings, source: "Method") -> list[str]:
+def _introduce(settings: Settings, source: "Method") -> None:
+    """Tell what is served, with which settings, and what to beware of."""
     import torch
 
     model = source.model
     adapted = model.affine.values() if "affine" in getattr(source, "adapts", ()) else ()
     count = sum(tensor.numel() for tensor in adapted)
     threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
-    lines = [
+    log.info(
         f"Model {settings.model} on {model.device}{threads}: {model.classes} classes, "
         f"features ({model.feature_dimension}) → {model.split} → logits, "
-        f"{count:,} adapted parameters in {len(adapted)} tensors",
-        f"Method {settings.method}: "
-        + (
-            ", ".join(f"{k}={v}" for k, v in getattr(source, "settings", {}).items())
-            or "no settings"
-        ),
-    ]
+        f"{count:,} adapted parameters in {len(adapted)} tensors"
+    )
+    used = ", ".join(f"{k}={v}" for k, v in getattr(source, "settings", {}).items())
+    log.info("Method %s: %s", settings.method, used or "no settings")
     chosen = settings.model_dump(exclude={"model", "method", "set", "token"}, mode="json")
-    lines.append("Settings: " + ", ".join(f"{flag(k)} {v}" for k, v in chosen.items()))
+    log.info("Settings: %s", ", ".join(f"{flag(k)} {v}" for k, v in chosen.items()))
     if settings.paper and settings.max_wait == 0:
-        lines.append(
-            "Note: --paper needs full batches; images that come one by one are answered near "
+        log.warning(
+            "--paper needs full batches; images that come one by one are answered near "
             "chance. Let them wait for one another with --max-wait, or leave --paper out."
         )
     if settings.token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
-        lines.append(
-            f"Warning: {settings.host} may be reached from elsewhere and no --token is set: anyone "
+        log.warning(
+            f"{settings.host} may be reached from elsewhere and no --token is set: anyone "
             "who can reach it can steer the model."
         )
-    return lines

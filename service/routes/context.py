@@ -30,6 +30,7 @@ class Service:
     ready: bool = False
     saved: bool = True
     draining: bool = False
+    stop_reason: str = "shutdown"
 
     @property
     def adapted_parameters(self) -> int:

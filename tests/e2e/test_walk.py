@@ -440,7 +440,10 @@ def test_a_method_that_breaks_while_learning_falls_back_to_the_source(serve, mak
         ask(running, pictures[:8])
         status = running.at_rest()
         broken.clear()
-        assert [event["event"] for event in status["events"]] == ["adaptation_failed"]
+        failed, reset = status["events"][1:]
+        assert (failed["event"], reset["event"]) == ("adaptation_failed", "reset")
+        assert failed["reason"] == "RuntimeError('in the middle')"
+        assert reset["reason"] == "failure"
         again = ask(running, pictures[:8])
         assert (again["version"], again["predictions"]) == (0, first["predictions"])
 
@@ -579,7 +582,7 @@ def test_status_tells_all_that_a_person_needs(serve, pictures):
     assert (status.streams["gate"].images, status.streams["gate"].batches) == (7, 1)
     assert status.counters["images_total"] == 7
     assert status.counters["labelled_images_total"] == 7
-    assert [event["event"] for event in status.events] == ["reset"]
+    assert [event["event"] for event in status.events] == ["started", "reset"]
     assert {"service", "python", "torch", "numpy"} <= set(status.versions)
 
 
@@ -753,6 +756,6 @@ def test_a_method_with_the_verbs_alone_is_served(serve, make_method, pictures):
     with serve(source=Plain(make_method("source").model), method="mine:Plain") as running:
         ask(running, pictures[:4])
         status = running.at_rest()
-    assert status["events"] == []
+    assert [event["event"] for event in status["events"]] == ["started"]
     assert status["streams"]["default"]["batches"] == 1
     assert status["settings"]["method"] == {}

@@ -70,6 +70,7 @@ def test_a_variable_is_read_as_its_flag_is(monkeypatch, name, text, value):
         ("threads", -1),
         ("token", "short"),
         ("adapt", "sometimes"),
+        ("log_format", "xml"),
         ("max_streams", 0),
         ("max_queue", 0),
         ("max_queue_bytes", 0),

@@ -1,0 +1,87 @@
+"""What happened to the service and its streams: kept for /status, and written to the log."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from service import tracing
+
+log = logging.getLogger(__name__)
+
+EVENTS_KEPT = 100
+# How long what repeats counts as one event: a skip a batch would bury everything else.
+REPEAT_SECONDS = 60.0
+MOST_REPEATED = 1000
+
+
+@dataclass
+class _Repeated:
+    """An event that may come again: its entry, and what the log has of it."""
+
+    entry: dict[str, Any]
+    logged: float
+    untold: int = 0
+
+
+class Events:
+    """The latest events, oldest first. Any thread may add one."""
+
+    def __init__(self) -> None:
+        self._kept: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
+        self._repeated: dict[tuple[object, ...], _Repeated] = {}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(list(self._kept))
+
+    def note(
+        self,
+        event: str,
+        *,
+        message: str | None = None,
+        level: int = logging.INFO,
+        error: BaseException | None = None,
+        **fields: Any,
+    ) -> None:
+        """Keep an event and log it.
+
+        Args:
+            event: its kind in a word.
+            message: the log line's sentence, where the word is not enough.
+            error: whose traceback the log shows.
+            fields: what else there is to tell: the stream, the reason.
+        """
+        self._keep(event, fields)
+        log.log(
+            level, message or event, exc_info=error, extra={"fields": {"event": event, **fields}}
+        )
+
+    def note_repeated(self, event: str, **fields: Any) -> None:
+        """Keep and log what may happen with every batch; no number of them is lost.
+
+        What is the same within a minute is one entry with a `count`. The log has the first at
+        once, then at most one line a minute, whose `count` is of those since the line before.
+        """
+        now = time.monotonic()
+        key = (event, *sorted(fields.items()))
+        last = self._repeated.get(key)
+        if last is not None and now - last.logged < REPEAT_SECONDS:
+            last.entry["count"] += 1
+            last.untold += 1
+            return
+        if len(self._repeated) >= MOST_REPEATED:
+            self._repeated = {
+                key: known
+                for key, known in self._repeated.items()
+                if now - known.logged < REPEAT_SECONDS
+            }
+        self._repeated[key] = _Repeated(self._keep(event, {**fields, "count": 1}), now)
+        count = 1 + (last.untold if last is not None else 0)
+        log.info(event, extra={"fields": {"event": event, **fields, "count": count}})
+
+    def _keep(self, event: str, fields: dict[str, Any]) -> dict[str, Any]:
+        entry = {"time": time.time(), "event": event, **fields, **tracing.ids()}
+        self._kept.append(entry)
+        return entry
