@@ -9,7 +9,7 @@ MODEL := bundled
 # A few corruptions of each kind, where all fifteen would take an hour.
 SOME := gaussian_noise,defocus_blur,fog,contrast,pixelate,jpeg_compression
 
-.PHONY: install demo test check tables small-batches benchmark monitoring picture clean
+.PHONY: install demo test check tables small-batches benchmark cost monitoring picture clean
 
 install: $(INSTALLED)
 
@@ -43,6 +43,9 @@ small-batches: $(INSTALLED)  ## single images one after another against batches 
 
 benchmark: $(INSTALLED)  ## images a second beside a bare loop, offline and over HTTP
 	$(BIN)/python -m benchmarks.throughput --model $(MODEL)
+
+cost: $(INSTALLED)  ## what each method costs, as a multiple of SOURCE
+	$(BIN)/python -m benchmarks.cost --model $(MODEL)
 
 monitoring: $(INSTALLED)  ## the dashboard and the rules, from the metrics
 	$(BIN)/python -m monitoring.generate
