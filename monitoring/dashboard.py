@@ -60,8 +60,11 @@ def dashboard_json() -> str:
                 "datasource": {"type": "prometheus", "uid": "${datasource}"},
                 "enable": True,
                 "iconColor": annotation.colour,
-                "expr": annotation.expression,
+                # Some versions of Grafana read the target, others what stands beside it.
+                "target": {"expr": f"({annotation.expression}) * 1000", "refId": "Anno"},
+                "expr": f"({annotation.expression}) * 1000",
                 "step": "15s",
+                "useValueForTime": True,
                 "titleFormat": annotation.text,
             }
             for annotation in ANNOTATIONS
@@ -79,7 +82,6 @@ def _variable(name: str, label: str, query: str) -> builders.QueryVariable:
         .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .multi(True)
         .include_all(True)
-        .all_value(".*")
         .current(models.VariableOption(text="All", value="$__all"))
     )
 

@@ -12,6 +12,7 @@ Kind = Literal["lines", "stacked", "share", "heatmap", "value", "table"]
 # Grafana's variables: the chosen targets, and a window that fits the scrapes and the zoom.
 Q = Queries('job=~"$job", instance=~"$instance"', "$__rate_interval", by=("instance",))
 PREDICT = 'route="/predict"'
+UP_NOW, BUILD = Q.selector("up"), Q.selector("ttc_build_info")
 assert M.predictions is not None  # declared for so few classes
 PREDICTIONS = M.predictions
 
@@ -56,7 +57,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Annotation:
-    """Moments marked across all panels."""
+    """Moments marked across all panels; the expression's values are their Unix times."""
 
     name: str
     expression: str
@@ -65,15 +66,8 @@ class Annotation:
 
 
 ANNOTATIONS = (
-    Annotation(
-        "Resets", f"{Q.increase(M.resets, by=('cause',))} > 0", "reset: {{cause}}", "orange"
-    ),
-    Annotation(
-        "Restarts",
-        f"changes({Q.selector('process_start_time_seconds')}[$__rate_interval]) > 0",
-        "restart of {{instance}}",
-        "red",
-    ),
+    Annotation("Resets", f"{Q.gauge(M.last_reset)} > 0", "reset at {{instance}}", "orange"),
+    Annotation("Starts", Q.selector("process_start_time_seconds"), "start of {{instance}}", "red"),
 )
 
 UP = Section(
@@ -81,12 +75,13 @@ UP = Section(
     (
         Panel(
             "Ready",
-            "1: the target answers Prometheus and takes requests. 0: it does not.",
+            "Whether it answers Prometheus and takes requests; no, too, for what was there within "
+            "the hour and has gone.",
             (
                 Query(
-                    f"min by (instance) ({Q.selector('up')} "
-                    f"* on (job, instance) {Q.gauge(M.ready)} "
-                    f"or {Q.selector('up')} == 0)",
+                    f"min by (instance) ({UP_NOW} * on (job, instance) {Q.gauge(M.ready)} "
+                    f"or {UP_NOW} == 0) or 0 * (max by (instance) "
+                    f"(last_over_time({BUILD}[1h])) unless on (instance) {UP_NOW})",
                     "{{instance}}",
                 ),
             ),
@@ -125,17 +120,26 @@ UP = Section(
             "Images a second. None while requests come: look at errors and refusals.",
             (Query(Q.rate(M.images), "{{instance}}"),),
             unit="images/s",
+            width=6,
         ),
         Panel(
             "Requests",
             "Requests a second by route.",
-            (Query(Q.rate(M.requests, by=("route",)), "{{route}}"),),
+            (Query(Q.rate(M.requests, by=("route",)), "{{route}} {{instance}}"),),
             unit="reqps",
+            width=6,
+        ),
+        Panel(
+            "Requests in progress",
+            "Connections that wait for their answer; health and metrics left out.",
+            (Query(Q.gauge(M.requests_in_progress), "{{instance}}"),),
+            width=6,
         ),
         Panel(
             "Streams",
             "Streams that adapt apart: cameras, if each names its own.",
             (Query(Q.gauge(M.streams), "{{instance}}"),),
+            width=6,
         ),
     ),
 )
@@ -166,7 +170,7 @@ ERRORS = Section(
             (
                 Query(
                     Q.rate(M.requests, 'code!="200"', by=("code",)) + " > 0",
-                    "{{code}}",
+                    "{{code}} {{instance}}",
                 ),
             ),
             unit="reqps",
@@ -175,8 +179,8 @@ ERRORS = Section(
             "Images refused, and left",
             "By reason; the dashed line is images whose client went away before their turn.",
             (
-                Query(Q.rate(M.rejected, by=("reason",)), "{{reason}}"),
-                Query(Q.rate(M.cancelled), "client left"),
+                Query(Q.rate(M.rejected, by=("reason",)), "{{reason}} {{instance}}"),
+                Query(Q.rate(M.cancelled), "client left {{instance}}"),
             ),
             unit="images/s",
         ),
@@ -204,18 +208,18 @@ LATENCY = Section(
             (
                 Query(
                     Q.mean(M.stage_seconds, by=("stage",)),
-                    "{{stage}}",
+                    "{{stage}} {{instance}}",
                 ),
             ),
             unit="s",
         ),
         Panel(
             "Share of each stage",
-            "Of the mean times beside. Mostly queue: more is asked than the device can do.",
+            "Of the mean times beside, all targets together. Mostly queue: more is asked than the "
+            "device can do.",
             (
                 Query(
-                    f"{Q.mean(M.stage_seconds, by=('stage',))} / ignoring (stage) group_left () "
-                    f"sum by (instance) ({Q.mean(M.stage_seconds, by=('stage',))} >= 0)",
+                    f"avg by (stage) ({Q.mean(M.stage_seconds, by=('stage',))} >= 0)",
                     "{{stage}}",
                 ),
             ),
@@ -245,9 +249,10 @@ SATURATION = Section(
             unit="s",
         ),
         Panel(
-            "Requests in progress",
-            "Connections that wait for their answer.",
-            (Query(Q.gauge(M.requests_in_progress), "{{instance}}"),),
+            "Age of the device's batch",
+            "How long the device has been at it. Minutes: it hangs, and the service is not ready.",
+            (Query(Q.gauge(M.batch_age), "{{instance}}"),),
+            unit="s",
         ),
         Panel(
             "Images in a batch",
@@ -262,7 +267,7 @@ SATURATION = Section(
         Panel(
             "Why batches closed",
             "full: the service is busy. wait: the device was free. drain: it is shutting down.",
-            (Query(Q.rate(M.batches, by=("reason",)), "{{reason}}"),),
+            (Query(Q.rate(M.batches, by=("reason",)), "{{reason}} {{instance}}"),),
             unit="batches/s",
             kind="stacked",
         ),
@@ -340,7 +345,7 @@ ADAPTATION = Section(
         Panel(
             "Loss of the last batch",
             "By term. similarity far above entropy: the two views disagree.",
-            (Query(Q.gauge(M.loss), "{{term}}"),),
+            (Query(f"{Q.gauge(M.loss)} > -Inf", "{{term}} {{instance}}"),),
             unit="nats",
             limits=(None, None),
         ),
@@ -366,7 +371,7 @@ ADAPTATION = Section(
             "Batches that nothing was learned from",
             "none_selected: no image qualified. non_finite: the loss was no number. shed: by "
             "--adapt idle or never.",
-            (Query(Q.rate(M.skipped, by=("reason",)), "{{reason}}"),),
+            (Query(Q.rate(M.skipped, by=("reason",)), "{{reason}} {{instance}}"),),
             unit="batches/s",
         ),
         Panel(
@@ -379,7 +384,7 @@ ADAPTATION = Section(
         Panel(
             "Resets",
             "Streams put back to the source, by cause.",
-            (Query(Q.increase(M.resets, by=("cause",)), "{{cause}}"),),
+            (Query(Q.increase(M.resets, by=("cause",)), "{{cause}} {{instance}}"),),
         ),
     ),
 )

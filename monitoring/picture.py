@@ -128,10 +128,10 @@ def draw(
         return [replace(line, times=[(t - start) / 60 for t in line.times]) for line in found]
 
     marks = [
-        (moment, _named(annotation.text, line.labels), annotation.colour)
+        ((moment - start) / 60, annotation.colour)
         for annotation in ANNOTATIONS
         for line in asked(annotation.expression)
-        for moment in _beginnings(line.times)
+        for moment in sorted(set(line.values))
     ]
     for section, rows in zip(SECTIONS, lines, strict=True):
         heading = figure.add_subplot(grid[row_number, :])
@@ -184,15 +184,6 @@ def _named(legend: str, labels: Any) -> str:
     """The legend with the labels' values; the instance is the same everywhere here."""
     text = re.sub(r"\{\{(\w+)\}\}", lambda found: str(labels.get(found[1], "")), legend)
     return text.replace(str(labels.get("instance", "\0")), "").strip() or "service"
-
-
-def _beginnings(times: Sequence[float]) -> list[float]:
-    """The first moments of runs of moments."""
-    return [
-        moment
-        for before, moment in zip([-np.inf, *times], times, strict=False)
-        if moment - before > 1.5 * STEP / 60
-    ]
 
 
 def _draw(axis: Axes, panel: Panel, found: Sequence[tuple[str, Line]]) -> None:
@@ -263,14 +254,14 @@ def _heatmap(axis: Axes, found: Sequence[tuple[str, Line]]) -> None:
 
 def _mark(
     axis: Axes,
-    marks: Sequence[tuple[float, str, str]],
+    marks: Sequence[tuple[float, str]],
     events: Sequence[Event],
     start: float,
     end: float,
 ) -> None:
     """The dashboard's annotations as lines, and what the replay did as numbers above."""
     axis.set_xlim(0, (end - start) / 60)
-    for moment, _, colour in marks:
+    for moment, colour in marks:
         axis.axvline(moment, color=colour, linewidth=1, alpha=0.7)
     for event in events:
         at = (event.time - start) / 60

@@ -182,7 +182,7 @@ class Batcher(Generic[Item, Answer]):
         self._changed = asyncio.Event()
         self._draining = False
         self._running = False
-        self._busy = False
+        self._batch_began: float | None = None
         self._seconds_per_image = 0.0
 
     # What a request does
@@ -253,7 +253,12 @@ class Batcher(Generic[Item, Answer]):
 
     @property
     def is_idle(self) -> bool:
-        return not self._queues and not self._busy
+        return not self._queues and self._batch_began is None
+
+    @property
+    def batch_age(self) -> float:
+        """Seconds that the worker has been at its batch; 0 without one."""
+        return 0.0 if self._batch_began is None else time.monotonic() - self._batch_began
 
     @property
     def is_running(self) -> bool:
@@ -283,7 +288,7 @@ class Batcher(Generic[Item, Answer]):
         self._running = True
         try:
             while (batch := await self._next_batch()) is not None:
-                self._busy = True
+                self._batch_began = time.monotonic()
                 try:
                     await self._run_batch(batch)
                 except Exception:
@@ -291,7 +296,7 @@ class Batcher(Generic[Item, Answer]):
                     log.exception("a batch of stream %s failed", batch.stream)
                     _fail(batch, PredictionFailed("The service failed on this request."))
                 finally:
-                    self._busy = False
+                    self._batch_began = None
         finally:
             self._running = False
             stopped = NotReady("The service stopped before it came to this request.")

@@ -20,12 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from service import tracing
-from service.errors import PredictionFailed, QueueFull, Refused
+from service.errors import PredictionFailed, Refused, TooManyStreams
 from service.events import Events
 from service.metrics import Metrics, versions
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.methods import Adaptation, Answers, Method, Prediction
 from ttc_core.state import StateError, load_state, save_state
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -146,10 +148,10 @@ class Engine:
         """Raise unless the stream exists or may be made.
 
         Raises:
-            QueueFull: there are as many streams as may be.
+            TooManyStreams: there are as many as may be.
         """
         if stream not in self._streams and len(self._streams) >= self._max_streams:
-            raise QueueFull(
+            raise TooManyStreams(
                 f"There are {self._max_streams:,} streams already, the most that are kept; use or "
                 "reset one of them.",
                 retry_after=60,
@@ -174,6 +176,9 @@ class Engine:
         self._metrics.stage_seconds.labels("forward").observe(seconds)
         self._answered = _Answered(stream, prediction, answers, [item.label for item in items])
         finite = np.isfinite(answers.logits).all(axis=1)
+        if not finite.all():
+            failed = {"stream": stream, "images": int((~finite).sum())}
+            log.error("the model's scores are not finite numbers", extra={"fields": failed})
         return [
             Answer(answers, row, seconds)
             if finite[row]
@@ -206,7 +211,7 @@ class Engine:
             )
             record.method.reset()
             outcome = Adaptation()
-            self._metrics.resets.labels("failure").inc()
+            self._metrics.count_reset("failure")
             self._note("reset", stream, reason="failure")
         record.take_note()
         self._metrics.count_adaptation(outcome)
@@ -245,7 +250,7 @@ class Engine:
             if record is not None:
                 steps += record.version
                 pending += record.pending_batches
-            self._metrics.resets.labels("request").inc()
+            self._metrics.count_reset("request")
             self._note("reset", name, reason="request")
         return names, steps, pending
 

@@ -9,6 +9,7 @@ Refused                   its text is the sentence that the client reads
 ├── UnknownType           415  a media type that is not taken
 ├── OutOfRange            422  a value that cannot be used
 ├── QueueFull             429  come back later
+├── TooManyStreams        429  no place for another stream
 ├── PredictionFailed      500  the model failed on this request
 ├── NotReady              503  loading or draining
 └── DeadlineExpired       504  the request's own deadline passed before its turn
@@ -85,6 +86,12 @@ class QueueFull(Refused):
     reason = "full"
 
 
+class TooManyStreams(Refused):
+    """There are as many streams as are kept; an existing one can be used or reset."""
+
+    reason = "streams"
+
+
 class PredictionFailed(Refused):
     """The model failed on this request; the others of its batch have their answers."""
 
@@ -110,6 +117,7 @@ _ANSWERS: dict[type[Refused], tuple[int, str]] = {
     UnknownType: (415, "Unsupported media type"),
     OutOfRange: (422, "Value out of range"),
     QueueFull: (429, "Queue full"),
+    TooManyStreams: (429, "Too many streams"),
     PredictionFailed: (500, "Prediction failed"),
     NotReady: (503, "Not ready"),
     DeadlineExpired: (504, "Deadline expired"),

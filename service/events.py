@@ -59,10 +59,11 @@ class Events:
         )
 
     def note_repeated(self, event: str, **fields: Any) -> None:
-        """Keep and log what may happen with every batch; no number of them is lost.
+        """Keep and log what may happen with every batch.
 
         What is the same within a minute is one entry with a `count`. The log has the first at
-        once, then at most one line a minute, whose `count` is of those since the line before.
+        once, then at most one line a minute, whose `count` is of those since the line before; those
+        after its last line are counted in `/status` and the metric alone.
         """
         now = time.monotonic()
         key = (event, *sorted(fields.items()))

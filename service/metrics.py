@@ -89,7 +89,9 @@ class Metrics:
             )
 
         # Traffic
-        self.ready = gauge("ttc_ready", "1 while requests are taken, 0 otherwise.")
+        self.ready = gauge(
+            "ttc_ready", "1 while requests are taken and the device gets on, 0 otherwise."
+        )
         self.requests = counter(
             "ttc_http_requests_total", "HTTP requests answered.", ("route", "method", "code")
         )
@@ -121,6 +123,9 @@ class Metrics:
         self.queue_oldest_age = gauge(
             "ttc_queue_oldest_age_seconds", "Age of the oldest waiting request; 0 for none."
         )
+        self.batch_age = gauge(
+            "ttc_batch_age_seconds", "How long the device has been at its batch; 0 for none."
+        )
         self.batch_images = histogram("ttc_batch_images", "Images in a batch.", BATCH_SIZES)
         self.batches = counter("ttc_batches_total", "Batches, by what closed them.", ("reason",))
         self.loop_lag = gauge(
@@ -147,7 +152,9 @@ class Metrics:
         self.considered = counter(
             "ttc_considered_images_total", "Images that a selecting method could have selected."
         )
-        self.loss = gauge("ttc_loss", "Loss of the last batch learned from, in nats.", ("term",))
+        self.loss = gauge(
+            "ttc_loss", "Loss of the last batch learned from, in nats; NaN for none.", ("term",)
+        )
         self.steps = counter("ttc_optimizer_steps_total", "Optimizer steps, all streams.")
         self.pending_batches = gauge(
             "ttc_pending_batches", "Batches whose gradients wait for a step, all streams."
@@ -174,6 +181,9 @@ class Metrics:
         )
         self.dominant_class.set(float("nan"))
         self._answered: deque[int] = deque(maxlen=DOMINANCE_WINDOW)
+        self.last_reset = gauge(
+            "ttc_last_reset_timestamp_seconds", "Unix time of the last reset; 0 for none."
+        )
         self.resets = counter("ttc_resets_total", "Streams put back to the source.", ("cause",))
         self.streams = gauge("ttc_streams", "Streams that adapt apart.")
 
@@ -205,6 +215,9 @@ class Metrics:
         ):
             for value in values:
                 metric.labels(value)
+        for term in LOSS_TERMS:
+            self.loss.labels(term).set(float("nan"))  # no loss is not a loss of 0
+        self.request_seconds.labels("/predict")
         for code in (200, CLIENT_CLOSED_REQUEST, *STATUS.values()):
             self.requests.labels("/predict", "POST", str(code))
         if self.predictions is not None:
@@ -273,6 +286,13 @@ class Metrics:
         ):
             if value is not None:
                 self.loss.labels(term).set(value)
+
+    def count_reset(self, cause: str) -> None:
+        """Count a stream put back to the source; what it answered before is no sign of now."""
+        self.resets.labels(cause).inc()
+        self.last_reset.set_to_current_time()
+        self._answered.clear()
+        self.dominant_class.set(float("nan"))
 
     def counters(self) -> dict[str, float]:
         """The totals without labels, by their names without the prefix."""

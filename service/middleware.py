@@ -56,7 +56,10 @@ class RequestContext:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        self._metrics.requests_in_progress.inc()
+        # The scrape would find itself.
+        counted = self._metrics.requests_in_progress if scope["path"] not in QUIET else None
+        if counted:
+            counted.inc()
         try:
             await self._app(scope, receive, send_and_note)
         except Exception:
@@ -69,7 +72,8 @@ class RequestContext:
         finally:
             # The answer is on its way, or never will be: adaptation need not wait for it.
             scope.get(DELIVERED, lambda: None)()
-            self._metrics.requests_in_progress.dec()
+            if counted:
+                counted.dec()
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in METHODS else "other"
             self._metrics.requests.labels(route, method, str(status)).inc()

@@ -1,5 +1,7 @@
 """Options that several verbs share, and what is made of their values."""
 
+import contextlib
+import ctypes
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
     from ttc_core.rows import Rows
 
 BATCH_SIZE = 100
+
+# Names of <malloc.h>.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+LARGEST = 1 << 30
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -74,6 +80,19 @@ def pairs_of(settings: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed, for the next pass to use.
+
+    Else it maps each large activation anew, and the system clears it page by page: half the time
+    of a forward pass (LOG.md, Freed memory). One heap for all threads, as only that may grow so.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another system than glibc's
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, LARGEST)
+        mallopt(M_ARENA_MAX, 1)
+
+
 def load_model(
     spec: str,
     device: str,
@@ -84,6 +103,7 @@ def load_model(
 ) -> "SourceModel":
     from ttc_core.load import load, pick_device, states_no_preprocessing
 
+    keep_freed_memory()
     model = load(spec, device=pick_device(device), mean=mean, std=std)
     if states_no_preprocessing(spec, model):
         warn(f"{spec} states no preprocessing: images go in as they come, values in [0, 1].")

@@ -16,6 +16,9 @@ from service.schemas import Problem
 from service.settings import Settings
 from ttc_core.methods import Method
 
+# A batch that takes longer has probably hung with its device: balancers should look elsewhere.
+STUCK_SECONDS = 120.0
+
 
 @dataclass
 class Service:
@@ -42,7 +45,8 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether a request would be taken."""
-        return self.ready and not self.draining and self.batcher.is_running
+        stuck = self.batcher.batch_age > STUCK_SECONDS
+        return self.ready and not self.draining and self.batcher.is_running and not stuck
 
 
 async def get_service(request: Request) -> Service:

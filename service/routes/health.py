@@ -31,5 +31,6 @@ async def metrics(service: ServiceNow, accept: Annotated[str, Header()] = "") ->
     """Prometheus text, or OpenMetrics if asked for."""
     service.metrics.queue_images.set(service.batcher.waiting_images)
     service.metrics.queue_oldest_age.set(service.batcher.oldest_age)
+    service.metrics.batch_age.set(service.batcher.batch_age)
     encode, content_type = choose_encoder(accept)
     return Response(encode(service.metrics.registry), media_type=content_type)

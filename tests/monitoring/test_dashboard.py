@@ -113,7 +113,7 @@ def test_panels_answer_the_questions_in_order(board):
 
 def test_resets_and_restarts_are_marked(board):
     """On all panels, so that a jump has its cause beside it."""
-    assert {each["name"] for each in board["annotations"]["list"]} == {"Resets", "Restarts"}
+    assert {each["name"] for each in board["annotations"]["list"]} == {"Resets", "Starts"}
 
 
 def test_the_dashboard_is_classic_json(board):

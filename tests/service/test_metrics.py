@@ -38,6 +38,7 @@ DESIGN = {
     "ttc_queue_images": set(),
     "ttc_queue_limit_images": set(),
     "ttc_queue_oldest_age_seconds": set(),
+    "ttc_batch_age_seconds": set(),
     "ttc_batch_images": set(),
     "ttc_batches_total": {"reason"},
     "ttc_event_loop_lag_seconds": set(),
@@ -54,6 +55,7 @@ DESIGN = {
     "ttc_parameter_drift_ratio": set(),
     "ttc_predictions_total": {"class"},
     "ttc_dominant_class_ratio": set(),
+    "ttc_last_reset_timestamp_seconds": set(),
     "ttc_resets_total": {"cause"},
     "ttc_streams": set(),
     "ttc_labelled_images_total": set(),
@@ -64,7 +66,7 @@ DESIGN = {
 }
 FROM_THE_START = {
     ("ttc_rejected_images_total", "reason"): {
-        *("full", "too_large", "unreadable", "type", "range", "draining", "deadline"),
+        *("full", "too_large", "unreadable", "type", "range", "draining", "deadline", "streams"),
     },
     ("ttc_stage_duration_seconds_count", "stage"): {
         *("decode", "queue", "forward", "adapt", "encode"),
@@ -264,6 +266,20 @@ def test_the_share_of_the_most_frequent_class_is_of_the_last_answers(metrics):
     assert value(metrics, "ttc_dominant_class_ratio") == pytest.approx(101 / 200)
     metrics.count_answers(answers([7] * 500), [None] * 500, selects=False)
     assert value(metrics, "ttc_dominant_class_ratio") == 1
+
+
+def test_a_reset_is_counted_with_its_moment_and_clears_what_was_before(metrics):
+    """The share of the most frequent class was a sign of the state that is gone."""
+    metrics.count_answers(answers([3] * 200), [None] * 200, selects=False)
+    metrics.count_reset("request")
+    assert value(metrics, "ttc_resets_total", cause="request") == 1
+    assert value(metrics, "ttc_last_reset_timestamp_seconds") > 1.6e9
+    assert math.isnan(value(metrics, "ttc_dominant_class_ratio"))
+
+
+def test_no_loss_is_not_a_loss_of_zero(metrics):
+    """Before the first batch, and for terms that a method does not have."""
+    assert math.isnan(value(metrics, "ttc_loss", term="similarity"))
 
 
 def test_the_worst_lag_of_the_last_half_minute_is_kept(metrics):
