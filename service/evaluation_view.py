@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from service.view import View
 from ttc_core.datasets import Stream
 from ttc_core.evaluate import Run, Tally
-from ttc_core.order import mean_run_length
+from ttc_core.order import note_on_runs
 
 # Mixed streams of ten classes have runs of 1.1 images.
-LONG_RUN = 2.0
 
 Kind = tuple[str, int]
 
@@ -71,10 +70,13 @@ class EvaluationView:
     Args:
         passes: the kind of each pass, all of them.
         predictions: a file for the columns of the one pass.
+        order: of the images.
     """
 
-    def __init__(self, view: View, passes: Sequence[Kind], predictions: Path | None) -> None:
-        self.view, self._predictions = view, predictions
+    def __init__(
+        self, view: View, passes: Sequence[Kind], predictions: Path | None, order: str
+    ) -> None:
+        self.view, self._predictions, self._order = view, predictions, order
         self.rows: list[dict[str, Any]] = []
         self._estimate = Estimate(passes)
         self._several_sizes = len({batch_size for _, batch_size in passes}) > 1
@@ -84,11 +86,8 @@ class EvaluationView:
         self._estimate.skip(kind_of(run))
 
     def started(self, run: Run, stream: Stream) -> None:
-        if (run_length := mean_run_length(stream.labels)) > LONG_RUN:
-            self.view.say(
-                f"{stream.corruption}: runs of {run_length:.1f} images of one class on average; "
-                "batch statistics suffer from them."
-            )
+        if note := note_on_runs(stream.labels, self._order):
+            self.view.say(f"{stream.corruption}: {note}.")
         self._estimate.begin(kind_of(run), len(stream))
         batches = f", batches of {run.batch_size}" if self._several_sizes else ""
         after = f" ({waiting} more after it)" if (waiting := self._estimate.waiting) else ""
@@ -108,6 +107,5 @@ class EvaluationView:
         self.rows.append(row)
         self.view.finish(row)
         if self._predictions is not None:
-            self._predictions.parent.mkdir(parents=True, exist_ok=True)
             with self._predictions.open("wb") as file:  # to a name alone numpy would add .npz
                 np.savez_compressed(file, **columns)  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ from service.schemas import PredictResponse, StatusResponse
 from service.view import View, results_table
 from ttc_core.corruptions import CORRUPTIONS, check
 from ttc_core.datasets import DataSet, Geometry, Stream, check_corruption, open_data
-from ttc_core.order import check_order
+from ttc_core.order import check_order, note_on_runs
 from ttc_core.rows import Row, Rows
 
 Mode = Literal["lockstep", "closed", "open"]
@@ -221,6 +221,8 @@ async def _replay_one(
     )
     at = "" if stream.severity is None else f" {stream.severity}"
     view.start(f"{corruption}{at}", len(stream))
+    if note := note_on_runs(stream.labels, plan.order):
+        view.say(f"{corruption}: {note}.")
     tally = _Tally(stream.labels, view)
     async with _Outbox(stream, plan.batch_size, plan.stream) as outbox:
         await outbox.filled()

@@ -5,6 +5,7 @@ normalisation statistics of its own. Knows nothing of methods or files.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,7 +59,8 @@ class SourceModel:
         split: str | None = None,
         accuracy: float | None = None,
     ) -> None:
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        sound = all(map(math.isfinite, (*mean, *std))) and min(std, default=0) > 0
+        if len(mean) != 3 or len(std) != 3 or not sound:
             raise ValueError(
                 f"mean and std must be three numbers each, std positive; got {mean} and {std}."
             )
@@ -66,6 +68,10 @@ class SourceModel:
             raise ValueError(
                 f"size must be 1 pixel or more, crop at most size; got size {size}, crop {crop}."
             )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError("a scripted module cannot be adapted; give the module it was made of.")
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module  # the copies of a training run
         self.module = module.eval().requires_grad_(False)
         self.mean, self.std = tuple(mean), tuple(std)
         self.size, self.crop = size, crop

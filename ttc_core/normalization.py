@@ -212,9 +212,9 @@ class MovingStatistics:
         return float(1 - (1 - rate) ** images)
 
     def state(self) -> dict[str, Any]:
-        """The moments, which are never written in place, and the number of images seen."""
+        """The moments and the number of images seen."""
         moments = {
-            f"moment{order}.{name}": moment
+            f"moment{order}.{name}": moment.clone()
             for name, moments in self.moments.items()
             for order, moment in enumerate(moments, start=1)
         }
@@ -224,8 +224,8 @@ class MovingStatistics:
         device = {name: moments[0].device for name, moments in self.moments.items()}
         self.moments = {
             name: (
-                state[f"moment1.{name}"].to(device[name]),
-                state[f"moment2.{name}"].to(device[name]),
+                state[f"moment1.{name}"].to(device[name], copy=True),
+                state[f"moment2.{name}"].to(device[name], copy=True),
             )
             for name in self._layers
         }

@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+# Images, on average: above it, batches are far from a fair sample of the classes.
+LONG_RUN = 2.0
 ORDERS = "file, iid, sorted or dirichlet:D with D > 0"
 
 
@@ -51,8 +53,21 @@ def order_indices(labels: NDArray[np.int64], order: str, *, seed: int = 0) -> ND
     return np.concatenate([random.permutation(np.concatenate(slot)) for slot in slots])
 
 
-def mean_run_length(labels: NDArray[np.int64]) -> float:
-    """Return how many images of one class follow one another, on average; 0 for none."""
+def run_lengths(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many images of one class follow one another, run by run."""
     if len(labels) == 0:
-        return 0.0
-    return len(labels) / (1 + int(np.count_nonzero(np.diff(labels))))
+        return np.empty(0, np.int64)
+    ends = np.flatnonzero(np.diff(labels)) + 1
+    return np.diff(ends, prepend=0, append=len(labels))
+
+
+def note_on_runs(labels: NDArray[np.int64], order: str) -> str | None:
+    """Say how long runs are, where they are long or were asked for; None elsewhere."""
+    lengths = run_lengths(labels)
+    if len(lengths) == 0 or (lengths.mean() <= LONG_RUN and not order.startswith("dirichlet:")):
+        return None
+    return (
+        f"runs of one class are {lengths.mean():.1f} images long on average, "
+        f"{np.median(lengths):.0f} in the middle, {lengths.max()} at most"
+        + ("; batch statistics suffer from them" if lengths.mean() > LONG_RUN else "")
+    )

@@ -183,4 +183,5 @@ def _plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return str(value) if isinstance(value, Path) else value
+    # A setting of a user's own method may be anything.
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

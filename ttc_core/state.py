@@ -26,13 +26,18 @@ def save_state(path: Path, method: Method, *, name: str, model: str) -> None:
         name: the method's name; model: the model's spec. Both must fit when it is loaded.
     """
     tensors: dict[str, Tensor] = {}
-    counters: dict[str, dict[str, int]] = {}
+    counters: dict[str, dict[str, int | float | str | None]] = {}
     for section, entries in method.state().items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
                 tensors[f"{section}/{key}"] = value.detach().cpu().contiguous()
+            elif value is None or isinstance(value, int | float | str):
+                counters.setdefault(section, {})[key] = value
             else:
-                counters.setdefault(section, {})[key] = int(value)
+                raise TypeError(
+                    f"a state holds tensors, numbers, texts and None; {section} {key} is "
+                    f"{type(value).__name__}"
+                )
     header = {
         "format": FORMAT,
         **_identity(method, name, model),

@@ -7,6 +7,7 @@ import click
 
 from service.cli.options import (
     BATCH_SIZE,
+    check_writable,
     corruptions_of,
     data_options,
     load_model,
@@ -92,6 +93,7 @@ def evaluate(
     chosen = corruptions_of(corruptions or ",".join(wanted.corruptions))
     if predictions is not None and (len(wanted.variants) != 1 or len(chosen) != 1):
         raise click.UsageError("--predictions goes with one method and one corruption.")
+    check_writable(predictions)
     try:
         check_order(order)
     except ValueError as error:
@@ -130,7 +132,7 @@ def evaluate(
         channels=weightiest_channels(source_model, wanted.channels) if wanted.channels else (),
     )
     passes = [kind_of(run) for run in runs for _ in chosen]
-    watcher = EvaluationView(View(Console()), passes, predictions)
+    watcher = EvaluationView(View(Console()), passes, predictions, order)
     try:
         evaluation.run(open_rows(rows_path), watcher, anew=predictions is not None)
     except BaseException:

@@ -29,9 +29,9 @@ def several(
     value: str | None, known: tuple[str, ...], more: tuple[str, ...] = (), *, own: bool = False
 ) -> list[str]:
     """`all`, or names divided by commas; with `own` also package.module:Class."""
-    if value is None or value == "all":
-        return list(known)
-    names = [name.strip() for name in value.split(",") if name.strip()]
+    names = [name.strip() for name in (value or "all").split(",") if name.strip()]
+    names = [each for name in names for each in (known if name == "all" else (name,))]
+    names = list(dict.fromkeys(names))
     for name in names:
         if name not in (*known, *more) and not (own and ":" in name):
             raise click.UsageError(
@@ -182,6 +182,17 @@ def _metavar(name: str) -> str:
         return f"[{'|'.join(get_args(kind))}]"
     # Every number that is not a count is a time.
     return special.get(name) or ("N" if kind is int else "SECONDS" if kind is float else "TEXT")
+
+
+def check_writable(path: Path | None) -> None:
+    """Refuse a file that could not be written in the end, before hours of work."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def open_rows(path: Path | None) -> "Rows":

@@ -6,7 +6,13 @@ from typing import Any
 
 import click
 
-from service.cli.options import BATCH_SIZE, corruptions_of, data_options, open_rows
+from service.cli.options import (
+    BATCH_SIZE,
+    check_writable,
+    corruptions_of,
+    data_options,
+    open_rows,
+)
 
 
 @click.command(
@@ -54,6 +60,7 @@ def replay(
     names = corruptions_of(corruptions)
     if predictions is not None and len(names) != 1:
         raise click.UsageError("--predictions goes with one corruption.")
+    check_writable(predictions)
     try:
         replay_plan = ReplayPlan(
             data=data,

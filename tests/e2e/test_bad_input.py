@@ -540,6 +540,6 @@ def test_afterwards_the_process_is_well(server, http):
     assert not any(event["event"] == "adaptation_failed" for event in status["events"])
     assert not any("Traceback" in line for line in server.lines)
     metrics = http.get("/metrics").text
-    assert "ttc_http_requests_in_progress 1.0" in metrics
+    assert "ttc_http_requests_in_progress 0.0" in metrics
     assert "ttc_queue_images 0.0" in metrics
     assert 'code="500"' not in metrics

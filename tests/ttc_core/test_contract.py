@@ -257,6 +257,23 @@ def test_a_state_is_a_copy(method):
     assert same(state, kept)
 
 
+def test_a_state_can_be_written_over(method):
+    """What was given out, and what was taken in, is the caller's: neither moves the method."""
+    walk(method, batches(3))
+    state, again = method.state(), method.state()
+    target = method.fork()
+    target.restore(again)
+    for given in (state, again):
+        for entries in given.values():
+            for value in entries.values():
+                if isinstance(value, Tensor):
+                    value.fill_(1)
+    ahead = walk(method, batches(2, seed=1))
+    assert same(walk(target, batches(2, seed=1)), ahead)
+    method.reset()
+    assert same(walk(method, batches(2)), walk(method.fork(), batches(2)))
+
+
 def test_a_state_file_repeats_itself(method, tmp_path: Path):
     """Saved in mid-accumulation and loaded into another stream, the answers go on alike."""
     walk(method, batches(3))
@@ -297,6 +314,16 @@ def test_bytes_and_fractions_agree(method):
     """uint8 pixels and the same pixels divided by 255 give the same answers."""
     images = make_images(BATCH)
     assert same_answers(method.predict(images), method.predict(images / 255))
+
+
+def test_images_may_be_written_over_once_they_are_answered(method):
+    """What is learned is of the images that were answered, not of what their memory holds later."""
+    images = batches(1)[0] / 255
+    kept = method.fork()
+    expected = kept.adapt(kept.predict(images.clone()))
+    prediction = method.predict(images)
+    images.zero_()
+    assert method.adapt(prediction) == expected
 
 
 @pytest.mark.parametrize("kind", ["uint8", "float"])

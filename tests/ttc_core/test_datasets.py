@@ -119,14 +119,14 @@ def test_the_large_files_are_mapped_not_loaded(tmp_path, monkeypatch):
     """Opening reads headers; a batch reads its own rows."""
     cifar(tmp_path, LABELS, 5 * N)
     loaded = []
-    load = np.load
+    load = np.lib.format.open_memmap
 
     def watched(*args, **options):
         array = load(*args, **options)
         loaded.append(array)
         return array
 
-    monkeypatch.setattr(np, "load", watched)
+    monkeypatch.setattr(np.lib.format, "open_memmap", watched)
     stream = open_data(f"cifar10c:{tmp_path}", AS_IT_IS).open("fog", 5)
     assert len(loaded) == 2
     assert all(isinstance(array, np.memmap) for array in loaded)
@@ -175,6 +175,12 @@ def spoil(what: str) -> Callable[[Path], None]:
             np.save(folder / "fog.npy", np.concatenate([pictures(), pictures()[..., :1]], 3))
         elif what == "rubbish":
             (folder / "fog.npy").write_bytes(b"rubbish")
+        elif what == "archive":
+            with (folder / "fog.npy").open("wb") as file:
+                np.savez(file, pictures())
+        elif what == "header":
+            array = (folder / "fog.npy").read_bytes()
+            (folder / "fog.npy").write_bytes(array[:10] + b"(" * 40 + array[50:])
         elif what == "empty":
             np.save(folder / "labels.npy", LABELS[:0])
         else:
@@ -201,6 +207,8 @@ def spoil(what: str) -> Callable[[Path], None]:
         pytest.param(spoil("grey"), r"must hold uint8 \(N, H, W, 3\).*\(12, 8, 8\)", id="grey"),
         pytest.param(spoil("rgba"), r"must hold uint8 \(N, H, W, 3\).*8, 4\)", id="rgba"),
         pytest.param(spoil("rubbish"), r"fog\.npy is no readable \.npy file", id="rubbish"),
+        pytest.param(spoil("archive"), r"fog\.npy is no readable \.npy file", id="archive"),
+        pytest.param(spoil("header"), r"fog\.npy is no readable \.npy file", id="header"),
     ],
 )
 def test_a_file_that_does_not_fit_is_named(write, sentence, tmp_path):
@@ -265,6 +273,22 @@ def test_a_folders_classes_are_its_subfolders(names, labels, tmp_path):
     assert got_labels.tolist() == labels
     expected = [images[f"{name}/{file}"] for name in sorted(names) for file in ("a.PNG", "b.png")]
     np.testing.assert_array_equal(got, np.stack(expected))
+
+
+def test_folders_with_numbers_that_do_not_fit_are_refused(tmp_path):
+    """A model without class names takes them as indices; by rank they would be other classes."""
+    folder(tmp_path, ["5", "6", "7", ".cache"])
+    with pytest.raises(DataError, match=r"named like none of the model's 3 classes.*or 0 to 2"):
+        open_data(f"folder:{tmp_path}", AS_IT_IS, ["0", "1", "2"])
+
+
+def test_what_is_hidden_or_no_file_is_passed_over(tmp_path):
+    """A folder of a version control system, a folder named like an image."""
+    folder(tmp_path, ["a", "b"])
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "a" / "c.png").mkdir()
+    stream = open_data(f"folder:{tmp_path}", AS_IT_IS).open("clean", 5)
+    assert len(read_all(stream)[0]) == 4
 
 
 def test_a_clean_folder_gives_its_files_as_they_are(tmp_path):
@@ -340,6 +364,10 @@ def test_a_factory_yields_batches_of_any_size(factories):
         pytest.param([(pictures() / 255, LABELS)], r"uint8 \(N, H, W, 3\); it gave float", id="f"),
         pytest.param([(pictures()[..., 0], LABELS)], r"\(12, 8, 8\)", id="grey"),
         pytest.param([(pictures(), LABELS[:3])], r"12 images but 3 labels", id="labels"),
+        pytest.param([(pictures(), LABELS[:, None])], r"labels \(n,\) .*\(12, 1\)", id="column"),
+        pytest.param([(pictures(), np.eye(12)[LABELS])], r"labels \(n,\)", id="one-hot"),
+        pytest.param([(pictures(), LABELS + 0.5)], r"of whole numbers; it gave float64", id="half"),
+        pytest.param([(pictures(), LABELS * np.nan)], r"of whole numbers", id="nan"),
         pytest.param([3], r"my_data:make must yield", id="no-pair"),
     ],
 )

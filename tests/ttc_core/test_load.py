@@ -512,12 +512,41 @@ def test_class_names_must_be_as_many_as_classes():
 
 
 @pytest.mark.parametrize(
-    ("mean", "std"), [((0.5,), (1.0,) * 3), ((0.5,) * 3, (1.0, 0.0, 1.0)), ((0.5,) * 3, (1.0,) * 4)]
+    ("mean", "std"),
+    [
+        ((0.5,), (1.0,) * 3),
+        ((0.5,) * 3, (1.0, 0.0, 1.0)),
+        ((0.5,) * 3, (1.0,) * 4),
+        ((0.5,) * 3, (1.0, float("nan"), 1.0)),
+        ((0.5, 0.5, float("inf")), (1.0,) * 3),
+    ],
 )
 def test_mean_and_deviation_are_three_numbers(mean, std):
     """And no deviation is 0."""
     with pytest.raises(ValueError, match="mean and std must be three numbers each"):
         SourceModel(make_network("batch-norm"), mean=mean, std=std, size=SIZE)
+
+
+def test_the_copies_of_a_training_run_are_taken_off():
+    """A network wrapped for several GPUs is the network inside."""
+    model = model_of(nn.DataParallel(make_network("batch-norm")))
+    assert model.split == "head"
+    prediction = create("tent", model).predict(make_images(2))
+    assert prediction.logits.shape == (2, CLASSES)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch calls it deprecated; people have such files
+def test_a_scripted_network_is_refused():
+    """Its layers cannot be given other parameters."""
+    with pytest.raises(ValueError, match="a scripted module cannot be adapted"):
+        model_of(torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(192, 5))))
+
+
+def test_a_network_of_half_precision_answers():
+    """In bfloat16, which numpy does not have."""
+    model = model_of(make_network("batch-norm").to(torch.bfloat16))
+    answers = create("tent", model).predict(make_images(2)).to_host()
+    assert answers.logits.shape == (2, CLASSES)
 
 
 @pytest.mark.parametrize(("size", "crop"), [(None, 24), (24, 32), (0, None), (24, 0)])

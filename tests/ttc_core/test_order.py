@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ttc_core.order import check_order, mean_run_length, order_indices
+from ttc_core.order import check_order, note_on_runs, order_indices, run_lengths
 
 LABELS = np.random.default_rng(0).integers(0, 10, 1000)
 
@@ -26,7 +26,7 @@ def test_file_sorted_and_iid_do_what_they_say():
         assert (np.diff(members) > 0).all()
     iid = order_indices(LABELS, "iid", seed=5)
     np.testing.assert_array_equal(iid, np.random.default_rng(5).permutation(1000))
-    assert mean_run_length(LABELS[iid]) < 1.3
+    assert run_lengths(LABELS[iid]).mean() < 1.3
 
 
 def test_a_small_concentration_makes_long_runs():
@@ -34,7 +34,7 @@ def test_a_small_concentration_makes_long_runs():
     runs = [
         np.mean(
             [
-                mean_run_length(LABELS[order_indices(LABELS, f"dirichlet:{d}", seed=seed)])
+                run_lengths(LABELS[order_indices(LABELS, f"dirichlet:{d}", seed=seed)]).mean()
                 for seed in range(5)
             ]
         )
@@ -64,7 +64,7 @@ def test_slots_follow_one_another_and_are_shuffled():
         assert all((end - start + 1) % 50 == 0 for start, end in blocks)
         blocks_by_seed.append(len(blocks))
         if len(blocks) < 4:
-            assert mean_run_length(stream) < 50, "classes that share a slot are mixed"
+            assert run_lengths(stream).mean() < 50, "classes that share a slot are mixed"
     assert max(blocks_by_seed) > 1
     assert min(blocks_by_seed) < 4
 
@@ -86,8 +86,17 @@ def test_other_orders_are_refused(order):
 
 
 @pytest.mark.parametrize(
-    ("labels", "length"), [([], 0.0), ([3], 1.0), ([1, 1, 2, 2, 2, 1], 2.0), ([0, 1, 0, 1], 1.0)]
+    ("labels", "lengths"),
+    [([], []), ([3], [1]), ([1, 1, 2, 2, 2, 1], [2, 3, 1]), ([0, 1, 0, 1], [1, 1, 1, 1])],
 )
-def test_the_mean_run_length(labels, length):
-    """Images divided by runs."""
-    assert mean_run_length(np.array(labels, np.int64)) == length
+def test_run_lengths(labels, lengths):
+    """How many of one class follow one another, in order."""
+    assert run_lengths(np.array(labels, np.int64)).tolist() == lengths
+
+
+def test_the_runs_of_a_dirichlet_order_are_always_told():
+    """And those of any other where they are long."""
+    labels = np.array([1, 1, 1, 2, 2, 2, 2, 2, 1], np.int64)
+    assert "3.0 images long on average, 3 in the middle, 5 at most" in note_on_runs(labels, "file")
+    assert note_on_runs(LABELS, "file") is None
+    assert "long on average" in note_on_runs(LABELS, "dirichlet:10")

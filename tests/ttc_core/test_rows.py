@@ -63,12 +63,13 @@ def test_numbers_of_numpy_become_plain_and_not_a_number_becomes_null(tmp_path):
     """Every line is JSON that any other program reads."""
     path = tmp_path / "rows.jsonl"
     row = {"images": np.int64(3), "entropy": float("nan"), "accuracy": np.float32(0.5)}
-    Rows(path).append({**row, "data": tmp_path})
+    Rows(path).append({**row, "data": tmp_path, "settings": {"dtype": np.float32}})
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == {
         "images": 3,
         "entropy": None,
         "accuracy": 0.5,
         "data": str(tmp_path),
+        "settings": {"dtype": str(np.float32)},
         "details": None,
     }
 

@@ -205,6 +205,8 @@ def test_betas_are_two_numbers_in_any_usual_writing(model, text):
         ("ttc", {"moving": {"floor": 2}}, r"ttc\.moving\.floor=2 is not accepted"),
         ("ttc", {"moving": {"warm_start": 0}}, r"ttc\.moving\.warm_start=0 is not accepted"),
         ("ttc", {"rla": "perhaps"}, r"ttc\.rla='perhaps' is not accepted"),
+        ("ttc", {"seed": 10**30}, r"ttc\.seed=1000.* is not accepted"),
+        ("tipi", {"seed": 10**30}, r"tipi\.seed=1000.* is not accepted"),
         ("norm", {"source_images": -1}, r"norm\.source_images=-1 is not accepted"),
     ],
     ids=str,
@@ -251,6 +253,17 @@ def test_settings_make_the_method_again(name, model):
             {"rate": 0.5, "name": "x"},
             id="a-class-of-ones-own",
         ),
+        pytest.param(
+            "my.own:Class",
+            {"my.own:Class.on": "False", "my.own:Class.off": "true", "my.own:Class.none": "None"},
+            None,
+            {"on": False, "off": True, "none": None},
+            id="as-python-or-json-write-it",
+        ),
+        pytest.param(
+            "norm", {"norm.moving.floor": "0.3"}, None, {"moving": {"floor": "0.3"}}, id="dotted"
+        ),
+        pytest.param("norm", {"ttc.moving.floor": "0.3"}, None, {}, id="anothers"),
     ],
 )
 def test_the_settings_of_one_method_are_picked_out(name, given, statistics, expected):
@@ -273,6 +286,7 @@ def test_moving_settings_reach_the_statistics(model):
         ("lr", r"METHOD\.PARAM=VALUE; got 'lr'"),
         ("tant.lr", r"no method 'tant'; there are source, norm"),
         ("", r"METHOD\.PARAM=VALUE"),
+        ("moving.foo", r"moving statistics have no such setting; theirs are: warm_start, floor"),
     ],
 )
 def test_a_key_that_names_no_setting_is_refused(key, sentence):
@@ -293,6 +307,11 @@ def test_a_method_that_does_not_exist_is_named(name, sentence, model):
     """With what there is instead."""
     with pytest.raises(ValueError, match=sentence):
         create(name, model)
+
+
+def test_none_can_be_said_in_text(model):
+    """Where it is a value of its own."""
+    assert create("tipi", model, lr_images="none").settings["lr_images"] is None
 
 
 def test_norm_needs_batch_norm():

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import safetensors
@@ -47,6 +48,32 @@ def test_a_file_is_safetensors_that_says_what_it_is(path):
     assert describe(path).startswith("ttc on small; ")
     assert "steps 1" in describe(path)
     assert "pending batches 1" in describe(path)
+
+
+class Remembering:
+    """A method of a user's own: what it moved is no tensor."""
+
+    settings: ClassVar[dict[str, object]] = {}
+
+    def __init__(self, model, kept) -> None:
+        self.model, self.kept = model, kept
+
+    def state(self):
+        return {"mine": dict(self.kept)}
+
+    def restore(self, state) -> None:
+        self.kept = state["mine"]
+
+
+def test_numbers_texts_and_nothing_come_back_as_they_were(path):
+    """And what is none of them is refused by name, not stored as something else."""
+    kept = {"mean": 0.6475, "steps": 3, "on": True, "name": "x", "none": None}
+    save(path, Remembering(adapted(**SETTINGS).model, kept))
+    other = Remembering(adapted(**SETTINGS).model, {})
+    load(path, other)
+    assert other.kept == kept
+    with pytest.raises(TypeError, match="mine list is list"):
+        save(path, Remembering(other.model, {"list": []}))
 
 
 def test_nothing_is_left_beside_the_file(path):

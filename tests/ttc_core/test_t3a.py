@@ -57,6 +57,30 @@ def test_all_supports_are_kept_where_that_is_asked_for():
     assert len(one.joined(one, at_most=-1).entropy) == 6
 
 
+class NoNumberForBlack(nn.Module):
+    """A network that fails on black images."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        black = x.amax(dim=(1, 2, 3), keepdim=True) <= 0
+        return self.network(torch.where(black, torch.nan, x))
+
+
+def test_an_answer_that_is_no_number_fails_alone():
+    """With the source's statistics rows do not touch; nor do they through the prototypes."""
+    network = NoNumberForBlack(make_network("batch-norm"))
+    model = SourceModel(network, mean=(0.0,) * 3, std=(1.0,) * 3, size=SIZE)
+    images = make_images(6)
+    images[2] = 0
+    method = create("t3a", model)
+    prediction = method.predict(images)
+    assert prediction.logits.isfinite().all(dim=1).tolist() == [True, True, False, *[True] * 3]
+    assert method.adapt(prediction).skipped == "non_finite"
+
+
 def test_a_class_without_supports_gets_the_zero_prototype():
     """Its logit is 0."""
     one = Supports(torch.eye(2), torch.zeros(2), torch.tensor([0, 2]))

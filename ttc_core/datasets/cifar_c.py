@@ -37,8 +37,9 @@ class CifarC(DataSet):
         if not path.is_file():
             raise DataError(f"{path} is missing; expected are labels.npy and <corruption>.npy.")
         try:
-            array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+            # Not np.load, which takes archives and pickles for arrays, too.
+            array: NDArray[np.generic] = np.lib.format.open_memmap(path, mode="r")
+        except Exception as error:  # numpy promises no particular types for damaged files
             raise DataError(f"{path} is no readable .npy file: {error}.") from None
         return array
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ttc_core.datasets.files import Geometry, corrupt_at
 from ttc_core.datasets.stream import DataError, DataSet, Images, Labels, Places, Shift
@@ -85,8 +86,7 @@ def _spooled(spec: str) -> tuple[Images, Labels]:
 
 def _checked(spec: str, pair: Any) -> tuple[Images, Labels]:
     try:
-        images, labels = (np.asarray(part) for part in pair)
-        labels = np.atleast_1d(labels).astype(np.int64)
+        images, given = (np.asarray(part) for part in pair)
     except (TypeError, ValueError) as error:
         raise DataError(
             f"{spec} must yield (images uint8 (n, H, W, 3), labels (n,)) pairs: {error}."
@@ -95,6 +95,18 @@ def _checked(spec: str, pair: Any) -> tuple[Images, Labels]:
         raise DataError(
             f"{spec} must yield uint8 (N, H, W, 3); it gave {images.dtype} {images.shape}."
         )
+    labels = np.atleast_1d(given)
+    if labels.ndim != 1 or not _are_whole(labels):
+        raise DataError(
+            f"{spec} must yield labels (n,) of whole numbers; it gave {given.dtype} {given.shape}."
+        )
     if len(images) != len(labels):
         raise DataError(f"{spec} gave {len(images):,} images but {len(labels):,} labels.")
-    return images, labels
+    return images, labels.astype(np.int64)
+
+
+def _are_whole(labels: NDArray[Any]) -> bool:
+    if np.issubdtype(labels.dtype, np.integer):
+        return True
+    floating = np.issubdtype(labels.dtype, np.floating)
+    return floating and bool((np.isfinite(labels) & (labels == np.round(labels))).all())

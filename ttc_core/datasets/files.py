@@ -38,7 +38,9 @@ class Geometry:
 def folders(directory: Path) -> list[str]:
     """The names of the folders in a directory, sorted."""
     with os.scandir(directory) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
+        return sorted(
+            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+        )
 
 
 def image_files(directory: Path, names: Sequence[str]) -> list[tuple[str, str]]:
@@ -49,7 +51,7 @@ def image_files(directory: Path, names: Sequence[str]) -> list[tuple[str, str]]:
             files = sorted(
                 entry.name
                 for entry in entries
-                if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+                if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file()
             )
         found += [(name, file) for file in files]
     return found

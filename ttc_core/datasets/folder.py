@@ -60,7 +60,7 @@ def _class_indices(
     if numbered and all(int(name) < len(class_names) for name in names):
         return {name: int(name) for name in names}
     unnamed = list(class_names) == [str(rank) for rank in range(len(class_names))]
-    if unnamed and len(names) == len(class_names):
+    if unnamed and not numbered and len(names) == len(class_names):
         return {name: rank for rank, name in enumerate(names)}
     stranger = next(name for name in names if _plain(name) not in known)
     raise DataError(

@@ -1,5 +1,7 @@
 """The methods by name: `create("ttc", model)` makes a stream's adapting classifier."""
 
+import ast
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +16,7 @@ from ttc_core.methods.contract import (
 )
 from ttc_core.methods.eta import Eta
 from ttc_core.methods.norm import Norm
-from ttc_core.methods.settings import MethodSettings
+from ttc_core.methods.settings import MethodSettings, MovingSettings
 from ttc_core.methods.source import Source
 from ttc_core.methods.t3a import T3A
 from ttc_core.methods.tent import Tent
@@ -99,13 +101,14 @@ def settings_for(name: str, given: Mapping[str, str], *, statistics: str | None)
         method, dot, parameter = key.rpartition(".")
         if not dot:
             raise ValueError(f"--set takes METHOD.PARAM=VALUE; got {key!r}.")
-        if method == "moving":
+        if method == "moving" or method == f"{name}.moving":
+            _check_moving(key, parameter)
             moving[parameter] = value
         elif method == name:
             settings[parameter] = value if own else _literal(value)
         elif method in METHODS:
             _check_name(method, parameter)
-        elif ":" not in method:
+        elif ":" not in method and method.removesuffix(".moving") not in METHODS:
             raise ValueError(
                 f"--set {key}: there is no method {method!r}; there are {', '.join(METHODS)}."
             )
@@ -132,9 +135,17 @@ def _check_name(method: str, parameter: str) -> None:
         )
 
 
+def _check_moving(key: str, parameter: str) -> None:
+    if parameter not in MovingSettings.model_fields:
+        raise ValueError(
+            f"--set {key}: moving statistics have no such setting; theirs are: "
+            f"{', '.join(MovingSettings.model_fields)}."
+        )
+
+
 def _literal(value: str) -> Any:
-    """A number, truth value or list as JSON writes it; anything else stays text."""
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
+    """A number, truth value, list or None as JSON or Python writes it; anything else is text."""
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return read(value)
+    return value

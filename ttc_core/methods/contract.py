@@ -74,7 +74,8 @@ class Prediction:
             ),
             dim=1,
         )
-        table = packed.cpu().numpy()
+        # numpy has no bfloat16.
+        table = (packed.float() if packed.dtype == torch.bfloat16 else packed).cpu().numpy()
         classes = self.logits.shape[1]
         return Answers(
             logits=table[:, :classes],

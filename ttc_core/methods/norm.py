@@ -39,7 +39,9 @@ class Norm:
         self._settings = self.Settings.create("norm", model.classes, settings)
         self.model = model
         if not model.batch_norms:
-            raise UnsuitableNetworkError("norm needs BatchNorm layers, and the network has none.")
+            raise UnsuitableNetworkError(
+                "norm needs BatchNorm layers that keep running statistics; the network has none."
+            )
         self._statistics = stream_statistics(
             model, self._settings, source_images=self._settings.source_images
         )

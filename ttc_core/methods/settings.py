@@ -56,6 +56,15 @@ class StatisticsSettings(MethodSettings):
     moving: MovingSettings = Field(default_factory=MovingSettings)
 
 
+# Numbers of batches are added to it, and torch takes 64 bits.
+LARGEST_SEED = 2**63 - 2**32
+
+
+def none_as_text(value: Any) -> Any:
+    """None as a shell or JSON writes it."""
+    return None if isinstance(value, str) and value.lower() in ("none", "null") else value
+
+
 def _split_pair(value: Any) -> Any:
     """The text of a pair, as a shell, JSON or Python writes it, becomes its parts."""
     return re.findall(r"[^\s,()\[\]]+", value) if isinstance(value, str) else value

@@ -119,7 +119,9 @@ class T3A:
         inputs = self.model.normalize(self.model.to_unit(images))
         look = self._statistics.look(len(inputs))
         output = self.model.run(inputs, look=look)
-        own = Supports.of(output.features, output.logits)
+        # A row that is no number must not become the prototype of others.
+        sound = output.logits.isfinite().all(dim=1) & output.features.isfinite().all(dim=1)
+        own = Supports.of(output.features[sound], output.logits[sound])
         supports = self._supports.joined(own, at_most=self._settings.filter)
         logits = output.features @ supports.prototypes(self.model.classes).T
         pending = T3APending(share=self._statistics.share(look), supports=own)
@@ -142,12 +144,16 @@ class T3A:
         self._statistics.reset()
 
     def state(self) -> State:
-        """The supports, which are never written in place, and the moments."""
-        return {"supports": vars(self._supports).copy(), "moments": self._statistics.state()}
+        """The supports and the moments."""
+        supports = {name: tensor.clone() for name, tensor in vars(self._supports).items()}
+        return {"supports": supports, "moments": self._statistics.state()}
 
     def restore(self, state: State) -> None:
         self._supports = Supports(
-            **{name: tensor.to(self.model.device) for name, tensor in state["supports"].items()}
+            **{
+                name: tensor.to(self.model.device, copy=True)
+                for name, tensor in state["supports"].items()
+            }
         )
         self._statistics.restore(state["moments"])
 

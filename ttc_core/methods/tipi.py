@@ -6,15 +6,21 @@ like all others.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 from torch import Tensor
 
 from ttc_core.methods.affine import AffineMethod, Gradient, Loss
 from ttc_core.methods.contract import Pending, Prediction, State
-from ttc_core.methods.settings import CIFAR100_CLASSES, IMAGENET_CLASSES, OptimizerSettings
+from ttc_core.methods.settings import (
+    CIFAR100_CLASSES,
+    IMAGENET_CLASSES,
+    LARGEST_SEED,
+    OptimizerSettings,
+    none_as_text,
+)
 from ttc_core.normalization import Look
 from ttc_core.objective import divergence, entropy
 
@@ -29,13 +35,13 @@ class TipiSettings(OptimizerSettings):
         "random", description="where the perturbation is sought from; zero: as released for CIFAR"
     )
     entropy_weight: float = Field(0.0, ge=0, description="of the entropy beside the KL (β)")
-    lr_images: PositiveInt | None = Field(
+    lr_images: Annotated[PositiveInt | None, BeforeValidator(none_as_text)] = Field(
         200, description="a batch of N steps with lr·N/lr_images; None: with lr"
     )
     answer: Literal["before", "after"] = Field(
         "before", description="the step; after it is what its authors do"
     )
-    seed: NonNegativeInt = Field(0, description="of the random start")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the random start")
 
     @classmethod
     def defaults(cls, classes: int, given: dict[str, Any]) -> dict[str, Any]:
@@ -89,6 +95,8 @@ class Tipi(AffineMethod):
                 gradient there. With a start of zero that sign is rounding noise.
         """
         unit = self.model.to_unit(images)
+        if unit is images:
+            unit = unit.clone()  # adapting reads it again, whatever became of the caller's by then
         look = self._statistics.look(len(unit))
         parameters = self._learner.parameters
         # Without the entropy's share the answer itself is a constant of the loss.

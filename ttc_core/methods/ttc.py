@@ -13,13 +13,13 @@ Eq. 7-13 and Algorithm 1; METHOD §1.7, with its ambiguities in §2.
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 from torch import Tensor
 
 from ttc_core.methods.affine import AffineMethod, Loss
 from ttc_core.methods.augmentation import augment
 from ttc_core.methods.contract import Pending, Prediction, State
-from ttc_core.methods.settings import OptimizerSettings
+from ttc_core.methods.settings import LARGEST_SEED, OptimizerSettings
 from ttc_core.methods.views import two_views
 from ttc_core.model import Output
 from ttc_core.normalization import Look
@@ -50,7 +50,7 @@ class TTCSettings(OptimizerSettings):
     views: Literal["separate", "concatenated"] = Field(
         "separate", description="two forward passes, or one of both views (statistics=batch)"
     )
-    seed: NonNegativeInt = Field(0, description="of the random augmentations")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the random augmentations")
 
 
 class TTC(AffineMethod):
