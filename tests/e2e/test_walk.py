@@ -234,6 +234,26 @@ def test_a_response_arrives_while_its_adaptation_is_held_up(serve, held, picture
             gates.open()
 
 
+def test_a_device_that_hangs_makes_the_service_not_ready(serve, held, pictures, monkeypatch):
+    """Clients leave and the queue is empty: nothing else would tell."""
+    source, gates = held("source")
+    with serve(source=source, method="source") as running, ThreadPoolExecutor(1) as pool:
+        assert running.metric("ttc_ready") == 1
+        monkeypatch.setattr(context, "STUCK_SECONDS", 0.05)
+        gates.predict.clear()
+        try:
+            waiting = pool.submit(ask, running, pictures[:1])
+            running.wait_for(lambda: running.http.get("/readyz").status_code == 503)
+            assert running.metric("ttc_ready") == 0
+            assert running.metric("ttc_batch_age_seconds") > 0.05
+        finally:
+            gates.open()
+        assert waiting.result(timeout=60)
+        running.at_rest()
+        assert running.http.get("/readyz").status_code == 200
+        assert running.metric("ttc_batch_age_seconds") == 0
+
+
 def test_the_answer_has_been_sent_before_adaptation_begins(serve, held, pictures):
     """Not only before it ends: the last byte is with the socket when adapt is called."""
     log = []
@@ -744,7 +764,8 @@ def test_streams_are_bounded(serve, pictures):
             ask(running, pictures[:1], params={"stream": name})
         problem = ask(running, pictures[:1], expect=429, params={"stream": "c"})
         assert "2 streams" in problem["detail"]
-        assert problem["title"] == "Queue full"
+        assert problem["title"] == "Too many streams"
+        assert running.metric('ttc_rejected_images_total{reason="streams"}') == 1
         ask(running, pictures[:1], params={"stream": "a"})
         running.at_rest()
         running.http.post("/reset?stream=b")  # which frees its place
