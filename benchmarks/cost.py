@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.bare_loop import BATCH, CORRUPTION
+from service.cli.options import keep_freed_memory
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.load import load
@@ -34,6 +35,7 @@ from ttc_core.model import Output, SourceModel
 @click.option("--rounds", default=5, show_default=True)
 def main(spec: str, images: int, rounds: int) -> None:
     """Print a line for each method."""
+    keep_freed_memory()  # as `ttc serve` and `ttc evaluate` do
     model = load(spec)
     stream = open_data("bundled", Geometry(model.crop or model.size or 32)).open(
         CORRUPTION, 5, limit=images

@@ -36,6 +36,8 @@ OUT = DOCKER.parent / "docs" / "dashboard.png"
 # What Grafana would put in for its variables, for scrapes this close together.
 VARIABLES = {"$__rate_interval": "15s", "$job": ".*", "$instance": ".*"}
 STEP = 2.0
+# Grafana's names of units, for people.
+UNITS = {"short": "", "percentunit": "share", "reqps": "requests/s"}
 RATE = 60.0
 FLOOD = 30
 
@@ -75,7 +77,13 @@ def _replay(port: int, state: Path, images: int) -> list[Event]:
 
     def send(corruption: str, **options: Any) -> None:
         note(f"{len(events) + 1} {corruption}" + (", flood" if "mode" in options else ""))
-        plan: dict[str, Any] = {"mode": "open", "rate": RATE, "limit": images, **options}
+        plan: dict[str, Any] = {
+            "mode": "open",
+            "rate": RATE,
+            "limit": images,
+            "batch_size": 5,
+            **options,
+        }
         silent = View(Console(quiet=True))
         url = f"http://127.0.0.1:{port}"
         asyncio.run(replay(ReplayPlan("bundled", url, (corruption,), **plan), Rows(None), silent))
@@ -147,7 +155,7 @@ def draw(
                     (query.legend, line)
                     for query in panel.queries
                     for line in (
-                        prometheus.query(_filled(query.expression))
+                        prometheus.query(_filled(query.expression), at=end)
                         if panel.kind in ("value", "table")
                         else asked(query.expression)
                     )
@@ -187,7 +195,8 @@ def _named(legend: str, labels: Any) -> str:
 
 
 def _draw(axis: Axes, panel: Panel, found: Sequence[tuple[str, Line]]) -> None:
-    axis.set_title(f"{panel.title} ({panel.unit})", loc="left")
+    unit = UNITS.get(panel.unit, panel.unit)
+    axis.set_title(f"{panel.title}, {unit}" if unit else panel.title, loc="left")
     if panel.kind in ("value", "table"):
         axis.set_axis_off()
         _write(axis, panel, found)
@@ -215,7 +224,8 @@ def _draw(axis: Axes, panel: Panel, found: Sequence[tuple[str, Line]]) -> None:
 def _write(axis: Axes, panel: Panel, found: Sequence[tuple[str, Line]]) -> None:
     for _, line in found:
         if panel.kind == "value":
-            text = f"{line.values[-1]:g}" if panel.limits[1] else f"{line.values[-1]:.0f} s"
+            yes = "yes" if line.values[-1] else "no"
+            text = yes if panel.limits[1] else f"{line.values[-1]:.0f} s"
             axis.text(0, 0.3, text, fontsize=16)
         else:
             shown = ("model", "method", "statistics", "device", "classes", "service", "torch")

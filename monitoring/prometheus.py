@@ -45,13 +45,14 @@ class Prometheus:
 
     url: str
 
-    def query(self, expression: str) -> list[Line]:
-        """The value now, one time a series.
+    def query(self, expression: str, at: float | None = None) -> list[Line]:
+        """The value at a Unix time, by default now; one a series.
 
         Raises:
             ValueError: the expression is refused; the text is Prometheus' own.
         """
-        found = self._ask("query", {"query": expression})
+        when = {} if at is None else {"time": str(at)}
+        found = self._ask("query", {"query": expression, **when})
         return [_line(each["metric"], [each["value"]]) for each in found["result"]]
 
     def query_range(self, expression: str, start: float, end: float, step: float) -> list[Line]:

@@ -41,7 +41,7 @@ def serve(**given: Any) -> None:
 def _serve(settings: Settings) -> None:
     # torch's threads spin while they wait for one another. Beside other work (decoding, clients, a
     # neighbour) that takes the processor from those they wait for: let them spin for moments only.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is imported
+    os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # read when torch is imported
     import torch
 
     from service import server, tracing
