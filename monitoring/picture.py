@@ -54,8 +54,8 @@ def main(out: Path, images: int) -> None:
         port = free_port()
         with run_prometheus(folder, [f"127.0.0.1:{port}"], rules=[RULES]) as prometheus:
             start = time.time()
-            events = _replay(port, folder / "state", images)
-            draw(prometheus, start, time.time(), out, events)
+            events, end = _replay(port, folder / "state", images)
+            draw(prometheus, start, end, out, events)
     click.echo(out)
 
 
@@ -67,8 +67,12 @@ class Event:
     text: str
 
 
-def _replay(port: int, state: Path, images: int) -> list[Event]:
-    """Send the parts of the replay, one after another."""
+def _replay(port: int, state: Path, images: int) -> tuple[list[Event], float]:
+    """Send the parts of the replay, one after another.
+
+    Returns:
+        What was done, and a Unix time at which the service still ran.
+    """
     events: list[Event] = []
 
     def note(text: str) -> None:
@@ -109,7 +113,7 @@ def _replay(port: int, state: Path, images: int) -> list[Event]:
     with launch(*arguments):
         send("gaussian_noise")
         send("frost")
-    return events
+        return events, time.time()
 
 
 def draw(
