@@ -319,7 +319,7 @@ def test_a_reset_between_answer_and_adaptation_keeps_the_source(serve, held, pic
             try:
                 assert gates.predicting.wait(30)
                 reset = pool.submit(running.http.post, "/reset")  # behind the batch at hand
-                running.wait_for(lambda: running.metric("ttc_http_requests_in_progress") == 3)
+                running.wait_for(lambda: running.metric("ttc_http_requests_in_progress") == 2)
             finally:
                 gates.open()
             assert reset.result(60).status_code == 200

@@ -106,7 +106,7 @@ def test_an_answer_is_the_same_alone_and_among_others(name, model, images):
 
 def test_what_needs_batch_statistics_refuses_with_a_sentence(model):
     """NORM is nothing but batch statistics; all others run."""
-    with pytest.raises(UnsuitableNetworkError, match=r"norm needs BatchNorm layers, and .* none"):
+    with pytest.raises(UnsuitableNetworkError, match=r"norm needs BatchNorm layers .* none"):
         create("norm", model)
     for name in METHODS:
         if name != "norm":
