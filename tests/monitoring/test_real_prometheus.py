@@ -74,6 +74,11 @@ class Stack:
     collapsing_port: int
     narrow_port: int
 
+    def seen(self, url):
+        """Wait for the first scrape, so that what is counted after it is an increase."""
+        instance = url.removeprefix("http://")
+        eventually(lambda: self.prometheus.query(f'ttc_ready{{instance="{instance}"}}'))
+
     def alert(self, name, url):
         """The alert about a service as Alertmanager has it, or None."""
         for each in httpx.get(f"http://{self.alertmanager}/api/v2/alerts").json():
@@ -164,6 +169,7 @@ def test_a_collapse_rings(stack):
     images = [*pictures_of(0, 60), *pictures_of(1, 60)]
     port = ("--port", str(stack.collapsing_port))
     with launch(*port, "--method", "tent", "--paper", "--set", "tent.lr=0.03") as server:
+        stack.seen(server.url)
         with Client(server.url) as client:
             for number in range(560):
                 client.predict([images[number % len(images)]])
@@ -178,6 +184,7 @@ def test_a_camera_that_sees_one_class_only_rings(stack):
     """Statistics that follow the images lose what tells the class; answers come near guesses."""
     images = pictures_of(5, 200)
     with launch("--port", str(stack.narrow_port)) as server:
+        stack.seen(server.url)
         with Client(server.url) as client:
             for start in range(0, len(images), 20):
                 client.predict(images[start : start + 20])
@@ -187,7 +194,7 @@ def test_a_camera_that_sees_one_class_only_rings(stack):
 
 def test_a_full_queue_rings(stack):
     """Clients that ask for more than can be answered are refused, and somebody hears of it."""
-    eventually(lambda: stack.prometheus.query(f'ttc_ready{{instance="{stack.url[7:]}"}}'))
+    stack.seen(stack.url)
     sent(stack.url, "clean", 1500, mode="closed", concurrency=12, batch_size=50)
     found = eventually(lambda: stack.alert("TTCRefusing", stack.url))
     assert "%" in found["annotations"]["description"]
