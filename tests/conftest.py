@@ -18,7 +18,7 @@ def shared_data() -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a CUDA device where there is none, so that what is skipped can be read."""
+    """Leave out what needs a CUDA device where there is none: what is skipped can then be read."""
     if torch.cuda.is_available():
         return
     needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
