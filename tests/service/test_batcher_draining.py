@@ -8,7 +8,6 @@ from service.batcher import Batcher
 from service.errors import NotReady, PredictionFailed
 from tests.fixtures.queue import FakeObserver, FakeWorker, Queue, in_loop, settle
 
-
 # Starting and stopping
 
 
@@ -121,15 +120,18 @@ def test_a_client_slow_to_take_its_answer_does_not_stop_adaptation():
 
 
 @pytest.mark.parametrize(
-    ("policy", "learned"),
+    ("policy", "learned", "graphs"),
     [
-        ("always", [True, True, True]),
-        ("idle", [False, False, True]),
-        ("never", [False, False, False]),
+        ("always", [True, True, True], [True, True, True]),
+        ("idle", [False, False, True], [True, False, True]),  # the others came after the first
+        ("never", [False, False, False], [False, False, False]),
     ],
 )
-def test_which_batches_are_learned_from(policy, learned):
-    """`idle` learns only when nothing waits behind the batch; the worker hears of every batch."""
+def test_which_batches_are_learned_from(policy, learned, graphs):
+    """`idle` learns only when nothing waits behind the batch; the worker hears of every batch.
+
+    What is known not to be learned from is predicted so: nothing is kept for a gradient.
+    """
 
     async def walk():
         async with Queue(max_batch=1, adapt=policy) as queue:
@@ -139,6 +141,7 @@ def test_which_batches_are_learned_from(policy, learned):
             await asyncio.gather(*tasks)
             await settle()
             assert queue.worker.learned == learned
+            assert queue.worker.graphs == graphs
 
     in_loop(walk())
 
@@ -152,5 +155,30 @@ def test_a_batch_that_failed_is_not_adapted_to():
                 await queue.ask(["poison"])
             await settle()
             assert queue.worker.learned == []
+
+    in_loop(walk())
+
+
+def test_what_is_not_to_be_learned_from_shares_no_batch_with_what_is():
+    """In order of arrival; such a batch is counted, and `adapt` never hears of it."""
+
+    async def walk():
+        async with Queue(max_batch=8) as queue:
+            await queue.make_busy()
+            tasks = [
+                queue.ask(letter, learn=learn)
+                for letter, learn in zip("abcde", [True, False, False, True, True], strict=True)
+            ]
+            queue.worker.gate.set()
+            assert await asyncio.gather(*tasks) == [[f"{letter}!"] for letter in "abcde"]
+            await settle()
+            assert [images for _, images in queue.batches] == [["a"], ["b", "c"], ["d", "e"]]
+            assert queue.worker.graphs == [True, True, False, True]
+            assert [entry[1:] for entry in queue.worker.log if entry[0] == "adapt"] == [
+                ("first",),
+                ("a",),
+                ("d", "e"),
+            ]
+            assert queue.worker.counted == 1
 
     in_loop(walk())

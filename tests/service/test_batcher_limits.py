@@ -1,13 +1,14 @@
 """Bounds on count and time: a full queue, deadlines, clients that go away."""
 
 import asyncio
+import math
 import time
 
 import pytest
 
+from service.batcher import Pace
 from service.errors import DeadlineExpired, PredictionFailed, QueueFull, TooLarge
 from tests.fixtures.queue import FakeWorker, Queue, in_loop, settle
-
 
 # Clients that go away, deadlines
 
@@ -181,6 +182,72 @@ def test_a_deadline_passed_in_the_middle_of_a_long_request_is_no_refusal():
     in_loop(walk())
 
 
+def test_a_deadline_is_answered_when_it_passes_not_when_the_device_is_free():
+    """The device may be at its batch for a minute; the client asked for less."""
+
+    async def walk():
+        async with Queue() as queue:
+            await queue.make_busy()
+            late = queue.ask("a", deadline=time.monotonic() + 0.02)
+            with pytest.raises(DeadlineExpired):
+                await asyncio.wait_for(late, 10)
+
+    in_loop(walk())
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, -math.inf, math.nan])
+def test_a_deadline_that_is_none_or_has_passed_is_not_run(seconds):
+    """Whatever number comes: it is refused, and the loop goes on."""
+
+    async def walk():
+        async with Queue() as queue:
+            await queue.make_busy()
+            late = queue.ask("a", deadline=time.monotonic() + seconds)
+            queue.worker.gate.set()
+            with pytest.raises(DeadlineExpired):
+                await late
+            assert await queue.ask("b") == ["b!"]
+            assert queue.batches == [("s", ["b"])]
+
+    in_loop(walk())
+
+
+@pytest.mark.parametrize("seconds", [60.0, 1e9, 1e300, math.inf])
+def test_a_deadline_of_ages_is_no_hindrance(seconds):
+    """Clocks cannot count so far; nothing is kept of it once the answer is there."""
+
+    async def walk():
+        async with Queue() as queue:
+            place = queue.enter("a", deadline=time.monotonic() + seconds)
+            place.fill(["a"])
+            assert await queue.wait(place) == ["a!"]
+            assert await queue.ask("abcdefg", deadline=time.monotonic() + seconds)
+
+    in_loop(walk())
+
+
+def test_a_deadline_that_passes_before_a_second_try_is_kept():
+    """Its batch failed for another's sake; by its turn to be run apart its time is over."""
+
+    class Slow(FakeWorker):
+        async def predict(self, stream, items, *, learn=True):
+            await asyncio.sleep(0.1)
+            return await super().predict(stream, items)
+
+    async def walk():
+        async with Queue() as queue:
+            await queue.make_busy()
+            queue.batcher._worker = worker = Slow()
+            tasks = [queue.ask(["poison"]), queue.ask("a", deadline=time.monotonic() + 0.15)]
+            queue.worker.gate.set()
+            bad, late = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(bad, PredictionFailed)
+            assert isinstance(late, DeadlineExpired)
+            assert [images for _, images in worker.batches] == [["poison", "a"], ["poison"]]
+
+    in_loop(walk())
+
+
 # Limits
 
 
@@ -233,24 +300,93 @@ def test_a_request_larger_than_the_queue_is_too_large_not_too_early():
     in_loop(walk())
 
 
-def test_retry_after_follows_the_measured_rate():
-    """With 0.05 s an image measured and 60 waiting, three seconds are about right."""
+def pace_of(*measured, fixed=0.04, each=0.001):
+    pace = Pace()
+    for images in measured:
+        pace.measured(images, fixed + each * images)
+    return pace
+
+
+@pytest.mark.parametrize(
+    ("measured", "images"),
+    [
+        pytest.param([1] * 50, 100, id="a-lone-camera-then-a-burst"),
+        pytest.param([100] * 50, 100, id="full-batches"),
+        pytest.param([100] * 50, 1, id="full-batches-then-lone-cameras"),
+        pytest.param([100, *[1] * 500], 100, id="full-batches-long-ago"),
+        pytest.param([100, *[1] * 500], 50, id="a-size-between"),
+        pytest.param([1, 2, 3, 4, 3, 2, 1], 100, id="small-ones-that-gathered"),
+    ],
+)
+def test_the_time_of_a_batch_is_told_by_its_size(measured, images):
+    """A pass has a cost of its own: seconds an image of lone images say nothing of full batches."""
+    true = 0.04 + 0.001 * images
+    assert true / 1.5 <= pace_of(*measured).seconds(images) <= 1.5 * true
+
+
+@pytest.mark.parametrize("each", [0.0, 0.01, 1.0])
+@pytest.mark.parametrize("fixed", [0.0, 0.02, 5.0])
+def test_two_sizes_tell_all_others(fixed, each):
+    """A device whose pass costs nothing, one whose images do, and all between."""
+    pace = pace_of(*[1, 64] * 20, fixed=fixed, each=each)
+    for images in (1, 8, 64, 128):
+        assert pace.seconds(images) == pytest.approx(fixed + each * images, abs=1e-9)
+
+
+def test_one_slow_batch_promises_nothing_below_zero():
+    """A small batch that took longer than a large one, as the first often does."""
+    pace = Pace()
+    for images, seconds in ((1, 2.0), (4, 0.1), (100, 0.3)):
+        pace.measured(images, seconds)
+    assert all(0 < pace.seconds(images) <= 3 for images in (1, 2, 3, 4, 50, 100, 200))
+
+
+def test_retry_after_is_the_time_that_the_queue_takes():
+    """Ten full batches of 1 s, or the same images as lone ones of sixty streams."""
+
+    async def walk():
+        async with Queue(max_batch=6, max_images=60) as queue:
+            for _ in range(10):
+                queue.batcher._pace.measured(6, 1.0)
+                queue.batcher._pace.measured(1, 0.5)
+            assert queue.batcher.retry_after() == 1
+            place = queue.enter("x" * 60)
+            assert queue.batcher.retry_after() == 10
+            place.leave()
+            places = [queue.enter("x", stream=str(number)) for number in range(60)]
+            with pytest.raises(QueueFull) as full:
+                queue.enter("x")
+            assert full.value.retry_after == 30
+            for place in places:
+                place.leave()
+
+    in_loop(walk())
+
+
+def test_retry_after_sees_that_the_batch_at_hand_takes_longer_than_its_like():
+    """The device has become slow: what was measured before is no promise."""
 
     async def walk():
         async with Queue(max_batch=1, max_images=60) as queue:
-            queue.worker.gate.clear()
-            queue.worker.started.clear()
-            first = queue.ask("a")
-            await queue.worker.started.wait()
-            await asyncio.sleep(0.05)
-            queue.worker.gate.set()
-            await first
-            await settle()
-            assert queue.batcher.retry_after() == 1
+            queue.batcher._pace.measured(1, 0.05)
             await queue.make_busy()
-            waiting = queue.enter("x" * 60)
-            assert 3 <= queue.batcher.retry_after() <= 60
-            waiting.leave()
+            place = queue.enter("x" * 60)
+            assert queue.batcher.retry_after() <= 4
+            queue.batcher._batch_began -= 0.5
+            assert queue.batcher.retry_after() >= 30
+            place.leave()
+
+    in_loop(walk())
+
+
+def test_a_request_has_an_image_or_more():
+    """A place that was counted for none could never be answered."""
+
+    async def walk():
+        async with Queue() as queue:
+            with pytest.raises(ValueError, match="1 image or more"):
+                queue.enter([])
+            queue.batcher._queues["s"][0].leave()
 
     in_loop(walk())
 

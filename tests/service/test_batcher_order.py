@@ -7,7 +7,6 @@ import pytest
 
 from tests.fixtures.queue import Queue, in_loop, settle
 
-
 # Batches: one stream, in order, whole
 
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from service.errors import NotReady, PredictionFailed, Refused
 from tests.fixtures.queue import FakeWorker, Queue, in_loop, no_logs
 
-
 # All together
 
 REQUEST = st.fixed_dictionaries(
@@ -109,7 +108,8 @@ def test_whatever_arrives_every_request_ends_in_order(requests, max_batch, drain
         sizes = Counter(number for number, _ in images)
         for number, count in sizes.items():
             size = requests[number]["images"]
-            assert count == size or size > max_batch
+            # Who failed may be run in parts, to find which of the images is at fault.
+            assert count == size or size > max_batch or requests[number]["kind"] != "good"
             if count == max_batch < size:
                 assert len(sizes) == 1
     for stream, numbers in arrivals.items():
@@ -126,7 +126,8 @@ def test_whatever_arrives_every_request_ends_in_order(requests, max_batch, drain
 def _was_run_apart(requests, batches, number):
     """Whether a batch of the request failed for another's sake, so that it was run again."""
     return any(
-        number in (n for n, _ in images) and "poison" in (requests[n]["kind"] for n, _ in images)
+        number in (n for n, _ in images)
+        and {requests[n]["kind"] for n, _ in images} & {"poison", "nan"}
         for _, images in batches
     )
 
@@ -137,14 +138,14 @@ def test_the_wait_of_a_queue_with_nothing_in_it_is_endless_not_busy():
     async def walk():
         async with Queue() as queue:
             looks = 0
-            expire = queue.batcher._expire
+            compose = queue.batcher._compose
 
-            def counting(now):
+            def counting(places):
                 nonlocal looks
                 looks += 1
-                expire(now)
+                return compose(places)
 
-            queue.batcher._expire = counting
+            queue.batcher._compose = counting
             await asyncio.sleep(0.05)
             assert looks == 0
             assert math.isfinite(queue.batcher.oldest_age)
