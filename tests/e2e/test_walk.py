@@ -398,8 +398,8 @@ def test_scores_that_are_no_numbers_fail_their_own_request(serve, model, held, p
         assert "Image 2 of 2" in problem["detail"]
         assert len(ask(running, pictures[:4], labels=[0, 1, 2, 3])["predictions"]) == 4
         counters = running.at_rest()["counters"]
-        assert counters["labelled_images_total"] == 5
-        assert counters["images_total"] == 5
+        assert counters["labelled_images_total"] == 4
+        assert counters["images_total"] == 4
 
 
 def test_a_batch_with_scores_that_are_no_numbers_teaches_nothing(serve, make_method, pictures):
@@ -428,7 +428,7 @@ def test_a_batch_with_scores_that_are_no_numbers_teaches_nothing(serve, make_met
         fresh = ask(running, pictures[:8], params={"stream": "fresh"})
         ask(running, [*pictures[:7], black_png()], expect=500)
         status = running.at_rest()
-        assert status["streams"]["default"]["version"] == 0
+        assert "default" not in status["streams"]
         assert running.metric('ttc_adaptation_skipped_total{reason="non_finite"}') == warm + 1
         assert ask(running, pictures[:8])["predictions"] == fresh["predictions"]
 
@@ -541,9 +541,8 @@ def test_a_deadline_that_passes_is_answered_504_and_not_run(busy, pictures):
     running, gates = busy
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(ask, running, [pictures[1]], expect=504, params={"timeout": 0.05})
-        running.wait_for(lambda: running.metric("ttc_queue_oldest_age_seconds") > 0.1)
-        gates.open()
         assert late.result(60)["title"] == "Deadline expired"
+        gates.open()
     assert running.at_rest()["counters"]["images_total"] == 1
     assert running.metric('ttc_rejected_images_total{reason="deadline"}') == 1
 
@@ -701,6 +700,7 @@ def test_the_description_of_the_interface_is_complete(source_server):
         "id",
         "label",
         "timeout",
+        "learn",
     }
 
 
