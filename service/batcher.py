@@ -35,6 +35,8 @@ DELIVERY_SECONDS = 0.05
 HUNG_SECONDS = 300.0
 # Later deadlines are as good as none, and clocks cannot count so far.
 LONGEST_DEADLINE = 1e6
+# A batch at hand that takes so many times its like's time may have hung, and tells no more.
+MOST_SLOWER = 10.0
 # While batches of one size only have been seen: how many images a pass itself is worth.
 IMAGES_A_PASS_IS_WORTH = 40
 
@@ -316,7 +318,7 @@ class Batcher(Generic[Item, Answer]):
             total += self._pace.seconds(rest) if rest else 0.0
         if self._batch_began is not None and (expected := self._pace.seconds(self._batch_images)):
             # A batch that takes longer than its like tells of those behind it.
-            total *= max(1.0, self.batch_age / expected)
+            total *= min(max(1.0, self.batch_age / expected), MOST_SLOWER)
             total += max(0.0, expected - self.batch_age)
         return max(1.0, math.ceil(total))
 

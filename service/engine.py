@@ -248,9 +248,6 @@ class Engine:
         seconds = time.perf_counter() - started
         labels = [item.label for item in items]
         self._answered = _Answered(stream, record, said, labels, seconds)
-        if not said.sound.all():
-            failed = {"stream": stream, "images": int((~said.sound).sum())}
-            log.error("the model's scores are not finite numbers", extra={"fields": failed})
         return [
             Answer(said.answers, row, seconds)
             if said.sound[row]
@@ -267,6 +264,8 @@ class Engine:
         said = None
         try:
             said = _contained(self._run, record.method, images, learn)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # fewer images may fit: the queue tries that
         except Exception:
             if stream not in self._streams:
                 raise
@@ -275,8 +274,8 @@ class Engine:
                 said = _contained(self._run, record.method, images, learn)
         if said is not None and (said.sound.any() or stream not in self._streams):
             return said
-        source = self._source.fork()
         try:
+            source = self._source.fork()
             answer = _contained(self._run, source, images, learn)
         except Exception:
             if said is None:
@@ -316,9 +315,9 @@ class Engine:
         if answered is None or answered.stream != stream:
             return  # a reset came between: that batch is not to be learned from
         started = time.perf_counter()
+        self._count(answered)
         if answered.said.sound.all():
             record = self._streams.setdefault(stream, answered.record)
-            self._count(answered)
             record.images += len(answered.labels)
             record.batches += 1
             outcome = self._learn(stream, record, answered.said.prediction, learn)
@@ -372,7 +371,9 @@ class Engine:
     def _count(self, answered: _Answered, *, learn: bool = True) -> None:
         """Count a batch's answers, once the clients have them."""
         said = answered.said
-        if not said.sound.all():
+        if not said.sound.all():  # then nobody has an answer
+            failed = {"stream": answered.stream, "images": int((~said.sound).sum())}
+            log.error("the model's scores are not finite numbers", extra={"fields": failed})
             return
         self._metrics.stage_seconds.labels("forward").observe(answered.seconds)
         selects = learn and getattr(answered.record.method, "selects", True)
