@@ -1,142 +1,41 @@
-"""The device thread: what a method does to it, whatever the method does, and what of it stays."""
+"""The device thread: what stays of a batch that is bad, of a stream that cannot go on, of none."""
 
 import asyncio
-import logging
 import math
 
 import numpy as np
 import pytest
 import torch
-from prometheus_client import CollectorRegistry
-from torch import nn
 
 from service.batcher import Batcher
-from service.engine import Engine, Image
+from service.engine import Image
 from service.errors import PredictionFailed
-from service.metrics import SKIP_REASONS, Metrics
-from tests.fixtures.methods import ClassBalance, Plain
-from ttc_core.methods import Adaptation, Prediction, create
-from ttc_core.model import SourceModel
-
-CLASSES = 5
-WHITE = Image(np.full((16, 16, 3), 255, np.uint8))
-
-
-class Overflow(nn.Module):
-    """White images overflow, all others are ordinary."""
-
-    def forward(self, x):
-        return torch.where(x.mean((1, 2, 3), keepdim=True) > 0.99, x * math.inf, x)
-
-
-class Network(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.overflow, self.conv = Overflow(), nn.Conv2d(3, 8, 3, padding=1)
-        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, CLASSES)
-
-    def forward(self, x):
-        return self.head(torch.relu(self.norm(self.conv(self.overflow(x)))).mean((2, 3)))
+from tests.fixtures.engine import (
+    CLASSES,
+    WHITE,
+    Careless,
+    engine_of,
+    events_of,
+    logits_of,
+    make_model,
+    odd_engine,
+    pictures,
+    run,
+    step,
+    value,
+)
+from tests.fixtures.methods import Plain
+from ttc_core.methods import Adaptation, create
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return SourceModel(Network(), mean=(0,) * 3, std=(1,) * 3, size=16)
-
-
-def pictures(count, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 200, (count, 16, 16, 3), dtype=np.uint8)
-    return [Image(image) for image in pixels]
-
-
-def engine_of(source, **options):
-    registry = CollectorRegistry()
-    metrics = Metrics(registry, classes=CLASSES, model={})
-    return Engine(source, metrics, method_name="m", model_spec="x", **options)
-
-
-def value(engine, name, **labels):
-    return engine._metrics.registry.get_sample_value(name, labels)
-
-
-async def step(engine, images, *, stream="s", learn=True):
-    """Answer a batch and learn from it, as the queue does."""
-    rows = await engine.predict(stream, images, learn=learn)
-    await engine.adapt(stream, learn=learn)
-    return rows
-
-
-def run(engine, walk):
-    """Run a walk on an engine, then end its thread."""
-
-    async def whole():
-        try:
-            return await asyncio.wait_for(walk, 60)
-        finally:
-            engine.close()
-
-    logging.disable(logging.CRITICAL)  # failures that are meant
-    try:
-        return asyncio.run(whole())
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def logits_of(rows):
-    return np.stack([row.answers.logits[row.row] for row in rows])
-
-
-def events_of(engine):
-    return [event["event"] for event in engine.events]
-
-
-class Odd(ClassBalance):
-    """A method of a user's own that does as it is told: `Odd.predicts` and `Odd.adapts_by`."""
-
-    predicts = staticmethod(lambda method, images, prediction: prediction)
-    adapts_by = staticmethod(lambda method, outcome: outcome)
-
-    def predict(self, images):
-        return type(self).predicts(self, images, super().predict(images))
-
-    def adapt(self, prediction, *, learn=True):
-        return type(self).adapts_by(self, super().adapt(prediction, learn=learn))
+    return make_model()
 
 
 @pytest.fixture
 def odd(model, monkeypatch):
-    """An engine on an odd method, and how to make it odd once the first batch went well."""
-    engine = engine_of(Odd(model))
-
-    def make(**ways):
-        for name, way in ways.items():
-            monkeypatch.setattr(Odd, name, staticmethod(way))
-
-    return engine, make
-
-
-def raiser(error):
-    def way(*_):
-        raise error
-
-    return way
-
-
-BAD_ERRORS = [
-    RuntimeError("broken"),
-    torch.OutOfMemoryError("one allocation failed"),
-    MemoryError(),
-    SystemExit(3),
-    KeyboardInterrupt(),
-    GeneratorExit(),
-    StopIteration(),
-    StopAsyncIteration(),
-    asyncio.CancelledError(),
-    asyncio.InvalidStateError(),
-    TimeoutError(),
-    RuntimeError("x" * 1_000_000),
-]
+    return odd_engine(model, monkeypatch)
 
 
 # One bad image, or a bad pass
@@ -188,14 +87,6 @@ def test_a_batch_with_a_bad_row_teaches_nothing_whatever_the_method(model):
     run(engine, walk())
 
 
-class Careless(Plain):
-    learned = 0
-
-    def adapt(self, prediction):
-        self.learned += 1
-        return Adaptation()
-
-
 def test_a_first_pass_that_fails_takes_no_place(model):
     """A stream is one once something was answered: not by an error, nor by bad rows."""
     engine = engine_of(create("ttc", model, statistics="batch"))
@@ -210,203 +101,6 @@ def test_a_first_pass_that_fails_takes_no_place(model):
         assert engine.streams == {}
         await step(engine, pictures(2), stream="d")
         assert list(engine.streams) == ["d"]
-
-    run(engine, walk())
-
-
-# A method that raises
-
-
-@pytest.mark.parametrize("error", BAD_ERRORS, ids=lambda error: type(error).__name__)
-def test_whatever_is_raised_while_predicting_ends_as_an_ordinary_error(odd, error):
-    """Neither the device's thread nor the event loop ends, and the stream is as it was."""
-    engine, make = odd
-
-    async def walk():
-        first = await step(engine, pictures(4))
-        before = engine.streams["s"].method.state()["supports"]["counts"].clone()
-        make(predicts=raiser(error))
-        with pytest.raises(Exception, match=r".*") as raised:
-            await engine.predict("s", pictures(4))
-        assert isinstance(raised.value, Exception)
-        make(predicts=lambda method, images, prediction: prediction)
-        assert len(await engine.predict("s", pictures(4))) == len(first)
-        assert torch.equal(engine.streams["s"].method.state()["supports"]["counts"], before)
-
-    run(engine, walk())
-
-
-@pytest.mark.parametrize("error", BAD_ERRORS, ids=lambda error: type(error).__name__)
-def test_a_failure_while_learning_leaves_the_stream_as_it_was(odd, error):
-    """Also where something had moved: nothing that was learned before is lost."""
-    engine, make = odd
-
-    async def walk():
-        for _ in range(3):
-            await step(engine, pictures(4))
-        expected = logits_of(await engine.predict("s", pictures(2)))
-        make(adapts_by=raiser(error))  # after the counts have moved
-        await step(engine, pictures(4, seed=2))
-        assert np.array_equal(logits_of(await engine.predict("s", pictures(2))), expected)
-        assert value(engine, "ttc_resets_total", cause="failure") == 0
-        assert value(engine, "ttc_adaptation_skipped_total", reason="failed") == 1
-        assert events_of(engine) == ["adaptation_failed"]
-        assert all(len(event["reason"]) < 400 for event in engine.events)
-
-    run(engine, walk())
-
-
-def test_a_want_of_memory_costs_ttc_no_step(model):
-    """Fifty steps are still there after one allocation that failed."""
-    engine = engine_of(create("tent", model, statistics="moving"))
-
-    async def walk():
-        for _ in range(5):
-            await step(engine, pictures(8))
-        method = engine.streams["s"].method
-        before = method.state()
-        learn = method._learner.learn
-        method._learner.learn = raiser(torch.OutOfMemoryError("no memory"))
-        await step(engine, pictures(8))
-        method._learner.learn = learn
-        assert engine.streams["s"].version == 5
-        for name, tensor in method.state()["affine"].items():
-            assert torch.equal(tensor, before["affine"][name])
-        await step(engine, pictures(8))
-        assert engine.streams["s"].version == 6
-
-    run(engine, walk())
-
-
-@pytest.mark.parametrize("broken", ["state", "restore", "both"])
-def test_where_the_state_before_cannot_be_had_the_stream_goes_back_to_the_source(
-    odd, broken, monkeypatch
-):
-    """It says so, and goes on."""
-    engine, make = odd
-
-    async def walk():
-        await step(engine, pictures(4))
-        for verb in ("state", "restore") if broken == "both" else (broken,):
-            monkeypatch.setattr(Odd, verb, raiser(NotImplementedError("mine has none")))
-        make(adapts_by=raiser(RuntimeError("in the middle")))
-        await step(engine, pictures(4))
-        assert value(engine, "ttc_resets_total", cause="failure") == 1
-        assert events_of(engine) == ["adaptation_failed", "reset"]
-        fresh = await engine.predict("fresh", pictures(2))
-        back = await engine.predict("s", pictures(2))
-        assert np.array_equal(logits_of(back), logits_of(fresh))
-
-    run(engine, walk())
-
-
-# A method that says odd things
-
-
-@pytest.mark.parametrize(
-    "outcome",
-    [
-        None,
-        "done",
-        {"loss": 1.0},
-        Adaptation(loss="high"),
-        Adaptation(selected="many"),
-        Adaptation(selected=math.nan),
-        Adaptation(skipped=object()),
-        Adaptation(skipped=["a", "list"]),
-        Adaptation(skipped="x" * 1_000_000),
-        Adaptation(skipped=""),
-        Adaptation(loss=torch.tensor(1.5), stepped=1, selected=torch.tensor(3)),
-        Adaptation(loss=math.nan, drift=None),
-    ],
-    ids=lambda outcome: repr(outcome)[:60],
-)
-def test_what_a_method_says_it_did_is_taken_or_told_as_a_failure(odd, outcome):
-    """Whatever it is, labels are those that are known, and texts are short."""
-    engine, make = odd
-
-    async def walk():
-        await step(engine, pictures(4))
-        make(adapts_by=lambda method, _: outcome)
-        await step(engine, pictures(4))
-        assert len(await step(engine, pictures(4))) == 4
-
-    run(engine, walk())
-    reasons = {
-        sample.labels["reason"]
-        for family in engine._metrics.registry.collect()
-        for sample in family.samples
-        if sample.name == "ttc_adaptation_skipped_total"
-    }
-    assert reasons == set(SKIP_REASONS)
-    assert all(len(repr(event)) < 3000 for event in engine.events)
-
-
-def rows_of(count, classes=CLASSES, version=0, dtype=torch.float32):
-    logits = torch.zeros(count, classes, dtype=dtype)
-    return Prediction(
-        logits, logits.softmax(1), torch.zeros(count), torch.zeros(count, dtype=torch.bool), version
-    )
-
-
-@pytest.mark.parametrize(
-    "prediction",
-    [
-        None,
-        "an answer",
-        torch.zeros(4, CLASSES),
-        rows_of(3),
-        rows_of(5),
-        rows_of(4, CLASSES + 1),
-        rows_of(4, version="two"),
-        rows_of(4, version=None),
-        Prediction(None, None, None, None, 0),
-        Prediction(torch.zeros(4, CLASSES), torch.zeros(4, 2), torch.zeros(4), torch.zeros(4), 0),
-    ],
-    ids=lambda prediction: repr(prediction)[:60],
-)
-def test_an_answer_of_another_shape_fails_the_request(odd, prediction):
-    """Nobody gets another's row, and no class that the model has not."""
-    engine, make = odd
-
-    async def walk():
-        make(predicts=lambda method, images, _: prediction)
-        with pytest.raises((TypeError, AttributeError)):
-            await engine.predict("s", pictures(4))
-        assert engine.streams == {}
-
-    run(engine, walk())
-
-
-@pytest.mark.parametrize("part", ["logits", "probabilities", "entropy"])
-def test_a_row_with_anything_that_is_no_number_is_no_answer(odd, part):
-    """JSON has no word for it, and a sum of a metric would never be one again."""
-    engine, make = odd
-
-    def spoil(method, images, prediction):
-        getattr(prediction, part)[1] = math.nan
-        return prediction
-
-    async def walk():
-        make(predicts=spoil)
-        rows = await step(engine, pictures(3))
-        assert [isinstance(row, PredictionFailed) for row in rows] == [False, True, False]
-        assert value(engine, "ttc_entropy_nats_count") == 0
-
-    run(engine, walk())
-
-
-@pytest.mark.parametrize("shown", ["three", None, math.nan, math.inf, object()], ids=repr)
-def test_what_a_method_shows_of_itself_is_a_number(odd, shown, monkeypatch):
-    """`/status` and the metrics can always be read."""
-    engine, _ = odd
-    for name in ("version", "pending_batches", "drift"):
-        monkeypatch.setattr(Odd, name, shown, raising=False)
-
-    async def walk():
-        await step(engine, pictures(2))
-        record = engine.streams["s"]
-        assert (record.version, record.pending_batches, record.drift) == (0, 0, 0.0)
 
     run(engine, walk())
 
