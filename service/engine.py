@@ -294,8 +294,9 @@ class Engine:
         shapes += [np.shape(part) for part in (answers.entropy, answers.selected)]
         if shapes != [(rows, classes)] * 2 + [(rows,)] * 2 or not isinstance(answers.version, int):
             raise TypeError(
-                f"predict must answer {rows} images of {classes} classes; got logits, "
-                f"probabilities, entropy and selected of shapes {shapes}"
+                f"predict must answer {rows} images of {classes} classes with a version that is an "
+                f"int; got logits, probabilities, entropy and selected of shapes {shapes} and a "
+                f"version that is {type(answers.version).__name__}"
             )
         return _Pass(prediction, answers, sound_rows(answers))
 
