@@ -6,9 +6,10 @@ import contextvars
 import logging
 import math
 import time
+from bisect import bisect
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Literal, Protocol, TypeVar
 
 from service import tracing
@@ -19,6 +20,7 @@ from service.errors import (
     QueueFull,
     Refused,
     TooLarge,
+    told,
 )
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,14 @@ AdaptPolicy = Literal["always", "idle", "never"]
 
 # Adaptation waits until the answers have left, but not for a client that is slow to read.
 DELIVERY_SECONDS = 0.05
+# A pass that takes longer will not end: nobody is kept waiting for it.
+HUNG_SECONDS = 300.0
+# Later deadlines are as good as none, and clocks cannot count so far.
+LONGEST_DEADLINE = 1e6
+# A batch at hand that takes so many times its like's time may have hung, and tells no more.
+MOST_SLOWER = 10.0
+# While batches of one size only have been seen: how many images a pass itself is worth.
+IMAGES_A_PASS_IS_WORTH = 40
 
 
 ItemIn = TypeVar("ItemIn", contravariant=True)
@@ -36,13 +46,22 @@ AnswerOut = TypeVar("AnswerOut", covariant=True)
 
 
 class Worker(Protocol[ItemIn, AnswerOut]):
-    """What runs a batch: one at a time, first `predict`, then `adapt`."""
+    """What runs a batch: one at a time, first `predict`, then `adapt` or `count`."""
 
-    async def predict(self, stream: str, items: Sequence[ItemIn]) -> Sequence[AnswerOut | Refused]:
-        """Answer each item, in order; one that failed by itself gets its error."""
+    async def predict(
+        self, stream: str, items: Sequence[ItemIn], *, learn: bool = True
+    ) -> Sequence[AnswerOut | Refused]:
+        """Answer each item, in order; one that failed by itself gets its error.
+
+        Args:
+            learn: off where it is known that `adapt` will not learn from these items.
+        """
 
     async def adapt(self, stream: str, *, learn: bool) -> None:
         """Learn from the batch just answered; without `learn`, only take note of it."""
+
+    async def count(self, stream: str) -> None:
+        """Count the batch just answered; nothing else moves."""
 
 
 class Observer(Protocol):
@@ -61,12 +80,18 @@ class Place(Generic[Item, Answer]):
     """
 
     def __init__(
-        self, batcher: "Batcher[Item, Answer]", stream: str, arrived: float, deadline: float | None
+        self,
+        batcher: "Batcher[Item, Answer]",
+        stream: str,
+        arrived: float,
+        deadline: float | None,
+        learn: bool = True,
     ) -> None:
         self._batcher = batcher
         # What the request's own log lines and spans know of it.
         self.context = contextvars.copy_context()
         self.stream, self.arrived, self.deadline = stream, arrived, deadline
+        self.learn = learn
         self.images = 0
         self.items: Sequence[Item] | None = None
         self.filled = arrived
@@ -74,15 +99,23 @@ class Place(Generic[Item, Answer]):
         self.queue_seconds = 0.0
         self.delivered = asyncio.Event()
         self._answers: list[Answer] = []
-        self._done: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[list[Answer]] = loop.create_future()
+        if deadline is not None:
+            # What is no number has passed already.
+            wait = min(max(0.0, deadline - arrived), LONGEST_DEADLINE)
+            timer = loop.call_later(wait, self._expire)
+            self._done.add_done_callback(lambda _: timer.cancel())
 
     def count(self, images: int) -> None:
-        """State how many images come.
+        """State how many images come, 1 or more.
 
         Raises:
             QueueFull: there is no room for them now.
             TooLarge: there never would be.
         """
+        if images < 1:
+            raise ValueError(f"a request has 1 image or more; got {images}")
         self._batcher.make_room(images, instead_of=self)
         self.images = images
 
@@ -123,10 +156,14 @@ class Place(Generic[Item, Answer]):
         if len(self._answers) == self.images and not self._done.done():
             self._done.set_result(self._answers)
 
+    def _expire(self) -> None:
+        if not self.taken:
+            self.fail(DeadlineExpired("The request's deadline passed before its turn came."))
+
     @property
-    def expires(self) -> float:
-        """When it is no longer to be run; never, once the first of its batches has begun."""
-        return math.inf if self.deadline is None or self.taken else self.deadline
+    def has_expired(self) -> bool:
+        """Whether it is no longer to be run; never, once a part of it was answered."""
+        return self.deadline is not None and not (self._answers or self.deadline > time.monotonic())
 
     @property
     def is_done(self) -> bool:
@@ -140,15 +177,61 @@ class Place(Generic[Item, Answer]):
 
 @dataclass(frozen=True)
 class Batch(Generic[Item, Answer]):
-    """Parts of requests of one stream, in order of arrival: (place, first image, last + 1)."""
+    """Parts of requests of one stream, in order of arrival: (place, first image, last + 1).
+
+    All of them are to be learned from, or none.
+    """
 
     stream: str
     parts: tuple[tuple[Place[Item, Answer], int, int], ...]
     reason: str
 
     @property
+    def learn(self) -> bool:
+        return self.parts[0][0].learn
+
+    @property
+    def items(self) -> list[Item]:
+        return [
+            item for place, start, stop in self.parts for item in (place.items or ())[start:stop]
+        ]
+
+    @property
     def images(self) -> int:
         return sum(stop - start for _, start, stop in self.parts)
+
+
+class Pace:
+    """How long a batch takes by the number of its images, as measured.
+
+    Sizes are remembered apart, by powers of two: hours of single images do not make forgotten what
+    a full batch takes.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[float, float]] = {}  # images and seconds, means of late
+
+    def measured(self, images: int, seconds: float) -> None:
+        """Take note of a batch."""
+        size, mean = self._known.get(images.bit_length(), (float(images), seconds))
+        self._known[images.bit_length()] = (
+            size + 0.2 * (images - size),
+            mean + 0.2 * (seconds - mean),
+        )
+
+    def seconds(self, images: int) -> float:
+        """What a batch of so many images will probably take; 0 before the first was measured."""
+        known = sorted(self._known.values())
+        if not known:
+            return 0.0
+        if len(known) == 1:
+            size, seconds = known[0]
+            each = seconds / (size + IMAGES_A_PASS_IS_WORTH)
+        else:
+            above = min(max(bisect(known, (images, 0.0)), 1), len(known) - 1)
+            (fewer, less), (size, seconds) = known[above - 1], known[above]
+            each = min(max((seconds - less) / (size - fewer), 0.0), seconds / size)
+        return seconds + each * (images - size)
 
 
 class Batcher(Generic[Item, Answer]):
@@ -183,21 +266,25 @@ class Batcher(Generic[Item, Answer]):
         self._draining = False
         self._running = False
         self._batch_began: float | None = None
-        self._seconds_per_image = 0.0
+        self._batch_images = 0
+        self._pace = Pace()
 
     # What a request does
 
-    def enter(self, stream: str, *, deadline: float | None = None) -> Place[Item, Answer]:
+    def enter(
+        self, stream: str, *, deadline: float | None = None, learn: bool = True
+    ) -> Place[Item, Answer]:
         """Take a place at the end of the stream's queue.
 
         Args:
             deadline: monotonic time after which the request is not to be run.
+            learn: off: it is answered, and nothing moves.
 
         Raises:
             QueueFull, NotReady: no place is to be had.
         """
         self.check_open()
-        place = Place(self, stream, time.monotonic(), deadline)
+        place = Place(self, stream, time.monotonic(), deadline, learn)
         self._queues.setdefault(stream, deque()).append(place)
         return place
 
@@ -205,6 +292,8 @@ class Batcher(Generic[Item, Answer]):
         """Raise NotReady or QueueFull if a request had better not come at all."""
         if self._draining or not self._running:
             raise NotReady("The service is starting or shutting down; try again shortly.")
+        if self.batch_age > HUNG_SECONDS:
+            raise _hung()
         self.make_room(1)
 
     def make_room(self, images: int, *, instead_of: Place[Item, Answer] | None = None) -> None:
@@ -222,7 +311,16 @@ class Batcher(Generic[Item, Answer]):
 
     def retry_after(self) -> float:
         """Seconds in which what waits now will probably have been answered; at least 1."""
-        return max(1.0, math.ceil(self.waiting_images * self._seconds_per_image))
+        total = 0.0
+        for queue in self._queues.values():
+            full, rest = divmod(sum(map(_images_waiting, queue)), self._max_batch)
+            total += full * self._pace.seconds(self._max_batch)
+            total += self._pace.seconds(rest) if rest else 0.0
+        if self._batch_began is not None and (expected := self._pace.seconds(self._batch_images)):
+            # A batch that takes longer than its like tells of those behind it.
+            total *= min(max(1.0, self.batch_age / expected), MOST_SLOWER)
+            total += max(0.0, expected - self.batch_age)
+        return max(1.0, math.ceil(total))
 
     def remove(self, place: Place[Item, Answer]) -> None:
         """Take a place out of the queue."""
@@ -286,29 +384,48 @@ class Batcher(Generic[Item, Answer]):
 
     async def _loop(self) -> None:
         self._running = True
+        batch: Batch[Item, Answer] | None = None
         try:
             while (batch := await self._next_batch()) is not None:
-                self._batch_began = time.monotonic()
-                try:
-                    await self._run_batch(batch)
-                except Exception:
-                    # Whatever this was, the next request must not suffer.
-                    log.exception("a batch of stream %s failed", batch.stream)
-                    _fail(batch, PredictionFailed("The service failed on this request."))
-                finally:
-                    self._batch_began = None
+                await self._run_guarded(batch)
+                batch = None  # its images need no memory any more
         finally:
             self._running = False
             stopped = NotReady("The service stopped before it came to this request.")
-            for queue in list(self._queues.values()):
-                for place in list(queue):
-                    place.fail(stopped)
+            for place in self._places(batch):
+                place.fail(stopped)
+
+    async def _run_guarded(self, batch: Batch[Item, Answer]) -> None:
+        """Run a batch; whatever happens to it, the next must not suffer, nor wait for ever."""
+        self._batch_began = time.monotonic()
+        self._watch(batch)
+        try:
+            await self._run_batch(batch)
+        except Exception:
+            log.exception("a batch of stream %s failed", batch.stream)
+            _fail(batch, PredictionFailed("The service failed on this request."))
+        finally:
+            self._watcher.cancel()
+            self._batch_began = None
+
+    def _watch(self, batch: Batch[Item, Answer]) -> None:
+        """Come again until the worker has not returned for too long; then answer everybody."""
+        rest = HUNG_SECONDS - self.batch_age
+        if rest > 0:
+            self._watcher = asyncio.get_running_loop().call_later(rest, self._watch, batch)
+            return
+        for place in self._places(batch):
+            place.fail(_hung())
+
+    def _places(self, batch: Batch[Item, Answer] | None) -> list[Place[Item, Answer]]:
+        """Who waits for an answer: in the batch, and in the queues."""
+        waiting = [place for queue in self._queues.values() for place in queue]
+        return waiting + [place for place, _, _ in (batch.parts if batch else ())]
 
     async def _next_batch(self) -> Batch[Item, Answer] | None:
         while True:
             self._changed.clear()
             now = time.monotonic()
-            self._expire(now)
             closable: list[Batch[Item, Answer]] = []
             wake = math.inf
             for stream, queue in self._queues.items():
@@ -327,19 +444,9 @@ class Batcher(Generic[Item, Answer]):
                 return batch
             if self._draining and not self._queues:
                 return None
-            expiries = (place.expires for queue in self._queues.values() for place in queue)
-            wake = min(wake, *expiries, math.inf)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if wake == math.inf else max(0.0, wake - now)):
                     await self._changed.wait()
-
-    def _expire(self, now: float) -> None:
-        for queue in list(self._queues.values()):
-            for place in list(queue):
-                if place.expires <= now:
-                    place.fail(
-                        DeadlineExpired("The request's deadline passed before its turn came.")
-                    )
 
     def _compose(
         self, queue: deque[Place[Item, Answer]]
@@ -347,12 +454,15 @@ class Batcher(Generic[Item, Answer]):
         """Return what the next batch of a stream would hold, and whether it can hold no more.
 
         A request still being decoded ends the batch: those behind it keep the order of arrival.
+        So does one that is not to be learned from behind those that are, and the reverse.
         """
         parts: list[tuple[Place[Item, Answer], int, int]] = []
         room = self._max_batch
         for place in queue:
             if place.items is None:
                 return parts, False
+            if parts and place.learn != parts[0][0].learn:
+                return parts, True
             rest = place.images - place.taken
             if rest >= self._max_batch and not parts:
                 return [(place, place.taken, place.taken + self._max_batch)], True
@@ -372,70 +482,144 @@ class Batcher(Generic[Item, Answer]):
             del self._queues[batch.stream]
 
     async def _run_batch(self, batch: Batch[Item, Answer]) -> None:
-        """Run a batch; if its forward pass fails, each request alone: only the culprit fails."""
-        # A client that went away between two batches of its request takes no place in this one.
+        """Count a batch and the waits of its requests, once; then run it."""
+        now = time.monotonic()
+        for place, start, _ in batch.parts:
+            if start == 0:
+                place.queue_seconds = now - place.filled
+                self._observer.waited(place.queue_seconds)
+                place.context.run(tracing.stage, "queue", place.queue_seconds)
+        self._observer.batch_closed(batch.reason, batch.images)
+        await self._run(batch)
+
+    async def _run(self, batch: Batch[Item, Answer]) -> None:
+        """Run a batch; if a row fails, run its requests in halves: only the culprits fail.
+
+        That takes at most twice as many passes as there are requests, and few for one culprit.
+        """
+        # A client that went away, or whose time is over, takes no place in this pass.
+        for place, _, _ in batch.parts:
+            if place.has_expired:
+                place.fail(DeadlineExpired("The request's deadline passed before it was answered."))
         parts = tuple(part for part in batch.parts if not part[0].is_done)
         if not parts:
             return
-        batch = Batch(batch.stream, parts, batch.reason)
+        batch = replace(batch, parts=parts)
         contexts = [place.context for place, _, _ in parts]
         with tracing.batch(contexts, stream=batch.stream, images=batch.images, reason=batch.reason):
             answered = await self._run_together(batch)
         if not answered:
-            for part in parts:
-                await self._run_batch(Batch(batch.stream, (part,), batch.reason))
+            for half in (parts[: len(parts) // 2], parts[len(parts) // 2 :]):
+                await self._run(replace(batch, parts=half))
 
     async def _run_together(self, batch: Batch[Item, Answer]) -> bool:
         """Predict, hand out the answers, then adapt; return whether its requests are answered."""
-        parts = batch.parts
-        started = time.monotonic()
-        for place, start, _ in parts:
-            if start == 0:
-                place.queue_seconds = started - place.filled
-                self._observer.waited(place.queue_seconds)
-                place.context.run(tracing.stage, "queue", place.queue_seconds)
-        self._observer.batch_closed(batch.reason, batch.images)
-        items = [item for place, start, stop in parts for item in (place.items or ())[start:stop]]
+        began = time.monotonic()
+        learn = batch.learn and self._learns_now
         try:
-            answers = await self._worker.predict(batch.stream, items)
-        except Exception as error:
-            if len(parts) > 1:
-                return False
-            log.error("the model failed on a request of stream %s: %r", batch.stream, error)
-            refusal = error if isinstance(error, Refused) else None
-            _fail(batch, refusal or PredictionFailed("The model failed on it."))
+            rows = await self._predict(batch.stream, batch.items, learn)
+        except Refused as error:  # of the whole stream, whoever asks
+            _fail(batch, error)
             return True
-        _hand_out(batch, answers)
-        await _delivered([place for place, _, _ in parts])
-        learn = self._adapt == "always" or (self._adapt == "idle" and not self._queues)
-        await self._worker.adapt(batch.stream, learn=learn)
-        seconds = (time.monotonic() - started) / len(items)
-        weight = 0.2 if self._seconds_per_image else 1.0
-        self._seconds_per_image += weight * (seconds - self._seconds_per_image)
+        except Exception as error:
+            if len(batch.parts) > 1:
+                return False
+            log.error("the model failed on a request of stream %s: %s", batch.stream, told(error))
+            await self._fail_culprit(batch, PredictionFailed("the model failed on it."))
+            return True
+        failed = [index for index, row in enumerate(rows) if isinstance(row, Refused)]
+        if failed and len(batch.parts) > 1:
+            return False
+        if failed:
+            await self._take_note(batch, learn=False)
+            refusal = rows[failed[0]]
+            assert isinstance(refusal, Refused)
+            only = failed[0] if len(failed) < len(rows) or len(rows) == 1 else None
+            await self._fail_culprit(batch, refusal, only)
+            return True
+        _hand_out(batch, [row for row in rows if not isinstance(row, Refused)])
+        await _delivered([place for place, _, _ in batch.parts])
+        await self._take_note(batch, learn=learn and self._learns_now)
+        self._pace.measured(batch.images, time.monotonic() - began)
         return True
+
+    @property
+    def _learns_now(self) -> bool:
+        return self._adapt == "always" or (self._adapt == "idle" and not self._queues)
+
+    async def _predict(
+        self, stream: str, items: list[Item], learn: bool
+    ) -> Sequence[Answer | Refused]:
+        self._batch_began, self._batch_images = time.monotonic(), len(items)
+        # A worker of few lines need not know of what is not asked of it.
+        options = {} if learn else {"learn": False}
+        rows = await self._worker.predict(stream, items, **options)
+        if len(rows) != len(items):
+            raise ValueError(f"{len(items)} images were to be answered, {len(rows)} were")
+        return rows
+
+    async def _take_note(self, batch: Batch[Item, Answer], *, learn: bool) -> None:
+        """Have the worker learn from the batch, or count it; no answer hangs on that."""
+        try:
+            if batch.learn:
+                await self._worker.adapt(batch.stream, learn=learn)
+            else:
+                await self._worker.count(batch.stream)
+        except Exception:
+            log.exception("what follows a batch of stream %s failed", batch.stream)
+
+    async def _fail_culprit(
+        self, batch: Batch[Item, Answer], refusal: Refused, index: int | None = None
+    ) -> None:
+        """Refuse the only request of a batch, and name the image at fault where it can be found."""
+        ((place, start, stop),) = batch.parts
+        if index is None:
+            index = 0 if stop - start == 1 else await self._culprit(batch)
+        if index is None:
+            place.fail(type(refusal)(f"The request's images together: {refusal}"))
+        else:
+            where = f"Image {start + index + 1} of {place.images}: "
+            place.fail(type(refusal)(f"{where}{refusal}", index=start + index))
+
+    async def _culprit(self, batch: Batch[Item, Answer]) -> int | None:
+        """Find the first image that fails by itself, in passes that add up to one or two batches.
+
+        Returns:
+            Its place in the batch; None where the images fail together only.
+        """
+        learn = batch.learn and self._learns_now
+
+        async def fails(start: int, stop: int) -> bool:
+            try:
+                rows = await self._predict(batch.stream, batch.items[start:stop], learn)
+            except Exception:
+                return True
+            return any(isinstance(row, Refused) for row in rows)
+
+        start, stop = 0, batch.images
+        while stop - start > 1:
+            middle = (start + stop) // 2
+            start, stop = (start, middle) if await fails(start, middle) else (middle, stop)
+        return start if await fails(start, stop) else None
 
 
 def _images_waiting(place: Place[Item, Answer]) -> int:
     return max(1, place.images - place.taken)
 
 
-def _hand_out(batch: Batch[Item, Answer], answers: Sequence[Answer | Refused]) -> None:
-    """Give each request its rows; one with a failed row fails as a whole, and alone."""
-    if len(answers) != batch.images:
-        raise ValueError(f"{batch.images} images were to be answered, {len(answers)} were")
+def _hung() -> NotReady:
+    return NotReady(
+        f"The device has not returned from a batch for {HUNG_SECONDS:g} seconds; the service is "
+        "to be started again, or --max-batch is too large for it."
+    )
+
+
+def _hand_out(batch: Batch[Item, Answer], answers: Sequence[Answer]) -> None:
+    """Give each request its rows."""
     position = 0
     for place, start, stop in batch.parts:
-        rows = answers[position : position + stop - start]
+        place.answer(answers[position : position + stop - start])
         position += stop - start
-        good: list[Answer] = []
-        for offset, row in enumerate(rows):
-            if isinstance(row, Refused):
-                where = f"Image {start + offset + 1} of {place.images}: "
-                place.fail(type(row)(where + str(row), index=start + offset))
-                break
-            good.append(row)
-        else:
-            place.answer(good)
 
 
 def _fail(batch: Batch[Item, Answer], error: Refused) -> None:

@@ -61,6 +61,7 @@ def predict_call(
     ids: Sequence[str | None] | None = None,
     stream: str | None = None,
     top_k: int = 1,
+    learn: bool = True,
 ) -> Call[PredictResponse]:
     """Build a request for predictions; may run in any thread, ahead of its sending.
 
@@ -70,6 +71,7 @@ def predict_call(
         ids: as many names, echoed in the answer.
         stream: whose stream the images belong to; None: the default one.
         top_k: how many classes each answer lists.
+        learn: off: the images are answered, and nothing moves.
 
     Raises:
         ValueError: no images, or another number of labels or ids.
@@ -90,6 +92,8 @@ def predict_call(
             if value is not None:
                 entry[name] = value if name == "id" else int(value)
     params = {} if top_k == 1 else {"top_k": str(top_k)}
+    if not learn:
+        params["learn"] = "false"
     return Call(
         "POST",
         "/predict",
@@ -235,9 +239,11 @@ class Client(_Connection):
         ids: Sequence[str | None] | None = None,
         stream: str | None = None,
         top_k: int = 1,
+        learn: bool = True,
     ) -> PredictResponse:
         """Classify image files, in one request; arguments as in `predict_call`."""
-        return self.send(predict_call(images, labels=labels, ids=ids, stream=stream, top_k=top_k))
+        call = predict_call(images, labels=labels, ids=ids, stream=stream, top_k=top_k, learn=learn)
+        return self.send(call)
 
     def reset(self, stream: str | None = None) -> ResetResponse:
         """Put a stream back to the source model; "*" means all, None the default one."""
@@ -298,9 +304,10 @@ class AsyncClient(_Connection):
         ids: Sequence[str | None] | None = None,
         stream: str | None = None,
         top_k: int = 1,
+        learn: bool = True,
     ) -> PredictResponse:
         """Classify image files, in one request; arguments as in `predict_call`."""
-        call = predict_call(images, labels=labels, ids=ids, stream=stream, top_k=top_k)
+        call = predict_call(images, labels=labels, ids=ids, stream=stream, top_k=top_k, learn=learn)
         return await self.send(call)
 
     async def reset(self, stream: str | None = None) -> ResetResponse:

@@ -108,6 +108,15 @@ class DeadlineExpired(Refused):
     reason = "deadline"
 
 
+def told(error: BaseException) -> str:
+    """An error in a line of at most 300 characters, whatever its own text does."""
+    try:
+        text = repr(error)
+    except Exception:
+        text = f"{type(error).__name__}, whose own text fails"
+    return text if len(text) <= 300 else f"{text[:300]}…"
+
+
 _ANSWERS: dict[type[Refused], tuple[int, str]] = {
     Unreadable: (400, "Unreadable request"),
     Unauthorized: (401, "Unauthorized"),

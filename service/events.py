@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from service import tracing
@@ -15,6 +16,7 @@ EVENTS_KEPT = 100
 # How long what repeats counts as one event: a skip a batch would bury everything else.
 REPEAT_SECONDS = 60.0
 MOST_REPEATED = 1000
+LONGEST_TEXT = 1000
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Events:
             error: whose traceback the log shows.
             fields: what else there is to tell: the stream, the reason.
         """
+        fields = _cut(fields)
         self._keep(event, fields)
         log.log(
             level, message or event, exc_info=error, extra={"fields": {"event": event, **fields}}
@@ -63,26 +66,42 @@ class Events:
 
         What is the same within a minute is one entry with a `count`. The log has the first at
         once, then at most one line a minute, whose `count` is of those since the line before; those
-        after its last line are counted in `/status` and the metric alone.
+        after its last line are counted in `/status` and the metric alone. Of more than
+        MOST_REPEATED that differ within a minute, the further ones are one entry without fields.
         """
         now = time.monotonic()
-        key = (event, *sorted(fields.items()))
+        fields = _cut(fields)
+        key: tuple[object, ...] = (event, *sorted(fields.items()))
+        if key not in self._repeated and len(self._repeated) >= MOST_REPEATED:
+            # They stand in the order in which they were logged: the first that is young ends it.
+            for old in list(takewhile(lambda k: self._is_old(k, now), self._repeated)):
+                del self._repeated[old]
+            if len(self._repeated) >= MOST_REPEATED:
+                key, fields = (event,), {}
         last = self._repeated.get(key)
-        if last is not None and now - last.logged < REPEAT_SECONDS:
+        if last is not None and not self._is_old(key, now):
             last.entry["count"] += 1
             last.untold += 1
             return
-        if len(self._repeated) >= MOST_REPEATED:
-            self._repeated = {
-                key: known
-                for key, known in self._repeated.items()
-                if now - known.logged < REPEAT_SECONDS
-            }
+        self._repeated.pop(key, None)
         self._repeated[key] = _Repeated(self._keep(event, {**fields, "count": 1}), now)
         count = 1 + (last.untold if last is not None else 0)
         log.info(event, extra={"fields": {"event": event, **fields, "count": count}})
+
+    def _is_old(self, key: tuple[object, ...], now: float) -> bool:
+        return now - self._repeated[key].logged >= REPEAT_SECONDS
 
     def _keep(self, event: str, fields: dict[str, Any]) -> dict[str, Any]:
         entry = {"time": time.time(), "event": event, **fields, **tracing.ids()}
         self._kept.append(entry)
         return entry
+
+
+def _cut(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields with their texts cut: some are a user's own, of any length."""
+    return {
+        name: f"{value[:LONGEST_TEXT]}…"
+        if isinstance(value, str) and len(value) > LONGEST_TEXT
+        else value
+        for name, value in fields.items()
+    }

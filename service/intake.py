@@ -85,11 +85,13 @@ class Intake:
         ids: list[str],
         labels: list[str],
         timeout: float | None,
+        learn: bool = True,
     ) -> Answered:
         """Answer a request's images, all or none.
 
         Args:
             timeout: seconds from now after which the request is not to be run.
+            learn: off: nothing is learned from the images, and nothing moves.
 
         Raises:
             Refused: the request is turned away. ClientGone: nobody waits any more.
@@ -103,9 +105,10 @@ class Intake:
         request.scope[NOTES] = notes
         try:
             self._batcher.check_open()
-            self._engine.admit(stream)
+            if learn:
+                self._engine.admit(stream)
             await self._receive(request, body, hold)
-            place = self._batcher.enter(stream, deadline=deadline)
+            place = self._batcher.enter(stream, deadline=deadline, learn=learn)
             request.scope[DELIVERED] = place.delivered.set
             upload = await self.in_pool(
                 lambda: parse_upload(

@@ -1,6 +1,7 @@
 """Every metric, declared once. Names, units and labels are those of README's table."""
 
 import platform
+from collections import Counter as Counts
 from collections import deque
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -27,7 +28,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 STAGES = ("decode", "queue", "forward", "adapt", "encode")
 BATCH_REASONS = ("full", "wait", "drain")
-SKIP_REASONS = ("none_selected", "non_finite", "shed")
+# A method of a user's own may have others: they are "other".
+SKIP_REASONS = ("none_selected", "non_finite", "shed", "failed", "other")
 RESET_CAUSES = ("request", "failure")
 LOSS_TERMS = ("entropy", "similarity", "total")
 REJECTION_REASONS = tuple(sorted({error.reason for error in STATUS if error.reason}))
@@ -180,7 +182,7 @@ class Metrics:
             f"the first {FEWEST_ANSWERS}.",
         )
         self.dominant_class.set(float("nan"))
-        self._answered: deque[int] = deque(maxlen=DOMINANCE_WINDOW)
+        self._answered: deque[tuple[str, int]] = deque(maxlen=DOMINANCE_WINDOW)
         self.last_reset = gauge(
             "ttc_last_reset_timestamp_seconds", "Unix time of the last reset; 0 for none."
         )
@@ -238,27 +240,38 @@ class Metrics:
         """Note how long a request waited for its batch."""
         self.stage_seconds.labels("queue").observe(seconds)
 
-    def count_answers(self, answers: Answers, labels: list[int | None], *, selects: bool) -> None:
-        """Count a batch's answers; rows that are not finite were no answers."""
-        finite = np.isfinite(answers.logits).all(axis=1)
+    def count_answers(
+        self, answers: Answers, labels: list[int | None], *, selects: bool, stream: str = ""
+    ) -> None:
+        """Count a batch's answers of a stream; rows that are not sound were no answers.
+
+        Args:
+            selects: whether `answers.selected` says what is learned from.
+        """
+        sound = sound_rows(answers)
         predicted = answers.predicted
-        self.images.inc(int(finite.sum()))
-        for entropy in answers.entropy[finite]:
+        self.images.inc(int(sound.sum()))
+        for entropy in answers.entropy[sound]:
             self.entropy.observe(float(entropy))
-        for confidence in answers.probabilities[finite].max(axis=1):
+        for confidence in answers.probabilities[sound].max(axis=1):
             self.confidence.observe(float(confidence))
         if self.predictions is not None:
-            counts = np.bincount(predicted[finite], minlength=self._classes)
+            counts = np.bincount(predicted[sound], minlength=self._classes)
             for index in np.flatnonzero(counts):
                 self.predictions.labels(str(index)).inc(int(counts[index]))
-        self._answered.extend(predicted[finite].tolist())
-        if len(self._answered) >= FEWEST_ANSWERS:
-            most = int(np.bincount(self._answered).max())
-            self.dominant_class.set(most / len(self._answered))
+        self._answered.extend((stream, answer) for answer in predicted[sound].tolist())
+        self._show_dominant_class()
         if selects:
-            self.considered.inc(int(finite.sum()))
-            self.selected.inc(int(answers.selected[finite].sum()))
-        self._count_truth(predicted[finite], list(compress(labels, finite)))
+            self.considered.inc(int(sound.sum()))
+            self.selected.inc(int(answers.selected[sound].sum()))
+        self._count_truth(predicted[sound], list(compress(labels, sound)))
+
+    def _show_dominant_class(self) -> None:
+        share = float("nan")
+        if len(self._answered) >= FEWEST_ANSWERS:
+            ((_, most),) = Counts(answer for _, answer in self._answered).most_common(1)
+            share = most / len(self._answered)
+        self.dominant_class.set(share)
 
     def _count_truth(self, predicted: NDArray[np.int64], labels: list[int | None]) -> None:
         right = [
@@ -275,7 +288,8 @@ class Metrics:
     def count_adaptation(self, outcome: Adaptation) -> None:
         """Count what became of a batch after it was answered."""
         if outcome.skipped is not None:
-            self.skipped.labels(outcome.skipped).inc()
+            known = outcome.skipped in SKIP_REASONS
+            self.skipped.labels(outcome.skipped if known else "other").inc()
         if outcome.stepped:
             self.steps.inc()
             self.last_step.set_to_current_time()
@@ -287,12 +301,13 @@ class Metrics:
             if value is not None:
                 self.loss.labels(term).set(value)
 
-    def count_reset(self, cause: str) -> None:
+    def count_reset(self, cause: str, stream: str) -> None:
         """Count a stream put back to the source; what it answered before is no sign of now."""
         self.resets.labels(cause).inc()
         self.last_reset.set_to_current_time()
-        self._answered.clear()
-        self.dominant_class.set(float("nan"))
+        kept = [(name, answer) for name, answer in self._answered if name != stream]
+        self._answered = deque(kept, maxlen=DOMINANCE_WINDOW)
+        self._show_dominant_class()
 
     def counters(self) -> dict[str, float]:
         """The totals without labels, by their names without the prefix."""
@@ -302,6 +317,12 @@ class Metrics:
             for sample in family.samples
             if family.type == "counter" and sample.name.startswith("ttc_") and not sample.labels
         }
+
+
+def sound_rows(answers: Answers) -> NDArray[np.bool_]:
+    """(N,) which rows are answers: all their numbers are finite."""
+    table = (answers.logits, answers.probabilities, answers.entropy[:, None])
+    return np.asarray(np.isfinite(np.concatenate(table, axis=1)).all(axis=1))
 
 
 def unit_of(name: str) -> str:

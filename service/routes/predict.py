@@ -74,8 +74,10 @@ async def predict(
     id: Annotated[list[str] | None, Query(description="echoed; one an image")] = None,
     label: Annotated[list[str] | None, Query(description="true class; one an image")] = None,
     timeout: Annotated[
-        float | None, Query(gt=0, description="seconds after which not to run the request")
+        float | None,
+        Query(gt=0, allow_inf_nan=False, description="seconds after which not to run the request"),
     ] = None,
+    learn: Annotated[bool, Query(description="false: answer only; nothing moves")] = True,
 ) -> JSONResponse:
     """Classify one or many images.
 
@@ -87,13 +89,15 @@ async def predict(
         raise OutOfRange(f"top_k must be 1 to {classes}, the number of classes; got {top_k}.")
     name = stream or x_session_id or DEFAULT_STREAM
     answered = await service.intake.predict(
-        request, stream=name, ids=id or [], labels=label or [], timeout=timeout
+        request, stream=name, ids=id or [], labels=label or [], timeout=timeout, learn=learn
     )
     # A large answer takes a while to build: not on the event loop.
-    return await service.intake.in_pool(partial(_response, service, name, answered, top_k))
+    return await service.intake.in_pool(partial(_response, service, name, answered, top_k, learn))
 
 
-def _response(service: Service, stream: str, answered: Answered, top_k: int) -> JSONResponse:
+def _response(
+    service: Service, stream: str, answered: Answered, top_k: int, learn: bool
+) -> JSONResponse:
     started = time.perf_counter()
     batches = [answer.answers for answer in answered.answers]
     content = {
@@ -103,6 +107,7 @@ def _response(service: Service, stream: str, answered: Answered, top_k: int) -> 
         "batch_size": _one_or_list(batches, [len(batch.logits) for batch in batches]),
         "predictions": [
             _prediction(answer, identifier, top_k, service.source.model.class_names)
+            | ({} if learn else {"selected": False})
             for answer, identifier in zip(answered.answers, answered.upload.ids, strict=True)
         ],
     }

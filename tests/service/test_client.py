@@ -127,6 +127,15 @@ def test_reset_names_the_stream_and_sends_the_token(service, ask):
 
 
 @both
+def test_images_can_be_asked_about_without_learning(service, ask):
+    """The option goes along only where it is not the default."""
+    for learn in (True, False):
+        service.will_answer(PREDICTION)
+        ask(service.url, "predict", [b"x"], learn=learn)
+    assert [path for _, path, _, _ in service.asked] == ["/predict", "/predict?learn=false"]
+
+
+@both
 def test_a_refusal_carries_the_servers_sentence(service, ask):
     """Status, sentence, Retry-After and request id are all there for the caller."""
     service.will_answer(PROBLEM, 429, Retry_After="2.5")

@@ -14,8 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import (
     ACCURACY_WINDOW,
+    DOMINANCE_WINDOW,
     LAGS_KEPT,
     MOST_CLASS_LABELS,
+    SKIP_REASONS,
     Metrics,
     unit_of,
     versions,
@@ -73,7 +75,9 @@ FROM_THE_START = {
     },
     ("ttc_batches_total", "reason"): {"full", "wait", "drain"},
     ("ttc_loss", "term"): {"entropy", "similarity", "total"},
-    ("ttc_adaptation_skipped_total", "reason"): {"none_selected", "non_finite", "shed"},
+    ("ttc_adaptation_skipped_total", "reason"): {
+        *("none_selected", "non_finite", "shed", "failed", "other"),
+    },
     ("ttc_resets_total", "cause"): {"request", "failure"},
     ("ttc_predictions_total", "class"): set(map(str, range(10))),
 }
@@ -270,11 +274,32 @@ def test_the_share_of_the_most_frequent_class_is_of_the_last_answers(metrics):
 
 def test_a_reset_is_counted_with_its_moment_and_clears_what_was_before(metrics):
     """The share of the most frequent class was a sign of the state that is gone."""
-    metrics.count_answers(answers([3] * 200), [None] * 200, selects=False)
-    metrics.count_reset("request")
+    metrics.count_answers(answers([3] * 200), [None] * 200, selects=False, stream="gate")
+    metrics.count_reset("request", "gate")
     assert value(metrics, "ttc_resets_total", cause="request") == 1
     assert value(metrics, "ttc_last_reset_timestamp_seconds") > 1.6e9
     assert math.isnan(value(metrics, "ttc_dominant_class_ratio"))
+
+
+def test_a_reset_of_one_stream_does_not_blind_the_others(metrics):
+    """Their answers still show a collapse; only those of the stream that was reset are gone."""
+    metrics.count_answers(answers([3] * 200), [None] * 200, selects=False, stream="gate")
+    metrics.count_answers(answers([1] * 100), [None] * 100, selects=False, stream="yard")
+    metrics.count_reset("request", "nobody")
+    assert value(metrics, "ttc_dominant_class_ratio") == pytest.approx(2 / 3)
+    metrics.count_reset("failure", "gate")
+    assert value(metrics, "ttc_dominant_class_ratio") == 1
+    metrics.count_answers(answers([1] * 900), [None] * 900, selects=False, stream="yard")
+    assert len(metrics._answered) == DOMINANCE_WINDOW
+
+
+@pytest.mark.parametrize("reason", ["", "mine", "guard", "x" * 1_000_000, "none_selected\n"])
+def test_reasons_of_a_users_own_are_one_label(metrics, reason):
+    """A text a batch would be a series a batch."""
+    metrics.count_adaptation(Adaptation(skipped=reason))
+    assert value(metrics, "ttc_adaptation_skipped_total", reason="other") == 1
+    (family,) = (f for f in metrics.registry.collect() if f.name == "ttc_adaptation_skipped")
+    assert {sample.labels["reason"] for sample in family.samples} == set(SKIP_REASONS)
 
 
 def test_no_loss_is_not_a_loss_of_zero(metrics):

@@ -1,0 +1,317 @@
+"""What goes wrong with a batch costs nobody else an answer."""
+
+import asyncio
+
+import pytest
+
+from service import batcher
+from service.batcher import Batcher
+from service.errors import NotReady, OutOfRange, PredictionFailed
+from tests.fixtures.queue import FakeWorker, Queue, in_loop, no_logs, settle
+
+# What goes wrong
+
+
+def test_one_failing_request_fails_alone():
+    """When the forward pass fails, its requests are run apart and only the culprit fails."""
+
+    async def walk():
+        async with Queue() as queue:
+            await queue.make_busy()
+            tasks = [queue.ask(["a"]), queue.ask(["poison"]), queue.ask(["b", "c"])]
+            queue.worker.gate.set()
+            good, bad, fine = await asyncio.gather(*tasks, return_exceptions=True)
+            assert (good, fine) == (["a!"], ["b!", "c!"])
+            assert isinstance(bad, PredictionFailed)
+            assert await queue.ask("d") == ["d!"]
+
+    in_loop(walk())
+
+
+def test_a_refusal_of_the_worker_reaches_the_client_as_it_is():
+    """A worker that knows better than "failed" says so in its own sentence."""
+
+    class Picky(FakeWorker):
+        async def predict(self, stream, items):
+            raise OutOfRange("The stream is closed.")
+
+    async def walk():
+        async with Queue() as queue:
+            queue.batcher._worker = Picky()
+            with pytest.raises(OutOfRange, match=r"The stream is closed\."):
+                await queue.ask("a")
+
+    in_loop(walk())
+
+
+def test_a_failed_row_fails_its_own_request_only():
+    """A row that is not a number names itself; the others of the batch have their answers."""
+
+    async def walk():
+        async with Queue(max_batch=8) as queue:
+            await queue.make_busy()
+            tasks = [queue.ask(["a"]), queue.ask(["b", "nan"]), queue.ask(["c"])]
+            queue.worker.gate.set()
+            good, bad, fine = await asyncio.gather(*tasks, return_exceptions=True)
+            assert (good, fine) == (["a!"], ["c!"])
+            assert isinstance(bad, PredictionFailed)
+            assert bad.index == 1
+            assert str(bad) == "Image 2 of 2: not a number."
+            assert [images for _, images in queue.batches][1:] == [
+                ["a"],
+                ["b", "nan", "c"],
+                ["b", "nan"],
+                ["c"],
+            ]
+            await settle()
+            assert [entry[1:] for entry in queue.worker.log if entry[0] == "adapt"][1:] == [
+                ("a",),
+                ("b", "nan"),  # which the worker counts, and learns nothing from
+                ("c",),
+            ]
+            assert queue.worker.learned == [True, True, False, True]
+
+    in_loop(walk())
+
+
+def passes_of_sixteen(bad):
+    """Run sixteen requests of one image in a batch; return the passes, the answers, the queue."""
+
+    async def walk():
+        async with Queue(max_batch=16) as queue:
+            await queue.make_busy()
+            tasks = [queue.ask(["poison" if i in bad else f"{i}"]) for i in range(16)]
+            queue.worker.gate.set()
+            answers = await asyncio.gather(*tasks, return_exceptions=True)
+            return queue.batches, answers, queue.observer
+
+    with no_logs():
+        return in_loop(walk())
+
+
+@pytest.mark.parametrize("culprit", [0, 7, 15])
+def test_one_culprit_costs_few_passes(culprit):
+    """Halves are run, not each request alone: two passes a halving."""
+    batches, answers, _ = passes_of_sixteen({culprit})
+    assert len(batches) == 1 + 2 * 4
+    for number, answer in enumerate(answers):
+        assert isinstance(answer, PredictionFailed) == (number == culprit)
+
+
+def test_culprits_only_cost_at_most_two_passes_each():
+    """A client that sends nothing but what fails cannot keep the device for longer."""
+    batches, answers, _ = passes_of_sixteen(set(range(16)))
+    assert len(batches) == 2 * 16 - 1
+    assert all(isinstance(answer, PredictionFailed) for answer in answers)
+
+
+def test_a_batch_that_is_run_again_is_counted_once():
+    """One batch was closed, and each of its requests waited once."""
+    _, _, observer = passes_of_sixteen({3, 11})
+    assert observer.closed == [("wait", 1), ("full", 16)]
+    assert len(observer.waits) == 17
+
+
+class Together(FakeWorker):
+    """Every row of a pass fails with one of them, as under the statistics of the batch."""
+
+    bad = frozenset({"nan"})
+
+    async def predict(self, stream, items, *, learn=True):
+        self.batches.append((stream, list(items)))
+        if self.bad <= set(items):
+            return [PredictionFailed("not a number.") for _ in items]
+        return [f"{item}!" for item in items]
+
+
+@pytest.mark.parametrize("place", [0, 1, 5, 9])
+def test_the_image_that_spoils_its_request_is_named(place):
+    """All rows failed; passes that add up to two batches find whose fault it is."""
+    images = [str(i) for i in range(10)]
+    images[place] = "nan"
+
+    async def walk():
+        async with Queue(max_batch=16) as queue:
+            queue.batcher._worker = queue.worker = Together()
+            with pytest.raises(PredictionFailed) as failed:
+                await queue.ask(images)
+            assert failed.value.index == place
+            assert str(failed.value) == f"Image {place + 1} of 10: not a number."
+            assert sum(len(run) for _, run in queue.batches) <= 30
+
+    in_loop(walk())
+
+
+def test_images_that_fail_together_only_blame_none_of_them():
+    """Each is fine alone: the sentence is about the request."""
+
+    async def walk():
+        async with Queue(max_batch=16) as queue:
+            queue.batcher._worker = queue.worker = Together()
+            queue.worker.bad = frozenset("ad")
+            with pytest.raises(PredictionFailed, match="images together: not a number") as failed:
+                await queue.ask("abcd")
+            assert failed.value.index is None
+
+    in_loop(walk())
+
+
+@pytest.mark.parametrize("rows", [None, 7, ["one"], "abc", [], [None] * 3], ids=repr)
+def test_a_worker_that_answers_nonsense_fails_the_request(rows):
+    """Whatever comes back in place of two rows."""
+
+    class Odd(FakeWorker):
+        async def predict(self, stream, items, *, learn=True):
+            return rows
+
+    async def walk():
+        async with Queue() as queue:
+            queue.batcher._worker = Odd()
+            with pytest.raises(PredictionFailed):
+                await queue.ask("ab")
+
+    with no_logs():
+        in_loop(walk())
+
+
+def test_an_error_whose_own_text_fails_is_one_as_any_other():
+    """Nothing that a model raises breaks the telling of it."""
+
+    class Unspeakable(Exception):
+        def __repr__(self):
+            raise RuntimeError("no words")
+
+    class Odd(FakeWorker):
+        async def predict(self, stream, items, *, learn=True):
+            raise Unspeakable
+
+    async def walk():
+        async with Queue() as queue:
+            queue.batcher._worker = Odd()
+            with pytest.raises(PredictionFailed, match="Image 1 of 1: the model failed on it"):
+                await queue.ask("a")
+
+    in_loop(walk())
+
+
+def test_a_long_request_with_a_failed_row_is_not_run_to_its_end():
+    """The rest of a request that has failed takes no batch, and the index counts from its start."""
+
+    async def walk():
+        async with Queue(max_batch=2) as queue:
+            with pytest.raises(PredictionFailed) as failed:
+                await queue.ask(["a", "b", "nan", "c", "d", "e"])
+            assert failed.value.index == 2
+            await settle()
+            assert queue.batches == [("s", ["a", "b"]), ("s", ["nan", "c"])]
+
+    in_loop(walk())
+
+
+def test_too_few_answers_are_an_error_not_a_hang():
+    """A worker that forgets a row fails the batch; nobody waits for ever."""
+
+    class Forgetful(FakeWorker):
+        async def predict(self, stream, items):
+            await super().predict(stream, items)
+            return ["only one"]
+
+    async def walk():
+        async with Queue() as queue:
+            queue.batcher._worker = Forgetful()
+            with pytest.raises(PredictionFailed):
+                await queue.ask("ab")
+
+    in_loop(walk())
+
+
+def test_a_failing_adaptation_costs_no_answer():
+    """The answers are out by then; the next request is served."""
+
+    async def walk():
+        async with Queue() as queue:
+            queue.worker.crash_in_adapt = True
+            assert await queue.ask("a") == ["a!"]
+            assert await queue.ask("b") == ["b!"]
+            assert await queue.ask("abcdefghij") == [f"{letter}!" for letter in "abcdefghij"]
+
+    in_loop(walk())
+
+
+def test_a_failing_loop_starts_again():
+    """Who waited gets a refusal to act upon; who comes next is served; readiness comes back."""
+
+    class Fragile(Batcher):
+        breaks = False
+
+        def _compose(self, queue):
+            if self.breaks:
+                self.breaks = False
+                raise RuntimeError("the loop broke")
+            return super()._compose(queue)
+
+    async def walk():
+        async with Queue(Fragile) as queue:
+            queue.batcher.breaks = True
+            with pytest.raises(NotReady):
+                await queue.ask("a")
+            await settle()
+            assert queue.batcher.is_running
+            assert await queue.ask("b") == ["b!"]
+
+    in_loop(walk())
+
+
+# A worker that does not come back
+
+
+def test_a_cancelled_loop_leaves_nobody_of_its_batch_waiting():
+    """Those on the device end as those in the queue do, also a request cut over batches."""
+
+    async def walk():
+        queue = Queue(max_batch=2)
+        await queue.__aenter__()
+        queue.worker.gate.clear()
+        tasks = [queue.ask("abcde"), queue.ask("f", "other")]
+        await queue.worker.started.wait()
+        queue.loop.cancel()
+        ends = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+        assert [type(end) for end in ends] == [NotReady, NotReady]
+        assert not queue.batcher.is_running
+
+    in_loop(walk())
+
+
+@pytest.mark.parametrize("hangs_in", ["predict", "adapt"])
+def test_nobody_waits_for_a_worker_that_hangs(monkeypatch, hangs_in):
+    """Who is in the batch, who waits and who comes gets a 503; it goes on if the worker does."""
+    monkeypatch.setattr(batcher, "HUNG_SECONDS", 0.1)
+
+    class Hanging(FakeWorker):
+        async def adapt(self, stream, *, learn):
+            if hangs_in == "adapt":
+                self.started.set()
+                await self.gate.wait()
+
+        async def predict(self, stream, items, *, learn=True):
+            if hangs_in == "predict":
+                return await super().predict(stream, items)
+            return items
+
+    async def walk():
+        async with Queue() as queue:
+            queue.batcher._worker = queue.worker = Hanging()
+            queue.worker.gate.clear()
+            first = queue.ask("a")
+            await queue.worker.started.wait()
+            behind = queue.ask("b", "other")
+            ends = await asyncio.wait_for(asyncio.gather(first, behind, return_exceptions=True), 10)
+            assert isinstance(ends[1], NotReady)
+            assert isinstance(ends[0], NotReady) or hangs_in == "adapt"
+            with pytest.raises(NotReady, match="has not returned"):
+                queue.ask("c")
+            queue.worker.gate.set()
+            await settle()
+            assert len(await queue.ask("d")) == 1
+
+    in_loop(walk())

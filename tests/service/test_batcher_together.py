@@ -1,0 +1,153 @@
+"""All rules of the queue together, whatever arrives."""
+
+import asyncio
+import math
+from collections import Counter, defaultdict
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.errors import NotReady, PredictionFailed, Refused
+from tests.fixtures.queue import FakeWorker, Queue, in_loop, no_logs
+
+# All together
+
+REQUEST = st.fixed_dictionaries(
+    {
+        "stream": st.sampled_from("xyz"),
+        "images": st.integers(1, 9),
+        "at": st.integers(0, 30),  # in turns of the event loop
+        "decode": st.integers(0, 20),
+        "leaves": st.none() | st.integers(0, 25),
+        "kind": st.sampled_from(["good", "good", "good", "poison", "nan"]),
+    }
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(requests=st.lists(REQUEST, max_size=14), max_batch=st.integers(1, 6), drain=st.booleans())
+def test_whatever_arrives_every_request_ends_in_order(requests, max_batch, drain):
+    """Random arrivals, sizes, decoding times, failures and departures: the rules hold together.
+
+    Each request ends (answered, failed, left or refused); a batch has one stream and at most
+    max_batch images; images of a stream are run in order of arrival; a request that fits is not
+    cut, and nobody's failure is another's.
+    """
+    arrivals = defaultdict(list)
+    outcomes = {}
+
+    async def request(queue, number, plan):
+        for _ in range(plan["at"]):
+            await asyncio.sleep(0)
+        images = [(number, index) for index in range(plan["images"])]
+        try:
+            place = queue.enter(images, plan["stream"])
+        except NotReady:
+            outcomes[number] = "refused"
+            return
+        arrivals[plan["stream"]].append(number)
+        try:
+            for _ in range(plan["decode"]):
+                await asyncio.sleep(0)
+            place.fill(images)
+            outcomes[number] = await place.answers()
+        except Refused as error:
+            outcomes[number] = error
+        except asyncio.CancelledError:
+            outcomes[number] = "left"
+        finally:
+            place.leave()
+
+    async def leave_after(task, turns):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+
+    class Worker(FakeWorker):
+        async def predict(self, stream, items):
+            self.batches.append((stream, list(items)))
+            await asyncio.sleep(0)
+            kinds = [requests[number]["kind"] for number, _ in items]
+            if "poison" in kinds:
+                raise RuntimeError("the model broke")
+            return [
+                PredictionFailed("nan") if kind == "nan" else item
+                for item, kind in zip(items, kinds, strict=True)
+            ]
+
+    async def walk():
+        async with Queue(max_batch=max_batch) as queue:
+            queue.batcher._worker = queue.worker = Worker()
+            async with asyncio.TaskGroup() as group:
+                for number, plan in enumerate(requests):
+                    task = group.create_task(request(queue, number, plan))
+                    if plan["leaves"] is not None:
+                        group.create_task(leave_after(task, plan["at"] + plan["leaves"]))
+                if drain:
+                    for _ in range(15):
+                        await asyncio.sleep(0)
+                    queue.batcher.drain()
+            assert queue.batcher.waiting_images == 0
+        return queue.worker.batches
+
+    with no_logs():
+        batches = in_loop(walk())
+
+    for number, plan in enumerate(requests):
+        outcome = outcomes.get(number, "left")  # left before it came
+        whole = [(number, index) for index in range(plan["images"])]
+        if plan["kind"] == "good":
+            assert outcome in ("left", "refused", whole)
+        else:
+            assert outcome in ("left", "refused") or isinstance(outcome, PredictionFailed)
+        if outcome not in ("left", "refused") and plan["leaves"] is None and not drain:
+            assert outcome == whole or plan["kind"] != "good"
+    for stream, images in batches:
+        assert 1 <= len(images) <= max_batch
+        assert {requests[number]["stream"] for number, _ in images} == {stream}
+        sizes = Counter(number for number, _ in images)
+        for number, count in sizes.items():
+            size = requests[number]["images"]
+            # Who failed may be run in parts, to find which of the images is at fault.
+            assert count == size or size > max_batch or requests[number]["kind"] != "good"
+            if count == max_batch < size:
+                assert len(sizes) == 1
+    for stream, numbers in arrivals.items():
+        first_run = list(
+            dict.fromkeys(n for s, images in batches if s == stream for n, _ in images)
+        )
+        assert first_run == [number for number in numbers if number in first_run]
+    for number, plan in enumerate(requests):
+        run = [item for _, images in batches for item in images if item[0] == number]
+        if plan["kind"] == "good" and outcomes.get(number) not in ("left", None):
+            assert sorted(set(run)) == sorted(run) or _was_run_apart(requests, batches, number)
+
+
+def _was_run_apart(requests, batches, number):
+    """Whether a batch of the request failed for another's sake, so that it was run again."""
+    return any(
+        number in (n for n, _ in images)
+        and {requests[n]["kind"] for n, _ in images} & {"poison", "nan"}
+        for _, images in batches
+    )
+
+
+def test_the_wait_of_a_queue_with_nothing_in_it_is_endless_not_busy():
+    """Without requests the loop sleeps: it looks at the queues once, not again and again."""
+
+    async def walk():
+        async with Queue() as queue:
+            looks = 0
+            compose = queue.batcher._compose
+
+            def counting(places):
+                nonlocal looks
+                looks += 1
+                return compose(places)
+
+            queue.batcher._compose = counting
+            await asyncio.sleep(0.05)
+            assert looks == 0
+            assert math.isfinite(queue.batcher.oldest_age)
+
+    in_loop(walk())

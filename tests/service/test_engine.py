@@ -1,0 +1,274 @@
+"""The device thread: what stays of a batch that is bad, of a stream that cannot go on, of none."""
+
+import asyncio
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from service.batcher import Batcher
+from service.engine import Image
+from service.errors import PredictionFailed
+from tests.fixtures.engine import (
+    CLASSES,
+    WHITE,
+    Careless,
+    engine_of,
+    events_of,
+    logits_of,
+    make_model,
+    odd_engine,
+    pictures,
+    run,
+    step,
+    value,
+)
+from tests.fixtures.methods import Plain
+from ttc_core.methods import Adaptation, create
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture
+def odd(model, monkeypatch):
+    return odd_engine(model, monkeypatch)
+
+
+# One bad image, or a bad pass
+
+
+@pytest.mark.parametrize("statistics", ["source", "moving", "batch"])
+def test_an_image_that_overflows_costs_no_other_request_its_answer(model, statistics):
+    """Whatever the layers take their statistics from; the others are learned from, too."""
+    engine = engine_of(create("ttc", model, statistics=statistics))
+
+    async def walk():
+        batcher = Batcher(engine, engine._metrics, max_batch=10, max_wait=0, max_images=100)
+        loop = asyncio.create_task(batcher.run())
+        await asyncio.sleep(0)
+        images = [*pictures(3), WHITE, *pictures(2, seed=1)]
+        places = [batcher.enter("s") for _ in images]
+        for place in places:
+            place.count(1)
+        for place, image in zip(places, images, strict=True):
+            place.fill([image])
+            place.delivered.set()
+        ends = await asyncio.gather(*(p.answers() for p in places), return_exceptions=True)
+        batcher.drain()
+        await loop
+        return ends
+
+    ends = run(engine, walk())
+    assert [isinstance(end, PredictionFailed) for end in ends] == [False] * 3 + [True, False, False]
+    assert value(engine, "ttc_images_total") == 5
+    assert engine.streams["s"].images == 5
+    assert value(engine, "ttc_adaptation_skipped_total", reason="non_finite") == 1
+    assert value(engine, "ttc_batches_total", reason="wait") + value(
+        engine, "ttc_batches_total", reason="full"
+    ) == value(engine, "ttc_batch_images_count")
+
+
+def test_a_batch_with_a_bad_row_teaches_nothing_whatever_the_method(model):
+    """The method is not even asked: one of a user's own may not look."""
+    engine = engine_of(Careless(model))
+
+    async def walk():
+        await step(engine, pictures(4))
+        with_bad = await step(engine, [*pictures(2), WHITE])
+        assert [isinstance(row, PredictionFailed) for row in with_bad] == [False, False, True]
+        assert engine.streams["s"].method.learned == 1
+        assert engine.streams["s"].images == 4
+        assert value(engine, "ttc_images_total") == 4
+
+    run(engine, walk())
+
+
+def test_a_first_pass_that_fails_takes_no_place(model):
+    """A stream is one once something was answered: not by an error, nor by bad rows."""
+    engine = engine_of(create("ttc", model, statistics="batch"))
+
+    async def walk():
+        mixed = [Image(np.zeros((16, 16, 3), np.uint8)), Image(np.zeros((8, 8, 3), np.uint8))]
+        with pytest.raises(ValueError, match="same shape"):
+            await engine.predict("a", mixed)
+        await step(engine, [WHITE], stream="b")
+        await engine.predict("c", pictures(2), learn=False)
+        await engine.count("c")
+        assert engine.streams == {}
+        await step(engine, pictures(2), stream="d")
+        assert list(engine.streams) == ["d"]
+
+    run(engine, walk())
+
+
+# A stream that cannot go on
+
+
+@pytest.mark.parametrize("fault", [math.nan, math.inf])
+def test_a_stream_whose_state_answers_nothing_goes_back_to_the_source(model, fault):
+    """What the source can answer is answered at once, and the reset is told."""
+    engine = engine_of(create("tent", model, statistics="moving"))
+
+    async def walk():
+        await step(engine, pictures(8))
+        fresh = logits_of(await engine.predict("fresh", pictures(4)))
+        method = engine.streams["s"].method
+        state = method.state()
+        for tensor in state["affine"].values():
+            tensor.fill_(fault)
+        method.restore(state)
+        rows = await step(engine, pictures(4))
+        assert np.array_equal(logits_of(rows), fresh)
+        assert value(engine, "ttc_resets_total", cause="failure") == 1
+        assert events_of(engine)[-1] == "reset"
+        await step(engine, pictures(4))
+        assert value(engine, "ttc_resets_total", cause="failure") == 1
+
+    run(engine, walk())
+
+
+def test_a_state_in_which_a_users_method_only_raises_is_left(odd):
+    """So is one that answers nothing but errors."""
+    engine, make = odd
+
+    def moved(method, images, prediction):
+        if method.state()["supports"]["counts"].sum() > CLASSES:
+            raise RuntimeError("I cannot go on")
+        return prediction
+
+    async def walk():
+        await step(engine, pictures(4))
+        make(predicts=moved)
+        assert len(await step(engine, pictures(4))) == 4
+        assert value(engine, "ttc_resets_total", cause="failure") == 1
+
+    run(engine, walk())
+
+
+@pytest.mark.parametrize("statistics", ["source", "moving", "batch"])
+def test_no_image_throws_away_what_a_stream_has_learned(model, statistics):
+    """The source cannot answer it either: the image is at fault, again and again."""
+    engine = engine_of(create("tent", model, statistics=statistics))
+
+    async def walk():
+        for _ in range(3):
+            await step(engine, pictures(8))
+        for _ in range(3):
+            (row,) = await step(engine, [WHITE])
+            assert isinstance(row, PredictionFailed)
+        assert engine.streams["s"].version == 3
+        assert value(engine, "ttc_resets_total", cause="failure") == 0
+
+    run(engine, walk())
+
+
+def test_a_passing_failure_throws_nothing_away(odd):
+    """A want of memory that is over at the second try."""
+    engine, make = odd
+    tries = []
+
+    def once(method, images, prediction):
+        tries.append(1)
+        if len(tries) == 1:
+            raise RuntimeError("can't allocate memory")
+        return prediction
+
+    async def walk():
+        await step(engine, pictures(4))
+        make(predicts=once)
+        assert len(await step(engine, pictures(4))) == 4
+        assert len(tries) == 2
+        assert value(engine, "ttc_resets_total", cause="failure") == 0
+
+    run(engine, walk())
+
+
+# Without learning
+
+
+@pytest.mark.parametrize("name", ["source", "norm", "t3a", "tent", "ttc"])
+def test_what_is_only_counted_moves_nothing(model, name):
+    """Neither gradients nor statistics nor counters of the method; answers and labels count."""
+    settings = {} if name == "source" else {"statistics": "moving"}
+    engine = engine_of(create(name, model, **settings))
+
+    async def walk():
+        await step(engine, pictures(8))
+        record = engine.streams["s"]
+        before, images = record.method.state(), record.images
+        await engine.predict("s", [Image(image.pixels, 1) for image in pictures(4)], learn=False)
+        await engine.count("s")
+        for section, entries in record.method.state().items():
+            for key, entry in entries.items():
+                same = before[section][key]
+                assert torch.equal(entry, same) if torch.is_tensor(entry) else entry == same
+        assert record.images == images
+        assert value(engine, "ttc_images_total") == 12
+        assert value(engine, "ttc_labelled_images_total") == 4
+        assert value(engine, "ttc_considered_images_total") in (0, 8)
+
+    run(engine, walk())
+
+
+class AsksForLearn(Plain):
+    """Takes the option in both verbs and remembers what it was told."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.told = []
+
+    def predict(self, images, *, learn=True):
+        self.told.append(learn)
+        return super().predict(images)
+
+    def adapt(self, prediction, **options):
+        self.told.append(options)
+        return Adaptation()
+
+
+def test_what_is_shed_is_predicted_without_learning(model):
+    """So that no graph is built for nothing; one that takes the option is told."""
+    engine = engine_of(AsksForLearn(model))
+
+    async def walk():
+        await step(engine, pictures(2), learn=False)
+        await step(engine, pictures(2))
+        assert engine.streams["s"].method.told == [False, {"learn": False}, True, {}]
+
+    run(engine, walk())
+
+
+def test_a_method_that_knows_no_such_option_is_not_asked_to_learn(model):
+    """With `--adapt never` it only answers; nothing fails, and nothing is reset."""
+    engine = engine_of(Careless(model))
+
+    async def walk():
+        await step(engine, pictures(2), learn=False)
+        assert engine.streams["s"].method.learned == 0
+        assert value(engine, "ttc_adaptation_skipped_total", reason="shed") == 1
+        assert events_of(engine) == []
+
+    run(engine, walk())
+
+
+def test_resetting_a_stream_that_never_was_counts_nothing(model):
+    """It is at the source already; the others' answers are still known."""
+    engine = engine_of(create("source", model))
+
+    async def walk():
+        for _ in range(10):
+            await step(engine, pictures(20), stream="busy")
+        share = value(engine, "ttc_dominant_class_ratio")
+        assert share > 0
+        assert await engine.reset("nobody") == (["nobody"], 0, 0)
+        assert value(engine, "ttc_dominant_class_ratio") == share
+        assert value(engine, "ttc_resets_total", cause="request") == 0
+        await engine.reset("busy")
+        assert math.isnan(value(engine, "ttc_dominant_class_ratio"))
+        assert value(engine, "ttc_resets_total", cause="request") == 1
+
+    run(engine, walk())
