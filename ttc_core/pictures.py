@@ -16,6 +16,7 @@ from functools import partial
 
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 from PIL import (
     Image,
     WebPImagePlugin,  # noqa: F401  registers WebP: else the first odd bytes load all 40 formats
@@ -30,8 +31,13 @@ MAX_PARTS = 50_000
 MAX_JPEG_SCANS = 100
 # Webcams leave a few bytes between the last pixel and the end marker; more is picture, shifted.
 _MAX_STRAY_BYTES = 8
+_MAX_ATTEMPTS = 4
 
 _PNG, _PNG_TEXT = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt")
+_ADAM7 = (
+    (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)  # fmt: skip
 _PNG_ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _PIECE = 1 << 16
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
@@ -80,14 +86,14 @@ def open_picture(body: Buffer, formats: Sequence[str]) -> Picture:
         ("PNG", body.startswith(_PNG), _open_png),
         ("GIF", body.startswith((b"GIF87a", b"GIF89a")), _open_gif),
         ("WEBP", body.startswith(b"RIFF") and body[8:12] == b"WEBP", _open_webp),
+        ("BMP", body.startswith(b"BM"), _open_bmp),
     ):
         if name in formats and is_one:
             try:
                 return read(body)
             except (IndexError, struct.error):
                 raise Damaged("its header is cut short") from None
-    others = [name for name in formats if name not in ("JPEG", "PNG", "GIF", "WEBP")]
-    image = Image.open(io.BytesIO(body), formats=others)
+    image = Image.open(io.BytesIO(body), formats=[name for name in formats if name == "TIFF"])
     return Picture(image.format or "", image.width, image.height, lambda: _loaded(image))
 
 
@@ -215,12 +221,15 @@ def _load_jpeg(jpeg: _Jpeg) -> Image.Image:
         raise Damaged("not all of its scans are there")
     channels = len(jpeg.missing)
     pixels = np.empty((jpeg.height, jpeg.width, channels), np.uint8)
-    space = {1: "GRAY", 3: "RGB", 4: "CMYK"}[channels]
-    try:
-        simplejpeg.decode_jpeg(b"".join([*jpeg.parts, b"\xff\xd9"]), space, buffer=pixels)
-    except ValueError as error:
-        if not _is_beside_the_pixels(str(error), jpeg):
-            raise Damaged(str(error)) from None
+    *parts, last = jpeg.parts
+    for _ in range(_MAX_ATTEMPTS):
+        warning = _decode_jpeg([*parts, last], pixels)
+        if not warning:
+            break
+        # It tells its first warning alone: once the bytes are off, whether there is another.
+        last = last[: -_bytes_beside_the_pixels(warning, bytes(last), jpeg.is_closed)]
+    else:
+        raise Damaged(warning)
     # CMYK is stored inverted: Adobe's way has become everybody's.
     mode, raw = {1: ("L", "L"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK;I")}[channels]
     image = Image.frombytes(mode, (jpeg.width, jpeg.height), pixels, "raw", raw)
@@ -228,19 +237,33 @@ def _load_jpeg(jpeg: _Jpeg) -> Image.Image:
     return image
 
 
-def _is_beside_the_pixels(warning: str, jpeg: _Jpeg) -> bool:
-    """Whether the decoder's first warning is of bytes that stand behind the last pixel.
+def _decode_jpeg(parts: Sequence[bytes | memoryview], pixels: NDArray[np.uint8]) -> str:
+    """Fill `pixels` and return the decoder's first warning or its error; empty for none."""
+    space = {1: "GRAY", 3: "RGB", 4: "CMYK"}[pixels.shape[2]]
+    try:
+        simplejpeg.decode_jpeg(b"".join([*parts, b"\xff\xd9"]), space, buffer=pixels)
+    except ValueError as error:
+        return str(error) or "unknown"
+    return ""
 
-    The last scan's pixels have then all come without one. If bytes are left, either they never
-    were of the picture, or some of those before were lost and what is left is its end, shifted.
+
+def _bytes_beside_the_pixels(warning: str, scan: bytes, is_closed: bool) -> int:
+    """Return how many bytes at the last scan's end are not of the picture, at least 1.
+
+    If the warning is of bytes behind the last pixel, either they never were of the picture, or
+    others were lost and these are its end, shifted.
+
+    Raises:
+        Damaged: it is another warning, or they are picture.
     """
     left = re.search(r"(\d+) extraneous bytes before marker 0xd9", warning)
     if left is None:
-        return False
-    stray = bytes(jpeg.parts[-1][-int(left[1]) :])
-    if not stray.strip(b"\0\xff") or len(stray) <= _MAX_STRAY_BYTES:
-        return True
-    return not jpeg.is_closed and b"\xff\0" not in stray
+        raise Damaged(warning)
+    stray = scan[-int(left[1]) :]
+    is_padding = not stray.strip(b"\0\xff") or len(stray) <= _MAX_STRAY_BYTES
+    if not is_padding and (is_closed or b"\xff\0" in stray):
+        raise Damaged(warning)
+    return len(stray)
 
 
 # PNG
@@ -258,7 +281,6 @@ def _load_png(body: Buffer) -> Image.Image:
     parts: list[Buffer | memoryview] = []
     beside: list[Buffer | memoryview] = []  # what may say how to turn the picture
     data: list[memoryview] = []
-    is_proved = True
     while at + 8 <= len(view):
         count += 1
         if count > MAX_PARTS:
@@ -267,8 +289,6 @@ def _load_png(body: Buffer) -> Image.Image:
         content, chunk = view[at + 8 : at + 8 + length], view[at : at + 12 + length]
         if name == b"IDAT":
             data.append(content)
-            checksum = zlib.crc32(content, zlib.crc32(name)).to_bytes(4, "big")
-            is_proved &= bytes(chunk[8 + length :]) == checksum
         elif name in (b"IHDR", b"PLTE", b"tRNS") and not data:
             parts.append(chunk)
         elif name == b"eXIf" or (
@@ -278,32 +298,46 @@ def _load_png(body: Buffer) -> Image.Image:
         elif name == b"IEND":
             break
         at += 12 + length
-    if not is_proved:
-        width, height = struct.unpack(">II", body[16:24])
-        _check_deflated(data, most=2 * height * (8 * width + 1))
     head = struct.pack(">I4s", sum(map(len, data)), b"IDAT")
     end: list[Buffer | memoryview] = [head, *data, bytes(8), b"IEND", bytes(4)]
     try:
         image = Image.open(io.BytesIO(b"".join([_PNG, *parts, *beside, *end])), formats=("PNG",))
     except Exception:  # beyond a limit, or nonsense: then it stays as it lies
-        return _pillow("PNG", _PNG, *parts, *end)
-    return _loaded(image)
+        image = Image.open(io.BytesIO(b"".join([_PNG, *parts, *end])), formats=("PNG",))
+    image.load()
+    # Rows that never came are left at 0. Interlaced, the odd ones come last.
+    is_interlaced = body[28] and image.height > 1
+    last = image.height // 2 * 2 - 1 if is_interlaced else image.height - 1
+    if not image.crop((0, last, image.width, last + 1)).getbbox(alpha_only=False):
+        _check_rows(data, _png_bytes(bytes(view[16:29])))
+    return image
 
 
-def _check_deflated(data: Sequence[memoryview], most: int) -> None:
-    """Hold the rows against the checksum at their end, where those of the chunks are wrong."""
+def _check_rows(data: Sequence[memoryview], expected: int) -> None:
+    """Count the bytes of the rows, for the decoder is content with fewer."""
     inflate, count = zlib.decompressobj(), 0
-    try:
-        for part in data:
-            for start in range(0, len(part), _PIECE):
-                rest: Buffer | memoryview = part[start : start + _PIECE]
-                while rest:
-                    count += len(inflate.decompress(rest, _PIECE))
-                    rest = inflate.unconsumed_tail
-                    if count > most:
-                        raise Damaged("it has more rows than its header says")
-    except zlib.error as error:
-        raise Damaged(str(error)) from None
+    for part in data:
+        for start in range(0, len(part), _PIECE):
+            rest: Buffer | memoryview = part[start : start + _PIECE]
+            while rest and count < expected:
+                count += len(inflate.decompress(rest, _PIECE))
+                rest = inflate.unconsumed_tail
+    count += len(inflate.decompress(b"", _PIECE))
+    if count < expected:
+        raise Damaged(f"{count:,} bytes of rows are there of {expected:,}")
+
+
+def _png_bytes(header: bytes) -> int:
+    """Return the bytes of all rows, unpacked; each begins with one for its filter."""
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", header)
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0)
+    # Interlaced, it is seven pictures: left, top, and the steps from pixel to pixel.
+    passes = _ADAM7 if interlace else ((0, 0, 1, 1),)
+    sizes = (
+        (-(-(width - left) // across), -(-(height - top) // down))
+        for left, top, across, down in passes
+    )
+    return sum(lines * (1 + (columns * bits + 7) // 8) for columns, lines in sizes if columns > 0)
 
 
 # GIF
@@ -330,7 +364,7 @@ def _open_gif(body: Buffer) -> Picture:
             is_interlaced = flags & 0x40 and bottom - top > 1  # it then ends with the odd rows
             last = top + (bottom - top) // 2 * 2 - 1 if is_interlaced else bottom - 1
             load = partial(
-                _load_gif, view[:head], control, view[at:end], last_pixel=(last, right - 1)
+                _load_gif, view[:head], control, view[at:end], last_pixel=(right - 1, last)
             )
             # Pillow makes room for a frame that is larger than its screen.
             return Picture("GIF", max(width, right), max(height, bottom), load)
@@ -353,14 +387,16 @@ def _after_blocks(body: Buffer, at: int) -> int:
 def _load_gif(
     head: memoryview, control: bytes, frame: memoryview, *, last_pixel: tuple[int, int]
 ) -> Image.Image:
-    # The decoder does not tell when the codes end early. But it fills a frame with its
-    # transparent colour beforehand: a last pixel that takes two colours was never decoded.
-    for unwritten in (255, 254):
-        transparent = bytes([0x21, 0xF9, 4, 1, 0, 0, unwritten, 0])
-        probe = np.asarray(_pillow("GIF", head, transparent, frame, b";"))
-        if probe[last_pixel] != unwritten:
-            return _pillow("GIF", head, control, frame, b";")
-    raise Damaged("its codes end before its last pixel")
+    image = _pillow("GIF", head, control, frame, b";")
+    # The decoder does not tell when the codes end early. But it fills a frame beforehand, with
+    # its transparent colour: a last pixel that takes on any such was never decoded.
+    filled = image.info.get("transparency", 0)
+    if image.getpixel(last_pixel) == filled:
+        other = (filled + 1) % 256
+        probe = _pillow("GIF", head, bytes([0x21, 0xF9, 4, 1, 0, 0, other, 0]), frame, b";")
+        if probe.getpixel(last_pixel) == other:
+            raise Damaged("its codes end before its last pixel")
+    return image
 
 
 # WebP
@@ -408,3 +444,11 @@ def _webp_size(name: bytes, content: memoryview) -> tuple[int, int]:
 
 def _load_webp(parts: Sequence[Buffer | memoryview]) -> Image.Image:
     return _pillow("WEBP", b"RIFF", struct.pack("<I4s", 4 + sum(map(len, parts)), b"WEBP"), *parts)
+
+
+# BMP
+
+
+def _open_bmp(body: Buffer) -> Picture:
+    image = Image.open(io.BytesIO(body[:4096]), formats=("BMP",))  # the palette included
+    return Picture("BMP", image.width, image.height, lambda: _pillow("BMP", body))
