@@ -1,6 +1,7 @@
 """Whatever is sent to a real server process: a defined answer, and a model that did not notice."""
 
 import base64
+import gzip
 import io
 import re
 import socket
@@ -96,6 +97,7 @@ def problem(response, status):
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
 GOOD = write(Image.fromarray(PIXELS))
 JPEG = write(Image.fromarray(PIXELS), "JPEG")
+GZIP = PNG | {"Content-Encoding": "gzip"}
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 
 REFUSED = {
@@ -104,6 +106,8 @@ REFUSED = {
     "random bytes": (PIXELS.tobytes(), {"Content-Type": "image/jpeg"}, 400),
     "a truncated png": (GOOD[: len(GOOD) // 2], PNG, 400),
     "a truncated jpeg": (JPEG[: len(JPEG) // 2], {"Content-Type": "image/jpeg"}, 400),
+    "a jpeg that lost its second half": (JPEG[: len(JPEG) // 2] + b"\xff\xd9", PNG, 400),
+    "a jpeg that lost its middle": (JPEG[:700] + JPEG[900:], PNG, 400),
     "a png header alone": (GOOD[:40], PNG, 400),
     "a tiff": (write(Image.fromarray(PIXELS), "TIFF"), PNG, 400),
     "an svg": (
@@ -118,6 +122,9 @@ REFUSED = {
     "30,000 x 30,000 pixels": (huge_png(30_000, 30_000), PNG, 413),
     "20,000 x 1,000 pixels": (huge_png(20_000, 1_000), PNG, 413),
     "an image of 11 MB": (GOOD + b"\0" * (11 * MEBIBYTE), PNG, 413),
+    "gzip cut short": (gzip.compress(GOOD)[:-9], GZIP, 400),
+    "gzip of 33 MB": (gzip.compress(bytes(33 * MEBIBYTE)), GZIP, 413),
+    "another coding": (GOOD, PNG | {"Content-Encoding": "br"}, 415),
     "no boundary": (multipart(image_part(GOOD)), {"Content-Type": "multipart/form-data"}, 400),
     "an empty form": (b"--b--\r\n", FORM, 400),
     "a form of nothing": (b"\r\n", FORM, 400),
@@ -154,6 +161,8 @@ REFUSED = {
     "json of another form": (b'{"instances": [1, 2]}', JSON, 422),
     "a json list": (b"[]", JSON, 422),
     "json without images": (b'{"images": []}', JSON, 422),
+    "json that names a stream": (b'{"images": [{"b64": ""}], "stream": "gate-7"}', JSON, 422),
+    "json with a misspelt label": (b'{"images": [{"b64": "", "lable": 3}]}', JSON, 422),
     "bad base64": (b'{"images": [{"b64": "%%%"}]}', JSON, 400),
     "base64 of no image": (b'{"images": [{"b64": "aGVsbG8="}]}', JSON, 400),
     "a json label that is no number": (b'{"images": [{"b64": "", "label": "x"}]}', JSON, 422),
@@ -303,6 +312,9 @@ ANSWERED = {
         append_images=[Image.new("RGB", (32, 32))],
     ),
     "a bmp called jpeg": write(Image.fromarray(PIXELS), "BMP"),
+    "a jpeg without its end": JPEG[:-2],
+    "a jpeg with a recorder's trailer": JPEG[:-2] + b"dhav\1\2\3\4",
+    "a png without its end": GOOD[:-12],
     "exif of nonsense": write(Image.fromarray(PIXELS), "JPEG", exif=b"Exif\0\0MM\0*nonsense"),
 }
 
