@@ -173,10 +173,8 @@ class Intake:
         limit = self._settings.max_body
         coded = codings(", ".join(request.headers.getlist("content-encoding")))
         stated = request.headers.get("content-length", "0")
-        if stated.isdecimal() and int(stated) > limit:
-            raise TooLarge(
-                f"The request has {int(stated):,} bytes; at most {limit:,} are accepted."
-            )
+        if stated.isdecimal() and (size := int(stated[:19])) > limit:
+            raise TooLarge(f"The request has {size:,} bytes; at most {limit:,} are accepted.")
         body = bytearray()
         try:
             async with asyncio.timeout(self._settings.receive_timeout):

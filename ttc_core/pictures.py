@@ -425,7 +425,7 @@ def _open_webp(body: Buffer) -> Picture:
         parts += [struct.pack("<4sI", name, len(content)), content, bytes(len(content) % 2)]
     if not has_pixels:
         raise Damaged("it has no pixels")
-    return Picture("WEBP", *size, lambda: _load_webp(parts), bytes_per_pixel=24)
+    return Picture("WEBP", *size, lambda: _load_webp(parts), bytes_per_pixel=22)
 
 
 def _webp_size(name: bytes, content: memoryview) -> tuple[int, int]:

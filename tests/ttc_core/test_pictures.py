@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ttc_core.corruptions.files import corrupt_path
+from ttc_core.datasets.files import Geometry, decode
+from ttc_core.datasets.stream import DataError
 from ttc_core.geometry import to_rgb
 from ttc_core.pictures import MAX_PARTS, Damaged, TooManyParts, open_picture
 
@@ -42,6 +45,7 @@ JPEGS = {
     "cmyk": write(SCENE.convert("CMYK"), "JPEG"),
     "mpo": write(SCENE, "MPO", save_all=True, append_images=[SCENE.rotate(90)]),
 }
+WITHOUT_END = JPEGS["baseline"][:-2]
 # What may come for the end-of-image marker, or before it.
 ENDS = {
     "nothing": b"",
@@ -135,6 +139,22 @@ def test_a_file_of_countless_parts_is_refused_at_once():
     ):
         with pytest.raises((TooManyParts, Damaged)):
             read(body)
+
+
+def test_damage_in_a_folder_of_images_is_told_with_the_file(tmp_path):
+    """A data set is held to the server's rule: no accuracy is measured on grey halves."""
+    damaged, whole = tmp_path / "0" / "half.jpg", tmp_path / "1" / "end.jpg"
+    for path, body in (
+        (damaged, losses(JPEGS["baseline"])["cut and closed"]),
+        (whole, WITHOUT_END),
+    ):
+        path.parent.mkdir()
+        path.write_bytes(body)
+    assert decode([whole], Geometry(32)).shape == (1, 32, 32, 3)
+    with pytest.raises(DataError, match=r"half\.jpg cannot be read as an image"):
+        decode([whole, damaged], Geometry(32))
+    with pytest.raises(ValueError, match=r"half\.jpg cannot be read"):
+        corrupt_path(tmp_path, tmp_path.with_name("out"), "fog", 3, seed=0)
 
 
 # PNG
