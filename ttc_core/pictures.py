@@ -115,6 +115,7 @@ _TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})  # Huffman, arithmetic, quantisati
 _WITHOUT_LENGTH = frozenset({0x01, _SOI, *range(0xD0, 0xD8)})
 _MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
 _SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_ODD_SAMPLING = "Could not determine subsampling"
 _JFIF = b"\xff\xe0\x00\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 
 
@@ -226,6 +227,10 @@ def _load_jpeg(jpeg: _Jpeg) -> Image.Image:
         warning = _decode_jpeg([*parts, last], pixels)
         if not warning:
             break
+        if _ODD_SAMPLING in warning:  # TurboJPEG knows six ways; Pillow all, but without warnings
+            image = _pillow("JPEG", *parts, last, b"\xff\xd9" if jpeg.is_closed else b"")
+            image.info.update(jpeg.info)
+            return image
         # It tells its first warning alone: once the bytes are off, whether there is another.
         last = last[: -_bytes_beside_the_pixels(warning, bytes(last), jpeg.is_closed)]
     else:

@@ -66,6 +66,18 @@ def test_a_jpeg_decodes_as_pillow_has_it(name):
     assert np.array_equal(read(JPEGS[name]), pillow(JPEGS[name]))
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (17, 5), (64, 33)])
+def test_a_jpeg_of_any_sampling_decodes_as_pillow_has_it(mode, progressive, subsampling, size):
+    """Also where the colours of CMYK are sampled in ways that TurboJPEG does not know."""
+    picture = SCENE.resize(size).convert(mode)
+    sampling = {} if mode == "L" else {"subsampling": subsampling}
+    body = write(picture, "JPEG", progressive=progressive, **sampling)
+    assert np.array_equal(read(body), pillow(body))
+
+
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("name", set(JPEGS) - {"mpo"})
 def test_a_jpeg_is_whole_whatever_stands_at_its_end(name, end):
