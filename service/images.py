@@ -1,16 +1,12 @@
 """Turn the bytes of an image into an array, within limits. Knows neither HTTP nor torch."""
 
-from io import BytesIO
-
 import numpy as np
 from numpy.typing import NDArray
-from PIL import (
-    Image,
-    WebPImagePlugin,  # noqa: F401  registers WebP: else the first odd bytes load all 40 formats
-)
+from PIL import Image
 
 from service.errors import TooLarge, UnknownType, Unreadable
 from ttc_core.geometry import fit, resized_size, to_rgb
+from ttc_core.pictures import Buffer, Damaged, Picture, TooManyParts, open_picture
 
 # No TIFF: a tile may be far larger than its picture, so a file of 16 x 16 pixels and 0.8 MB
 # makes libtiff fill 0.8 GB, and no header that Pillow shows tells so beforehand.
@@ -28,20 +24,15 @@ MEDIA_TYPES = {
     "image/x-bmp": "BMP",
     "image/x-ms-bmp": "BMP",
 }
-# A progressive JPEG repaints the whole picture for every scan, and a scan can be 33 bytes long:
-# without a bound 0.2 MB keep a core busy for ten seconds. Encoders write about ten scans.
-MAX_JPEG_SCANS = 100
-
 _ACCEPTED = "JPEG, PNG, WebP, GIF and BMP"
 
 
-def decode(
-    body: bytes, *, size: int | None, crop: int | None, max_pixels: int, max_side: int
-) -> NDArray[np.uint8]:
-    """Return the picture in `body` as the model reads it: upright, RGB, resized and cropped.
+def read_header(
+    body: Buffer, *, size: int | None, crop: int | None, max_pixels: int, max_side: int
+) -> Picture:
+    """Hold what a picture's header says against the limits; no pixel is decoded.
 
-    What the bytes are is read from the bytes, never from a media type. Sizes are read from the
-    header, before any pixel is decoded. See `ttc_core.geometry` for the rules of conversion.
+    What the bytes are is read from the bytes, never from a media type.
 
     Args:
         body: one whole file: JPEG, PNG, WebP, GIF or BMP; of an animation the first frame.
@@ -50,29 +41,67 @@ def decode(
             178,956,970 Pillow's own limit holds.
         max_side: most pixels along one side, as sent.
 
-    Returns:
-        (H, W, 3) uint8, contiguous, read-only; (crop or size) pixels square, unless size is None.
-
     Raises:
-        Unreadable: empty, damaged, cut short, or of another format.
-        TooLarge: more pixels, a longer side or more JPEG scans than allowed, or more memory
-            than there is.
+        Unreadable: empty, of another format, or its header is damaged.
+        TooLarge: more pixels, a longer side or more parts than allowed.
         ValueError: size and crop contradict each other: a mistake of ours, not the client's.
     """
     if not body:
         raise Unreadable(f"The image is empty (0 bytes); accepted are {_ACCEPTED}.")
-    image = _open(body, max_pixels)
-    _check_size(image.width, image.height, max_pixels, max_side)
-    _check_resized_size(image.width, image.height, size, crop, max_pixels)
-    if image.format in ("JPEG", "MPO"):  # MPO: a JPEG that carries more pictures behind the first
-        _check_scans(body)
     try:
-        return np.asarray(fit(to_rgb(image), size, crop))
+        picture = open_picture(body, FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLarge(
+            "The image has more pixels than the decoder opens; "
+            f"at most {max_pixels:,} pixels are accepted."
+        ) from error
+    except TooManyParts as error:
+        raise TooLarge(f"The image cannot be decoded in good time: {error}.") from error
+    except MemoryError as error:
+        raise _too_much_memory() from error
+    except Exception as error:
+        raise Unreadable(
+            f"The {len(body):,} bytes are not an image that can be read (damaged, cut short, or of "
+            f"another format); accepted are {_ACCEPTED}."
+        ) from error
+    _check_size(picture.width, picture.height, max_pixels, max_side)
+    _check_resized_size(picture.width, picture.height, size, crop, max_pixels)
+    return picture
+
+
+def memory_needed(picture: Picture, size: int | None, crop: int | None) -> tuple[int, int]:
+    """Return the bytes that `decode` takes at most while it runs, and those of its array."""
+    width, height = resized_size(picture.width, picture.height, size=size, crop=crop)
+    side = crop or size
+    working = picture.width * picture.height * picture.bytes_per_pixel
+    if size is not None:
+        working += 8 * width * height  # resized along one side, then along the other
+    return working, 3 * (side * side if side else width * height)
+
+
+def decode(picture: Picture, *, size: int | None, crop: int | None) -> NDArray[np.uint8]:
+    """Return a picture as the model reads it: upright, RGB, resized and cropped.
+
+    See `ttc_core.geometry` for the rules of conversion.
+
+    Returns:
+        (H, W, 3) uint8, contiguous, read-only; (crop or size) pixels square, unless size is None.
+
+    Raises:
+        Unreadable: damaged or cut short: not all of its pixels are there.
+        TooLarge: more parts than allowed, or it needs more memory than there is.
+    """
+    try:
+        return np.asarray(fit(to_rgb(picture.load()), size, crop))
+    except TooManyParts as error:
+        raise TooLarge(f"The image cannot be decoded in good time: {error}.") from error
     except MemoryError as error:
         raise _too_much_memory() from error
     except Exception as error:  # damaged bytes come up as a dozen types, none promised by Pillow
+        why = f" ({error})" if isinstance(error, Damaged) else ""
         raise Unreadable(
-            f"The {image.format} image is damaged or cut short: its pixels cannot be decoded."
+            f"The {picture.format} image is damaged or cut short: its pixels cannot be decoded"
+            f"{why}."
         ) from error
 
 
@@ -92,24 +121,6 @@ def check_media_type(content_type: str | None) -> None:
             f"The media type {media_type[:80]!r} is not accepted; accepted are image/jpeg, "
             "image/png, image/webp, image/gif, image/bmp and application/octet-stream."
         )
-
-
-def _open(body: bytes, max_pixels: int) -> Image.Image:
-    """Read the header."""
-    try:
-        return Image.open(BytesIO(body), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooLarge(
-            "The image has more pixels than the decoder opens; "
-            f"at most {max_pixels:,} pixels are accepted."
-        ) from error
-    except MemoryError as error:
-        raise _too_much_memory() from error
-    except Exception as error:
-        raise Unreadable(
-            f"The {len(body):,} bytes are not an image that can be read (damaged, cut short, or of "
-            f"another format); accepted are {_ACCEPTED}."
-        ) from error
 
 
 def _check_size(width: int, height: int, max_pixels: int, max_side: int) -> None:
@@ -136,14 +147,6 @@ def _check_resized_size(
             f"The image of {width:,} x {height:,} pixels is too narrow: with its shorter side "
             f"resized to {size} it has {resized_width * resized_height:,} pixels; "
             f"at most {max_pixels:,} pixels are accepted."
-        )
-
-
-def _check_scans(body: bytes) -> None:
-    scans = body.count(b"\xff\xda")  # the marker cannot occur inside a scan: there ff becomes ff00
-    if scans > MAX_JPEG_SCANS:
-        raise TooLarge(
-            f"The JPEG image has {scans:,} scans; at most {MAX_JPEG_SCANS} scans are accepted."
         )
 
 

@@ -12,6 +12,8 @@ ALL_STREAMS = "*"
 class EncodedImage(BaseModel):
     """One image of a JSON request."""
 
+    model_config = ConfigDict(extra="forbid", strict=True)
+
     b64: str = Field(description="the image file in base64: JPEG, PNG, WebP, GIF or BMP")
     id: str | None = Field(None, max_length=128, description="echoed in the answer")
     label: int | None = Field(None, description="the true class, if known; counted, never learned")
@@ -21,7 +23,9 @@ class PredictRequest(BaseModel):
     """A JSON request: one or many images."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"images": [{"b64": "iVBORw0KGgo…", "id": "frame-1"}]}]}
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"images": [{"b64": "iVBORw0KGgo…", "id": "frame-1"}]}]},
     )
 
     images: list[EncodedImage] = Field(min_length=1)

@@ -49,7 +49,9 @@ class Settings(BaseSettings):
     )
     max_streams: int = Field(1000, ge=1, description="streams that adapt apart")
     max_queue: int = Field(1000, ge=1, description="images that may wait")
-    max_queue_bytes: int = Field(256 << 20, ge=1, description="bytes of requests in memory")
+    max_queue_bytes: int = Field(
+        512 << 20, ge=1, description="bytes of memory for requests and for decoding them"
+    )
     max_body: int = Field(32 << 20, ge=1, description="bytes of one request")
     max_image_bytes: int = Field(10 << 20, ge=1, description="bytes of one image")
     max_images: int = Field(1000, ge=1, description="images of one request")

@@ -2,8 +2,13 @@
 
 import base64
 import binascii
+import json
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
@@ -12,9 +17,16 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from service.errors import OutOfRange, TooLarge, UnknownType, Unreadable
 from service.images import check_media_type
 from service.schemas import PredictRequest
+from ttc_core.pictures import Buffer
 
 ACCEPTED = "image/*, multipart/form-data with fields named image, or application/json"
 MAX_ID_CHARACTERS = 128
+PIECE_BYTES = 1 << 20
+# Between them stand the values of a JSON body. An image has three, and may have some in its id.
+_MARKS_AN_IMAGE = 3 * (4 + MAX_ID_CHARACTERS)
+_MAX_GZIP_MEMBERS = 100
+_WHOLE_NUMBER = re.compile(r"-?[0-9]+")
+_MOST_DIGITS = 18  # what has more is cut: any such number is no class
 
 T = TypeVar("T")
 
@@ -23,13 +35,75 @@ T = TypeVar("T")
 class Upload:
     """The images of a request as files, each with its id and label if they were given."""
 
-    images: list[bytes] = field(default_factory=list)
+    images: list[Buffer] = field(default_factory=list)
     ids: list[str | None] = field(default_factory=list)
     labels: list[int | None] = field(default_factory=list)
 
 
+def codings(header: str) -> list[str]:
+    """Return what a Content-Encoding header says that has to be undone, the last first.
+
+    Raises:
+        UnknownType: a coding other than gzip and identity, or gzip twice.
+    """
+    named = [name.strip().lower().removeprefix("x-") for name in header.split(",")]
+    named = [name for name in named if name not in ("", "identity")]
+    if named not in ([], ["gzip"]):
+        raise UnknownType(
+            f"The Content-Encoding {header[:80]!r} is not accepted; accepted are gzip, once, "
+            "and identity."
+        )
+    return named
+
+
+def gunzip(body: Buffer) -> Iterator[bytes]:
+    """Unpack gzip in pieces of 1 to PIECE_BYTES bytes, one for each step.
+
+    Raises:
+        Unreadable: damaged, cut short, or followed by something else.
+    """
+    rest = memoryview(body)
+    for _ in range(_MAX_GZIP_MEMBERS):
+        inflate = zlib.decompressobj(wbits=31)
+        at = 0
+        try:
+            while not inflate.eof:
+                taken = inflate.unconsumed_tail or rest[at : (at := at + (1 << 16))]
+                piece = inflate.decompress(taken, PIECE_BYTES)
+                if piece:
+                    yield piece
+                elif not taken:
+                    raise Unreadable("The gzip of the request is cut short.")
+        except zlib.error as error:
+            raise Unreadable(f"The request is not gzip, or damaged ({error}).") from None
+        rest = rest[min(at, len(rest)) - len(inflate.unused_data) :]
+        if not rest:
+            return
+    raise Unreadable(f"The gzip of the request has more than {_MAX_GZIP_MEMBERS} members.")
+
+
+def memory_to_parse(body: Buffer, content_type: str | None) -> int:
+    """Return the bytes that `parse_upload` takes at most besides the body."""
+    media_type, _ = _media_type(content_type)
+    if media_type == b"multipart/form-data":
+        return len(body) + len(body) // 4  # its parts, which grow
+    if media_type == b"application/json":
+        # As text, its strings, those checked, what they encode; and an object for each value.
+        return 7 * len(body) // 2 + 100 * _marks(body)
+    return 0
+
+
+def _media_type(content_type: str | None) -> tuple[bytes, dict[bytes, bytes]]:
+    media_type, options = parse_options_header(content_type or "")
+    return media_type.strip(), {name.lower(): value for name, value in options.items()}
+
+
+def _marks(body: Buffer) -> int:
+    return body.count(b",") + body.count(b"{") + body.count(b"[")
+
+
 def parse_upload(
-    body: bytes,
+    body: Buffer,
     content_type: str | None,
     *,
     ids: list[str],
@@ -49,13 +123,17 @@ def parse_upload(
         Unreadable: the body is empty or malformed. UnknownType: its media type is another.
         TooLarge: too many images, or one of too many bytes. OutOfRange: a label, an id.
     """
-    media_type, options = parse_options_header(content_type or "")
+    media_type, options = _media_type(content_type)
     if not body:
         raise Unreadable(f"The request has no body; send {ACCEPTED}.")
     if media_type == b"multipart/form-data":
         upload = _parse_form(body, options.get(b"boundary", b""), max_images)
     elif media_type == b"application/json":
-        upload = _parse_json(body, max_images)
+        if _marks(body) > _MARKS_AN_IMAGE * max_images:
+            raise TooLarge(
+                f"The JSON has more values than {max_images:,} images have, the most accepted."
+            )
+        upload = _parse_json(body, options, max_images)
     else:
         try:
             check_media_type(content_type)
@@ -93,6 +171,11 @@ def _check(upload: Upload, classes: int, max_images: int, max_image_bytes: int) 
                 "accepted.",
                 index=index,
             )
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in name or ""):
+            raise OutOfRange(
+                f"{where}its id {name!r} has control characters; accepted is printable text.",
+                index=index,
+            )
         if label is not None and not 0 <= label < classes:
             raise OutOfRange(
                 f"{where}the label {label} is not a class; accepted are 0 to {classes - 1}.",
@@ -114,31 +197,32 @@ def _one_each(name: str, values: list[T | None], images: int) -> list[T | None]:
 def _whole_numbers(values: list[str]) -> list[int | None]:
     numbers: list[int | None] = []
     for index, value in enumerate(values):
-        try:
-            numbers.append(int(value))
-        except ValueError:
+        # Not all that int() takes: " 1", "+1", "1_0" and other scripts' digits are no JSON either.
+        if not _WHOLE_NUMBER.fullmatch(value):
             raise OutOfRange(
                 f"Image {index + 1} of {len(values)}: a label is a whole number; "
                 f"got {value[:40]!r}.",
                 index=index,
-            ) from None
+            )
+        numbers.append(int(value[:_MOST_DIGITS]))
     return numbers
 
 
-def _parse_json(body: bytes, max_images: int) -> Upload:
+def _parse_json(body: Buffer, options: dict[bytes, bytes], max_images: int) -> Upload:
+    if options.get(b"charset", b"utf-8").lower().replace(b"-", b"") != b"utf8":
+        raise UnknownType("JSON must be UTF-8; its Content-Type names another charset.")
     try:
-        request = PredictRequest.model_validate_json(body)
+        content = json.loads(
+            body.decode("utf-8-sig"),
+            object_pairs_hook=_once_each,
+            parse_int=lambda digits: int(digits[:_MOST_DIGITS]),
+            parse_constant=_refuse_constant,
+        )
+        request = PredictRequest.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            raise Unreadable(f"The body is not JSON: {first['msg']}.") from None
-        place = ".".join(map(str, first["loc"])) or "the body"
-        index = next((part for part in first["loc"] if isinstance(part, int)), None)
-        raise OutOfRange(
-            f'{place}: {first["msg"]}; accepted is {{"images": [{{"b64": …, "id": …, '
-            '"label": …}]}.',
-            index=index,
-        ) from None
+        raise _json_refusal(error) from None
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"The body is not JSON: {str(error)[:200]}.") from None
     if len(request.images) > max_images:
         raise TooLarge(
             f"The request has {len(request.images):,} images; at most {max_images:,} are accepted "
@@ -158,11 +242,37 @@ def _parse_json(body: bytes, max_images: int) -> Upload:
     return upload
 
 
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise OutOfRange(f"The JSON body has the key {name[:40]!r} twice in one object.")
+        content[name] = value
+    return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _json_refusal(error: ValidationError) -> OutOfRange:
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part)[:40] for part in first["loc"]) or "the body"
+    index = next((part for part in first["loc"] if isinstance(part, int)), None)
+    message = "no such key is known" if first["type"] == "extra_forbidden" else first["msg"]
+    beside = "; stream, top_k and timeout go in the query" if index is None else ""
+    return OutOfRange(
+        f'{place}: {message}; accepted is {{"images": [{{"b64": …, "id": …, "label": …}}]}}'
+        f"{beside}.",
+        index=index,
+    )
+
+
 class _Form:
     """Collects the parts of a form while python-multipart walks through the body."""
 
     def __init__(self, max_parts: int) -> None:
-        self.fields: dict[str, list[bytes]] = {"image": [], "id": [], "label": []}
+        self.fields: dict[str, list[Buffer]] = {"image": [], "id": [], "label": []}
         self._max_parts, self._parts = max_parts, 0
         self._headers: dict[bytes, bytes] = {}
         self._name, self._value, self._data = b"", b"", bytearray()
@@ -188,7 +298,7 @@ class _Form:
         """Part of the interface; all is known at the part's end."""
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self._data += data[start:end]
+        self._data += memoryview(data)[start:end]
 
     def on_part_end(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
@@ -204,20 +314,20 @@ class _Form:
                 check_media_type(content_type.decode("latin-1") if content_type else None)
             except UnknownType as error:
                 raise UnknownType(f"Image {index + 1}: {error}", index=index) from None
-        self.fields[name].append(bytes(self._data))
+        self.fields[name].append(self._data)
 
     def on_end(self) -> None:
         self.is_whole = True
 
 
-def _parse_form(body: bytes, boundary: bytes, max_images: int) -> Upload:
+def _parse_form(body: Buffer, boundary: bytes, max_images: int) -> Upload:
     if not boundary:
         raise Unreadable("The form's Content-Type names no boundary.")
     form = _Form(max_parts=3 * max_images)
     callbacks = {name: getattr(form, name) for name in dir(form) if name.startswith("on_")}
     try:
         parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
-        parser.write(body)
+        parser.write(body)  # type: ignore[arg-type]  # it only reads
         parser.finalize()
     except FormParserError as error:
         raise Unreadable(f"The form is malformed: {error}.") from None

@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import Refused, TooLarge, UnknownType, Unreadable
-from service.images import FORMATS, MAX_JPEG_SCANS, MEDIA_TYPES, check_media_type, decode
+from service.images import FORMATS, MEDIA_TYPES, check_media_type, decode, read_header
+from ttc_core.pictures import MAX_JPEG_SCANS
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 RED, BLUE = Image.new("RGB", (9, 6), "red"), Image.new("RGB", (9, 6), "blue")
 
 
 def read(body, size=None, crop=None, max_pixels=4096 * 4096, max_side=8192):
-    return decode(body, size=size, crop=crop, max_pixels=max_pixels, max_side=max_side)
+    picture = read_header(body, size=size, crop=crop, max_pixels=max_pixels, max_side=max_side)
+    return decode(picture, size=size, crop=crop)
 
 
 def write(image, file_format, **options):
@@ -174,7 +176,7 @@ def test_a_huge_header_is_refused_at_once_with_little_memory():
     """30,000 x 30,000 pixels are announced in the header: nothing is decoded."""
     body = one_bit_png(30_000, 30_000, b"")
     before, start = peak_memory_mb(), time.perf_counter()
-    with pytest.raises(TooLarge, match="16,777,216 pixels are accepted"):
+    with pytest.raises(TooLarge, match="at most 8,192 pixels along a side"):
         read(body)
     assert time.perf_counter() - start < 0.5
     assert peak_memory_mb() - before < 50
@@ -232,11 +234,13 @@ def test_the_models_own_size_is_never_too_large():
 
 def test_a_jpeg_of_many_scans_is_refused_at_once():
     """Each scan of 33 bytes repaints the picture; thousands would hold a core for minutes."""
-    body = write(Image.new("RGB", (2048, 2048)), "JPEG", progressive=True)
-    scan, end = body[body.rindex(b"\xff\xda") : -2], body[-2:]
+    body = write(Image.new("RGB", (512, 512)), "JPEG", progressive=True)
+    at = body.index(b"\xff\xda")
+    scan = body[at : body.index(b"\xff\xc4", at)]
+    many = body[:at] + 10_000 * scan + body[at:]
     start = time.perf_counter()
-    with pytest.raises(TooLarge, match=rf"scans; at most {MAX_JPEG_SCANS} scans are accepted"):
-        read(body[:-2] + 10_000 * scan + end)
+    with pytest.raises(TooLarge, match=f"more than {MAX_JPEG_SCANS} scans"):
+        read(many)
     assert time.perf_counter() - start < 0.5
 
 
@@ -326,13 +330,6 @@ def test_any_png_chunks_are_an_array_or_refused(chunks, depth, colour_type, pixe
     header = struct.pack(">IIBBBBB", 6, 5, depth, colour_type, 0, 0, 0)
     pieces = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
     array_or_refused(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*piece) for piece in pieces))
-
-
-def test_a_text_bomb_is_refused():
-    """A PNG comment that unpacks to more than Pillow's limits ends as Unreadable."""
-    text = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**21)))
-    with pytest.raises(Unreadable):
-        read(VALID["png"][:33] + text + VALID["png"][33:])
 
 
 def test_too_little_memory_is_too_large(monkeypatch):

@@ -14,6 +14,7 @@ from PIL import Image
 from ttc_core.corruptions import check, corrupt
 from ttc_core.corruptions.pixels import Images
 from ttc_core.geometry import to_rgb
+from ttc_core.pictures import open_picture
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 _LOSSLESS = {".png": "PNG", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
@@ -94,8 +95,7 @@ def _refuse_overlap(source: Path, *targets: Path) -> None:
 def _read(path: Path) -> Images:
     """Return an image file as (H, W, 3) uint8, upright, RGB."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
-            return np.array(to_rgb(image))
+        return np.array(to_rgb(open_picture(path.read_bytes(), _FORMATS).load()))
     except Exception as error:  # Pillow's decoders fail on bad files in many ways
         raise ValueError(
             f"{path} cannot be read as one of {', '.join(_FORMATS)}: {error}"

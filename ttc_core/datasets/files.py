@@ -11,7 +11,9 @@ from PIL import Image
 from ttc_core.corruptions import corrupt
 from ttc_core.datasets.stream import DataError, Images, Places, check_sizes
 from ttc_core.geometry import fit, to_rgb
+from ttc_core.pictures import open_picture
 
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 
 
@@ -61,13 +63,12 @@ def decode(files: Sequence[Path], geometry: Geometry) -> Images:
     """Read image files as (n, H, W, 3).
 
     Raises:
-        DataError: a file is no image, or they differ in size.
+        DataError: a file is no whole image, or they differ in size.
     """
     images = []
     for path in files:
         try:
-            with Image.open(path) as image:
-                images.append(geometry.apply(image))
+            images.append(geometry.apply(open_picture(path.read_bytes(), _FORMATS).load()))
         except Exception as error:  # Pillow promises no particular types for damaged files
             raise DataError(f"{path} cannot be read as an image: {error}.") from None
     check_sizes({image.shape for image in images})

@@ -1,0 +1,328 @@
+"""Intake takes nothing that has not been set aside before, and gives all of it back."""
+
+import asyncio
+import base64
+import contextlib
+import gzip
+import io
+import json
+import threading
+import tracemalloc
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+from prometheus_client import CollectorRegistry
+from starlette.requests import Request
+
+from service.engine import Image
+from service.errors import OutOfRange, QueueFull, TooLarge, UnknownType, Unreadable
+from service.intake import DECODE_CHUNK, Intake
+from service.metrics import Metrics
+from service.settings import Settings
+from service.uploads import memory_to_parse, parse_upload
+
+MEBIBYTE = 1 << 20
+PIXELS = np.random.default_rng(0).integers(1, 256, (24, 32, 3), np.uint8)
+
+
+def write(image, file_format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+GOOD = write(Picture.fromarray(PIXELS))
+
+
+class Place:
+    """A place in the queue at which the answer is what was put there."""
+
+    arrived = 0.0
+    queue_seconds = 0.0
+    is_answered = False
+
+    def __init__(self):
+        self.delivered = threading.Event()
+        self.items = None
+
+    def count(self, images):
+        self.images = images
+
+    def fill(self, items):
+        self.items = items
+
+    async def answers(self):
+        self.is_answered = True
+        return [SimpleNamespace(forward_seconds=0.0) for _ in self.items]
+
+    def leave(self):
+        self.items = None
+
+
+class Door:
+    """An Intake with everything behind it replaced by a place that answers at once."""
+
+    def __init__(self, *, size=None, **settings):
+        self.places = []
+        batcher = SimpleNamespace(
+            check_open=lambda: None, retry_after=lambda: 1.0, enter=self._enter
+        )
+        self.intake = Intake(
+            Settings(**settings),
+            SimpleNamespace(size=size, crop=None, classes=10),
+            SimpleNamespace(admit=lambda stream: None),
+            batcher,
+            Metrics(CollectorRegistry(), classes=10, model={}),
+        )
+
+    def _enter(self, stream, *, deadline):
+        self.places.append(Place())
+        return self.places[-1]
+
+    async def post(self, body, content_type=None, *, headers=()):
+        """Send a request; return the pixels that reached the queue."""
+        named = [(b"content-type", content_type.encode())] if content_type else []
+        view = memoryview(body)
+        messages = [
+            {"type": "http.request", "body": view[at : at + 65536], "more_body": True}
+            for at in range(0, len(view), 65536)
+        ]
+        messages.append({"type": "http.request", "body": b"", "more_body": False})
+        forever = asyncio.Event()
+
+        async def receive():
+            if messages:
+                return messages.pop(0)
+            await forever.wait()
+
+        scope = {"type": "http", "headers": [*named, *headers], "method": "POST", "path": "/"}
+        before = len(self.places)
+        await self.intake.predict(
+            Request(scope, receive), stream="default", ids=[], labels=[], timeout=None
+        )
+        return [image.pixels for image in self.places[before].items]
+
+    def run(self, *posts):
+        """Run requests at once; return their answers or errors, and see that all was given back."""
+
+        async def together():
+            return await asyncio.gather(*posts, return_exceptions=True)
+
+        try:
+            answers = asyncio.run(together())
+        finally:
+            self.intake.close()
+        assert self.intake._bytes_held == self.intake._bytes_lent == 0
+        return answers
+
+
+def run_one(post_arguments, **settings):
+    body, content_type, *headers = post_arguments
+    door = Door(**settings)
+    (answer,) = door.run(door.post(body, content_type, headers=headers))
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+def as_json(*images):
+    entries = [{"b64": base64.b64encode(image).decode()} for image in images]
+    return json.dumps({"images": entries}).encode(), "application/json"
+
+
+def as_form(*images):
+    part = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\n%b\r\n'
+    return b"".join(part % image for image in images) + b"--b--", "multipart/form-data; boundary=b"
+
+
+@pytest.mark.parametrize("send", [as_json, as_form])
+def test_images_reach_the_queue_in_order(send):
+    """Over several chunks and threads."""
+    pictures = [
+        Picture.new("RGB", (8, 8), (number, 0, 0)) for number in range(2 * DECODE_CHUNK + 3)
+    ]
+    reds = [pixels[0, 0, 0] for pixels in run_one(send(*map(write, pictures)))]
+    assert reds == list(range(len(pictures)))
+
+
+@contextlib.contextmanager
+def at_most(size_bytes):
+    """Fail if Python's memory grows by more meanwhile."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] <= size_bytes
+    finally:
+        tracemalloc.stop()
+
+
+BOMB = write(Picture.new("RGB", (2000, 2000)), compress_level=9)  # 12 MB of pixels in 12 kB
+
+
+def test_a_request_whose_pixels_never_fit_is_too_large_before_any_is_decoded():
+    """Fifty small files of 12 MB of pixels each: known from their headers."""
+    with at_most(9_000_000), pytest.raises(TooLarge, match=r"600,\d+,\d+ bytes of memory"):
+        run_one(as_form(*[BOMB] * 50), max_queue_bytes=256 * MEBIBYTE)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "BMP"])
+def test_one_picture_that_never_fits_is_too_large(file_format):
+    """What decoding takes for a while counts too, though little of it remains."""
+    body = write(Picture.new("RGB", (1200, 1200)), file_format)
+    with pytest.raises(TooLarge, match="Send fewer or smaller images at once"):
+        run_one((body, None), size=32, max_queue_bytes=16 * MEBIBYTE)
+    assert run_one((body, None), size=32, max_queue_bytes=32 * MEBIBYTE)[0].shape == (32, 32, 3)
+
+
+def test_a_request_waits_for_the_memory_that_its_own_and_other_decoding_gives_back(monkeypatch):
+    """Pictures that fit one after another are answered, though not two at a time."""
+    at_once, most = 0, 0
+    lock = threading.Lock()
+
+    def decode(picture, **geometry):
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        threading.Event().wait(0.01)
+        with lock:
+            at_once -= 1
+        return np.zeros((1, 1, 3), np.uint8)
+
+    monkeypatch.setattr("service.intake.decode", decode)
+    door = Door(size=32, decode_threads=4, max_queue_bytes=80 * MEBIBYTE)  # one takes 48 MB
+    answers = door.run(*(door.post(*as_form(*[BOMB] * (DECODE_CHUNK + 1))) for _ in range(3)))
+    assert [len(answer) for answer in answers] == [DECODE_CHUNK + 1] * 3
+    assert most == 1
+
+
+def test_what_does_not_fit_beside_others_is_told_to_come_back():
+    """Memory that lasts until the answer is there, or it is not."""
+    door = Door(max_queue_bytes=20 * MEBIBYTE, max_side=3000)
+    body = write(Picture.new("RGB", (700, 700)))
+
+    async def full(door, body):
+        door.intake._bytes_held += 19 * MEBIBYTE
+        try:
+            await door.post(body)
+        finally:
+            door.intake._bytes_held -= 19 * MEBIBYTE
+
+    (answer,) = door.run(full(door, body))
+    assert isinstance(answer, QueueFull)
+    assert answer.retry_after == 1.0
+
+
+@pytest.mark.parametrize("send", [as_json, as_form])
+def test_the_copies_made_while_parsing_are_within_what_is_set_aside(send):
+    """As little is taken as is lent: it is measured."""
+    body, content_type = send(*[bytes(400_000)] * 10)
+    body = bytearray(body)
+    limits = {"max_images": 10, "max_image_bytes": MEBIBYTE}
+    with at_most(memory_to_parse(body, content_type) + 100_000):
+        parse_upload(body, content_type, ids=[], labels=[], classes=10, **limits)
+    with pytest.raises(TooLarge):
+        run_one((bytes(body), content_type), max_queue_bytes=len(body) + 1000)
+
+
+def test_a_raw_body_is_not_copied():
+    """It is the image."""
+    noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8)
+    body = write(Picture.fromarray(noise), "BMP")
+    with at_most(1.7 * len(body)), pytest.raises(TooLarge, match="memory"):
+        run_one((body, None), max_queue_bytes=len(body) + 1000)
+
+
+# Content-Encoding
+
+
+GZIP = (b"content-encoding", b"gzip")
+
+
+@pytest.mark.parametrize(
+    ("body", "coding"),
+    [
+        (gzip.compress(GOOD), b"gzip"),
+        (gzip.compress(GOOD), b"X-GZip"),
+        (gzip.compress(GOOD), b"identity, gzip"),
+        (gzip.compress(GOOD, 0), b"gzip"),
+        (gzip.compress(GOOD[:500]) + gzip.compress(b"") + gzip.compress(GOOD[500:]), b"gzip"),
+        (GOOD, b"identity"),
+        (GOOD, b""),
+    ],
+)
+def test_gzip_is_unpacked(body, coding):
+    """In one member or several; `identity` says nothing."""
+    (pixels,) = run_one((body, "image/png", (b"content-encoding", coding)))
+    assert np.array_equal(pixels, PIXELS)
+
+
+@pytest.mark.parametrize("coding", [b"br", b"deflate", b"zstd", b"gzip, gzip", b"gzip;q=1", b"x"])
+def test_another_coding_is_refused_with_what_is_accepted(coding):
+    """Before the body is read."""
+    with pytest.raises(UnknownType, match="accepted are gzip, once, and identity"):
+        run_one((b"", "image/png", (b"content-encoding", coding)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(GOOD, id="not packed"),
+        pytest.param(gzip.compress(GOOD)[:-1], id="cut"),
+        pytest.param(gzip.compress(GOOD)[:5], id="half a header"),
+        pytest.param(gzip.compress(GOOD) + b"junk", id="junk behind"),
+        pytest.param(gzip.compress(GOOD)[:-8] + bytes(8), id="wrong checksum"),
+        pytest.param(zlib.compress(GOOD), id="zlib"),
+        pytest.param(gzip.compress(b"") * 5000, id="members"),
+    ],
+)
+def test_damaged_gzip_is_unreadable(body):
+    """A sentence, whatever is wrong with it."""
+    with pytest.raises(Unreadable, match="gzip"):
+        run_one((body, "image/png", GZIP))
+
+
+def test_a_gzip_bomb_is_refused_with_little_memory():
+    """300 MB in 0.3 MB end at the most that a request may have."""
+    body = gzip.compress(bytes(300 * MEBIBYTE), 1)
+    with at_most(16 * MEBIBYTE), pytest.raises(TooLarge, match="than 4,194,304 bytes"):
+        run_one((body, "image/png", GZIP), max_body=4 * MEBIBYTE)
+    with pytest.raises(TooLarge, match="memory"):
+        run_one((body, "image/png", GZIP), max_queue_bytes=8 * MEBIBYTE)
+
+
+def test_two_content_types_are_refused():
+    """Which of them holds nobody can say."""
+    with pytest.raises(Unreadable, match="2 Content-Types"):
+        run_one((GOOD, "image/png", (b"content-type", b"application/json")))
+
+
+def test_an_odd_size_among_others_is_refused():
+    """The model takes them as they come."""
+    small = write(Picture.new("RGB", (8, 8)))
+    with pytest.raises(OutOfRange, match="of one size"):
+        run_one(as_form(GOOD, small))
+
+
+def test_a_damaged_picture_is_named_and_takes_nothing():
+    """With its index; all that was set aside is given back, which `run` sees."""
+    noise = Picture.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    jpeg = write(noise, "JPEG")
+    damaged = jpeg[: len(jpeg) // 2] + b"\xff\xd9"
+    with pytest.raises(Unreadable, match=r"Image 2 of 2: The JPEG image is damaged") as caught:
+        run_one(as_json(jpeg, damaged))
+    assert caught.value.index == 1
+
+
+def test_pixels_carry_their_label():
+    """What the queue holds is an image with its label."""
+    door = Door()
+    body = json.dumps({"images": [{"b64": base64.b64encode(GOOD).decode(), "label": 3}]})
+    door.run(door.post(body.encode(), "application/json"))
+    (item,) = door.places[0].items
+    assert isinstance(item, Image)
+    assert item.label == 3

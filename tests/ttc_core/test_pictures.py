@@ -1,0 +1,308 @@
+"""A file is judged by its pixels: all there, and it is read; some lost, and it is `Damaged`."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ttc_core.corruptions.files import corrupt_path
+from ttc_core.datasets.files import Geometry, decode
+from ttc_core.datasets.stream import DataError
+from ttc_core.geometry import to_rgb
+from ttc_core.pictures import MAX_PARTS, Damaged, TooManyParts, open_picture
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+RANDOM = np.random.default_rng(0)
+BLOCKS = RANDOM.integers(1, 256, (30, 40, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+SCENE = Image.fromarray(BLOCKS)
+SCRAP = RANDOM.bytes(1500)
+
+
+def write(image, file_format, **options):
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def read(body):
+    return np.asarray(to_rgb(open_picture(body, FORMATS).load()))
+
+
+def pillow(body):
+    return np.asarray(to_rgb(Image.open(io.BytesIO(body))))
+
+
+JPEGS = {
+    "baseline": write(SCENE, "JPEG"),
+    "full colour": write(SCENE, "JPEG", subsampling=0, optimize=True, quality=95),
+    "progressive": write(SCENE, "JPEG", progressive=True),
+    "restarts": write(SCENE, "JPEG", restart_marker_rows=1),
+    "progressive restarts": write(SCENE, "JPEG", progressive=True, restart_marker_blocks=7),
+    "grey": write(SCENE.convert("L"), "JPEG"),
+    "cmyk": write(SCENE.convert("CMYK"), "JPEG"),
+    "mpo": write(SCENE, "MPO", save_all=True, append_images=[SCENE.rotate(90)]),
+}
+WITHOUT_END = JPEGS["baseline"][:-2]
+# What may come for the end-of-image marker, or before it.
+ENDS = {
+    "nothing": b"",
+    "two zeros": b"\0\0",
+    "a sector of zeros": bytes(5000),
+    "erased flash": b"\xff" * 5000 + b"\xff\xd9",
+    "a recorder's trailer": b"dhav\1\2\3\4",
+    "a trailer before the end": b"dhav\1\2\3\4\xff\xd9",
+    "text": b"recorded by a camera " * 20,
+    "the next picture": b"\xff\xd8\xff\xdb\0\4\0\0",
+    "random bytes": b"\xff\xd9" + SCRAP,
+}
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_jpeg_decodes_as_pillow_has_it(name):
+    """Bit for bit, whatever its kind: accuracy is compared to the last image."""
+    assert np.array_equal(read(JPEGS[name]), pillow(JPEGS[name]))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (17, 5), (64, 33)])
+def test_a_jpeg_of_any_sampling_decodes_as_pillow_has_it(mode, progressive, subsampling, size):
+    """Also where the colours of CMYK are sampled in ways that TurboJPEG does not know."""
+    picture = SCENE.resize(size).convert(mode)
+    sampling = {} if mode == "L" else {"subsampling": subsampling}
+    body = write(picture, "JPEG", progressive=progressive, **sampling)
+    assert np.array_equal(read(body), pillow(body))
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("name", set(JPEGS) - {"mpo"})
+def test_a_jpeg_is_whole_whatever_stands_at_its_end(name, end):
+    """Cameras and recorders cut or pad the end; every pixel is there."""
+    assert np.array_equal(read(JPEGS[name][:-2] + ENDS[end]), pillow(JPEGS[name]))
+
+
+BESIDE = {
+    "a picture in a segment": b"\xff\xe5" + struct.pack(">H", 9002) + JPEGS["baseline"][:9000],
+    "markers in a comment": b"\xff\xfe\0\x0a\xff\xd8\xff\xd9\xff\xda\xff\xc0",
+    "fill bytes": b"\xff" * 300,
+    "nonsense for exif": b"\xff\xe1\0\x0eExif\0\0junk!!",
+    "nonsense for a profile": b"\xff\xe2\0\x12ICC_PROFILE\0\x09\x01xx",
+    "another major version": b"\xff\xe0\0\x10JFIF\0\x09\1\0\0\1\0\1\0\0",
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_jpeg_is_whole_whatever_stands_beside_its_pixels(name):
+    """Markers in a segment are none; metadata need not make sense."""
+    for body in (JPEGS["baseline"], JPEGS["progressive"]):
+        assert np.array_equal(read(body[:2] + BESIDE[name] + body[2:]), pillow(body))
+
+
+def losses(body):
+    """A picture that lost data in its middle, in the ways in which files do."""
+    half = len(body) // 2
+    head, tail = body[:half], body[half + 1500 :]
+    return {
+        "cut": head,
+        "cut and closed": head + b"\xff\xd9",
+        "a piece lost": head + tail,
+        "a piece lost, and the end": head + tail[:-2],
+        "a piece of zeros": head + bytes(1500) + tail,
+        "a piece of ones": head + b"\xff" * 1500 + tail,
+        "a piece of another file": head + SCRAP + tail,
+        "a piece twice": head + body[half - 1500 :],
+        "the rest zeros": head + bytes(len(tail)),
+        "bytes too many": head + b"recorder" * 50 + body[half:],
+        "its last bytes lost": body[:-120] + b"\xff\xd9",
+    }
+
+
+@pytest.mark.parametrize("loss", losses(b""))
+@pytest.mark.parametrize("name", set(JPEGS) - {"mpo"})
+def test_a_jpeg_that_lost_pixels_is_damaged(name, loss):
+    """The decoder would paint them grey or shift them, and say nothing."""
+    with pytest.raises(Damaged):
+        read(losses(JPEGS[name])[loss])
+
+
+def test_a_progressive_jpeg_without_its_last_scans_is_damaged():
+    """It decodes without a warning, coarse or without colour."""
+    body = JPEGS["progressive"]
+    at, scans = 0, []
+    while (at := body.find(b"\xff\xda", at + 1)) > 0:
+        scans.append(at)
+    for start in scans[1:]:
+        with pytest.raises(Damaged, match="scans"):
+            read(body[: body.rindex(b"\xff\xc4", 0, start)] + b"\xff\xd9")
+
+
+def test_a_file_of_countless_parts_is_refused_at_once():
+    """Segments, chunks and blocks of no content cost a walker most."""
+    png, gif = write(SCENE, "PNG"), write(SCENE, "GIF")
+    for body in (
+        b"\xff\xd8" + b"\xff\xe5\0\2" * (MAX_PARTS + 1),
+        png[:33] + (bytes(4) + b"tIME" + bytes(4)) * (MAX_PARTS + 1) + png[33:],
+        gif[:13] + b"\x21\xfe\0" * (MAX_PARTS + 1),
+        b"RIFF\0\0\0\0WEBP" + b"junk\0\0\0\0" * (MAX_PARTS + 1),
+    ):
+        with pytest.raises((TooManyParts, Damaged)):
+            read(body)
+
+
+def test_damage_in_a_folder_of_images_is_told_with_the_file(tmp_path):
+    """A data set is held to the server's rule: no accuracy is measured on grey halves."""
+    damaged, whole = tmp_path / "0" / "half.jpg", tmp_path / "1" / "end.jpg"
+    for path, body in (
+        (damaged, losses(JPEGS["baseline"])["cut and closed"]),
+        (whole, WITHOUT_END),
+    ):
+        path.parent.mkdir()
+        path.write_bytes(body)
+    assert decode([whole], Geometry(32)).shape == (1, 32, 32, 3)
+    with pytest.raises(DataError, match=r"half\.jpg cannot be read as an image"):
+        decode([whole, damaged], Geometry(32))
+    with pytest.raises(ValueError, match=r"half\.jpg cannot be read"):
+        corrupt_path(tmp_path, tmp_path.with_name("out"), "fog", 3, seed=0)
+
+
+# PNG
+
+
+def chunk(name, content, *, checksum=None):
+    proved = zlib.crc32(name + content) if checksum is None else checksum
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", proved)
+
+
+def png(rows, *more, size=(20, 12), depth=8, colour=2, interlace=0, packed=zlib.compress):
+    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, interlace)
+    pieces = [chunk(b"IHDR", header), *more, chunk(b"IDAT", packed(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(pieces)
+
+
+ROWS = b"".join(b"\0" + RANDOM.integers(1, 256, 60, dtype=np.uint8).tobytes() for _ in range(12))
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        pytest.param(chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(3 << 20))), id="text bomb"),
+        pytest.param(
+            chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(3 << 20))),
+            id="xmp bomb",
+        ),
+        pytest.param(chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(9 << 20))), id="profile bomb"),
+        pytest.param(chunk(b"iCCP", b"x\0\7junk"), id="profile of nonsense"),
+        pytest.param(chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff"), id="exif of nonsense"),
+        pytest.param(chunk(b"gAMA", b"1234", checksum=7), id="wrong checksum beside"),
+        pytest.param(chunk(b"acTL", b""), id="animation of nothing"),
+    ],
+)
+def test_a_png_is_whole_whatever_stands_beside_its_pixels(beside):
+    """Metadata beyond a limit of the library, or broken, takes no pixel away."""
+    expected = read(png(ROWS))
+    assert np.array_equal(read(png(ROWS, beside)), expected)
+    assert np.array_equal(read(png(ROWS)[:-12] + beside + chunk(b"IEND", b"")), expected)
+
+
+def test_a_png_is_whole_without_its_end_or_a_chunks_checksum():
+    """Of the data, zlib's own checksum speaks; where that is cut off, the count of its rows."""
+    body = png(ROWS)
+    for whole in (body[:-12], body[:-3], body[:-16], body[:-20], body + SCRAP):
+        assert np.array_equal(read(whole), read(body))
+    assert np.array_equal(read(body[:-16] + b"\0\0\0\0" + body[-12:]), read(body))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(png(ROWS[: len(ROWS) // 2]), id="half its rows"),
+        pytest.param(png(ROWS[:-1]), id="a byte"),
+        pytest.param(png(b""), id="all"),
+        pytest.param(png(bytes(7), size=(8, 8), depth=1, colour=0), id="a black row"),
+        pytest.param(png(ROWS[:200], interlace=1), id="interlaced rows"),
+        pytest.param(png(b"\x09" + ROWS[1:]), id="a filter"),
+        pytest.param(
+            png(ROWS, packed=lambda rows: zlib.compress(rows, 0)[:99] + b"x" * 200), id="data"
+        ),
+        pytest.param(png(ROWS)[:200], id="its second half"),
+        pytest.param(png(ROWS)[:200] + png(ROWS)[260:], id="a piece"),
+    ],
+)
+def test_a_png_that_lost_pixels_is_damaged(body):
+    """Also where the stream of its rows ends early in good order: those missing would be black."""
+    with pytest.raises((Damaged, OSError, SyntaxError)):
+        read(body)
+
+
+@pytest.mark.parametrize("interlace", [0, 1])
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 5), (8, 8), (9, 7)])
+@pytest.mark.parametrize(("depth", "colour"), [(1, 0), (16, 2), (8, 6)])
+def test_a_black_png_is_whole(size, depth, colour, interlace):
+    """Black is a picture too, if all of its rows are there."""
+    row = (size[0] * depth * {0: 1, 2: 3, 6: 4}[colour] + 7) // 8 + 1
+    rows = bytes(row * size[1] * (8 if interlace else 1))  # interlaced, more than needed
+    assert read(png(rows, size=size, depth=depth, colour=colour, interlace=interlace)).any() == (
+        colour == 6  # transparent: white
+    )
+
+
+# GIF, WebP, BMP
+
+
+def gif(codes, *, size=10, interlaced=False):
+    """A GIF of 256 greys and codes of 9 bits each."""
+    packed = sum(code << 9 * place for place, code in enumerate(codes))
+    data = packed.to_bytes((9 * len(codes) + 7) // 8, "little")
+    palette = b"".join(bytes([grey] * 3) for grey in range(256))
+    frame = struct.pack("<HHHHB", 0, 0, size, size, 0x40 if interlaced else 0)
+    screen = struct.pack("<HHBBB", size, size, 0xF7, 0, 0)
+    blocks = bytes([8, len(data)]) + data + b"\0;"
+    return b"GIF89a" + screen + palette + b"\x2c" + frame + blocks
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("grey", [0, 1, 254, 255])
+def test_a_gif_whose_codes_end_early_is_damaged(grey, interlaced):
+    """The decoder is content, and the rest of the frame has the background's colour."""
+    whole = gif([256] + [grey] * 100 + [257], interlaced=interlaced)
+    assert (read(whole) == grey).all()
+    assert (read(whole[:-1]) == grey).all()
+    for count in (0, 50, 99):
+        with pytest.raises((Damaged, OSError)):
+            read(gif([256] + [grey] * count + [257], interlaced=interlaced))
+
+
+def test_a_gif_of_endless_comments_is_read():
+    """What stands before the frame is passed over."""
+    body = gif([256] + [7] * 100 + [257])
+    at = body.index(b"\x2c", 780)
+    comment = b"\x21\xfe" + (b"\xff" + b"c" * 255) * 20_000 + b"\0"
+    assert (read(body[:at] + comment + body[at:]) == 7).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"icc_profile": b"junk" * 99}])
+def test_a_webp_is_judged_by_its_data_not_by_its_size_field(options):
+    """A wrong field, or bytes behind, take no pixel away; a cut does, whatever the field says."""
+    body = write(SCENE, "WEBP", **options)
+    for size in (0, 12, len(body) - 10, 2**31):
+        stated = body[:4] + struct.pack("<I", size) + body[8:]
+        assert np.array_equal(read(stated + b"junk"), pillow(body))
+    half = body[: len(body) // 2]
+    for cut in (half, half[:4] + struct.pack("<I", len(half) - 8) + half[8:]):
+        with pytest.raises(OSError, match=r"frame|decoder"):
+            read(cut)
+
+
+def test_a_bmp_is_judged_by_its_rows_not_by_its_size_field():
+    """Writers leave these fields at 0; a row that is missing is damage."""
+    body = write(SCENE, "BMP")
+    for field in (2, 34):
+        stated = body[:field] + bytes(4) + body[field + 4 :]
+        assert np.array_equal(read(stated + b"junk"), BLOCKS)
+    for cut in (body[:-1], body[:-2000], body[: len(body) // 2]):
+        with pytest.raises(OSError, match="truncated"):
+            read(cut)
