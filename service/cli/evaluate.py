@@ -112,7 +112,10 @@ def evaluate(
     evaluation = Evaluation(
         runs=runs,
         data=open_data(
-            data, Geometry(source_model.size, source_model.crop), source_model.class_names
+            data,
+            Geometry(source_model.size, source_model.crop),
+            source_model.class_names,
+            limit=limit,
         ),
         corruptions=chosen,
         severity=severity,
@@ -123,12 +126,16 @@ def evaluate(
         fields={
             "data": data,
             "model": model,
+            "model_digest": source_model.digest,
+            "device": str(source_model.device),
+            "threads": torch.get_num_threads(),
             "mean": list(source_model.mean),
             "std": list(source_model.std),
             "classes": source_model.classes,
             "versions": versions(),
         },
         logits=predictions is not None,
+        own_code=any(":" in name for name in (model, *(run.name for run in runs))),
         channels=weightiest_channels(source_model, wanted.channels) if wanted.channels else (),
     )
     passes = [kind_of(run) for run in runs for _ in chosen]
