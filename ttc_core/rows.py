@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,11 @@ def setting(row: Mapping[str, Any]) -> Row:
         for name, value in row.items()
         if value is not None and name not in RESULT_FIELDS
     }
+
+
+def averaged(corruptions: Iterable[str]) -> list[str]:
+    """What an average is over: neither clean images nor mixtures, which hold the others again."""
+    return [name for name in corruptions if name != "clean" and name.partition(":")[0] != "mixed"]
 
 
 def asked_images(row: Mapping[str, Any]) -> int:

@@ -1,10 +1,11 @@
 """Two methods on the same images: McNemar's test, corruption by corruption."""
 
-from ttc_core.report.groups import Group, Line, average_title, averaged
+from ttc_core.report.groups import Group, Line, average_title
 from ttc_core.report.results import shown
 from ttc_core.report.statistics import Comparison, Correct, holm, mcnemar, paired_average
 from ttc_core.report.table import NONE, Cell, Table
 from ttc_core.report.tables import SHORT_NAMES
+from ttc_core.rows import averaged
 
 SIGNIFICANT = 0.05
 

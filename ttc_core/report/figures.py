@@ -16,9 +16,9 @@ from scipy.stats import gaussian_kde, norm
 
 from ttc_core.errors import UserError
 from ttc_core.presets import SUPERVISED, TTC_SWITCHES
-from ttc_core.report.groups import Group, Line, averaged
+from ttc_core.report.groups import Group, Line
 from ttc_core.report.results import SIMULATION, Result, differing, labels, shown, telling
-from ttc_core.rows import setting
+from ttc_core.rows import averaged, setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

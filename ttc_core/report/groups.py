@@ -19,7 +19,7 @@ from ttc_core.report.results import (
     telling,
 )
 from ttc_core.report.statistics import Interval, average_interval, wilson
-from ttc_core.rows import setting
+from ttc_core.rows import averaged, setting
 
 # What a table lays out itself, in lines, columns and one severity; all else has to be the same.
 _LAID_OUT = ("method", "settings", "corruption", "severity", "after", "after_severity")
@@ -135,11 +135,6 @@ class Group:
         if as_the_paper != (5, batch_size, None, "episodic") or s("order") not in ("file", "iid"):
             return None
         return paper.find(tables, s("data"), s("model"), line)
-
-
-def averaged(columns: Iterable[str]) -> list[str]:
-    """What an average is over: neither clean images nor mixtures, which hold the others again."""
-    return [name for name in columns if name != "clean" and name.partition(":")[0] != "mixed"]
 
 
 def average_title(columns: Sequence[str]) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 from ttc_core.corruptions import CORRUPTIONS
 from ttc_core.presets import TTC_SWITCHES
 from ttc_core.report import paper
-from ttc_core.report.groups import Group, Line, averaged
+from ttc_core.report.groups import Group, Line
 from ttc_core.report.results import differing, telling
 from ttc_core.report.table import Cell, Table, mark_best, percent
+from ttc_core.rows import averaged
 
 _COMPONENTS = ("tent", *TTC_SWITCHES, "ttc")
 
