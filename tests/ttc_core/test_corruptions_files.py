@@ -1,5 +1,6 @@
 """`ttc corrupt` on images, folders and arrays: what is written, and what is refused."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,6 +175,36 @@ def no_array(root: Path) -> tuple[Path, Path]:
     return root / "a.npy", root / "out.npy"
 
 
+def objects(root: Path) -> tuple[Path, Path]:
+    np.save(root / "a.npy", np.array([{}], dtype=object))
+    return root / "a.npy", root / "out.npy"
+
+
+def nonsense_header(root: Path) -> tuple[Path, Path]:
+    (root / "a.npy").write_bytes(b"\x93NUMPY\x01\x00\x05\x00((((\n")
+    return root / "a.npy", root / "out.npy"
+
+
+def pipe(root: Path) -> tuple[Path, Path]:
+    os.mkfifo(root / "a.png")
+    return root / "a.png", root / "out.png"
+
+
+def pipe_as_target(root: Path) -> tuple[Path, Path]:
+    os.mkfifo(root / "out.png")
+    return write(root / "a.png", made_up(8, 8, 3)), root / "out.png"
+
+
+def litter(root: Path) -> tuple[Path, Path]:
+    for name in (".git/a.png", "__MACOSX/a.png", "._b.png"):
+        path = root / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    os.mkfifo(root / "in" / "pipe.png")
+    (root / "in" / "loop.png").symlink_to("loop.png")
+    return root / "in", root / "out"
+
+
 @pytest.mark.parametrize(
     ("arrange", "error", "sentence"),
     [
@@ -191,6 +222,11 @@ def no_array(root: Path) -> tuple[Path, Path]:
         (wrong_shape, ValueError, r"\(N, H, W, 3\) uint8.*holds \(8, 8, 3\) uint8"),
         (no_images, ValueError, "a.npy "),
         (no_array, ValueError, "a.npy cannot be read"),
+        (objects, ValueError, "a.npy cannot be read"),
+        (nonsense_header, ValueError, "a.npy cannot be read"),
+        (pipe, ValueError, "neither a file nor a folder"),
+        (pipe_as_target, OSError, "no ordinary file"),
+        (litter, ValueError, "in holds no images"),
     ],
 )
 def test_what_cannot_be_done_is_said(
@@ -211,3 +247,37 @@ def test_a_wrong_name_is_refused_before_anything_is_read(tmp_path):
     """The corruption and its severity are checked first."""
     with pytest.raises(ValueError, match="no corruption 'rain'"):
         corrupt_path(tmp_path / "nowhere", tmp_path / "out", "rain", 1, 0)
+
+
+def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
+    """A full disk in the middle of an array costs neither the earlier file nor the room."""
+    np.save(tmp_path / "a.npy", made_up(4, 8, 8, 3))
+    (tmp_path / "out.npy").write_bytes(b"earlier")
+    before = sorted(tmp_path.iterdir())
+
+    def full(*_: object, **__: object) -> Images:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ttc_core.corruptions.files.corrupt", full)
+    with pytest.raises(OSError, match="No space left"):
+        corrupt_path(tmp_path / "a.npy", tmp_path / "out.npy", "fog", 1, 0)
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "out.npy").read_bytes() == b"earlier"
+
+
+def test_a_damaged_image_in_a_folder_is_named_with_what_was_written_before(tmp_path):
+    """The images before it are whole, and counted."""
+    write(tmp_path / "in" / "a.png", made_up(8, 8, 3))
+    (tmp_path / "in" / "b.png").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"b\.png cannot be read.*1 of 2 images were written"):
+        corrupt_path(tmp_path / "in", tmp_path / "out", "fog", 1, 0)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_an_array_of_columns_first_is_corrupted_as_any(tmp_path):
+    """Its layout on the disk does not matter."""
+    images = made_up(3, 8, 8, 3)
+    for name, array in (("c", images), ("f", np.asfortranarray(images))):
+        np.save(tmp_path / f"{name}.npy", array)
+        corrupt_path(tmp_path / f"{name}.npy", tmp_path / f"{name}-out.npy", "fog", 1, 0)
+    assert (np.load(tmp_path / "c-out.npy") == np.load(tmp_path / "f-out.npy")).all()
