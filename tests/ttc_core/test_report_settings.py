@@ -84,6 +84,19 @@ def test_settings_that_look_alike_are_two_lines():
     assert [cells[0] for cells in lines.values()] == ["50.0", "90.0"]
 
 
+def test_a_benchmarks_corruptions_have_files_of_their_own():
+    """They stand in one table, until one was measured on files that were changed."""
+    data = {"data": "cifar10c:x"}
+    rows = [row("ttc", "fog", 0.5, data_digest="a", **data)]
+    rows += [row("ttc", "snow", 0.6, data_digest="b", **data)]
+    ((_, lines),) = shown(rows)
+    assert lines["TTC"] == ["60.0", "50.0", "55.0"]
+    changed = [row("tent", "fog", 0.9, data_digest="c", **data)]
+    (_, one), (caption, other) = shown(rows + changed)
+    assert (list(one), other["TENT"][0]) == (["TTC"], "90.0")
+    assert "data state 1" in caption
+
+
 def continual(corruption: str, accuracy: float, *after: str, **more: Any) -> dict[str, Any]:
     more = {"protocol": "continual", "after": list(after), "after_severity": 5} | more
     return row("tent", corruption, accuracy, **more)

@@ -151,16 +151,17 @@ def groups(results: Iterable[Result]) -> list[Group]:
     where they may be of one pass: one comes after those that the other came after.
     """
     counted = accuracies(results)
+    states = _data_states(counted)
     severities: dict[str, dict[Any, None]] = {}
     histories: dict[str, dict[History, None]] = {}
     for result in counted:
-        key = _key(result)
+        key = _key(result, states)
         histories.setdefault(key, {})[_history(result)] = None
         if (severity := _severity(result)) is not None or result["corruption"] != "clean":
             severities.setdefault(key, {})[severity] = None
     cells: dict[tuple[str, Any, History], dict[tuple[str, str], dict[str, Result]]] = {}
     for result, label in zip(counted, labels(counted), strict=True):
-        key, history, severity = _key(result), _history(result), _severity(result)
+        key, history, severity = _key(result, states), _history(result), _severity(result)
         everywhere = result["corruption"] == "clean" and severity is None
         for each in severities.get(key, [None]) if everywhere else [severity]:
             for whole in _longest(history, histories[key]):
@@ -178,9 +179,29 @@ def groups(results: Iterable[Result]) -> list[Group]:
     ]
 
 
-def _key(result: Result) -> str:
+def _key(result: Result, states: Mapping[str, int]) -> str:
     found = {name: value for name, value in setting(result.row).items() if name not in _LAID_OUT}
+    if result.is_of_a_benchmark and "data_digest" in found:
+        found["data_state"] = states[found.pop("data_digest")]
     return json.dumps(found, sort_keys=True)
+
+
+def _data_states(results: Iterable[Result]) -> dict[str, int]:
+    """For digests of a benchmark's files, each corruption's own: as how many-th it was seen.
+
+    Columns go together until one was measured on files that were changed since.
+    """
+    seen: dict[str, list[str]] = {}
+    states: dict[str, int] = {}
+    for result in results:
+        if not (result.is_of_a_benchmark and result["data_digest"]):
+            continue
+        same = {name: result[name] for name in ("data", "corruption", "severity", "limit")}
+        known = seen.setdefault(json.dumps(same), [])
+        if (digest := str(result["data_digest"])) not in known:
+            known.append(digest)
+        states[digest] = max(states.get(digest, 0), known.index(digest))
+    return states
 
 
 def _severity(result: Result) -> Any:

@@ -121,6 +121,11 @@ class Result:
         return asked_images(self.row) > (self["images"] or 0) or bool(self["restarted"])
 
     @property
+    def is_of_a_benchmark(self) -> bool:
+        """Whether each corruption has files of its own, so that digests differ between them."""
+        return str(self["data"]).partition(":")[0] in ("cifar10c", "cifar100c", "imagenetc")
+
+    @property
     def settings(self) -> dict[str, Any]:
         return dict(self["settings"] or {})
 
@@ -150,6 +155,7 @@ def read_results(paths: Iterable[Path]) -> list[Result]:
 _KINDS: dict[str, tuple[type, ...]] = {
     "method": (str,),
     **dict.fromkeys(("data", "model", "corruption", "order", "protocol", "details"), (str,)),
+    "data_digest": (str,),
     **dict.fromkeys(("batch_size", "limit", "seed", "severity", "classes"), (int,)),
     **dict.fromkeys(("after_severity", "correct", "images", "asked"), (int,)),
     "accuracy": (int, float),
