@@ -100,6 +100,15 @@ class ReplayPlan:
     most_in_flight: int = 500
 
     def __post_init__(self) -> None:
+        try:
+            url = httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"The URL {self.url!r} cannot be read: {error}.") from None
+        if (url.port or 0) > 65535 or url.query or url.fragment:
+            raise ValueError(
+                f"url must be like {DEFAULT_URL}, with a port up to 65535 and no ? or #; "
+                f"got {self.url!r}."
+            )
         if not self.corruptions:
             raise ValueError("corruptions must name at least one; got none.")
         for corruption in self.corruptions:

@@ -184,6 +184,10 @@ def test_an_absurd_retry_after_loses_no_image(header, fake, data, monkeypatch):
         "http://xn--zzzz-.invalid",
         "http://..",
         "http://user:password@127.0.0.1:1",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:1/?x=y",
+        "http://127.0.0.1:1/#x",
+        "http://[::1",
     ],
     ids=lambda url: url[:30],
 )
