@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from service.view import View
 from ttc_core.datasets import Stream
 from ttc_core.evaluate import Run, Tally
+from ttc_core.files import written_whole
 from ttc_core.order import note_on_runs
 
 # Mixed streams of ten classes have runs of 1.1 images.
@@ -107,5 +108,5 @@ class EvaluationView:
         self.rows.append(row)
         self.view.finish(row)
         if self._predictions is not None:
-            with self._predictions.open("wb") as file:  # to a name alone numpy would add .npz
+            with written_whole(self._predictions) as file:
                 np.savez_compressed(file, **columns)  # type: ignore[arg-type]

@@ -13,9 +13,14 @@ from dataclasses import dataclass
 from typing import IO
 
 from service.client import Client
+from ttc_core.errors import UserError
 
 START_SECONDS = 120.0
 LISTENING = re.compile(r"Listening on (http://\S+)")
+
+
+class LaunchError(UserError, RuntimeError):
+    """The server did not become ready; the text is what it said."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ def launch(*arguments: str, environment: dict[str, str] | None = None) -> Iterat
     """Run `ttc serve ARGUMENTS` on a free port until the block ends.
 
     Raises:
-        RuntimeError: it did not become ready; the text is what it said.
+        LaunchError: it did not become ready.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "service.cli", "serve", "--port", "0", *arguments],
@@ -87,7 +92,7 @@ def _wait_for_url(reader: threading.Thread, lines: list[str]) -> str:
                 return found[1]
             seen += 1
         time.sleep(0.02)
-    raise RuntimeError("The server did not start:\n" + "\n".join(lines))
+    raise LaunchError("The server did not start:\n" + "\n".join(lines))
 
 
 def _wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
@@ -95,5 +100,5 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
     with Client(url) as client:
         while not client.ready():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"The server at {url} did not become ready.")
+                raise LaunchError(f"The server at {url} did not become ready.")
             time.sleep(0.05)

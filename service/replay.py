@@ -11,10 +11,11 @@ import io
 import platform
 import time
 from collections import Counter
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import httpx
 import numpy as np
@@ -30,13 +31,15 @@ from service.client import (
     ServiceError,
     predict_call,
 )
-from service.schemas import PredictResponse, StatusResponse
+from service.schemas import DEFAULT_STREAM, PredictResponse, StatusResponse
 from service.view import View, results_table
 from ttc_core.corruptions import CORRUPTIONS, check
 from ttc_core.datasets import DataSet, Geometry, Stream, check_corruption, open_data
+from ttc_core.files import written_whole
 from ttc_core.order import check_order, note_on_runs
 from ttc_core.rows import Row, Rows
 
+T = TypeVar("T")
 Mode = Literal["lockstep", "closed", "open"]
 Arrivals = Literal["poisson", "even"]
 
@@ -97,6 +100,15 @@ class ReplayPlan:
     most_in_flight: int = 500
 
     def __post_init__(self) -> None:
+        try:
+            url = httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"The URL {self.url!r} cannot be read: {error}.") from None
+        if (url.port or 0) > 65535 or url.query or url.fragment:
+            raise ValueError(
+                f"url must be like {DEFAULT_URL}, with a port up to 65535 and no ? or #; "
+                f"got {self.url!r}."
+            )
         if not self.corruptions:
             raise ValueError("corruptions must name at least one; got none.")
         for corruption in self.corruptions:
@@ -182,12 +194,16 @@ async def replay(
     async with AsyncClient(
         plan.url, plan.token, plan.timeout, connections=connections[plan.mode]
     ) as client:
-        status = await client.status()
+        status = await _answer(client, client.status(), plan.timeout)
         geometry = Geometry(status.model.size, status.model.crop)
-        data = await asyncio.to_thread(open_data, plan.data, geometry, status.model.class_names)
+        data = await asyncio.to_thread(
+            open_data, plan.data, geometry, status.model.class_names, limit=plan.limit
+        )
+        history = _History(plan, status)
         try:
             for corruption in plan.corruptions:
                 row, tally = await _replay_one(plan, client, data, corruption, view)
+                row |= history.of(row)
                 finished.append(rows.append(row, tally.arrays()))
                 view.finish(row)
                 if predictions is not None:
@@ -199,6 +215,30 @@ async def replay(
             if finished and table:
                 view.table(results_table(finished))
     return finished
+
+
+class _History:
+    """What the stream had seen before each corruption, unless it was reset.
+
+    Its adaptation goes on from there, so that another history is another measurement.
+    """
+
+    def __init__(self, plan: ReplayPlan, status: StatusResponse) -> None:
+        stream = status.streams.get(plan.stream or DEFAULT_STREAM)
+        self._continual, self._severity = not plan.reset_between, plan.severity
+        self._images_before = 0 if stream is None else stream.images
+        self._earlier: list[str] = []
+
+    def of(self, row: Row) -> Row:
+        if not self._continual:
+            return {}
+        after = self._earlier[:]
+        self._earlier.append(row["corruption"])
+        return {
+            "after": after,
+            "after_severity": self._severity,
+            "after_images": self._images_before,
+        }
 
 
 def to_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -227,18 +267,23 @@ async def _replay_one(
     async with _Outbox(stream, plan.batch_size, plan.stream) as outbox:
         await outbox.filled()
         if plan.reset_between:
-            await client.reset(plan.stream)
+            await _answer(client, client.reset(plan.stream), plan.timeout)
         before = await _at_rest(client, plan.timeout, view)
         view.begin()
         await _send_all(plan, client, outbox, tally)
-    after = await _at_rest(client, plan.timeout, view)
-    return _row(plan, stream, tally, before, after, view), tally
+    try:
+        after = await _at_rest(client, plan.timeout, view)
+    except ServiceError as error:  # the answers are there; what the server counted is not
+        view.say(f"{error.detail} Its counters are missing from the row.")
+        after = before
+    digest = await asyncio.to_thread(lambda: stream.digest)
+    return _row(plan, stream, tally, before, after, view) | {"data_digest": digest}, tally
 
 
 async def _at_rest(client: AsyncClient, timeout: float, view: View) -> StatusResponse:
     """Read the status once nothing is queued, predicted or adapted: counters are then whole."""
     deadline, pause = time.monotonic() + timeout, 0.01
-    while not (status := await client.status()).idle:
+    while not (status := await _answer(client, client.status(), timeout)).idle:
         if time.monotonic() >= deadline:
             view.say(
                 f"The server is not at rest after {timeout:g} s (is another client there?): "
@@ -374,7 +419,7 @@ class _Tally:
         """Note an answer that came now to a request that was due then.
 
         Raises:
-            ServiceError: it answers another number of images.
+            ServiceError: it answers another number of images, or nonsense; nothing is noted.
         """
         now = time.perf_counter()
         answers, places = answer.predictions, batch.places
@@ -382,13 +427,20 @@ class _Tally:
             raise ServiceError(
                 200, f"The service gave {len(answers)} answers to {batch.count} images."
             )
+        try:
+            predicted = np.array([one.class_ for one in answers], np.int64)
+            version = np.broadcast_to(np.array(answer.version, np.int64), batch.count)
+        except (ValueError, OverflowError) as error:
+            raise ServiceError(200, f"The service's answer makes no sense: {error}.") from None
+        if predicted.min() < 0 or version.min() < 0:
+            raise ServiceError(200, "The service's answer makes no sense: numbers below 0.")
         self._last_answer = now
         self.latencies.append(now - due)
         self.latency[places] = now - due
-        self.predicted[places] = [one.class_ for one in answers]
+        self.predicted[places] = predicted
         self.entropy[places] = [one.entropy for one in answers]
         self.selected[places] = [one.selected for one in answers]
-        self.version[places] = answer.version
+        self.version[places] = version
         self.images += batch.count
         self.correct += int((self.predicted[places] == self.labels[places]).sum())
         self._entropy_sum += float(self.entropy[places].sum())
@@ -421,8 +473,7 @@ class _Tally:
 
     def save_predictions(self, path: Path) -> None:
         """Write the arrays that `--predictions` promises."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
+        with written_whole(path) as file:
             np.savez_compressed(file, **self._predictions())  # type: ignore[arg-type]  # numpy's allow_pickle
 
     def _predictions(self) -> dict[str, NDArray[Any]]:
@@ -437,42 +488,66 @@ class _Tally:
 
 async def _send_all(plan: ReplayPlan, client: AsyncClient, outbox: _Outbox, tally: _Tally) -> None:
     if plan.mode == "lockstep":
-        await _lockstep(client, outbox, tally)
+        await _lockstep(client, outbox, tally, plan.timeout)
         return
     try:
         if plan.mode == "closed":
-            await _closed(client, outbox, tally, plan.concurrency)
+            await _closed(client, outbox, tally, plan)
         else:
             rate = (plan.rate or 0.0) / plan.batch_size
             offsets = schedule(len(outbox), rate, plan.arrivals, plan.seed)
-            await _open(client, outbox, tally, offsets, plan.most_in_flight)
+            await _open(client, outbox, tally, offsets, plan)
     except BaseExceptionGroup as group:  # the first is the cause; the task group ended the others
         raise group.exceptions[0] from None
 
 
-async def _lockstep(client: AsyncClient, outbox: _Outbox, tally: _Tally) -> None:
+async def _answer(client: AsyncClient, asking: Coroutine[Any, Any, T], timeout: float) -> T:
+    """Wait for an answer, whatever is at the other end.
+
+    Raises:
+        ServiceError: there is none, none that can be read, or none that ends in time.
+    """
+    try:
+        # The client's own timeout is for each part: one that comes drop by drop never meets it.
+        async with asyncio.timeout(2 * timeout):
+            return await asking
+    except TimeoutError:
+        sentence = f"{client.url} did not end its answer within {2 * timeout:g} seconds."
+    except (httpx.RequestError, httpx.InvalidURL, OverflowError) as error:
+        sentence = f"{client.url} gave no answer that can be read: {error}."
+    raise ServiceError(None, sentence)
+
+
+async def _lockstep(client: AsyncClient, outbox: _Outbox, tally: _Tally, timeout: float) -> None:
     while (batch := await outbox.next()) is not None:
         due, tries = tally.sends(), 1
         while True:
             try:
-                answer = await client.send(batch.call)
+                answer = await _answer(client, client.send(batch.call), timeout)
                 break
             except ServiceError as error:
                 if error.status not in _REFUSED or tries == TRIES:
                     raise
                 tries += 1
                 tally.retries += 1
-                await asyncio.sleep(min(error.retry_after or 1.0, LONGEST_RETRY_WAIT))
+                await asyncio.sleep(retry_wait(error.retry_after))
         tally.answered(batch, answer, due)
 
 
-async def _closed(client: AsyncClient, outbox: _Outbox, tally: _Tally, concurrency: int) -> None:
+def retry_wait(asked: float | None) -> float:
+    """Seconds to wait before a refused request is sent again, whatever the server asks for."""
+    if asked is None or not asked > 0:  # not said, or nonsense
+        return 1.0
+    return min(asked, LONGEST_RETRY_WAIT)
+
+
+async def _closed(client: AsyncClient, outbox: _Outbox, tally: _Tally, plan: ReplayPlan) -> None:
     async def work() -> None:
         while (batch := await outbox.next()) is not None:
-            await _send(client, batch, tally.sends(), tally)
+            await _send(client, batch, tally.sends(), tally, plan.timeout)
 
     async with asyncio.TaskGroup() as workers:
-        for _ in range(concurrency):
+        for _ in range(plan.concurrency):
             workers.create_task(work())
 
 
@@ -481,13 +556,13 @@ async def _open(
     outbox: _Outbox,
     tally: _Tally,
     offsets: NDArray[np.float64],
-    most_in_flight: int,
+    plan: ReplayPlan,
 ) -> None:
     in_flight: set[asyncio.Task[None]] = set()
 
     async def send_late_or_not(batch: _Batch, due: float) -> None:
         tally.lateness.append(max(tally.sends() - due, 0.0))
-        await _send(client, batch, due, tally)
+        await _send(client, batch, due, tally, plan.timeout)
 
     async with asyncio.TaskGroup() as requests:
         origin = time.perf_counter()
@@ -495,7 +570,7 @@ async def _open(
             batch = await outbox.next()
             assert batch is not None, "there are as many times as requests"
             await asyncio.sleep(max(origin + offset - time.perf_counter(), 0.0))
-            if len(in_flight) >= most_in_flight:
+            if len(in_flight) >= plan.most_in_flight:
                 tally.dropped += batch.count
                 continue
             task = requests.create_task(send_late_or_not(batch, origin + offset))
@@ -503,13 +578,13 @@ async def _open(
             task.add_done_callback(in_flight.discard)
 
 
-async def _send(client: AsyncClient, batch: _Batch, due: float, tally: _Tally) -> None:
+async def _send(
+    client: AsyncClient, batch: _Batch, due: float, tally: _Tally, timeout: float
+) -> None:
     try:
-        answer = await client.send(batch.call)
+        tally.answered(batch, await _answer(client, client.send(batch.call), timeout), due)
     except ServiceError as error:
         tally.failed(batch, error)
-    else:
-        tally.answered(batch, answer, due)
 
 
 def _row(
@@ -525,7 +600,15 @@ def _row(
 
     images, seconds = tally.images, tally.seconds
     labelled, server_correct = grown("labelled_images_total"), grown("correct_images_total")
-    if labelled != images:
+    restarted = labelled < 0
+    if images < len(stream):
+        view.say(f"{len(stream) - images:,} of {len(stream):,} images have no answer.")
+    if restarted:
+        view.say(
+            "The server was started anew in the midst: the answers are of two states, which the "
+            "row and the report say."
+        )
+    elif labelled != images:
         view.say(
             f"The server counted {labelled:,} labelled images, this client has {images:,} answers: "
             "another client was there, or answers were lost."
@@ -542,6 +625,7 @@ def _row(
         "method": after.method,
         "data": plan.data,
         "model": after.model.spec,
+        "model_digest": after.model.digest,
         "corruption": stream.corruption,
         "severity": stream.severity,
         "order": plan.order,
@@ -549,11 +633,12 @@ def _row(
         "batch_size": plan.batch_size,
         "limit": plan.limit,
         "images": images,
+        "asked": len(stream),
         "correct": tally.correct,
         "accuracy": tally.correct / images if images else None,
         "entropy": float(tally.entropy[got].mean()) if images else None,
         "selection_rate": float(tally.selected[got].mean()) if images and selects else None,
-        "steps": grown("optimizer_steps_total"),
+        "steps": None if restarted or after is before else grown("optimizer_steps_total"),
         "seconds": seconds,
         "images_per_second": images / seconds if seconds > 0 else None,
         "seed": plan.seed,
@@ -577,6 +662,7 @@ def _row(
         "errors": dict(tally.errors),
         "dropped": tally.dropped,
         "retries": tally.retries,
+        "restarted": restarted or None,
     }
 
 

@@ -90,6 +90,9 @@ class ModelStatus(BaseModel):
     """The model that is served."""
 
     spec: str
+    digest: str | None = Field(
+        None, description="a hash of weights and preprocessing: tells models of one spec apart"
+    )
     classes: int
     class_names: list[str]
     size: int | None

@@ -16,6 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ttc_core.rows import averaged
+
 Row = Mapping[str, Any]
 
 _NONE = "–"  # noqa: RUF001  the dash of a cell that has no number
@@ -204,10 +206,12 @@ def results_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
             groups.setdefault(tuple(str(row[name]) for name, _ in several), []).append(row)
         for group, members in groups.items():
             means = [
-                show(_mean(row.get(name) for row in members)) if name in _AVERAGED else ""
+                show(_mean(row.get(name) for row in _averaged(members)))
+                if name in _AVERAGED
+                else ""
                 for name, _, show in numbers
             ]
-            table.add_row(*group, "average", *means, style="bold")
+            table.add_row(*group, _average(members, rows), *means, style="bold")
     return table
 
 
@@ -237,7 +241,8 @@ def comparison_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
         table.add_row(corruption, *cells([accuracy.get((corruption, name)) for name in methods]))
     if len(corruptions) > 1:
         table.add_section()
-        columns = [[accuracy.get((name, method)) for name in corruptions] for method in methods]
+        whole = dict.fromkeys(_corruption(row) for row in _averaged(rows))
+        columns = [[accuracy.get((name, method)) for name in whole] for method in methods]
         # A mean over other corruptions than the neighbour's would not be comparable.
         means = [None if None in column else _mean(column) for column in columns]
         table.add_row("average", *cells(means), style="bold")
@@ -247,6 +252,18 @@ def comparison_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
 def _corruption(row: Row) -> str:
     severity = row.get("severity")
     return str(row["corruption"]) if severity is None else f"{row['corruption']} {severity}"
+
+
+def _averaged(rows: Sequence[Row]) -> list[Row]:
+    """The rows of corruptions; clean images and mixtures stand beside them, as in the report."""
+    return [row for row in rows if averaged([str(row["corruption"])])]
+
+
+def _average(rows: Sequence[Row], all_rows: Sequence[Row]) -> str:
+    """Over how many, where others are over more: after an interruption, say."""
+    count = len(_averaged(rows))
+    whole = len({_corruption(row) for row in _averaged(all_rows)})
+    return "average" if count == whole else f"average of {count} of {whole}"
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

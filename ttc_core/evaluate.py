@@ -1,7 +1,8 @@
 """Offline evaluation: method × stream × batch size -> rows. The walk of the service, no HTTP."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -11,11 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ttc_core.datasets import DataSet, Stream
+from ttc_core.errors import UserError
 from ttc_core.features import FeatureRecorder
 from ttc_core.methods import Method, Prediction
 from ttc_core.rows import Rows
 
 ResetProtocol = Literal["episodic", "continual"]
+
+
+class EvaluationError(UserError):
+    """A method or network of a user's own failed; the text says at what."""
 
 
 def as_batch(images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
@@ -164,6 +170,7 @@ class Evaluation:
     Attributes:
         protocol: episodic resets before each corruption, continual never.
         fields: what is the same in every row (data, model, versions).
+        own_code: whether method or network is a user's, who needs a sentence where it fails.
         logits: keep them among each pass's columns.
         channels: of the features, kept beside each row; a figure needs them.
     """
@@ -179,6 +186,7 @@ class Evaluation:
     fields: dict[str, Any]
     logits: bool = False
     channels: Sequence[int] = ()
+    own_code: bool = False
 
     def run(
         self, rows: Rows, watcher: Watcher | None = None, *, anew: bool = False
@@ -187,16 +195,24 @@ class Evaluation:
 
         Args:
             anew: run every pass, also those whose row is there.
+
+        Raises:
+            EvaluationError: code of a user's own failed; finished rows are kept.
         """
         all_rows = []
+        digests: dict[str, str] = {}
         for run in self.runs:
             warmed_up, earlier = False, list[str]()
-            run.method.reset()
+            with self._sentences(run, "at the start"):
+                run.method.reset()
             for corruption in self.corruptions:
                 stream = self._open(corruption)
-                row = self._row(run, stream)
+                # Read once for all methods: with files it takes a while.
+                digests[corruption] = digests.get(corruption) or stream.digest
+                row = self._row(run, stream) | {"data_digest": digests[corruption]}
                 if self.protocol == "continual":
-                    row["after"] = earlier[:]
+                    # "clean" itself has no severity, but comes after corruptions of one.
+                    row |= {"after": earlier[:], "after_severity": self.severity}
                     earlier.append(corruption)
                 existing = rows.find(row)
                 # A continual row depends on those before it, which have to be run for it anyway.
@@ -205,15 +221,16 @@ class Evaluation:
                     if watcher is not None:
                         watcher.found(run, existing)
                     continue
-                if not warmed_up:
-                    side = stream.read(stream.positions[:1]).shape[1]
-                    warm_up(run.method, side, images=min(run.batch_size, len(stream)))
-                    warmed_up = True
-                if self.protocol == "episodic":
-                    run.method.reset()
-                if watcher is not None:
-                    watcher.started(run, stream)
-                tally = self._pass(run, stream, watcher)
+                with self._sentences(run, f"on {corruption}"):
+                    if not warmed_up:
+                        side = stream.read(stream.positions[:1]).shape[1]
+                        warm_up(run.method, side, images=min(run.batch_size, len(stream)))
+                        warmed_up = True
+                    if self.protocol == "episodic":
+                        run.method.reset()
+                    if watcher is not None:
+                        watcher.started(run, stream)
+                    tally = self._pass(run, stream, watcher)
                 row |= tally.results(selects=getattr(run.method, "selects", True))
                 columns = tally.columns
                 if existing is None:
@@ -222,6 +239,20 @@ class Evaluation:
                     watcher.finished(run, row, columns)
                 all_rows.append(row)
         return all_rows
+
+    @contextlib.contextmanager
+    def _sentences(self, run: Run, where: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # a user's own code may raise anything
+            if not self.own_code:
+                raise
+            raise EvaluationError(
+                f"{run.name} with {self.fields.get('model')} failed {where}: "
+                f"{type(error).__name__}: {str(error)[:500]}."
+            ) from error
 
     def _pass(self, run: Run, stream: Stream, watcher: Watcher | None) -> Tally:
         fit = getattr(run.method, "fit", None)  # a reference that is trained with the labels first

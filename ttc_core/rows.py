@@ -4,27 +4,34 @@
 each, named in the row as `details`, relative to the folder of the rows file.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ttc_core.errors import UserError
+from ttc_core.files import check_regular, written_whole
+
 Row = dict[str, Any]
 Arrays = Mapping[str, NDArray[Any]]
 
-# All other fields say what was asked for: method, data, model, corruption, severity, order,
-# protocol, batch_size, limit, seed, settings, and how a replay sent it.
+MOST_LINE_BYTES = 1 << 20
+
+# All other fields say what was asked for, of what, and where: see `setting`.
 RESULT_FIELDS = frozenset(
     {
         "images",
+        "asked",
         "correct",
         "accuracy",
         "entropy",
@@ -33,8 +40,8 @@ RESULT_FIELDS = frozenset(
         "seconds",
         "images_per_second",
         "versions",
+        "threads",
         "classes",
-        "device",
         "server",
         "details",
         "server_accuracy",
@@ -48,12 +55,50 @@ RESULT_FIELDS = frozenset(
         "errors",
         "dropped",
         "retries",
+        "restarted",
     }
 )
 """The fields of a row that are results, versions, times or follow from others; two rows that ask
 for the same may differ in them alone."""
 
 log = logging.getLogger(__name__)
+
+
+class RowsError(UserError):
+    """A rows file cannot be read or written."""
+
+
+def setting(row: Mapping[str, Any]) -> Row:
+    """What tells a row from others: all fields but RESULT_FIELDS; one that is null says nothing.
+
+    Two rows with one setting are two measurements of the same. Everything that compares rows (what
+    `evaluate` still has to run, each table and figure) goes by this: a field that is added to rows
+    tells them apart everywhere.
+    """
+    return {
+        name: value
+        for name, value in row.items()
+        if value is not None and name not in RESULT_FIELDS
+    }
+
+
+def averaged(corruptions: Iterable[str]) -> list[str]:
+    """What an average is over: neither clean images nor mixtures, which hold the others again."""
+    return [name for name in corruptions if name != "clean" and name.partition(":")[0] != "mixed"]
+
+
+def asked_images(row: Mapping[str, Any]) -> int:
+    """How many images a row was to have answers to; `images` is how many it has.
+
+    A replay that met a full or failing server has fewer.
+    """
+    if row.get("asked") is not None:
+        return int(row["asked"])
+    missing = [
+        sum(each.values()) if isinstance(each, dict) else each or 0  # old rows do not tell it
+        for each in map(row.get, ("refused", "errors", "dropped"))
+    ]
+    return int(row.get("images") or 0) + int(sum(missing))
 
 
 class Rows:
@@ -63,17 +108,20 @@ class Rows:
         path: the file, made where there is none, continued where there is one; None: rows are
             kept in memory and their arrays are dropped.
 
+    Other processes may append to the same file meanwhile.
+
     Raises:
-        ValueError: the file holds something other than rows.
-        OSError: it cannot be read or written.
+        RowsError: the file holds something other than rows, or cannot be read or written.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._rows: list[Row] = []
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("ab").close()  # what cannot be written fails now, not after an hour
+            with _reasons(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                check_regular(path)
+                path.open("ab").close()  # what cannot be written fails now, not after an hour
             self._rows = read_rows(path)
 
     def __len__(self) -> int:
@@ -83,9 +131,9 @@ class Rows:
         return iter(self._rows)
 
     def find(self, row: Mapping[str, Any]) -> Row | None:
-        """Return the first row that is the same in every field but RESULT_FIELDS, if any."""
-        wanted = _asked(_plain(dict(row)))
-        return next((known for known in self._rows if _asked(known) == wanted), None)
+        """Return the first row of the same setting, if any."""
+        wanted = setting(_plain(dict(row)))
+        return next((known for known in self._rows if setting(known) == wanted), None)
 
     def append(self, row: Mapping[str, Any], details: Arrays | None = None) -> Row:
         """Append a row; it is on the disk when this returns.
@@ -96,81 +144,118 @@ class Rows:
 
         Returns:
             The row as written: with `details`, a relative path, or None if nothing was stored.
+
+        Raises:
+            RowsError: it cannot be written; the rows before it are kept.
         """
         written: Row = {**_plain(dict(row)), "details": None}
         if self._path is not None:
-            if details is not None:
-                # The arrays go first: a row never names a file that is not there.
-                written["details"] = self._store(written, details)
-            _append_line(self._path, json.dumps(written, allow_nan=False))
+            with _reasons(self._path), _locked(self._path) as file:
+                if details is not None:
+                    # The arrays go first: a row never names a file that is not there.
+                    written["details"] = self._store(written, details)
+                _append_line(file, json.dumps(written, allow_nan=False))
         self._rows.append(written)
         return written
 
     def _store(self, row: Row, details: Arrays) -> str:
         assert self._path is not None
-        folder = self._path.with_name(f"{self._path.name}.d")
-        folder.mkdir(exist_ok=True)
-        taken = {known.get("details") for known in self._rows}
-        stem, number = _details_stem(row), 1
-        while (name := f"{folder.name}/{stem}{'' if number == 1 else f'-{number}'}.npz") in taken:
+        taken = {known.get("details") for known in read_rows(self._path, warn=False)}
+        folder, stem, number = f"{self._path.name}.d", _details_stem(row), 1
+        while (name := f"{folder}/{stem}{'' if number == 1 else f'-{number}'}.npz") in taken:
             number += 1
-        path = self._path.parent / name
-        unfinished = path.with_suffix(".unfinished")
-        with unfinished.open("wb") as file:
+        with written_whole(self._path.parent / name) as file:
             np.savez_compressed(file, **details)  # type: ignore[arg-type]  # numpy's allow_pickle
-        os.replace(unfinished, path)
         return name
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, *, warn: bool = True) -> list[Row]:
     """Read the rows of a file, in order; a line cut short is left out, with a warning.
 
     Raises:
-        ValueError: a line is no row and was not the beginning of one.
-        OSError: the file cannot be read.
+        RowsError: a line is no row and was not the beginning of one, or the file cannot be read.
     """
     rows: list[Row] = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        if not line.startswith(b"{"):
-            raise ValueError(
-                f"Line {number} of {path} is no result row (a JSON object on one line); "
-                "name a rows file, or a file that is not there yet."
-            )
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            log.warning(
-                "Line %d of %s is damaged, as by an end in the midst of writing; it is ignored.",
-                number,
-                path,
-            )
+    with _reasons(path):
+        check_regular(path)
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(MOST_LINE_BYTES + 1):
+                number += 1
+                row = _parsed(line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip())
+                if row is None or len(line) > MOST_LINE_BYTES:
+                    raise RowsError(
+                        f"Line {number} of {path} is no result row (a JSON object on one line, "
+                        "with a method); name a rows file, or a file that is not there yet."
+                    )
+                if row:
+                    rows.append(row)
+                elif warn and line.strip():
+                    log.warning(
+                        "Line %d of %s is damaged, as by an end in the midst of writing; it is "
+                        "ignored.",
+                        number,
+                        path,
+                    )
     return rows
 
 
-def _append_line(path: Path, line: str) -> None:
-    with path.open("a+b") as file:
-        text = line.encode() + b"\n"
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # the line before was cut short
-                text = b"\n" + text
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _parsed(line: bytes) -> Row | None:
+    """A row; nothing for an empty line or the beginning of one; None for anything else."""
+    if not line:
+        return {}
+    if not line.startswith(b"{"):
+        return None
+    try:
+        row = json.loads(line, parse_constant=lambda _: None)  # as we write them: nan is null
+    except (ValueError, RecursionError):
+        return {}
+    return row if isinstance(row, dict) and isinstance(row.get("method"), str) else None
 
 
-def _asked(row: Row) -> Row:
-    return {name: value for name, value in row.items() if name not in RESULT_FIELDS}
+@contextlib.contextmanager
+def _reasons(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise RowsError(
+            f"The rows file {path} cannot be used: {error.strerror or error}."
+        ) from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Open a file to append to; no other process of ours does so meanwhile."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _append_line(file: int, line: str) -> None:
+    length = os.fstat(file).st_size
+    text = line.encode() + b"\n"
+    if length and os.pread(file, 1, length - 1) != b"\n":  # the line before was cut short
+        text = b"\n" + text
+    try:
+        while text:
+            text = text[os.write(file, text) :]
+        os.fsync(file)
+    except OSError:
+        os.ftruncate(file, length)  # no half of a row
+        raise
 
 
 def _details_stem(row: Row) -> str:
     """A readable name that is the same whenever the same is asked for."""
-    digest = hashlib.sha256(json.dumps(_asked(row), sort_keys=True).encode()).hexdigest()[:10]
+    digest = hashlib.sha256(json.dumps(setting(row), sort_keys=True).encode()).hexdigest()[:10]
     parts = [row.get(name) for name in ("method", "corruption", "severity", "batch_size")]
     readable = "-".join(str(part) for part in parts if part is not None)
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', readable)}-{digest}"
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', readable)[:150]}-{digest}"
 
 
 def _plain(value: Any) -> Any:

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import click
 
+from service.cli.options import SEED
+
 
 @click.command(epilog="Example: ttc corrupt photos foggy --corruption fog --severity 3")
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--corruption", required=True, help="one of the fifteen, as fog")
 @click.option("--severity", type=click.IntRange(1, 5), required=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 def corrupt(source: Path, target: Path, corruption: str, severity: int, seed: int) -> None:
     """Corrupt an image, a folder of images or an .npy of (N, H, W, 3) images."""
     from ttc_core.corruptions import CORRUPTIONS

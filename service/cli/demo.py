@@ -2,9 +2,11 @@
 
 import click
 
+from service.cli.options import COUNT
+
 
 @click.command(epilog="Example: ttc demo")
-@click.option("--limit", type=click.IntRange(min=1), default=2000, show_default=True)
+@click.option("--limit", type=COUNT, default=2000, show_default=True)
 def demo(limit: int) -> None:
     """Serve the bundled model, replay a corrupted stream for SOURCE and TTC, compare."""
     from rich.console import Console

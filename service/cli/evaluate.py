@@ -11,7 +11,6 @@ from service.cli.options import (
     corruptions_of,
     data_options,
     load_model,
-    open_rows,
     pairs_of,
     rgb,
     several,
@@ -47,7 +46,7 @@ FIGURE_1 = "figure1"
     help="what a table or figure of the paper needs: table1 … table7, figure1 … figure3",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="torch's CPU threads")
+@click.option("--threads", type=click.IntRange(0, 1024), default=0, help="torch's CPU threads")
 @click.option("--mean", help="R,G,B mean of the model's input")
 @click.option("--std", help="R,G,B deviation of the model's input")
 def evaluate(
@@ -83,9 +82,10 @@ def evaluate(
     from ttc_core.features import weightiest_channels
     from ttc_core.order import check_order
     from ttc_core.report.results import Result, labels
+    from ttc_core.rows import Rows
 
     if preset == FIGURE_1:
-        _simulate(open_rows(rows_path))
+        _simulate(Rows(rows_path))
         return
     wanted = _preset(preset, methods)
     if batch_size is not None and wanted.chooses_batch_sizes:
@@ -93,7 +93,7 @@ def evaluate(
     chosen = corruptions_of(corruptions or ",".join(wanted.corruptions))
     if predictions is not None and (len(wanted.variants) != 1 or len(chosen) != 1):
         raise click.UsageError("--predictions goes with one method and one corruption.")
-    check_writable(predictions)
+    check_writable(predictions, rows_path)
     try:
         check_order(order)
     except ValueError as error:
@@ -112,7 +112,10 @@ def evaluate(
     evaluation = Evaluation(
         runs=runs,
         data=open_data(
-            data, Geometry(source_model.size, source_model.crop), source_model.class_names
+            data,
+            Geometry(source_model.size, source_model.crop),
+            source_model.class_names,
+            limit=limit,
         ),
         corruptions=chosen,
         severity=severity,
@@ -123,18 +126,22 @@ def evaluate(
         fields={
             "data": data,
             "model": model,
+            "model_digest": source_model.digest,
+            "device": str(source_model.device),
+            "threads": torch.get_num_threads(),
             "mean": list(source_model.mean),
             "std": list(source_model.std),
             "classes": source_model.classes,
             "versions": versions(),
         },
         logits=predictions is not None,
+        own_code=any(":" in name for name in (model, *(run.name for run in runs))),
         channels=weightiest_channels(source_model, wanted.channels) if wanted.channels else (),
     )
     passes = [kind_of(run) for run in runs for _ in chosen]
     watcher = EvaluationView(View(Console()), passes, predictions, order)
     try:
-        evaluation.run(open_rows(rows_path), watcher, anew=predictions is not None)
+        evaluation.run(Rows(rows_path), watcher, anew=predictions is not None)
     except BaseException:
         watcher.view.interrupt()
         raise

@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import os
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,13 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 import click
 
 from service.settings import Settings, flag
+from ttc_core.files import check_regular
 
 # torch takes seconds to import: a verb imports what it needs, so that --help comes at once.
 if TYPE_CHECKING:
     from ttc_core.model import SourceModel
-    from ttc_core.rows import Rows
 
 BATCH_SIZE = 100
+# No data set is as large: beyond, a number is a mistake, and no float either.
+COUNT = click.IntRange(1, 10**9)
+SEED = click.IntRange(0, 2**63 - 1)
 
 # Names of <malloc.h>.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
@@ -121,11 +126,9 @@ def data_options(command: Command) -> Command:
                 "image; mixed: one of all [all]",
             ),
             click.option("--severity", type=click.IntRange(1, 5), default=5, show_default=True),
-            click.option("--batch-size", type=click.IntRange(min=1), help=f"images [{BATCH_SIZE}]"),
-            click.option(
-                "--limit", type=click.IntRange(min=1), help="take the first N of each corruption"
-            ),
-            click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+            click.option("--batch-size", type=COUNT, help=f"images [{BATCH_SIZE}]"),
+            click.option("--limit", type=COUNT, help="take the first N of each corruption"),
+            click.option("--seed", type=SEED, default=0, show_default=True),
             click.option(
                 "--order",
                 default="file",
@@ -184,21 +187,22 @@ def _metavar(name: str) -> str:
     return special.get(name) or ("N" if kind is int else "SECONDS" if kind is float else "TEXT")
 
 
-def check_writable(path: Path | None) -> None:
-    """Refuse a file that could not be written in the end, before hours of work."""
+def check_writable(path: Path | None, rows: Path | None) -> None:
+    """Refuse a file that could not be written in the end, before hours of work.
+
+    Args:
+        path: of the predictions.
+        rows: the rows file, which has to be another.
+    """
     if path is None:
         return
+    if rows is not None and os.path.realpath(path) == os.path.realpath(rows):
+        raise click.UsageError(f"--json and --predictions both name {path}; they are two files.")
     try:
+        check_regular(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise click.ClickException(f"{path} cannot be written: {error.strerror}.") from error
-
-
-def open_rows(path: Path | None) -> "Rows":
-    from ttc_core.rows import Rows
-
-    try:
-        return Rows(path)
-    except (ValueError, OSError) as error:
-        raise click.ClickException(f"The rows file cannot be used: {error}") from error
+        raise click.ClickException(
+            f"{path} cannot be written: {error.strerror or error}."
+        ) from error

@@ -11,7 +11,6 @@ from service.cli.options import (
     check_writable,
     corruptions_of,
     data_options,
-    open_rows,
 )
 
 
@@ -28,7 +27,9 @@ from service.cli.options import (
     show_default=True,
     help="wait for each batch; keep --concurrency requests under way; or send at --rate",
 )
-@click.option("--concurrency", type=click.IntRange(min=1), help="requests under way (closed) [8]")
+@click.option(
+    "--concurrency", type=click.IntRange(1, 10_000), help="requests under way (closed) [8]"
+)
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="images a second (open)")
 @click.option(
     "--arrivals",
@@ -56,11 +57,12 @@ def replay(
     from service.replay import ReplayPlan
     from service.replay import replay as run_replay
     from service.view import View
+    from ttc_core.rows import Rows
 
     names = corruptions_of(corruptions)
     if predictions is not None and len(names) != 1:
         raise click.UsageError("--predictions goes with one corruption.")
-    check_writable(predictions)
+    check_writable(predictions, rows_path)
     try:
         replay_plan = ReplayPlan(
             data=data,
@@ -73,4 +75,4 @@ def replay(
         Client(replay_plan.url).close()  # it knows which URLs can be asked
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    asyncio.run(run_replay(replay_plan, open_rows(rows_path), View(Console()), predictions))
+    asyncio.run(run_replay(replay_plan, Rows(rows_path), View(Console()), predictions))

@@ -42,6 +42,7 @@ async def status(service: ServiceNow) -> StatusResponse:
         idle=service.batcher.is_idle,
         model=ModelStatus(
             spec=settings.model,
+            digest=model.digest,
             classes=model.classes,
             class_names=list(model.class_names),
             size=model.size,

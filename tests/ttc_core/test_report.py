@@ -150,12 +150,29 @@ def test_arrays_of_another_row_are_said(damage: dict[str, Any], tmp_path):
         ({"method": "tent"}, "has no 'corruption'"),
         (row("tent", "fog", 0.5, correct=2000), "has 2000 right answers to 1000 images"),
         (row("tent", "fog", 7.5), "accuracy 7.5"),
+        (row("tent", "fog", 0.5, batch_size=-1), "no possible number for batch_size"),
+        (row("tent", "fog", 0.5, refused={"429": 10**400}), "no possible number for refused"),
         (row("tent", "fog", 0.5, images="many"), "has 'many' for images"),
         (row("tent", "fog", 0.5, data=["a"]), "for data"),
         (row("tent", "fog", 0.5, channels=["a"]), "for channels"),
-        (row("tent", "fog", 0.5) | {"method": None}, "for method"),
+        (row("tent", "fog", 0.5) | {"method": None}, "with a method"),
+        (row("tent", "fog", 0.5, images=10**400), "no possible number for images"),
+        (row("tent", "fog", 0.5, batch_size=0), "accuracy 0.5"),
     ],
-    ids=["missing", "counts", "accuracy", "kinds", "data", "channels", "method"],
+    ids=[
+        *(
+            "missing",
+            "counts",
+            "accuracy",
+            "negative",
+            "refused",
+            "kinds",
+            "data",
+            "channels",
+            "method",
+        ),
+        *("endless", "no-batch"),
+    ],
 )
 def test_rows_that_are_none_give_a_sentence(line: dict[str, Any], sentence: str, tmp_path):
     """With the file that holds them."""

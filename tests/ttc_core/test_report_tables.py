@@ -58,7 +58,7 @@ def test_a_table_in_full():
     assert table.markdown() == (
         "**Accuracy in % on bundled, severity 5; model small, batches of 100, order file, "
         "episodic, seed 0**\n\n"
-        "| Method | gaus | fg | Avg |\n"
+        "| Method | gaus | fg | Avg of 2 |\n"
         "|---|---|---|---|\n"
         "| SOURCE | **66.7** | **90.0** | **78.3** |\n"
         "| TTC | 25.0 | **90.0** | 57.5 |\n"
@@ -119,9 +119,10 @@ def test_what_cannot_be_compared_stands_in_tables_of_its_own(change):
 
 
 def test_mixtures_are_columns_of_their_own():
-    """Behind the fifteen, under their own names."""
+    """Behind the fifteen, under their own names; the average, of the others, has them already."""
     (table,) = tables([row("tent", "mixed:fog+snow", 0.5), row("tent", "fog", 0.6)])
-    assert table.header == ["Method", "fg", "mixed:fog+snow", "Avg"]
+    assert table.header == ["Method", "fg", "mixed:fog+snow", "Avg of 1"]
+    assert lines(table)["TENT"] == ["60.0", "50.0", "60.0"]
 
 
 def test_a_variant_is_named_by_what_is_not_its_default():

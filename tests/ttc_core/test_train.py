@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors
 
+from ttc_core.errors import UserError
 from ttc_core.load import load, read_state_dict
 from ttc_core.zoo import fashion_mnist
 from ttc_core.zoo.train import train
@@ -47,7 +48,7 @@ def test_the_recipe_writes_weights_and_stream(tmp_path: Path):
 
 def test_a_missing_data_set_is_named(tmp_path: Path):
     """With the package that installs it."""
-    with pytest.raises(FileNotFoundError, match=r"train-images.*dataset-fashion-mnist"):
+    with pytest.raises(UserError, match=r"train-images.*dataset-fashion-mnist"):
         train(tmp_path / "out", data=tmp_path)
     assert not (tmp_path / "out").exists()
 

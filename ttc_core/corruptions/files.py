@@ -5,7 +5,6 @@ would be a sixteenth corruption. Images are handled one at a time and arrays in 
 that the size of a data set does not matter.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 
 from ttc_core.corruptions import check, corrupt
 from ttc_core.corruptions.pixels import Images
+from ttc_core.files import written_whole
 from ttc_core.geometry import to_rgb
 from ttc_core.pictures import open_picture
 
@@ -41,6 +41,8 @@ def corrupt_path(source: Path, target: Path, name: str, severity: int, seed: int
     check(name, severity, seed=seed)
     if not source.exists():
         raise FileNotFoundError(f"There is no file or folder {source}.")
+    if not source.is_dir() and not source.is_file():
+        raise ValueError(f"{source} is neither a file nor a folder.")
     if source.is_dir():
         if target.exists() and not target.is_dir():
             raise ValueError(f"{source} is a folder, so {target} must be one; it is a file.")
@@ -53,9 +55,16 @@ def corrupt_path(source: Path, target: Path, name: str, severity: int, seed: int
         jobs = [(source, _lossless(target))]
     _refuse_overlap(source, target, *(written for _, written in jobs))
     for number, (path, written) in enumerate(jobs):
-        image = corrupt(_read(path)[None], name, severity, seed=seed, first_index=number)[0]
-        written.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(written, _LOSSLESS[written.suffix.lower()])
+        try:
+            image = corrupt(_read(path)[None], name, severity, seed=seed, first_index=number)[0]
+        except ValueError as error:
+            if len(jobs) == 1:
+                raise
+            raise ValueError(
+                f"{error} {number:,} of {len(jobs):,} images were written before it."
+            ) from error
+        with written_whole(written) as file:
+            Image.fromarray(image).save(file, _LOSSLESS[written.suffix.lower()])
     return len(jobs)
 
 
@@ -64,9 +73,11 @@ def _folder_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     jobs: dict[Path, Path] = {}
     for path in sorted(source.rglob("*")):
         # Hidden files are the litter of other systems, also where they end in .jpg.
-        if path.suffix.lower() not in _SUFFIXES or path.name.startswith(".") or path.is_dir():
+        inside = path.relative_to(source)
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in inside.parts)
+        if path.suffix.lower() not in _SUFFIXES or hidden or not path.is_file():
             continue
-        written = _lossless(target / path.relative_to(source))
+        written = _lossless(target / inside)
         if written in jobs:
             raise ValueError(f"{jobs[written]} and {path} would both be written as {written}.")
         jobs[written] = path
@@ -98,7 +109,7 @@ def _read(path: Path) -> Images:
         return np.array(to_rgb(open_picture(path.read_bytes(), _FORMATS).load()))
     except Exception as error:  # Pillow's decoders fail on bad files in many ways
         raise ValueError(
-            f"{path} cannot be read as one of {', '.join(_FORMATS)}: {error}"
+            f"{path} cannot be read as one of {', '.join(_FORMATS)}: {error}."
         ) from error
 
 
@@ -108,24 +119,19 @@ def _corrupt_array(source: Path, target: Path, name: str, severity: int, seed: i
     _refuse_overlap(source, target)
     try:
         images = np.lib.format.open_memmap(source, mode="r")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # numpy promises no particular types for damaged files
         raise ValueError(f"{source} cannot be read as a .npy array: {error}") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
         raise ValueError(
             f"{source} must hold images as (N, H, W, 3) uint8, N at least 1; "
             f"it holds {images.shape} {images.dtype}."
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Under its name stands only what is complete: an interrupted run leaves a .part.
-    part = target.with_name(target.name + ".part")
-    result = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=images.shape)
     count = len(images)
     chunk = max(1, _VALUES_AT_ONCE // images[0].size)
-    for start in range(0, count, chunk):
-        result[start : start + chunk] = corrupt(
-            images[start : start + chunk], name, severity, seed=seed, first_index=start
-        )
-    result.flush()
-    del result
-    os.replace(part, target)
+    header = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
+    with written_whole(target) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, count, chunk):
+            part = images[start : start + chunk]
+            file.write(corrupt(part, name, severity, seed=seed, first_index=start).tobytes())
     return count

@@ -36,12 +36,19 @@ SPECS = "bundled, cifar10c:DIR, cifar100c:DIR, imagenetc:DIR, folder:DIR, packag
 _CLASSES = {"bundled": 10, "cifar10c": 10, "cifar100c": 100, "imagenetc": 1000}
 
 
-def open_data(spec: str, geometry: Geometry, class_names: Sequence[str] | None = None) -> DataSet:
+def open_data(
+    spec: str,
+    geometry: Geometry,
+    class_names: Sequence[str] | None = None,
+    *,
+    limit: int | None = None,
+) -> DataSet:
     """Find the data set that `spec` names (SPECS).
 
     Args:
         geometry: the model's; images come at it.
         class_names: the model's, K of them; labels must be 0 to K - 1. None: not known.
+        limit: no more images are asked of a factory.
 
     Raises:
         DataError: the spec is unknown, what it names does not exist, or its labels do not fit.
@@ -55,6 +62,20 @@ def open_data(spec: str, geometry: Geometry, class_names: Sequence[str] | None =
             f"{kind} has {expected:,} classes and the model {len(class_names):,}; expected is a "
             "model trained for these classes."
         )
+    try:
+        return _opened(spec, kind, rest, geometry, class_names, limit)
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise DataError(f"{spec} cannot be read: {error.strerror}.") from error
+
+
+def _opened(
+    spec: str,
+    kind: str,
+    rest: str,
+    geometry: Geometry,
+    class_names: Sequence[str] | None,
+    limit: int | None,
+) -> DataSet:
     if spec == "bundled":
         return bundled(geometry)
     if kind in ("cifar10c", "cifar100c"):
@@ -63,4 +84,4 @@ def open_data(spec: str, geometry: Geometry, class_names: Sequence[str] | None =
         return ImageNetC(Path(rest), geometry)
     if kind == "folder":
         return Folder(Path(rest), geometry, class_names)
-    return from_factory(spec, geometry, class_names)
+    return from_factory(spec, geometry, class_names, limit)

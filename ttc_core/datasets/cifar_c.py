@@ -46,7 +46,12 @@ class CifarC(DataSet):
     def shift(self, corruption: str, severity: int, seed: int) -> Shift:
         images = self._load(f"{corruption}.npy")
         count, path = len(self._labels), self._directory / f"{corruption}.npy"
-        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        if (
+            images.ndim != 4
+            or images.shape[3] != 3
+            or 0 in images.shape
+            or images.dtype != np.uint8
+        ):
             raise DataError(
                 f"{path} must hold uint8 (N, H, W, 3); it holds {images.dtype} {images.shape}."
             )
@@ -63,4 +68,4 @@ class CifarC(DataSet):
         def read(places: Places) -> Images:
             return self._geometry.apply_all(np.asarray(images[places + offset], np.uint8))
 
-        return Shift(known, self._labels, read)
+        return Shift(known, self._labels, read, lambda place: images[place + offset].tobytes())

@@ -1,5 +1,6 @@
 """Clean images in memory or on disk, corrupted as they are read: the bundled stream, factories."""
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from ttc_core.datasets.stream import DataError, DataSet, Images, Labels, Places,
 from ttc_core.plugins import call_factory
 from ttc_core.zoo import fashion_mnist
 
+MOST_IMAGES = 2_000_000
 STREAM_FILE = Path(fashion_mnist.__file__).parent / "stream.npz"
 
 
@@ -27,7 +29,12 @@ class CleanData(DataSet):
             images = self._geometry.apply_all(np.asarray(self._images[places]))
             return corrupt_at(images, places, corruption, severity, seed)
 
-        return Shift(None if corruption == "clean" else severity, self._labels, read)
+        return Shift(
+            None if corruption == "clean" else severity,
+            self._labels,
+            read,
+            lambda place: self._images[place].tobytes(),
+        )
 
 
 def bundled(geometry: Geometry) -> CleanData:
@@ -37,23 +44,29 @@ def bundled(geometry: Geometry) -> CleanData:
     return CleanData(images, labels, geometry)
 
 
-def from_factory(spec: str, geometry: Geometry, class_names: Sequence[str] | None) -> CleanData:
+def from_factory(
+    spec: str, geometry: Geometry, class_names: Sequence[str] | None, limit: int | None = None
+) -> CleanData:
     """Call a factory of one's own, which yields (images uint8 (n, H, W, 3), labels (n,)) pairs.
 
     They go to an unnamed file, of which a stream reads what it needs: however many there are,
     memory holds one pair at a time.
 
+    Args:
+        limit: no more than so many images are asked for; None: all, up to MOST_IMAGES.
+
     Raises:
-        DataError: it fails, yields something else, or labels that the model has no class for.
+        DataError: it fails, yields something else, labels that the model has no class for, or
+            does not end.
     """
     try:
-        images, labels = _spooled(spec)
+        images, labels = _spooled(spec, limit)
     except DataError:
         raise
     except ValueError as error:  # it cannot be imported or called
         raise DataError(str(error)) from error
-    except Exception as error:  # whatever the user's own code does while it yields
-        raise DataError(f"{spec} failed: {type(error).__name__}: {error}.") from error
+    except (Exception, SystemExit) as error:  # whatever the user's own code does while it yields
+        raise DataError(f"{spec} failed: {type(error).__name__}: {str(error)[:500]}.") from error
     if class_names is not None and not (0 <= labels.min() <= labels.max() < len(class_names)):
         raise DataError(
             f"{spec} gave labels from {labels.min()} to {labels.max()}; the model's classes "
@@ -62,12 +75,16 @@ def from_factory(spec: str, geometry: Geometry, class_names: Sequence[str] | Non
     return CleanData(images, labels, geometry)
 
 
-def _spooled(spec: str) -> tuple[Images, Labels]:
+def _spooled(spec: str, limit: int | None) -> tuple[Images, Labels]:
     shape: tuple[int, ...] | None = None
     labels: list[Labels] = []
+    count = 0
     with tempfile.TemporaryFile() as file:
+        room = shutil.disk_usage(tempfile.gettempdir()).free // 2
         for pair in call_factory(spec):
             images, its_labels = _checked(spec, pair)
+            if limit is not None:
+                images, its_labels = images[: limit - count], its_labels[: limit - count]
             if shape is not None and images.shape[1:] != shape:
                 raise DataError(
                     f"{spec} gave images of {shape} and of {images.shape[1:]}; expected is one "
@@ -76,7 +93,15 @@ def _spooled(spec: str) -> tuple[Images, Labels]:
             shape = images.shape[1:]
             file.write(np.ascontiguousarray(images).data)
             labels.append(its_labels)
-        count = sum(map(len, labels))
+            count += len(images)
+            if count == limit:
+                break
+            if max(count, len(labels)) > MOST_IMAGES or file.tell() > room:
+                raise DataError(
+                    f"{spec} gave {count:,} images in {len(labels):,} pairs and has not ended; "
+                    f"up to {MOST_IMAGES:,} of either are taken, and half of the free room of "
+                    f"{tempfile.gettempdir()}. --limit N takes the first N."
+                )
         if shape is None or count == 0:
             raise DataError(f"{spec} must yield (images uint8 (n, H, W, 3), labels (n,)) pairs.")
         file.flush()
@@ -91,7 +116,12 @@ def _checked(spec: str, pair: Any) -> tuple[Images, Labels]:
         raise DataError(
             f"{spec} must yield (images uint8 (n, H, W, 3), labels (n,)) pairs: {error}."
         ) from error
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+    if (
+        images.ndim != 4
+        or images.shape[3] != 3
+        or 0 in images.shape[1:]
+        or images.dtype != np.uint8
+    ):
         raise DataError(
             f"{spec} must yield uint8 (N, H, W, 3); it gave {images.dtype} {images.shape}."
         )
@@ -109,4 +139,4 @@ def _are_whole(labels: NDArray[Any]) -> bool:
     if np.issubdtype(labels.dtype, np.integer):
         return True
     floating = np.issubdtype(labels.dtype, np.floating)
-    return floating and bool((np.isfinite(labels) & (labels == np.round(labels))).all())
+    return floating and bool(((np.abs(labels) < 2**53) & (labels == np.round(labels))).all())

@@ -1,7 +1,7 @@
 """Image files and arrays on their way to the size at which a model reads images."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from ttc_core.datasets.stream import DataError, Images, Places, check_sizes
 from ttc_core.geometry import fit, to_rgb
 from ttc_core.pictures import open_picture
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+# Pillow knows many more, some of which start other programs, whatever a file is called.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+MOST_FILE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -38,25 +40,51 @@ class Geometry:
 
 
 def folders(directory: Path) -> list[str]:
-    """The names of the folders in a directory, sorted."""
-    with os.scandir(directory) as entries:
-        return sorted(
-            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
-        )
+    """The names of the folders in a directory, sorted; not those that systems leave behind.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return [name for name in _names(directory, Path.is_dir) if name != "__MACOSX"]
 
 
 def image_files(directory: Path, names: Sequence[str]) -> list[tuple[str, str]]:
-    """(folder, file) of each image file in the folders, sorted; nothing is opened."""
-    found = []
-    for name in names:
-        with os.scandir(directory / name) as entries:
-            files = sorted(
-                entry.name
-                for entry in entries
-                if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file()
+    """(folder, file) of each image file in the folders, sorted; nothing is opened.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    return [
+        (name, file)
+        for name in names
+        for file in _names(directory / name, Path.is_file)
+        if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
+    ]
+
+
+def _names(directory: Path, wanted: Callable[[Path], bool]) -> list[str]:
+    """What is of a kind in a directory, sorted; hidden files are the litter of other systems."""
+    try:
+        names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
+        return [name for name in names if wanted(directory / name)]
+    except OSError as error:
+        raise DataError(f"{directory} cannot be read: {error.strerror}.") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read an image file as it is.
+
+    Raises:
+        DataError: it cannot be read, or is larger than MOST_FILE_BYTES.
+    """
+    try:
+        if (size := path.stat().st_size) > MOST_FILE_BYTES:
+            raise DataError(
+                f"{path} has {size:,} bytes; an image file may have {MOST_FILE_BYTES:,}."
             )
-        found += [(name, file) for file in files]
-    return found
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def decode(files: Sequence[Path], geometry: Geometry) -> Images:
@@ -68,7 +96,9 @@ def decode(files: Sequence[Path], geometry: Geometry) -> Images:
     images = []
     for path in files:
         try:
-            images.append(geometry.apply(open_picture(path.read_bytes(), _FORMATS).load()))
+            images.append(geometry.apply(open_picture(read_bytes(path), FORMATS).load()))
+        except DataError:
+            raise
         except Exception as error:  # Pillow promises no particular types for damaged files
             raise DataError(f"{path} cannot be read as an image: {error}.") from None
     check_sizes({image.shape for image in images})

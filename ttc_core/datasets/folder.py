@@ -1,11 +1,19 @@
 """Image files as DIR/<class name or index>/*, corrupted as they are read."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ttc_core.datasets.files import Geometry, corrupt_at, decode, folders, image_files
+from ttc_core.datasets.files import (
+    Geometry,
+    corrupt_at,
+    decode,
+    folders,
+    image_files,
+    read_bytes,
+)
 from ttc_core.datasets.stream import DataError, DataSet, Images, Places, Shift
 
 
@@ -36,11 +44,12 @@ class Folder(DataSet):
             images = decode([self._path(place) for place in places], self._geometry)
             return corrupt_at(images, places, corruption, severity, seed)
 
+        def original(place: int) -> bytes:
+            return read_bytes(self._path(place))
+
         if corruption != "clean":
-            return Shift(severity, self._labels, read, decodes=True)
-        return Shift(
-            None, self._labels, read, lambda place: self._path(place).read_bytes(), decodes=True
-        )
+            return Shift(severity, self._labels, read, original, decodes=True)
+        return Shift(None, self._labels, read, original, original, decodes=True)
 
     def _path(self, place: int) -> Path:
         folder, file = self._files[place]
@@ -51,7 +60,8 @@ def _class_indices(
     directory: Path, names: Sequence[str], class_names: Sequence[str] | None
 ) -> dict[str, int]:
     """Give each folder its class; see `Folder`."""
-    numbered = all(name.isdecimal() for name in names)
+    # Longer numbers are no class's, and digits may be those of any script.
+    numbered = all(re.fullmatch("[0-9]{1,9}", name) for name in names)
     if class_names is None:
         return {name: int(name) if numbered else rank for rank, name in enumerate(names)}
     known = {_plain(name): rank for rank, name in enumerate(class_names)}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ttc_core.datasets.files import Geometry, decode, folders, image_files
+from ttc_core.datasets.files import Geometry, decode, folders, image_files, read_bytes
 from ttc_core.datasets.stream import DataError, DataSet, Images, Places, Shift
 from ttc_core.zoo import fashion_mnist
 
@@ -47,10 +47,8 @@ class ImageNetC(DataSet):
         def read(places: Places) -> Images:
             return decode([path(place) for place in places], self._geometry)
 
-        return Shift(
-            severity,
-            np.array([self._classes[folder] for folder, _ in files], np.int64),
-            read,
-            lambda place: path(place).read_bytes(),
-            decodes=True,
-        )
+        def original(place: int) -> bytes:
+            return read_bytes(path(place))
+
+        labels = np.array([self._classes[folder] for folder, _ in files], np.int64)
+        return Shift(severity, labels, read, original, original, decodes=True)

@@ -1,11 +1,13 @@
 """One corruption of a data set as a stream: its order, its batches, the images read ahead."""
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,7 @@ class Shift:
         severity: 1 to 5; None where the data set has but one, or for "clean".
         labels: (N,) class indices.
         read: gives the images (n, H, W, 3) at an array of places.
+        original: gives the bytes that the image at a place is made of, as they are stored.
         read_file: gives the bytes of the image file at a place; None where there are none, or
             where the images were changed after they were read.
         decodes: whether reading means decoding files, which threads can do side by side.
@@ -45,6 +48,7 @@ class Shift:
     severity: int | None
     labels: Labels
     read: Callable[[Places], Images]
+    original: Callable[[int], bytes]
     read_file: Callable[[int], bytes] | None = None
     decodes: bool = False
 
@@ -57,7 +61,7 @@ class Stream:
         corruption: its name, "clean", "mixed", or "mixed:A+B".
         labels: (N,) class indices in stream order.
         positions: (N,) each image's place in the file order.
-        severity, read, read_file, decodes: as in `Shift`.
+        severity, read, original, read_file, decodes: as in `Shift`.
     """
 
     corruption: str
@@ -65,8 +69,23 @@ class Stream:
     labels: Labels
     positions: Places
     read: Callable[[Places], Images]
+    original: Callable[[int], bytes]
     read_file: Callable[[int], bytes] | None = None
     decodes: bool = False
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the stored images and their labels, in file order: what was asked about.
+
+        Data of one name may hold other images tomorrow. Our own corruptions and the order follow
+        from the seed, and are not in it.
+        """
+        digest = hashlib.sha256()
+        for index in np.argsort(self.positions):
+            data = self.original(int(self.positions[index]))
+            digest.update(b"%d %d " % (self.labels[index], len(data)))
+            digest.update(data)
+        return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -156,6 +175,7 @@ class DataSet(ABC):
             labels[positions],
             positions,
             shift.read,
+            shift.original,
             shift.read_file,
             shift.decodes,
         )
@@ -230,6 +250,7 @@ def _mixture(shifts: dict[str, Shift], seed: int) -> Shift:
         next((part.severity for part in parts if part.severity is not None), None),
         parts[0].labels,
         read,
+        lambda place: parts[int(drawn[place])].original(place),
         read_file if all(part.read_file is not None for part in parts) else None,
         decodes=any(part.decodes for part in parts),
     )

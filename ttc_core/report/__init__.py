@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ttc_core.errors import UserError
+from ttc_core.files import written_whole
 from ttc_core.report.comparison import mcnemar_table
 from ttc_core.report.figures import draw
 from ttc_core.report.groups import Group, groups
 from ttc_core.report.page import Picture, Section, render
-from ttc_core.report.results import Result, read_results
+from ttc_core.report.results import Result, read_results, repeated
 from ttc_core.report.table import Table
 from ttc_core.report.tables import accuracy_table, augmentation_table
 from ttc_core.report.tables_across_data import batch_size_table, component_table
@@ -43,7 +44,7 @@ def write_report(paths: Sequence[Path], out: Path, *, compare: str | None = None
     """
     results = read_results(paths)
     found = groups(results)
-    problems = _damaged(results)
+    problems = _damaged(results) + repeated(results)
     accuracy = [accuracy_table(group, f"accuracy-{n}") for n, group in enumerate(found, start=1)]
     augmentations = [table for group in found if (table := augmentation_table(group))]
     sizes, components = batch_size_table(found), component_table(found)
@@ -67,24 +68,27 @@ def write_report(paths: Sequence[Path], out: Path, *, compare: str | None = None
     ]
     sections = [section for section in sections if section.tables or section.figures]
     page = render(sections, results, [str(path) for path in paths], problems)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for section in sections:
-            if section.tables:
-                (out / f"{section.id}.md").write_text(_markdown(section.tables), encoding="utf-8")
-                if intervals := [each for table in section.tables if (each := table.intervals())]:
-                    (out / f"{section.id}-intervals.md").write_text(
-                        _markdown(intervals), encoding="utf-8"
-                    )
-            for number, table in enumerate(section.tables, start=1):
-                name = table.name if "-" in table.name or number == 1 else f"{table.name}-{number}"
-                (out / f"{name}.csv").write_text(table.csv(), encoding="utf-8")
-        for one in drawings:
-            (out / f"{one.name}.png").write_bytes(one.png)
-            (out / f"{one.name}.svg").write_bytes(one.svg)
-        (out / "index.html").write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"The report cannot be written to {out}: {error.strerror}.") from error
+    files: dict[str, str | bytes] = {}
+    for section in sections:
+        if section.tables:
+            files[f"{section.id}.md"] = _markdown(section.tables)
+            if intervals := [each for table in section.tables if (each := table.intervals())]:
+                files[f"{section.id}-intervals.md"] = _markdown(intervals)
+        for number, table in enumerate(section.tables, start=1):
+            name = table.name if "-" in table.name or number == 1 else f"{table.name}-{number}"
+            files[f"{name}.csv"] = table.csv()
+    for one in drawings:
+        files |= {f"{one.name}.png": one.png, f"{one.name}.svg": one.svg}
+    for name, content in (files | {"index.html": page}).items():
+        try:
+            if any((out / name).samefile(path) for path in paths if (out / name).exists()):
+                raise UserError(f"{out / name} holds the rows; choose another folder.")
+            with written_whole(out / name) as file:
+                file.write(content if isinstance(content, bytes) else content.encode())
+        except OSError as error:
+            raise UserError(
+                f"The report cannot be written to {out}: {error.strerror or error}."
+            ) from error
     return Report(_markdown(accuracy), problems)
 
 

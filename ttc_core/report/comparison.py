@@ -1,10 +1,11 @@
 """Two methods on the same images: McNemar's test, corruption by corruption."""
 
-from ttc_core.report.groups import Group, Line
+from ttc_core.report.groups import Group, Line, average_title
 from ttc_core.report.results import shown
 from ttc_core.report.statistics import Comparison, Correct, holm, mcnemar, paired_average
 from ttc_core.report.table import NONE, Cell, Table
 from ttc_core.report.tables import SHORT_NAMES
+from ttc_core.rows import averaged
 
 SIGNIFICANT = 0.05
 
@@ -21,7 +22,7 @@ def mcnemar_table(group: Group, reference: str, name: str) -> Table | None:
     others = [line for line in group.lines if line is not base]
     if base is None or not others:
         return None
-    columns = [column for column in group.columns if column != "clean"]
+    columns = averaged(group.columns)
     tests: list[dict[str, Comparison]] = []
     averages: list[tuple[float, float] | None] = []
     for line in others:
@@ -53,7 +54,11 @@ def mcnemar_table(group: Group, reference: str, name: str) -> Table | None:
     return Table(
         name,
         f"Against {shown(base.label)}, image by image: {group.caption}",
-        ["Method", *(SHORT_NAMES.get(column, column) for column in columns), "Avg"],
+        [
+            "Method",
+            *(SHORT_NAMES.get(column, column) for column in columns),
+            average_title(columns),
+        ],
         ["method", *columns, "average"],
         lines,
         (

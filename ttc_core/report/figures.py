@@ -17,7 +17,8 @@ from scipy.stats import gaussian_kde, norm
 from ttc_core.errors import UserError
 from ttc_core.presets import SUPERVISED, TTC_SWITCHES
 from ttc_core.report.groups import Group, Line
-from ttc_core.report.results import SIMULATION, Result, differing, shown
+from ttc_core.report.results import SIMULATION, Result, differing, labels, shown, telling
+from ttc_core.rows import averaged, setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,14 +156,24 @@ def probabilities(results: Sequence[Result]) -> list[Drawing]:
     found = [result for result in results if result["method"] == SIMULATION]
     if not found:
         return []
-    arrays, settings = _arrays(found[-1]), found[-1].settings
+    # The last of each setting; another setting is another figure.
+    last = {json.dumps(result.settings, sort_keys=True): result for result in found}
+    return [
+        drawing
+        for number, result in enumerate(last.values(), start=1)
+        if (drawing := _simulation(result, "figure1" if number == 1 else f"figure1-{number}"))
+    ]
+
+
+def _simulation(result: Result, name: str) -> Drawing | None:
+    arrays, settings = _arrays(result), result.settings
     paths = {
         int(name.rpartition("_")[2]): path
         for name, path in arrays.items()
         if name.startswith("probabilities_")
     }
     if not paths:
-        return []
+        return None
     figure, axes = _panels(len(paths), 4)
     for axis, (classes, path) in zip(axes, sorted(paths.items()), strict=True):
         _probabilities_of(axis, classes, path)
@@ -173,7 +184,7 @@ def probabilities(results: Sequence[Result]) -> list[Drawing]:
         f"descent, for several numbers of classes K (learning rate {settings.get('lr')}): the "
         "largest grows to 1."
     )
-    return [_drawing("figure1", "Figure 1: repeated entropy minimisation", caption, figure)]
+    return _drawing(name, "Figure 1: repeated entropy minimisation", caption, figure)
 
 
 def _probabilities_of(axis: "Axes", classes: int, path: NDArray[Any]) -> None:
@@ -199,12 +210,10 @@ def _probabilities_of(axis: "Axes", classes: int, path: NDArray[Any]) -> None:
 
 def batch_sizes(groups: Sequence[Group]) -> list[Drawing]:
     """Average accuracy against batch size, a panel for each data set and network."""
-    places: dict[tuple[Any, ...], list[Group]] = {}
+    places: dict[str, list[Group]] = {}
     for group in groups:
-        s = group.setting
-        names = ("data", "model", "severity", "order", "protocol", "limit", "seed")
-        if s["batch_size"] is not None:
-            places.setdefault(tuple(s[name] for name in names), []).append(group)
+        if group.setting.get("batch_size") is not None:
+            places.setdefault(group.place, []).append(group)
     curves = [curves for found in places.values() if (curves := _curves(found)) is not None]
     if not curves:
         return []
@@ -247,13 +256,27 @@ def _curves(groups: Sequence[Group]) -> _Curves | None:
     lines = {title: sizes for title, sizes in lines.items() if len(sizes) > 1}
     corruptions = [
         name
-        for name in groups[0].columns
-        if name != "clean"
-        and all(name in line.results for sizes in lines.values() for line in sizes.values())
+        for name in averaged(groups[0].columns)
+        if all(
+            name in line.results and not line.results[name].is_partial
+            for sizes in lines.values()
+            for line in sizes.values()
+        )
     ]
-    s = groups[0].setting
-    place = f"{s['data']}, severity {s['severity']}, {s['model']}"
+    place = _where(groups[0])
     return _Curves(place, lines, corruptions) if lines and corruptions else None
+
+
+def _where(group: Group) -> str:
+    """Data and network, and what tells this panel from another."""
+    s = group.setting.get
+    told = [
+        f"{name.replace('_', ' ')} {telling(s(name))}"
+        for name in ("order", "protocol", "limit", "seed")
+        if name in group.told
+    ]
+    where = [str(s("data")), f"severity {s('severity')}", str(s("model")), *told]
+    return f"{', '.join(where)}{group.differences}"
 
 
 def _accuracy_by_size(axis: "Axes", curves: _Curves) -> None:
@@ -309,21 +332,28 @@ def feature_densities(results: Sequence[Result]) -> list[Drawing]:
 
     One figure for each data set, network and corruption.
     """
-    names = ("data", "model", "corruption", "severity", "batch_size", "limit", "seed", "channels")
+    kept = [result for result in results if result["channels"] and not result.is_partial]
     found: dict[str, dict[str, Result]] = {}
-    for result in results:
-        if result["channels"]:
-            key = json.dumps([result[name] for name in names])
-            found.setdefault(key, {})[str(result["method"])] = result
+    for result, label in zip(kept, labels(kept), strict=True):
+        same = setting(result.row)
+        same = {name: same[name] for name in same if name not in ("method", "settings")}
+        found.setdefault(json.dumps(same, sort_keys=True), {})[label] = result
+    places = [json.loads(key) for key in found]
+    names = sorted({name for each in places for name in each} - set(_SAID_OF_DENSITIES))
+    told = [name for name in names if len({json.dumps(one.get(name)) for one in places}) > 1]
     drawings: list[Drawing] = []
-    for methods in found.values():
+    for place, methods in zip(places, found.values(), strict=True):
         name = "figure3" if not drawings else f"figure3-{len(drawings) + 1}"
-        if (drawing := _densities_of(methods, name)) is not None:
+        where = "".join(f", {one.replace('_', ' ')} {telling(place.get(one))}" for one in told)
+        if (drawing := _densities_of(methods, name, where)) is not None:
             drawings.append(drawing)
     return drawings
 
 
-def _densities_of(methods: Mapping[str, Result], name: str) -> Drawing | None:
+_SAID_OF_DENSITIES = ("data", "model", "corruption", "severity", "channels")
+
+
+def _densities_of(methods: Mapping[str, Result], name: str, where: str) -> Drawing | None:
     order = [one for one in (SUPERVISED, "source", "norm", "tent", "ttc") if one in methods]
     order += [one for one in methods if one not in order]
     arrays = {one: _arrays(methods[one]) for one in order}
@@ -348,14 +378,15 @@ def _densities_of(methods: Mapping[str, Result], name: str) -> Drawing | None:
     means = ", ".join(f"{shown(one)} {fmean(each):.2f}" for one, each in overlaps.items())
     caption = (
         f"Figure 3: densities of the channels that the classifier weighs most, on {row['data']}, "
-        f"{row['corruption']}{severity}, {row['model']}."
+        f"{row['corruption']}{severity}, {row['model']}{where}."
     )
     if means:
         caption += (
             " The reference was trained with the labels. Overlap: the area shared with it, 1 for "
             f"all of it; its mean over the channels: {means}."
         )
-    return _drawing(name, f"Figure 3: feature densities, {row['corruption']}", caption, figure)
+    title = f"Figure 3: feature densities, {row['corruption']}{where}"
+    return _drawing(name, title, caption, figure)
 
 
 def _densities(axis: "Axes", values: Mapping[str, NDArray[Any]]) -> dict[str, float]:

@@ -8,10 +8,12 @@ from typing import Any
 
 from ttc_core.errors import UserError
 from ttc_core.report.figures import Drawing
-from ttc_core.report.results import Result, labels, shown
+from ttc_core.report.results import Result, labels, shown, telling
 from ttc_core.report.table import Table
+from ttc_core.rows import setting
 
-_WHERE = ("data", "model", "severity", "order", "protocol", "limit", "seed", "device")
+# Said of a run in a place of its own, or of each of its rows.
+_ELSEWHERE = ("method", "settings", "corruption", "batch_size", "after")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,10 @@ def render(
 def _runs(results: Sequence[Result]) -> list[_Run]:
     found: dict[str, _Run] = {}
     for result, label in zip(results, labels(results), strict=True):
-        fields = {name: str(result[name]) for name in _WHERE if result[name] is not None}
+        told = setting(result.row)
+        if result.is_of_a_benchmark:
+            told.pop("data_digest", None)
+        fields = {name: telling(told[name]) for name in told if name not in _ELSEWHERE}
         fields["settings"] = _text(result.settings)
         fields["versions"] = _text(result["versions"] or {})
         key = json.dumps([label, fields])

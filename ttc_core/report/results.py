@@ -3,7 +3,6 @@
 import hashlib
 import json
 import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -14,15 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ttc_core.errors import UserError
+from ttc_core.files import check_regular
 from ttc_core.methods import METHODS
 from ttc_core.presets import SUPERVISED
 from ttc_core.report.statistics import Correct
-from ttc_core.rows import Row, read_rows
+from ttc_core.rows import Row, RowsError, asked_images, read_rows, setting
 from ttc_core.supervised import SupervisedSettings
 
 # The paper's methods, in its order; others follow in the order of the rows.
 METHOD_ORDER = {name: rank for rank, name in enumerate(METHODS)}
 SIMULATION = "entropy_minimisation"
+MOST_ARRAY_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,18 @@ class Result:
             return {}
         path = self.folder / str(self["details"])
         try:
+            if Path(self["details"]).is_absolute() or ".." in Path(self["details"]).parts:
+                raise ValueError("it lies elsewhere")
+            check_regular(path)
+            with zipfile.ZipFile(path) as archive:
+                size = sum(each.file_size for each in archive.infolist())
+            if size > MOST_ARRAY_BYTES:
+                raise ValueError(f"it holds {size:,} bytes; {MOST_ARRAY_BYTES:,} are read")
             # Opened here: of a damaged file np.load would leave its own handle open.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 found = {name: arrays[name] for name in arrays.files}
             self._check_shapes(found)
-        except (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        except Exception as error:  # numpy and zipfile promise no types for damaged files
             raise UserError(
                 f"{path}, which lies beside a row, cannot be read ({error}); the tables and "
                 "figures that need it leave that row out."
@@ -70,7 +78,7 @@ class Result:
         return found
 
     def _check_shapes(self, arrays: dict[str, NDArray[Any]]) -> None:
-        images = (self["images"],)
+        images = (asked_images(self.row),)
         shapes: dict[str, tuple[int | None, ...]] = {"predicted": images, "labels": images}
         if self["channels"]:
             shapes["features"] = (*images, len(self["channels"]))
@@ -99,13 +107,23 @@ class Result:
             arrays = self.arrays()
         except UserError:
             return None
-        if not {"predicted", "labels"} <= arrays.keys():
+        if not {"predicted", "labels"} <= arrays.keys() or self.is_partial:
             return None
         labels = arrays["labels"].astype(np.int64)
         return Answers(
             right=arrays["predicted"] == labels,
             labels_digest=hashlib.sha256(labels.tobytes()).hexdigest(),
         )
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether images were asked about that have no answer, or the server was another midway."""
+        return asked_images(self.row) > (self["images"] or 0) or bool(self["restarted"])
+
+    @property
+    def is_of_a_benchmark(self) -> bool:
+        """Whether each corruption has files of its own, so that digests differ between them."""
+        return str(self["data"]).partition(":")[0] in ("cifar10c", "cifar100c", "imagenetc")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -123,10 +141,11 @@ def read_results(paths: Iterable[Path]) -> list[Result]:
     for path in paths:
         try:
             rows = read_rows(path)
-        except (ValueError, OSError) as error:
+        except RowsError as error:
             raise UserError(f"The rows cannot be read: {error}") from error
         for row in rows:
             _check(row, path)
+        rows = [_printable(row) for row in rows]
         results += [Result(row, path.parent) for row in rows]
     if not results:
         raise UserError(f"There are no rows in {', '.join(map(str, paths))}.")
@@ -136,12 +155,16 @@ def read_results(paths: Iterable[Path]) -> list[Result]:
 _KINDS: dict[str, tuple[type, ...]] = {
     "method": (str,),
     **dict.fromkeys(("data", "model", "corruption", "order", "protocol", "details"), (str,)),
+    "data_digest": (str,),
     **dict.fromkeys(("batch_size", "limit", "seed", "severity", "classes"), (int,)),
-    **dict.fromkeys(("correct", "images"), (int,)),
+    **dict.fromkeys(("after_severity", "correct", "images", "asked"), (int,)),
     "accuracy": (int, float),
     **dict.fromkeys(("settings", "versions"), (dict,)),
-    "channels": (list,),
+    **dict.fromkeys(("channels", "after"), (list,)),
+    **dict.fromkeys(("refused", "errors", "dropped"), (int, dict)),
 }
+MOST = 2**63
+"""No number of a row is negative or as large; larger ones are no counts, and no floats either."""
 
 
 def _check(row: Row, path: Path) -> None:
@@ -158,15 +181,59 @@ def _check(row: Row, path: Path) -> None:
         problem = f"has {row[odd[0]]!r} for {odd[0]}"
     elif not all(type(channel) is int for channel in row.get("channels") or []):
         problem = f"has {row['channels']!r} for channels"
+    elif not all(isinstance(name, str) for name in row.get("after") or []):
+        problem = f"has {row['after']!r} for after"
+    elif large := [name for name in _KINDS if not _is_moderate(row.get(name))]:
+        problem = f"has no possible number for {large[0]}"
     else:
         correct, images, accuracy = (row.get(n) or 0 for n in ("correct", "images", "accuracy"))
-        if (0 <= correct <= images or not images) and 0 <= accuracy <= 1:
+        sizes = asked_images(row) >= images and row.get("batch_size") != 0
+        if sizes and (0 <= correct <= images or not images) and 0 <= accuracy <= 1:
             return
         problem = f"has {correct} right answers to {images} images, accuracy {accuracy}"
     raise UserError(
         f"The rows cannot be read: one of {path} {problem}; expected are rows as evaluate and "
         "replay write them."
     )
+
+
+def _is_moderate(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_moderate, value.values()))
+    return not isinstance(value, int | float) or 0 <= value < MOST
+
+
+def _printable(value: Any) -> Any:
+    """Without halves of characters (as of file names in other encodings), which no file takes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_printable(name): _printable(each) for name, each in value.items()}
+    return [_printable(each) for each in value] if isinstance(value, list) else value
+
+
+def repeated(results: Sequence[Result]) -> list[str]:
+    """Sentences about rows that measure the same again and found something else."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(json.dumps(setting(result.row), sort_keys=True), []).append(result)
+    return [
+        f"{len(same)} rows of {shown(str(first['method']))} on {first['corruption']} ask for the "
+        f"same and differ in what they found (accuracy "
+        f"{', '.join(telling(each['accuracy']) for each in same)}); the last whole one is shown."
+        for first, *others in found.values()
+        if (same := [first, *others])
+        and len({json.dumps([each[name] for name in ("correct", "images")]) for each in same}) > 1
+    ]
+
+
+def telling(value: Any) -> str:
+    """A value of a row in a few words, also where it has none."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return "/".join(map(telling, value))
+    return "not stated" if value is None else str(value)
 
 
 def accuracies(results: Iterable[Result]) -> list[Result]:

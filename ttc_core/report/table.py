@@ -20,6 +20,7 @@ class Cell:
         interval: of the value, in its units.
         best: of its column, so in bold.
         quoted: from the paper, not measured here; in italics.
+        comparable: whether it may be the best of its column.
         beside: more numbers for the CSV, by what is put behind the column's name.
     """
 
@@ -28,6 +29,7 @@ class Cell:
     interval: Interval | None = None
     best: bool = False
     quoted: bool = False
+    comparable: bool = True
     beside: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -41,7 +43,8 @@ class Cell:
     @property
     def markdown(self) -> str:
         mark = "**" if self.best else "*" if self.quoted and self.text != NONE else ""
-        return f"{mark}{self.text.replace('|', chr(92) + '|')}{mark}"
+        text = " ".join(self.text.split()).replace("|", chr(92) + "|")
+        return f"{mark}{text}{mark}"
 
     @property
     def range(self) -> str:
@@ -128,7 +131,9 @@ def mark_best(lines: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
         shown = {
             row: float(line[column].text.split(" ")[0])  # without a gain behind it
             for row, line in enumerate(marked)
-            if isinstance(line[column].value, float) and not line[column].quoted
+            if isinstance(line[column].value, float)
+            and line[column].comparable
+            and not line[column].quoted
         }
         for row, value in shown.items():
             if value == max(shown.values()):

@@ -1,12 +1,14 @@
 """Methods × corruptions: the paper's Tables 2, 3, 4 and 6, and its Table 5 of augmentations."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ttc_core.corruptions import CORRUPTIONS
 from ttc_core.report import paper
-from ttc_core.report.groups import Group, Line
+from ttc_core.report.groups import Group, Line, average_title
 from ttc_core.report.results import differing, shown
 from ttc_core.report.table import Cell, Table, mark_best, percent
+from ttc_core.rows import asked_images
 
 SHORT_NAMES = dict(
     zip(
@@ -65,9 +67,23 @@ def augmentation_table(group: Group) -> Table | None:
 
 
 def _accuracies(line: Line, columns: Sequence[str]) -> list[Cell]:
-    cells = [percent(line.accuracy(name), line.interval(name)) for name in columns]
+    cells = [_accuracy(line, name) for name in columns]
     average = line.average(columns)
     return [*cells, percent(average, None if average is None else line.average_interval(columns))]
+
+
+def _accuracy(line: Line, name: str) -> Cell:
+    cell, result = percent(line.accuracy(name), line.interval(name)), line.results.get(name)
+    if result is None or not result.is_partial:
+        return cell
+    images, asked = result["images"], asked_images(result.row)
+    of = f"{images} of {asked} images" if images < asked else "server restarted"
+    return replace(
+        cell,
+        text=f"{cell.text} ({of})",
+        comparable=False,
+        beside={"images": images, "asked": asked},
+    )
 
 
 def _quoted(found: paper.PaperLine, label: str, columns: Sequence[str]) -> list[Cell]:
@@ -86,7 +102,11 @@ def _by_corruption(
     return Table(
         name,
         caption,
-        [what, *(SHORT_NAMES.get(column, column) for column in group.columns), "Avg"],
+        [
+            what,
+            *(SHORT_NAMES.get(column, column) for column in group.columns),
+            average_title(group.columns),
+        ],
         [what.lower(), *group.columns, "average"],
         mark_best(lines),
     )

@@ -8,10 +8,10 @@ from ttc_core.corruptions import CORRUPTIONS
 from ttc_core.presets import TTC_SWITCHES
 from ttc_core.report import paper
 from ttc_core.report.groups import Group, Line
-from ttc_core.report.results import differing
+from ttc_core.report.results import differing, telling
 from ttc_core.report.table import Cell, Table, mark_best, percent
+from ttc_core.rows import averaged
 
-_PLACE = ("data", "model", "severity", "order", "protocol", "limit", "seed")
 _COMPONENTS = ("tent", *TTC_SWITCHES, "ttc")
 
 
@@ -41,8 +41,8 @@ class _Column:
         known = [entry for entry in self.entries if entry is not None]
         return [
             name
-            for name in known[0].group.columns
-            if name != "clean" and all(name in entry.line.results for entry in known)
+            for name in averaged(known[0].group.columns)
+            if all(name in entry.line.results for entry in known)
         ]
 
     def cells(self) -> list[Cell]:
@@ -109,12 +109,16 @@ def component_table(found: Sequence[Group]) -> Table | None:
 
 def _places(found: Iterable[Group]) -> list[tuple[dict[str, Any], dict[int, Group]]]:
     """What differs in nothing but the batch size, put together."""
-    places: dict[tuple[Any, ...], dict[int, Group]] = {}
+    places: dict[str, dict[int, Group]] = {}
     for group in found:
-        key = tuple(group.setting[name] for name in _PLACE)
-        if group.setting["batch_size"] is not None:
-            places.setdefault(key, {})[group.setting["batch_size"]] = group
-    return [(dict(zip(_PLACE, key, strict=True)), sizes) for key, sizes in places.items()]
+        if (size := group.setting.get("batch_size")) is not None:
+            places.setdefault(group.place, {})[size] = group
+    shared = []
+    for sizes in places.values():
+        first = next(iter(sizes.values()))
+        rest = {name: value for name, value in first.setting.items() if name != "batch_size"}
+        shared.append((rest | {"history": first.history}, sizes))
+    return shared
 
 
 def _default(group: Group, method: str) -> _Entry | None:
@@ -174,18 +178,22 @@ def _table(
 
 def _headers(columns: Sequence[_Column]) -> list[str]:
     """Data and network, and of the rest what tells one column from another."""
+    names = dict.fromkeys(name for column in columns for name in column.setting)
     several = [
         name
-        for name in columns[0].setting
+        for name in names
         if name not in ("data", "model")
-        and len({repr(column.setting[name]) for column in columns}) > 1
+        and len({repr(column.setting.get(name)) for column in columns}) > 1
     ]
     return [
         ", ".join(
             [
-                str(column.setting["data"]),
-                str(column.setting["model"]),
-                *(f"{name.replace('_', ' ')} {column.setting[name]}" for name in several),
+                str(column.setting.get("data")),
+                str(column.setting.get("model")),
+                *(
+                    f"{name.replace('_', ' ')} {telling(column.setting.get(name))}"
+                    for name in several
+                ),
             ]
         )
         for column in columns

@@ -5,12 +5,14 @@ Source: Xiao, Rasul, Vollgraf, "Fashion-MNIST", arXiv:1708.07747.
 """
 
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ttc_core.errors import UserError
 from ttc_core.geometry import fit
 
 DIRECTORY = Path("/usr/share/datasets/fashion-mnist")
@@ -25,18 +27,26 @@ def read_split(directory: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[
     """Return the pictures (N, 28, 28) uint8 and labels (N,) of `split`, "train" or "t10k".
 
     Raises:
-        FileNotFoundError: a file is missing; the sentence says where it comes from.
+        UserError: a file is missing, or is not Fashion-MNIST's; the sentence says where it comes
+            from.
     """
     arrays = []
     for kind, header_bytes in (("images-idx3", 16), ("labels-idx1", 8)):
         path = directory / f"{split}-{kind}-ubyte.gz"
         if not path.is_file():
-            raise FileNotFoundError(
+            raise UserError(
                 f"{path} is missing; Debian's package dataset-fashion-mnist installs it, "
                 "or give the folder that holds Fashion-MNIST's four .gz files."
             )
-        arrays.append(np.frombuffer(gzip.decompress(path.read_bytes())[header_bytes:], np.uint8))
-    return arrays[0].reshape(-1, 28, 28), arrays[1].astype(np.int64)
+        try:
+            content = gzip.decompress(path.read_bytes())
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path} cannot be read: {error}.") from error
+        arrays.append(np.frombuffer(content[header_bytes:], np.uint8))
+    pictures, labels = arrays
+    if len(labels) == 0 or len(pictures) != 28 * 28 * len(labels) or labels.max() >= len(CLASSES):
+        raise UserError(f"{directory} does not hold Fashion-MNIST's pictures and labels.")
+    return pictures.reshape(-1, 28, 28), labels.astype(np.int64)
 
 
 def to_rgb(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:

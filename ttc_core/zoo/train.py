@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from ttc_core.files import written_whole
 from ttc_core.zoo import ARCHITECTURES
 from ttc_core.zoo.fashion_mnist import CLASSES, DIRECTORY, SIZE, read_split, to_rgb
 
@@ -48,12 +49,14 @@ def train(
         The accuracy on all 10,000 clean test pictures, in [0, 1].
 
     Raises:
-        FileNotFoundError: the data set is not in `data`.
+        UserError: the data set is not in `data`.
+        OSError: `out` cannot be written.
     """
     started = time.perf_counter()
     torch.manual_seed(seed)
     train_pictures, train_labels = read_split(data, "train")
     test_pictures, test_labels = read_split(data, "t10k")
+    out.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before the training
     if limit is not None:
         train_pictures, train_labels = train_pictures[:limit], train_labels[:limit]
 
@@ -90,11 +93,12 @@ def train(
     accuracy = _accuracy(network, (test - mean) / std, expected)
     where = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else "CPU"
     _save(out, network, mean, std, accuracy, f"{epochs} epochs, {seconds:.0f} s on {where}")
-    np.savez_compressed(
-        out / "stream.npz",
-        pictures=test_pictures[:STREAM_IMAGES],
-        labels=test_labels[:STREAM_IMAGES].astype(np.uint8),
-    )
+    with written_whole(out / "stream.npz") as file:
+        np.savez_compressed(
+            file,
+            pictures=test_pictures[:STREAM_IMAGES],
+            labels=test_labels[:STREAM_IMAGES].astype(np.uint8),
+        )
     report(f"{accuracy:.2%} of the clean test images right; wrote {out} after {seconds:.0f} s")
     return accuracy
 
@@ -134,10 +138,8 @@ def _accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 def _save(
     out: Path, network: nn.Module, mean: float, std: float, accuracy: float, recipe: str
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(
+    weights = save(
         {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()},
-        out / "weights.safetensors",
         metadata={
             "architecture": ARCHITECTURE,
             "mean": json.dumps([mean] * 3),
@@ -148,3 +150,5 @@ def _save(
             "trained": f"Fashion-MNIST, {recipe}",
         },
     )
+    with written_whole(out / "weights.safetensors") as file:
+        file.write(weights)

@@ -1,0 +1,113 @@
+"""What makes a row another one: weights, images, device, history; and what a user's code raises."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+from service.cli import cli
+from tests.fixtures.networks import CLASSES, SIZE, make_images, make_model
+from ttc_core.datasets import CleanData, Geometry
+from ttc_core.errors import UserError
+from ttc_core.evaluate import Evaluation, Run
+from ttc_core.methods import create
+from ttc_core.rows import Rows
+from ttc_core.zoo import ARCHITECTURES
+
+
+def evaluate(*arguments: object) -> list[dict[str, Any]]:
+    common = ("--methods", "source", "--limit", "20", "--threads", "1", "--device", "cpu")
+    result = CliRunner().invoke(cli, ["evaluate", *map(str, arguments), *common])
+    assert result.exit_code == 0, result.output
+    path = Path(str(arguments[arguments.index("--json") + 1]))
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_other_weights_of_the_same_name_are_run(tmp_path):
+    """Retrained in place: the row of the old weights is not taken for the new ones'."""
+    weights, network = tmp_path / "w.safetensors", ARCHITECTURES["resnet20"].build(10)
+    asked = ("bundled", "--model", f"cifar/resnet20@{weights}", "--corruptions", "clean")
+    for bias, count in ((0.0, 1), (0.0, 1), (1.0, 2)):
+        state = network.state_dict()
+        next(reversed(state.values()))[0] += bias
+        save_file(state, weights)
+        rows = evaluate(*asked, "--json", tmp_path / "rows.jsonl")
+        assert len(rows) == count
+    assert rows[0]["model_digest"] != rows[1]["model_digest"]
+    assert (rows[0]["device"], rows[0]["threads"]) == ("cpu", 1)
+
+
+def test_other_images_under_the_same_name_are_run(tmp_path):
+    """The folder's content changed, its name did not."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    np.save(tmp_path / "labels.npy", np.arange(20) % 10)
+    for change, count in ((0, 1), (0, 1), (1, 2)):
+        np.save(tmp_path / "fog.npy", images ^ change)
+        rows = evaluate(
+            *(f"cifar10c:{tmp_path}", "--corruptions", "fog", "--json", tmp_path / "rows.jsonl")
+        )
+        assert len(rows) == count
+
+
+IMAGES = 10
+
+
+class Odd:
+    """A method of a user's own that fails where it is told to."""
+
+    settings: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, where: str, error: BaseException) -> None:
+        self._inner, self._where, self._error = create("source", make_model()), where, error
+        self.model = self._inner.model
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._where:
+            raise self._error
+        return getattr(self._inner, name)
+
+
+def run(method: Any, *, own_code: bool = True) -> Iterator[Any]:
+    images = make_images(IMAGES).permute(0, 2, 3, 1).contiguous().numpy()
+    return Evaluation(
+        runs=[Run("my.own:Method", method, 8)],
+        data=CleanData(images, np.arange(IMAGES) % CLASSES, Geometry(SIZE)),
+        corruptions=("clean",),
+        severity=5,
+        limit=None,
+        order="file",
+        protocol="episodic",
+        seed=0,
+        fields={"model": "small"},
+        own_code=own_code,
+    ).run(Rows(None))
+
+
+@pytest.mark.parametrize("where", ["reset", "fork", "predict", "adapt"])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("odd"), SystemExit("odd"), KeyError("odd"), ZeroDivisionError("odd" * 9999)],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_a_method_of_ones_own_raises_ends_in_a_sentence(where, error):
+    """Wherever and whatever it raises; a short one."""
+    with pytest.raises(UserError, match=r"my\.own:Method with small failed .*odd") as failed:
+        run(Odd(where, error))
+    assert len(str(failed.value)) < 700
+
+
+def test_our_own_mistakes_keep_their_trace():
+    """A method of ours that fails is no fault of the user's."""
+    with pytest.raises(ZeroDivisionError):
+        run(Odd("predict", ZeroDivisionError()), own_code=False)
+
+
+def test_ctrl_c_in_a_method_of_ones_own_is_ctrl_c():
+    """It is the user's, not the method's."""
+    with pytest.raises(KeyboardInterrupt):
+        run(Odd("predict", KeyboardInterrupt()))
