@@ -52,6 +52,7 @@ class _Hold:
 
     bytes: int = 0
     wanted: bool = True
+    admitted: bool = False
 
 
 class Intake:
@@ -103,7 +104,8 @@ class Intake:
         request.scope[NOTES] = notes
         try:
             self._batcher.check_open()
-            self._engine.admit(stream)
+            self._engine.admit(stream, self._batcher.retry_after)
+            hold.admitted = True
             await self._receive(request, body, hold)
             place = self._batcher.enter(stream, deadline=deadline)
             request.scope[DELIVERED] = place.delivered.set
@@ -135,6 +137,8 @@ class Intake:
             self._metrics.cancelled.inc(max(1, images))
             raise ClientGone from None
         finally:
+            if hold.admitted:
+                self._engine.release(stream)
             hold.wanted = False  # what is still being decoded stops at its next image
             self._bytes_held -= hold.bytes
             if place is not None and not place.is_answered:

@@ -74,7 +74,8 @@ def save_state(path: Path, method: Method, *, name: str, model: str) -> None:
         name: the method's name; model: the model's spec. Both must fit when it is loaded.
 
     Raises:
-        OSError: it cannot be written; nothing is left beside the file that was there.
+        OSError: it cannot be written; nothing is left beside the file that was there. A process
+            that is killed leaves a file of this name with `.part` behind it.
         TypeError: the state holds what no state file can.
     """
     tensors: dict[str, Tensor] = {}
@@ -103,7 +104,7 @@ def save_state(path: Path, method: Method, *, name: str, model: str) -> None:
     if len(data) > MOST_BYTES:
         raise TypeError(f"a state has at most {MOST_BYTES:,} bytes; this one has {len(data):,}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = unfinished_path(path)
+    unfinished = path.with_name(f"{path.name}.part")
     try:
         unfinished.unlink(missing_ok=True)
         with unfinished.open("xb") as file:
@@ -116,11 +117,6 @@ def save_state(path: Path, method: Method, *, name: str, model: str) -> None:
             unfinished.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-
-
-def unfinished_path(path: Path) -> Path:
-    """Where a state file is written before it is whole."""
-    return path.with_name(f"{path.name}.part")
 
 
 def sync_folder(folder: Path) -> None:
