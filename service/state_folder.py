@@ -21,6 +21,7 @@ from ttc_core.state import (
     check_owner,
     load_state,
     save_state,
+    shown,
     sync_folder,
 )
 
@@ -178,7 +179,7 @@ class StateFolder:
         except BlockingIOError:
             owner = os.pread(descriptor, MOST_OWNER_BYTES, 0).decode(errors="replace")
             os.close(descriptor)
-            named = "".join(sign for sign in owner if sign.isprintable()) or "another process"
+            named = shown(owner) or "another process"
             raise StateFolderError(
                 f"--state-dir {self.path} is held by {named}; end it, or choose another folder."
             ) from None

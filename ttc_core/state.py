@@ -146,12 +146,12 @@ def describe(path: Path) -> str:
     """
     texts = read_header(path)
     counters = [
-        f"{_shown(name.replace('_', ' '))} {_shown(value)}"
+        f"{shown(name.replace('_', ' '))} {shown(value)}"
         for section in _text(path, texts, "counters", _COUNTERS).values()
         for name, value in section.items()
     ]
     held = ", ".join(counters) or "nothing moved"
-    return f"{_shown(texts.get('method'))} on {_shown(texts.get('model'))}; {held}"
+    return f"{shown(texts.get('method'))} on {shown(texts.get('model'))}; {held}"
 
 
 def check_owner(path: Path, method: Method, *, name: str, model: str) -> None:
@@ -181,7 +181,7 @@ def load_state(path: Path, method: Method, *, name: str, model: str) -> None:
             tensors = _read_tensors(path, file)
             misfit = _bad_number(tensors, own)
     if misfit is not None:
-        raise StateError(f"{_shown(path)} does not fit the model: {misfit}.")
+        raise StateError(f"{shown(path)} does not fit the model: {misfit}.")
     state: State = {section: {} for section in sections}
     for key, tensor in tensors.items():
         section, entry = _split(key)
@@ -193,7 +193,7 @@ def load_state(path: Path, method: Method, *, name: str, model: str) -> None:
         method.restore(state)
     except Exception as error:  # a user's own method may raise anything
         method.reset()
-        raise StateError(f"{_shown(path)} is incomplete: {_shown(error)}.") from None
+        raise StateError(f"{shown(path)} is incomplete: {shown(error)}.") from None
 
 
 @contextlib.contextmanager
@@ -202,18 +202,18 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
     except (FileNotFoundError, NotADirectoryError):
-        raise StateError(f"There is no state file {_shown(path)}.") from None
+        raise StateError(f"There is no state file {shown(path)}.") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise StateUnreadable(f"{_shown(path)} cannot be read: {reason}.") from None
+        raise StateUnreadable(f"{shown(path)} cannot be read: {reason}.") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise StateError(f"{_shown(path)} is no readable state file: it is no regular file.")
+        raise StateError(f"{shown(path)} is no readable state file: it is no regular file.")
     with open(descriptor, "rb") as file:
         try:
             yield file
         except OSError as error:
-            raise StateUnreadable(f"{_shown(path)} cannot be read: {error.strerror}.") from None
+            raise StateUnreadable(f"{shown(path)} cannot be read: {error.strerror}.") from None
 
 
 def _read_header(path: Path, file: BinaryIO) -> _Header:
@@ -236,9 +236,9 @@ def _read_header(path: Path, file: BinaryIO) -> _Header:
             if size != 8 + length + end:
                 problem = f"it has {size:,} bytes where {8 + length + end:,} were written"
     if problem is not None:
-        raise StateError(f"{_shown(path)} is no readable state file: {problem}.")
+        raise StateError(f"{shown(path)} is no readable state file: {problem}.")
     if texts.get("format") != FORMAT:
-        raise StateError(f"{_shown(path)} is no state file of this program (format {FORMAT}).")
+        raise StateError(f"{shown(path)} is no state file of this program (format {FORMAT}).")
     return _Header(texts, tensors)
 
 
@@ -247,7 +247,7 @@ def _read_tensors(path: Path, file: BinaryIO) -> dict[str, Tensor]:
     try:
         return load(file.read(MOST_BYTES))
     except Exception as error:  # whatever the library makes of a stranger's bytes
-        raise StateError(f"{_shown(path)} is no readable state file: {_shown(error)}.") from None
+        raise StateError(f"{shown(path)} is no readable state file: {shown(error)}.") from None
 
 
 def _text(path: Path, texts: Mapping[str, str], key: str, kind: TypeAdapter[T]) -> T:
@@ -255,7 +255,7 @@ def _text(path: Path, texts: Mapping[str, str], key: str, kind: TypeAdapter[T]) 
     try:
         return kind.validate_json(texts[key])
     except (KeyError, ValidationError):
-        raise StateError(f"{_shown(path)} is incomplete: it has no {key}.") from None
+        raise StateError(f"{shown(path)} is incomplete: it has no {key}.") from None
 
 
 def _identity(method: Method, name: str, model: str) -> dict[str, str]:
@@ -272,7 +272,7 @@ def _check_owner(path: Path, texts: Mapping[str, str], identity: Mapping[str, st
     for key, value in identity.items():
         if texts.get(key) != value:
             difference = _difference(key, texts.get(key), value)
-            raise StateError(f"{_shown(path)} was saved for {difference}.")
+            raise StateError(f"{shown(path)} was saved for {difference}.")
 
 
 def _difference(key: str, saved: str | None, wanted: str) -> str:
@@ -282,9 +282,9 @@ def _difference(key: str, saved: str | None, wanted: str) -> str:
             before, now = from_json(saved), json.loads(wanted)
             for name in before.keys() | now.keys():
                 if before.get(name) != now.get(name):
-                    name = _shown(name)
-                    return f"{name}={_shown(before.get(name))}, not {_shown(now.get(name))}"
-    return f"{key} {_shown(saved)}, not {_shown(wanted)}"
+                    name = shown(name)
+                    return f"{name}={shown(before.get(name))}, not {shown(now.get(name))}"
+    return f"{key} {shown(saved)}, not {shown(wanted)}"
 
 
 def _misfit(stored: Mapping[str, _Stored], own: State) -> str | None:
@@ -319,7 +319,7 @@ def _miscount(stored: Mapping[str, _Stored], counters: Counters, own: State) -> 
         for key in COUNTS & values.keys():
             saved = counters.get(section, {}).get(key, 0)
             if type(saved) is not int or not 0 <= saved <= MOST_COUNT:
-                return f"{section} {key} {_shown(saved)}"
+                return f"{section} {key} {shown(saved)}"
     pending = counters.get("counters", {}).get("pending_batches")
     if pending is not None and "gradients" in own:
         has_gradients = any(_split(key)[0] == "gradients" for key in stored)
@@ -358,7 +358,7 @@ def _split(key: str) -> tuple[str, str]:
     return section, entry
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A stranger's text as a sentence can hold it: short, and nothing that moves a cursor."""
     text = str(value)
     text = text if len(text) <= 300 else f"{text[:150]}…{text[-100:]}"
