@@ -281,7 +281,7 @@ class Engine:
             self._count(self._answered)
             self._answered = None
         # At the source a stream is as good as none: its place is free for another.
-        records, kept = self._streams.forget(names)
+        steps, pending, kept = self._streams.forget(names)
         for name in names:
             self._metrics.count_reset("request")
             self._note("reset", name, reason="request")
@@ -293,8 +293,7 @@ class Engine:
                 "Reset, but what is saved could not be removed and would come back after a "
                 f"restart ({problem})."
             )
-        steps = sum(record.version for record in records)
-        return names, steps, sum(record.pending_batches for record in records)
+        return names, steps, pending
 
     def _note(self, kind: str, stream: str, **more: Any) -> None:
         self.events.note(kind, stream=stream, **more)

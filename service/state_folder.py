@@ -18,8 +18,8 @@ from ttc_core.errors import UserError
 from ttc_core.methods import Method
 from ttc_core.state import (
     StateError,
-    check_owner,
     load_state,
+    read_counters,
     save_state,
     shown,
     sync_folder,
@@ -124,24 +124,28 @@ class StateFolder:
                 return kept
         raise AssertionError
 
-    def remove(self, stream: str, method: Method) -> None:
+    def remove(self, stream: str, method: Method) -> tuple[int, int]:
         """Remove a stream's file, if there is one; what is not its state is set aside.
 
         `sync` makes it last.
+
+        Returns:
+            The steps and pending batches that it held.
 
         Raises:
             OSError: it is still there.
         """
         path = self._file(stream)
         if not os.path.lexists(path):
-            return
+            return 0, 0
         self._hold()
         try:
-            check_owner(path, method, **self._names)
+            counts = read_counters(path, method, **self._names).get("counters", {})
         except StateError:
             self.set_aside(stream)
-        else:
-            path.unlink(missing_ok=True)
+            return 0, 0
+        path.unlink(missing_ok=True)
+        return _whole(counts.get("steps")), _whole(counts.get("pending_batches"))
 
     def sync(self) -> None:
         """Make removals outlast a power cut, where the folder allows it."""
@@ -196,6 +200,10 @@ class StateFolder:
                 if stream is not None and entry.name.endswith(".part"):
                     with contextlib.suppress(OSError):
                         os.unlink(entry)
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _file_name(stream: str) -> str:

@@ -292,41 +292,44 @@ class Streams:
             record.bytes = _state_bytes(record.method)
             self._make_room(name, 0)
 
-    def forget(self, names: Iterable[str]) -> tuple[list[StreamRecord], dict[str, str]]:
+    def forget(self, names: Iterable[str]) -> tuple[int, int, dict[str, str]]:
         """Put streams back to the source, in memory and on disk.
 
         Returns:
-            What was in memory, and why a saved state could not be removed, by stream. Such a state
-            is not taken up any more, but another process would.
+            The steps and pending batches that were thrown away, and why a saved state could not be
+            removed, by stream. Such a state is not taken up any more, but another process would.
         """
-        forgotten, kept = [], {}
+        steps, pending, kept = 0, 0, {}
         for name in names:
             with self._lock:
                 record = self._records.pop(name, None)
+            counts, reason = self._remove(name)
             if record is not None:
-                forgotten.append(record)
-            if (reason := self._remove(name)) is not None:
+                counts = record.version, record.pending_batches
+            steps, pending = steps + counts[0], pending + counts[1]
+            if reason is not None:
                 kept[name] = reason
         if self._folder is not None:
             self._folder.sync()
-        return forgotten, kept
+        return steps, pending, kept
 
-    def _remove(self, name: str) -> str | None:
-        """Remove what is saved of a stream; return why that failed."""
+    def _remove(self, name: str) -> tuple[tuple[int, int], str | None]:
+        """Remove what is saved of a stream; return its steps and pending batches, or why not."""
+        counts = 0, 0
         if self._folder is not None:
             try:
-                self._folder.remove(name, self._source)
+                counts = self._folder.remove(name, self._source)
             except (OSError, UserError) as error:
                 self._undead.add(name)
-                return _reason(error)
+                return counts, _reason(error)
         self._undead.discard(name)
-        return None
+        return counts, None
 
     def save(self) -> int:
         """Save all that are in memory; return how many could be."""
         saved = sum(self._save(name, record) for name, record in self.records.items())
         for name in list(self._undead):
-            if (reason := self._remove(name)) is not None:
+            if (reason := self._remove(name)[1]) is not None:
                 self._events.note("not_removed", level=logging.ERROR, stream=name, reason=reason)
         return saved
 

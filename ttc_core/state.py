@@ -154,13 +154,15 @@ def describe(path: Path) -> str:
     return f"{shown(texts.get('method'))} on {shown(texts.get('model'))}; {held}"
 
 
-def check_owner(path: Path, method: Method, *, name: str, model: str) -> None:
-    """Raise unless a file was saved for this method and model, whatever else it holds.
+def read_counters(path: Path, method: Method, *, name: str, model: str) -> Counters:
+    """Return the numbers and texts, by section, that a file saved for this method and model holds.
 
     Raises:
         StateError: it is missing, no state file, or of another method, model or settings.
     """
-    _check_owner(path, read_header(path), _identity(method, name, model))
+    texts = read_header(path)
+    _check_owner(path, texts, _identity(method, name, model))
+    return _text(path, texts, "counters", _COUNTERS)
 
 
 def load_state(path: Path, method: Method, *, name: str, model: str) -> None:

@@ -308,8 +308,10 @@ def test_a_reset_outlasts_a_restart(engine, tmp_path, stream, loaded):
     assert stop(first)
     second = engine(tmp_path)
     if loaded:
-        request(second, "gate")
-    assert reset(second, stream)[0] == ["gate"]
+        second.admit("gate")
+        asyncio.run(second.predict("gate", [Image(one) for one in PIXELS]))
+        second.release("gate")
+    assert reset(second, stream) == (["gate"], 1, 0)
     assert stop(second)
     third = engine(tmp_path)
     assert asyncio.run(third.saved_streams()) == 0
