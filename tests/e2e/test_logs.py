@@ -157,8 +157,8 @@ def test_a_collector_gets_the_spans_and_the_log_names_their_traces(run, lines):
         {request.trace_id.hex()}
     )
     assert Counter(span.name for span in spans) == {
-        **{"POST /predict": 3, "GET other": 1, "POST /reset": 1},
-        **{"decode": 2, "queue": 2, "batch": 2, "forward": 2, "adapt": 2},
+        **{"POST /predict": 4, "GET other": 1, "POST /reset": 1},
+        **{"decode": 3, "queue": 3, "batch": 3, "forward": 3, "adapt": 3},
     }
 
 
