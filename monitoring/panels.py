@@ -137,8 +137,11 @@ UP = Section(
         ),
         Panel(
             "Streams",
-            "Streams that adapt apart: cameras, if each names its own.",
-            (Query(Q.gauge(M.streams), "{{instance}}"),),
+            "Streams in memory: cameras, if each names its own; and those a second that made room.",
+            (
+                Query(Q.gauge(M.streams), "{{instance}}"),
+                Query(Q.rate(M.evicted, by=("reason",)), "{{reason}} {{instance}}"),
+            ),
             width=6,
         ),
     ),
@@ -432,4 +435,5 @@ SECTIONS = (UP, ERRORS, LATENCY, SATURATION, ADAPTATION, TRUTH)
 # Metrics that no panel shows, and why.
 WITHOUT_PANEL = {
     "process_virtual_memory_bytes": "address space; resident memory is what runs out",
+    "ttc_stream_state_bytes": "part of resident memory; to be held against --max-stream-bytes",
 }

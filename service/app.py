@@ -54,6 +54,8 @@ def build(settings: Settings, source: Method) -> FastAPI:
         model_spec=settings.model,
         threads=settings.threads,
         max_streams=settings.max_streams,
+        max_stream_bytes=settings.max_stream_bytes,
+        stream_expiry=settings.stream_expiry,
         state_dir=settings.state_dir,
     )
 

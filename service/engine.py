@@ -9,14 +9,12 @@ import contextlib
 import contextvars
 import inspect
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
-from urllib.parse import quote, unquote
 
 import numpy as np
 import torch
@@ -24,12 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service import tracing
-from service.errors import PredictionFailed, Refused, TooManyStreams, told
+from service.errors import PredictionFailed, Refused, StateNotRemoved, told
 from service.events import Events
 from service.metrics import Metrics, sound_rows, versions
+from service.state_folder import StateFolder
+from service.streams import StreamRecord, Streams
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.methods import Adaptation, Answers, Method, Prediction
-from ttc_core.state import StateError, load_state, save_state
 
 log = logging.getLogger(__name__)
 
@@ -52,33 +51,6 @@ class Answer:
     answers: Answers
     row: int
     forward_seconds: float
-
-
-@dataclass
-class StreamRecord:
-    """A stream: its method object, and what others may read of it from any thread."""
-
-    method: Method
-    images: int = 0
-    batches: int = 0
-    version: int = 0
-    pending_batches: int = 0
-    drift: float = 0.0
-
-    def take_note(self) -> None:
-        """Publish where the method stands."""
-        self.version = int(_reading(self.method, "version"))
-        self.pending_batches = int(_reading(self.method, "pending_batches"))
-        self.drift = _reading(self.method, "drift")
-
-
-def _reading(method: Method, name: str) -> float:
-    """A number that a method shows; 0 for one of a user's own that knows of none."""
-    try:
-        value = float(getattr(method, name, 0.0))
-    except Exception:
-        return 0.0
-    return value if math.isfinite(value) else 0.0
 
 
 @dataclass(frozen=True)
@@ -152,8 +124,12 @@ class Engine:
         source: a method at the source; streams are forked from it.
         method_name, model_spec: as the user gave them, for saved states.
         threads: torch's CPU threads; 0 leaves torch's choice.
-        max_streams: streams that may exist at once.
-        state_dir: where streams are saved, or None.
+        max_streams, max_stream_bytes: streams in memory at once, and bytes of their states.
+        stream_expiry: idle seconds after which a stream that cannot be saved makes room.
+        state_dir: where streams are saved, or None. It is held until `close`.
+
+    Raises:
+        StateFolderError: the folder cannot be used, or another process holds it.
     """
 
     def __init__(
@@ -165,35 +141,56 @@ class Engine:
         model_spec: str,
         threads: int = 0,
         max_streams: int = 1000,
+        max_stream_bytes: int = 2 << 30,
+        stream_expiry: float = 3600.0,
         state_dir: Path | None = None,
     ) -> None:
         self._source, self._metrics = source, metrics
         self._names = {"name": method_name, "model": model_spec}
-        self._max_streams, self._state_dir = max_streams, state_dir
-        self._streams: dict[str, StreamRecord] = {}
+        self.events = Events()
+        self._folder = (
+            None
+            if state_dir is None
+            else StateFolder(state_dir, method=method_name, model=model_spec)
+        )
+        self._streams = Streams(
+            source,
+            self._folder,
+            self.events,
+            metrics,
+            most=max_streams,
+            most_bytes=max_stream_bytes,
+            expiry=stream_expiry,
+        )
         self._answered: _Answered | None = None
         self._predict_takes_learn = _takes_learn(source.predict)
         self._adapt_takes_learn = _takes_learn(source.adapt)
-        self.events = Events()
         self.last_adapt_seconds = 0.0
         self._device = ThreadPoolExecutor(
             1,
             thread_name_prefix="device",
             initializer=lambda: torch.set_num_threads(threads) if threads else None,
         )
-        metrics.streams.set_function(lambda: len(self._streams))
-        metrics.drift.set_function(lambda: max((s.drift for s in self._records()), default=0.0))
-        metrics.pending_batches.set_function(
-            lambda: sum(s.pending_batches for s in self._records())
+        metrics.streams.set_function(lambda: len(self.streams))
+        metrics.stream_bytes.set_function(lambda: self._streams.bytes)
+        metrics.drift.set_function(
+            lambda: max((s.drift for s in self.streams.values()), default=0.0)
         )
-
-    def _records(self) -> list[StreamRecord]:
-        return list(self._streams.values())
+        metrics.pending_batches.set_function(
+            lambda: sum(s.pending_batches for s in self.streams.values())
+        )
 
     @property
     def streams(self) -> dict[str, StreamRecord]:
-        """The streams by name; a copy."""
-        return dict(self._streams)
+        """The streams in memory by name; a copy."""
+        return self._streams.records
+
+    async def saved_streams(self) -> int:
+        """How many streams are on disk only; 0 if the folder cannot be read."""
+        try:
+            return await asyncio.to_thread(self._streams.saved)
+        except OSError:
+            return 0
 
     async def _on_device(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
@@ -202,30 +199,38 @@ class Engine:
         )
 
     async def start(self) -> None:
-        """Restore saved streams and run one throw-away batch, so that the first is not slow."""
-        await self._on_device(self._restore_saved)
+        """Run one throw-away batch, so that the first is not slow."""
         await self._on_device(warm_up, self._source)
         self.events.note(
             "started",
             model=self._names["model"],
             method=self._names["name"],
             device=str(self._source.model.device),
-            streams=len(self._streams),
+            streams=await self.saved_streams(),
             versions=versions(),
         )
+        if self._folder is not None and self._folder.problem is not None:
+            self.events.note(
+                "not_saving",
+                message=f"no stream will be saved in {self._folder.path}",
+                level=logging.WARNING,
+                reason=self._folder.problem,
+            )
 
-    def admit(self, stream: str) -> None:
-        """Raise unless the stream exists or may be made.
+    def admit(self, stream: str, wait: Callable[[], float] = lambda: 1.0) -> None:
+        """Take a place for a request of a stream, until `release`.
+
+        Args:
+            wait: tells the seconds in which the requests in flight will have been answered.
 
         Raises:
-            TooManyStreams: there are as many as may be.
+            TooManyStreams: there is none, and none makes room.
         """
-        if stream not in self._streams and len(self._streams) >= self._max_streams:
-            raise TooManyStreams(
-                f"There are {self._max_streams:,} streams already, the most that are kept; use or "
-                "reset one of them.",
-                retry_after=60,
-            )
+        self._streams.admit(stream, wait)
+
+    def release(self, stream: str) -> None:
+        """Give a request's place back."""
+        self._streams.release(stream)
 
     # Batches
 
@@ -241,7 +246,7 @@ class Engine:
         started = time.perf_counter()
         self._answered = None
         # It is kept once it is adapted: nothing that fails takes a stream's place.
-        record = self._streams.get(stream) or StreamRecord(self._source.fork())
+        record = self._streams.get(stream)
         images = as_batch([item.pixels for item in items])
         with tracing.span("forward"):
             said = self._ask(stream, record, images, learn)
@@ -267,12 +272,12 @@ class Engine:
         except (MemoryError, torch.OutOfMemoryError):
             raise  # fewer images may fit: the queue tries that
         except Exception:
-            if stream not in self._streams:
+            if record.is_new:
                 raise
         if said is None:
             with contextlib.suppress(Exception):  # a want of memory, say, may be over
                 said = _contained(self._run, record.method, images, learn)
-        if said is not None and (said.sound.any() or stream not in self._streams):
+        if said is not None and (said.sound.any() or record.is_new):
             return said
         try:
             source = self._source.fork()
@@ -317,14 +322,17 @@ class Engine:
             return  # a reset came between: that batch is not to be learned from
         started = time.perf_counter()
         self._count(answered)
-        if answered.said.sound.all():
-            record = self._streams.setdefault(stream, answered.record)
+        record = answered.record
+        if not answered.said.sound.all():
+            outcome = Adaptation(skipped="non_finite")  # it answers nobody, and moves nothing
+        elif not self._streams.keep(stream, record):
+            outcome = Adaptation(skipped="shed")
+        else:
             record.images += len(answered.labels)
             record.batches += 1
             outcome = self._learn(stream, record, answered.said.prediction, learn)
             record.take_note()
-        else:
-            outcome = Adaptation(skipped="non_finite")  # it answers nobody, and moves nothing
+            self._streams.measure(stream)
         self._metrics.count_adaptation(outcome)
         if outcome.skipped not in (None, "shed", "failed"):  # policy, or told already
             self.events.note_repeated("skipped", stream=stream, reason=outcome.skipped)
@@ -354,10 +362,7 @@ class Engine:
                 raise LookupError
             _contained(method.restore, before)
         except Exception:
-            # What is lost with the stream's place is made anew when its next image comes.
-            del self._streams[stream]
             self._put_back(stream, record, self._source.fork())
-            self._streams[stream] = record
         return Adaptation(skipped="failed")
 
     async def count(self, stream: str) -> None:
@@ -391,23 +396,38 @@ class Engine:
 
         Returns:
             The streams' names, and the steps and pending batches that were thrown away.
+
+        Raises:
+            StateNotRemoved: they are at the source, but would come back after a restart.
         """
         return await self._on_device(self._reset, stream)
 
     def _reset(self, stream: str | None) -> tuple[list[str], int, int]:
-        names = list(self._streams) if stream is None else [stream]
-        steps = pending = 0
+        problem = None
+        names = [stream or ""]
+        if stream is None:
+            try:
+                names = self._streams.names()
+            except OSError as error:
+                names, problem = list(self.streams), f"the state folder: {error.strerror}"
+        if self._answered is not None and self._answered.stream in names:
+            self._count(self._answered)
+            self._answered = None
+        known = [name for name in names if name in self._streams]
+        # At the source a stream is as good as none: its place is free for another.
+        steps, pending, kept = self._streams.forget(names)
+        for name in known:
+            self._metrics.count_reset("request", name)
         for name in names:
-            if self._answered is not None and self._answered.stream == name:
-                self._count(self._answered)
-                self._answered = None
-            # At the source a stream is as good as none: its place is free for another.
-            record = self._streams.pop(name, None)
-            if record is not None:
-                steps += record.version
-                pending += record.pending_batches
-                self._metrics.count_reset("request", name)
             self._note("reset", name, reason="request")
+        for name, reason in kept.items():
+            self._note("not_removed", name, level=logging.ERROR, reason=reason)
+            problem = problem or f"stream {name}: {reason}"
+        if problem is not None:
+            raise StateNotRemoved(
+                "Reset, but what is saved could not be removed and would come back after a "
+                f"restart ({problem})."
+            )
         return names, steps, pending
 
     def _note(self, kind: str, stream: str, **more: Any) -> None:
@@ -420,49 +440,19 @@ class Engine:
         return await self._on_device(self._save)
 
     def _save(self) -> bool:
-        if self._state_dir is None:
+        if self._folder is None:
             return True
-        saved = 0
-        for name, record in self._streams.items():
-            try:
-                save_state(self._state_file(self._state_dir, name), record.method, **self._names)
-                saved += 1
-            except (OSError, TypeError) as error:
-                self._note("not_saved", name, level=logging.ERROR, reason=str(error))
-        total = len(self._streams)
+        saved, total = self._streams.save(), len(self.streams)
         self.events.note(
             "saved",
-            message=f"{saved} of {total} streams saved in {self._state_dir}",
+            message=f"{saved} of {total} streams saved in {self._folder.path}",
             saved=saved,
             streams=total,
         )
-        return saved == len(self._streams)
-
-    @staticmethod
-    def _state_file(directory: Path, stream: str) -> Path:
-        return directory / f"{quote(stream, safe='')}.safetensors"
-
-    def _restore_saved(self) -> None:
-        if self._state_dir is None or not self._state_dir.is_dir():
-            return
-        for path in sorted(self._state_dir.glob("*.safetensors"))[: self._max_streams]:
-            name, record = unquote(path.stem), StreamRecord(self._source.fork())
-            try:
-                load_state(path, record.method, **self._names)
-            except StateError as error:
-                kept = path.rename(path.with_suffix(".rejected"))
-                self._note(
-                    "rejected",
-                    name,
-                    message=f"stream {name} starts at the source; its saved state is now {kept}",
-                    level=logging.WARNING,
-                    reason=str(error),
-                )
-                continue
-            record.take_note()
-            self._streams[name] = record
-            self._note("restored", name, version=record.version)
+        return saved == total
 
     def close(self) -> None:
         """Finish what was sent to the thread, then end it."""
         self._device.shutdown()
+        if self._folder is not None:
+            self._folder.close()

@@ -11,6 +11,7 @@ Refused                   its text is the sentence that the client reads
 ├── QueueFull             429  come back later
 ├── TooManyStreams        429  no place for another stream
 ├── PredictionFailed      500  the model failed on this request
+├── StateNotRemoved       500  a reset stream would come back after a restart
 ├── NotReady              503  loading or draining
 └── DeadlineExpired       504  the request's own deadline passed before its turn
 
@@ -87,13 +88,17 @@ class QueueFull(Refused):
 
 
 class TooManyStreams(Refused):
-    """There are as many streams as are kept; an existing one can be used or reset."""
+    """There is no place for another stream; `retry_after` says when the first may make room."""
 
     reason = "streams"
 
 
 class PredictionFailed(Refused):
     """The model failed on this request; the others of its batch have their answers."""
+
+
+class StateNotRemoved(Refused):
+    """A stream is at the source, but its saved state is still in the folder."""
 
 
 class NotReady(Refused):
@@ -128,6 +133,7 @@ _ANSWERS: dict[type[Refused], tuple[int, str]] = {
     QueueFull: (429, "Queue full"),
     TooManyStreams: (429, "Too many streams"),
     PredictionFailed: (500, "Prediction failed"),
+    StateNotRemoved: (500, "Saved state not removed"),
     NotReady: (503, "Not ready"),
     DeadlineExpired: (504, "Deadline expired"),
 }

@@ -55,6 +55,7 @@ class _Hold:
     bytes: int = 0
     lent: int = 0
     wanted: bool = True
+    admitted: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class Intake:
         try:
             self._batcher.check_open()
             if learn:
-                self._engine.admit(stream)
+                self._engine.admit(stream, self._batcher.retry_after)
+                hold.admitted = True
             body = await self._receive(request, hold)
             place = self._batcher.enter(stream, deadline=deadline, learn=learn)
             request.scope[DELIVERED] = place.delivered.set
@@ -159,6 +161,8 @@ class Intake:
             self._metrics.cancelled.inc(max(1, images))
             raise ClientGone from None
         finally:
+            if hold.admitted:
+                self._engine.release(stream)
             hold.wanted = False  # what is still being decoded stops at its next image
             self._bytes_held -= hold.bytes
             if place is not None and not place.is_answered:

@@ -31,6 +31,7 @@ BATCH_REASONS = ("full", "wait", "drain")
 # A method of a user's own may have others: they are "other".
 SKIP_REASONS = ("none_selected", "non_finite", "shed", "failed", "other")
 RESET_CAUSES = ("request", "failure")
+EVICTION_REASONS = ("saved", "expired")
 LOSS_TERMS = ("entropy", "similarity", "total")
 REJECTION_REASONS = tuple(sorted({error.reason for error in STATUS if error.reason}))
 ACCURACY_WINDOW = 500
@@ -187,7 +188,11 @@ class Metrics:
             "ttc_last_reset_timestamp_seconds", "Unix time of the last reset; 0 for none."
         )
         self.resets = counter("ttc_resets_total", "Streams put back to the source.", ("cause",))
-        self.streams = gauge("ttc_streams", "Streams that adapt apart.")
+        self.streams = gauge("ttc_streams", "Streams in memory that adapt apart.")
+        self.stream_bytes = gauge("ttc_stream_state_bytes", "Memory of the streams' states.")
+        self.evicted = counter(
+            "ttc_streams_evicted_total", "Streams that made room for others.", ("reason",)
+        )
 
         # Truth
         self.labelled = counter("ttc_labelled_images_total", "Images that came with a label.")
@@ -214,6 +219,7 @@ class Metrics:
             (self.loss, LOSS_TERMS),
             (self.skipped, SKIP_REASONS),
             (self.resets, RESET_CAUSES),
+            (self.evicted, EVICTION_REASONS),
         ):
             for value in values:
                 metric.labels(value)

@@ -1,10 +1,12 @@
 """What goes over the wire, in and out, with examples for /docs."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 STREAM_PATTERN = r"^[A-Za-z0-9._:-]{1,64}$"
+STREAM_NAME = re.compile(STREAM_PATTERN)
 DEFAULT_STREAM = "default"
 ALL_STREAMS = "*"
 
@@ -111,7 +113,8 @@ class StatusResponse(BaseModel):
     method: str
     settings: dict[str, Any] = Field(description="the method's hyperparameters and the server's")
     device: str
-    streams: dict[str, StreamStatus]
+    streams: dict[str, StreamStatus] = Field(description="those in memory")
+    saved_streams: int = Field(description="others in the state folder, loaded when asked for")
     counters: dict[str, float]
     events: list[dict[str, Any]] = Field(
         description="the latest starts, resets, skips and failures"

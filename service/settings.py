@@ -42,12 +42,16 @@ class Settings(BaseSettings):
         None, min_length=8, description="bearer token that /predict and /reset then ask for"
     )
     state_dir: Path | None = Field(
-        None, description="where streams are saved at the end, and restored from at the start"
+        None, description="where streams are saved, and come back from when they are asked for"
     )
     adapt: Literal["always", "idle", "never"] = Field(
         "always", description="learn from every batch, from those with none waiting, from none"
     )
-    max_streams: int = Field(1000, ge=1, description="streams that adapt apart")
+    max_streams: int = Field(1000, ge=1, description="streams in memory that adapt apart")
+    max_stream_bytes: int = Field(2 << 30, ge=1, description="bytes of their states in memory")
+    stream_expiry: float = Field(
+        3600.0, gt=0, le=1e9, description="idle seconds after which an unsaved stream makes room"
+    )
     max_queue: int = Field(1000, ge=1, description="images that may wait")
     max_queue_bytes: int = Field(
         512 << 20, ge=1, description="bytes of memory for requests and for decoding them"

@@ -63,13 +63,6 @@ def _serve(settings: Settings) -> None:
             "Choose another with --port, or 0 for a free one."
         ) from error
     with listener:
-        if settings.state_dir is not None:
-            try:
-                settings.state_dir.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise click.ClickException(
-                    f"--state-dir {settings.state_dir} cannot be used: {error.strerror}."
-                ) from error
         if settings.threads:
             torch.set_num_threads(settings.threads)
         model = load_model(
@@ -85,11 +78,12 @@ def _serve(settings: Settings) -> None:
             )
         except (ValueError, TypeError) as error:
             raise click.UsageError(str(error)) from error
+        app = build(settings, source)
         _introduce(settings, source)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         log.info("Listening on http://%s:%d  (API: /docs, metrics: /metrics)", shown, port)
-        if not server.run(build(settings, source), settings, listener):
+        if not server.run(app, settings, listener):
             raise click.ClickException("The service failed; the lines above say why.")
 
 

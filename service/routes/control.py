@@ -20,14 +20,14 @@ from service.schemas import (
 router = APIRouter()
 
 
-@router.post("/reset", dependencies=[Depends(may_change)], responses=problems(401, 403, 422))
+@router.post("/reset", dependencies=[Depends(may_change)], responses=problems(401, 403, 422, 500))
 async def reset(
     service: ServiceNow,
     stream: Annotated[
         str, Query(description="which stream; * for all", pattern=rf"{STREAM_PATTERN}|^\*$")
     ] = DEFAULT_STREAM,
 ) -> ResetResponse:
-    """Restore source weights, optimizer, counters and statistics of a stream."""
+    """Restore source weights, optimizer, counters and statistics of a stream, a saved one too."""
     names, steps, pending = await service.engine.reset(None if stream == ALL_STREAMS else stream)
     return ResetResponse(streams=names, discarded=Discarded(steps=steps, pending_batches=pending))
 
@@ -64,6 +64,7 @@ async def status(service: ServiceNow) -> StatusResponse:
             )
             for name, record in service.engine.streams.items()
         },
+        saved_streams=await service.engine.saved_streams(),
         counters=service.metrics.counters(),
         events=list(service.engine.events),
         versions=versions(),

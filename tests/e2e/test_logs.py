@@ -58,6 +58,7 @@ def run(pictures, tmp_path_factory):
             picture = {"content": pictures[0], "params": {"stream": "gate"}}
             ask("good", "POST", "/predict", **picture, headers={"X-Request-Id": "frame:1"})
             ask("replaced", "POST", "/predict", **picture, headers={"X-Request-Id": "a b" * 50})
+            ask("unsaved", "POST", "/predict?stream=broken", content=pictures[0])
             ask("refused", "POST", "/predict", content=b"no image")
             ask("forged", "GET", FORGED)
             ask("reset", "POST", "/reset?stream=gate", headers={"X-Request-Id": "reset-1"})
@@ -104,6 +105,7 @@ def test_each_request_is_one_line_but_for_health_and_metrics(run, lines):
     assert seen == [
         ("frame:1", "POST", 200, "gate", 1),
         (ids["replaced"], "POST", 200, "gate", 1),
+        (ids["unsaved"], "POST", 200, "broken", 1),
         (ids["refused"], "POST", 400, "default", 1),
         (ids["forged"], "GET", 404, None, None),
         ("reset-1", "POST", 200, None, None),
@@ -128,12 +130,12 @@ def test_start_reset_and_stop_are_events_with_their_reasons(lines):
     assert (rejected["stream"], rejected["level"]) == ("broken", "warning")
     assert rejected["reason"]
     (started,) = events(lines, "started")
-    assert (started["model"], started["method"], started["streams"]) == ("bundled", "tent", 0)
+    assert (started["model"], started["method"], started["streams"]) == ("bundled", "tent", 1)
     assert {"service", "torch", "python"} <= set(started["versions"])
     (reset,) = events(lines, "reset")
     assert (reset["stream"], reset["reason"], reset["request_id"]) == ("gate", "request", "reset-1")
     assert events(lines, "draining")[0]["reason"] == "SIGTERM"
-    assert events(lines, "saved")[0]["saved"] == 0
+    assert events(lines, "saved")[0]["saved"] == 1
     assert events(lines, "stopped")[0]["reason"] == "SIGTERM"
 
 
@@ -155,8 +157,8 @@ def test_a_collector_gets_the_spans_and_the_log_names_their_traces(run, lines):
         {request.trace_id.hex()}
     )
     assert Counter(span.name for span in spans) == {
-        **{"POST /predict": 3, "GET other": 1, "POST /reset": 1},
-        **{"decode": 2, "queue": 2, "batch": 2, "forward": 2, "adapt": 2},
+        **{"POST /predict": 4, "GET other": 1, "POST /reset": 1},
+        **{"decode": 3, "queue": 3, "batch": 3, "forward": 3, "adapt": 3},
     }
 
 

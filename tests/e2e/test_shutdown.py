@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -143,3 +144,16 @@ def test_a_draining_service_refuses_with_503(serve, held, pictures):
         finally:
             gates.open()
         assert accepted.result(60).status_code == 200
+
+
+@pytest.mark.slow
+def test_a_second_service_on_a_state_folder_ends_with_a_sentence(tmp_path):
+    """It names the process that has it, and does not touch what is there; exit status 1."""
+    options = ("--method", "source", "--device", "cpu", "--state-dir", str(tmp_path))
+    with launch(*options) as server:
+        command = (sys.executable, "-m", "service.cli", "serve", "--port", "0", *options)
+        second = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert second.returncode == 1
+        assert f"held by process {server.process.pid} on " in second.stderr
+        assert "Traceback" not in second.stderr
+        assert server.stop() == 0

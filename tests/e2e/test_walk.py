@@ -765,10 +765,12 @@ def test_a_stream_goes_on_where_it_stood_after_a_restart(
     with serve(
         source=make_method("ttc", samples_per_step=16), state_dir=tmp_path, max_batch=8
     ) as running:
-        assert running.status()["streams"][name]["version"] == 1
+        status = running.status()
+        assert (status["streams"], status["saved_streams"]) == ({}, 2)
         resumed = ask(running, pictures[24:32], params=stream)
+        assert running.status()["saved_streams"] == 1
     assert resumed == unbroken
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 def test_a_state_of_another_method_is_left_aside(serve, pictures, tmp_path):
@@ -777,8 +779,11 @@ def test_a_state_of_another_method_is_left_aside(serve, pictures, tmp_path):
         ask(running, pictures[:8])
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
     with serve(method="tent", state_dir=tmp_path) as running:
-        assert running.status()["streams"] == {}
-    assert {path.name for path in tmp_path.iterdir()} == {"default.rejected", "broken.rejected"}
+        for name in ("default", "broken"):
+            ask(running, pictures[:1], params={"stream": name})
+    assert {path.name for path in tmp_path.glob("*.rejected")} == {
+        *("default.rejected", "broken.rejected")
+    }
 
 
 def test_streams_are_bounded(serve, pictures):

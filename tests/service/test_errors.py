@@ -5,7 +5,15 @@ import pickle
 import pytest
 
 from service import errors
-from service.errors import STATUS, TITLE, QueueFull, Refused, TooManyStreams
+from service.errors import (
+    STATUS,
+    TITLE,
+    PredictionFailed,
+    QueueFull,
+    Refused,
+    StateNotRemoved,
+    TooManyStreams,
+)
 
 REASONS = {"full", "too_large", "unreadable", "type", "range", "draining", "deadline", "streams"}
 
@@ -23,9 +31,13 @@ def test_every_refusal_has_a_status_and_a_title():
 
 
 def test_statuses_are_distinct_errors():
-    """A client can tell by status alone what to do; 429 has two causes, and one cure: later."""
+    """A client can tell by status alone what to do; 429 has two causes, and one cure: later.
+
+    500 has two as well, of different routes.
+    """
     assert STATUS[QueueFull] == STATUS[TooManyStreams] == 429
-    assert len(set(STATUS.values())) == len(STATUS) - 1
+    assert STATUS[PredictionFailed] == STATUS[StateNotRemoved] == 500
+    assert len(set(STATUS.values())) == len(STATUS) - 2
     assert all(400 <= status <= 599 for status in STATUS.values())
 
 

@@ -60,6 +60,8 @@ DESIGN = {
     "ttc_last_reset_timestamp_seconds": set(),
     "ttc_resets_total": {"cause"},
     "ttc_streams": set(),
+    "ttc_stream_state_bytes": set(),
+    "ttc_streams_evicted_total": {"reason"},
     "ttc_labelled_images_total": set(),
     "ttc_correct_images_total": set(),
     "ttc_window_accuracy_ratio": set(),

@@ -1,6 +1,7 @@
 """State files: whole or not there, refused where they do not fit, and never code."""
 
 import json
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -88,18 +89,19 @@ def test_nothing_is_left_beside_the_file(path):
 
 
 def test_a_failed_save_keeps_the_old_file(path, monkeypatch):
-    """A full disk in the midst of writing costs the new state, not the old one."""
+    """A full disk in the midst of writing costs the new state, not the old one; no half is left."""
     method = adapted(**SETTINGS)
     save(path, method)
     before = path.read_bytes()
 
-    def full(self: Path, data: bytes) -> int:
+    def full(descriptor: int) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         save(path, method)
     assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_method_at_the_source_can_be_saved_and_loaded(path):

@@ -108,6 +108,8 @@ class Eta(AffineMethod):
         return {**super().state(), "mean_answer": mean}
 
     def restore(self, state: State) -> None:
-        super().restore(state)
         mean = state["mean_answer"].get("probabilities")
+        if mean is not None and not (mean.shape == (self.model.classes,) and mean.isfinite().all()):
+            raise ValueError("its mean answer is none of this network's")
+        super().restore(state)
         self._mean_answer = None if mean is None else mean.to(self.model.device)

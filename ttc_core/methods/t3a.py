@@ -81,6 +81,16 @@ class Supports:
         kept = order[rank < at_most].sort().values  # as they came
         return Supports(features[kept], entropies[kept], classes[kept])
 
+    def fit(self, others: "Supports", *, classes: int) -> bool:
+        """Whether these could stand beside others: shapes, finite numbers, classes 0 … K − 1."""
+        count = len(self.classes)
+        return (
+            self.features.shape == (count, *others.features.shape[1:])
+            and self.entropy.shape == self.classes.shape == (count,)
+            and bool(self.features.isfinite().all() and self.entropy.isfinite().all())
+            and bool(((self.classes >= 0) & (self.classes < classes)).all())
+        )
+
     def prototypes(self, count: int) -> Tensor:
         """(K, D): each class's summed supports, L2-normalised; zero for a class without any."""
         sums = self.features.new_zeros(count, self.features.shape[1])
@@ -149,12 +159,15 @@ class T3A:
         return {"supports": supports, "moments": self._statistics.state()}
 
     def restore(self, state: State) -> None:
-        self._supports = Supports(
+        supports = Supports(
             **{
                 name: tensor.to(self.model.device, copy=True)
                 for name, tensor in state["supports"].items()
             }
         )
+        if not supports.fit(self._first_supports, classes=self.model.classes):
+            raise ValueError("its supports are none of this network's")
+        self._supports = supports
         self._statistics.restore(state["moments"])
 
     def fork(self) -> Self:

@@ -1,0 +1,218 @@
+"""The folder that streams are saved in: held by one process, and able to hold anything.
+
+A stream is the file `NAME.safetensors`; all other files are left alone. What lies in a stream's
+place but is not its state is set aside as `NAME.rejected`, and nothing is ever written over it.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+from itertools import count
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from service.schemas import STREAM_NAME
+from ttc_core.errors import UserError
+from ttc_core.methods import Method
+from ttc_core.state import (
+    StateError,
+    load_state,
+    read_counters,
+    save_state,
+    shown,
+    sync_folder,
+)
+
+SUFFIX = ".safetensors"
+LEASE = ".lease"
+MOST_OWNER_BYTES = 200
+
+
+class StateFolderError(UserError):
+    """The folder cannot be used at all; the text says why."""
+
+
+class StateFolder:
+    """Saved streams by name. One process writes: the lease ends with it, however it ends.
+
+    A folder that cannot be written is read all the same. Not thread-safe, but for `names`.
+
+    Args:
+        method, model: as the user gave them; files of others do not fit.
+
+    Raises:
+        StateFolderError: it is no folder, cannot be made, or another process holds it.
+    """
+
+    def __init__(self, path: Path, *, method: str, model: str) -> None:
+        self.path = path
+        self._names = {"name": method, "model": model}
+        self._lease: int | None = None
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise StateFolderError(f"--state-dir {path} cannot be used: {reason}.") from None
+        self.problem: str | None = None
+        """Why nothing can be saved, as it was at the start; None: it can."""
+        try:
+            self._hold()
+        except OSError as error:
+            self.problem = error.strerror or str(error)
+
+    def close(self) -> None:
+        """Give the lease up."""
+        if self._lease is not None:
+            os.close(self._lease)
+            self._lease = None
+
+    def names(self) -> list[str]:
+        """The streams that have a file here.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        with os.scandir(self.path) as entries:
+            found = (_stream_of(entry.name) for entry in entries)
+            return sorted(stream for stream in found if stream is not None)
+
+    def size(self, stream: str) -> int:
+        """Bytes of a stream's file; 0 if there is none."""
+        try:
+            return self._file(stream).stat().st_size
+        except OSError:
+            return 0
+
+    def load(self, stream: str, method: Method) -> bool:
+        """Restore a method at the source; return whether there was anything to restore.
+
+        Raises:
+            StateError: the file cannot be read, or is none of this stream's; the method is at the
+                source.
+        """
+        path = self._file(stream)
+        if not os.path.lexists(path):
+            return False
+        load_state(path, method, **self._names)
+        return True
+
+    def save(self, stream: str, method: Method) -> None:
+        """Write a stream's state in place of the one before.
+
+        Raises:
+            OSError: it cannot be written; what was saved before is still there.
+            Exception: whatever the method raises when asked for its state.
+        """
+        self._hold()
+        save_state(self._file(stream), method, **self._names)
+
+    def set_aside(self, stream: str) -> Path:
+        """Keep what lies in a stream's place under a name of its own; return that.
+
+        Raises:
+            OSError: it cannot be renamed.
+        """
+        self._hold()
+        path = self._file(stream)
+        for number in count():
+            kept = path.with_suffix(f".rejected.{number}" if number else ".rejected")
+            if not os.path.lexists(kept):
+                path.rename(kept)
+                sync_folder(self.path)
+                return kept
+        raise AssertionError
+
+    def remove(self, stream: str, method: Method) -> tuple[int, int]:
+        """Remove a stream's file, if there is one; what is not its state is set aside.
+
+        `sync` makes it last.
+
+        Returns:
+            The steps and pending batches that it held.
+
+        Raises:
+            OSError: it is still there.
+        """
+        path = self._file(stream)
+        if not os.path.lexists(path):
+            return 0, 0
+        self._hold()
+        try:
+            counts = read_counters(path, method, **self._names).get("counters", {})
+        except StateError:
+            self.set_aside(stream)
+            return 0, 0
+        path.unlink(missing_ok=True)
+        return _whole(counts.get("steps")), _whole(counts.get("pending_batches"))
+
+    def sync(self) -> None:
+        """Make removals outlast a power cut, where the folder allows it."""
+        with contextlib.suppress(OSError):
+            sync_folder(self.path)
+
+    def _file(self, stream: str) -> Path:
+        return self.path / _file_name(stream)
+
+    def _hold(self) -> None:
+        """Take the lease, or see that it still is ours: folders are deleted and made anew.
+
+        Raises:
+            OSError: the folder cannot be written. StateFolderError: another process holds it.
+        """
+        lease = self.path / LEASE
+        if self._lease is not None:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(self._lease), lease.lstat()):
+                    return
+            self.close()
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, "it cannot be written to", str(self.path))
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(lease, flags, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(OSError):  # a full disk: held, but by nobody that is named
+                os.ftruncate(descriptor, 0)
+                os.pwrite(
+                    descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0
+                )
+            self._remove_unfinished()
+        except BlockingIOError:
+            owner = os.pread(descriptor, MOST_OWNER_BYTES, 0).decode(errors="replace")
+            os.close(descriptor)
+            named = shown(owner) or "another process"
+            raise StateFolderError(
+                f"--state-dir {self.path} is held by {named}; end it, or choose another folder."
+            ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._lease = descriptor
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a process that was killed while saving has left."""
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                stream = _stream_of(entry.name.removesuffix(".part"))
+                if stream is not None and entry.name.endswith(".part"):
+                    with contextlib.suppress(OSError):
+                        os.unlink(entry)
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _file_name(stream: str) -> str:
+    return f"{quote(stream, safe='')}{SUFFIX}"
+
+
+def _stream_of(file_name: str) -> str | None:
+    """The stream that a file belongs to; None: no stream has a file of that name."""
+    stream = unquote(file_name.removesuffix(SUFFIX))
+    # Another spelling of a stream's name would be another file.
+    is_stream = STREAM_NAME.fullmatch(stream) and _file_name(stream) == file_name
+    return stream if is_stream else None

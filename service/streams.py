@@ -1,0 +1,383 @@
+"""The table of streams: which are in memory, which are pinned, which make room for others.
+
+Places are taken on the event loop, when a request arrives; method objects are made, loaded, saved
+and dropped on the device thread. With a state folder a stream that is not in memory comes back
+when it is asked for, and the least recently used is saved and makes room. Without one, what has
+adapted is not thrown away for another's sake before it has been idle for `expiry`.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from service.errors import TooManyStreams
+from service.events import Events
+from service.metrics import Metrics
+from service.state_folder import StateFolder
+from ttc_core.errors import UserError
+from ttc_core.methods import Method
+from ttc_core.state import StateError, StateUnreadable
+
+# Streams that cannot be saved one after another: then it is the folder, and all will fail.
+MOST_FAILURES = 3
+
+
+@dataclass
+class StreamRecord:
+    """A stream: its method object, and what others may read of it from any thread."""
+
+    method: Method
+    images: int = 0
+    batches: int = 0
+    version: int = 0
+    pending_batches: int = 0
+    drift: float = 0.0
+    restored: bool = False
+    # Bytes of its state when it was last measured, and the batches at which it will be again.
+    bytes: int = 0
+    measure_at: int = 0
+    used: float = field(default_factory=time.monotonic)
+    # What lies in its place in the folder is not its state, and not to be written over.
+    misplaced: bool = False
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is at the source because nothing has moved it yet."""
+        return not self.restored and self.batches == 0
+
+    def take_note(self) -> None:
+        """Publish where the method stands."""
+        self.version = int(_reading(self.method, "version"))
+        self.pending_batches = int(_reading(self.method, "pending_batches"))
+        self.drift = _reading(self.method, "drift")
+
+
+class Streams:
+    """The streams in memory, by name, in the order of their last use; those saved behind them.
+
+    `admit`, `release` and `records` may be called from any thread, all else from the device's. At
+    no time are more than `most` in memory.
+
+    Args:
+        source: a method at the source; streams are forked from it.
+        folder: where streams are saved, or None.
+        most: streams that may be in memory at once.
+        most_bytes: bytes that their states may take together; a lone stream may take more.
+        expiry: seconds without an image after which a stream that cannot be saved makes room.
+    """
+
+    def __init__(
+        self,
+        source: Method,
+        folder: StateFolder | None,
+        events: Events,
+        metrics: Metrics,
+        *,
+        most: int,
+        most_bytes: int,
+        expiry: float,
+    ) -> None:
+        self._source, self._folder = source, folder
+        self._events, self._metrics = events, metrics
+        self._most, self._most_bytes, self._expiry = most, most_bytes, expiry
+        self._records: dict[str, StreamRecord] = {}
+        self._pins: Counter[str] = Counter()
+        # Reset, but the folder would not let go of their files.
+        self._undead: set[str] = set()
+        self._fresh_bytes = _state_bytes(source)
+        self._lock = threading.Lock()
+
+    @property
+    def records(self) -> dict[str, StreamRecord]:
+        """The streams in memory; a copy."""
+        with self._lock:
+            return dict(self._records)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the states in memory."""
+        return sum(record.bytes for record in self.records.values())
+
+    def saved(self) -> int:
+        """How many streams are on disk only. Reads the folder."""
+        return len(self._on_disk() - self.records.keys())
+
+    def names(self) -> list[str]:
+        """All streams, in memory and saved."""
+        return list(self.records | dict.fromkeys(sorted(self._on_disk())))
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a stream is in memory or saved."""
+        saved = self._folder is not None and name not in self._undead and self._folder.size(name)
+        return name in self._records or bool(saved)
+
+    # Places
+
+    def admit(self, name: str, wait: Callable[[], float]) -> None:
+        """Take a place for a request of a stream, and pin the stream until `release`.
+
+        Args:
+            wait: tells the seconds in which the requests in flight will have been answered.
+
+        Raises:
+            TooManyStreams: it has no place and nobody makes room; `retry_after` says when the
+                first may.
+        """
+        with self._lock:
+            if not self._pins[name] and not self._has_room(name):
+                del self._pins[name]
+                raise self._refusal(wait(), saves=self._saves)
+            self._pins[name] += 1
+
+    def release(self, name: str) -> None:
+        """Give the place of a request back."""
+        with self._lock:
+            self._pins[name] -= 1
+            if self._pins[name] <= 0:
+                del self._pins[name]
+
+    def _has_room(self, name: str) -> bool:
+        records = self._records
+        reserved = {name, *self._pins} - records.keys()
+        total = sum(record.bytes for record in records.values())
+        if self._fits(len(records) + len(reserved), total + self._fresh_bytes * len(reserved)):
+            return True
+        staying = [
+            record
+            for other, record in records.items()
+            if other == name or other in self._pins or not self._may_go(record)
+        ]
+        total = sum(record.bytes for record in staying) + self._fresh_bytes * len(reserved)
+        return self._fits(len(staying) + len(reserved), total)
+
+    def _fits(self, count: int, total_bytes: int) -> bool:
+        return count <= self._most and (total_bytes <= self._most_bytes or count == 1)
+
+    def _may_go(self, record: StreamRecord) -> bool:
+        return self._saves or time.monotonic() - record.used >= self._expiry
+
+    @property
+    def _saves(self) -> bool:
+        return self._folder is not None and self._folder.problem is None
+
+    def _refusal(self, wait: float, *, saves: bool) -> TooManyStreams:
+        now = time.monotonic()
+        idle = [
+            record.used + self._expiry - now
+            for name, record in self._records.items()
+            if name not in self._pins
+        ]
+        seconds = max(1.0, math.ceil(wait if saves else min([*idle, wait + self._expiry])))
+        count = len(self._records.keys() | self._pins.keys())
+        total = sum(record.bytes for record in self._records.values())
+        held = (
+            f"There are {count:,} streams already, the most that are kept"
+            if count >= self._most
+            else f"The {count:,} streams take {total:,} of the {self._most_bytes:,} bytes for them"
+        )
+        until = "all are in use" if saves else f"one makes room when idle for {self._expiry:g} s"
+        return TooManyStreams(
+            f"{held}; {until}, the first in {seconds:,.0f} s. Use one of them, or reset one.",
+            retry_after=seconds,
+        )
+
+    # On the device thread
+
+    def get(self, name: str) -> StreamRecord:
+        """The stream in memory; else as it was saved, else at the source, until `keep` for now.
+
+        Raises:
+            TooManyStreams: it has been admitted, yet nobody makes room for it.
+        """
+        record = self._records.get(name)
+        if record is not None:
+            return record
+        size = 0 if self._folder is None else self._folder.size(name)
+        if self._pins[name] and not self._make_room(name, max(self._fresh_bytes, size)):
+            with self._lock:
+                raise self._refusal(wait=1.0, saves=False)
+        return self.load(name)
+
+    def keep(self, name: str, record: StreamRecord) -> bool:
+        """Keep what `get` gave, as the last that was of use.
+
+        Returns:
+            Whether there is a place: a stream whose request has left may have none.
+        """
+        if name not in self._records and not self._make_room(name, record.bytes):
+            return False
+        with self._lock:
+            self._records.pop(name, None)
+            self._records[name] = record
+        record.used = time.monotonic()
+        return True
+
+    def load(self, name: str) -> StreamRecord:
+        """Make a stream as it was saved, or at the source where nothing fitting was."""
+        record = StreamRecord(self._source.fork(), bytes=self._fresh_bytes)
+        if self._folder is None or name in self._undead:
+            record.misplaced = name in self._undead
+            return record
+        try:
+            if not self._folder.load(name, record.method):
+                return record
+        except StateError as error:
+            record.method, record.misplaced = self._source.fork(), True
+            self._set_aside(name, record, error)
+            return record
+        record.restored = True
+        record.take_note()
+        record.bytes = _state_bytes(record.method)
+        self._events.note("restored", stream=name, version=record.version)
+        return record
+
+    def _set_aside(self, name: str, record: StreamRecord, why: StateError) -> None:
+        """Put what is no state of the stream out of its way, if that can be told and done."""
+        assert self._folder is not None
+        where = "stays where it is"
+        # What the system does not let be read may be good: it is left until the place is needed.
+        if not isinstance(why, StateUnreadable):
+            try:
+                where = f"is now {self._folder.set_aside(name)}"
+                record.misplaced = False
+            except (OSError, UserError) as error:
+                where = f"stays where it is ({_reason(error)})"
+        self._events.note(
+            "rejected",
+            message=f"stream {name} starts at the source; its saved state {where}",
+            level=logging.WARNING,
+            stream=name,
+            reason=str(why),
+        )
+
+    def _make_room(self, name: str, size: int) -> bool:
+        """Let others go until a stream has `size` bytes more; return whether it has."""
+        count = len(self._records | {name: None})
+        total = self.bytes + size
+        failures = 0
+        for other, record in list(self._records.items()):
+            if self._fits(count, total):
+                return True
+            if other == name or self._pins[other]:
+                continue
+            if self.evict(other):
+                count, total = count - 1, total - record.bytes
+            elif (failures := failures + 1) == MOST_FAILURES:
+                break
+        return self._fits(count, total)
+
+    def evict(self, name: str) -> bool:
+        """Save a stream and take it out of memory; return whether it went.
+
+        One that cannot be saved goes if it has been idle for long enough, one that was asked for
+        meanwhile stays.
+        """
+        record = self._records[name]
+        saved = self._saves and self._save(name, record)
+        expired = time.monotonic() - record.used >= self._expiry
+        with self._lock:
+            if self._pins[name] or not (saved or expired):
+                return False
+            del self._records[name]
+        reason = "saved" if saved else "expired"
+        self._metrics.evicted.labels(reason).inc()
+        self._events.note("evicted", stream=name, reason=reason, version=record.version)
+        return True
+
+    def measure(self, name: str) -> None:
+        """Look at a stream after a batch: one that grew may take others' places."""
+        record = self._records[name]
+        if record.batches >= record.measure_at:
+            # Ever more rarely: what grows with every batch is seen before it is an eighth larger.
+            record.measure_at = record.batches + 1 + record.batches // 8
+            record.bytes = _state_bytes(record.method)
+            self._make_room(name, 0)
+
+    def forget(self, names: Iterable[str]) -> tuple[int, int, dict[str, str]]:
+        """Put streams back to the source, in memory and on disk.
+
+        Returns:
+            The steps and pending batches that were thrown away, and why a saved state could not be
+            removed, by stream. Such a state is not taken up any more, but another process would.
+        """
+        steps, pending, kept = 0, 0, {}
+        for name in names:
+            with self._lock:
+                record = self._records.pop(name, None)
+            counts, reason = self._remove(name)
+            if record is not None:
+                counts = record.version, record.pending_batches
+            steps, pending = steps + counts[0], pending + counts[1]
+            if reason is not None:
+                kept[name] = reason
+        if self._folder is not None:
+            self._folder.sync()
+        return steps, pending, kept
+
+    def _remove(self, name: str) -> tuple[tuple[int, int], str | None]:
+        """Remove what is saved of a stream; return its steps and pending batches, or why not."""
+        counts = 0, 0
+        if self._folder is not None:
+            try:
+                counts = self._folder.remove(name, self._source)
+            except (OSError, UserError) as error:
+                self._undead.add(name)
+                return counts, _reason(error)
+        self._undead.discard(name)
+        return counts, None
+
+    def save(self) -> int:
+        """Save all that are in memory; return how many could be."""
+        saved = sum(self._save(name, record) for name, record in self.records.items())
+        for name in list(self._undead):
+            if (reason := self._remove(name)[1]) is not None:
+                self._events.note("not_removed", level=logging.ERROR, stream=name, reason=reason)
+        return saved
+
+    def _save(self, name: str, record: StreamRecord) -> bool:
+        assert self._folder is not None
+        try:
+            if record.misplaced:
+                self._folder.set_aside(name)
+                record.misplaced = False
+            self._folder.save(name, record.method)
+        except Exception as error:  # a user's own method may raise anything
+            self._events.note("not_saved", level=logging.ERROR, stream=name, reason=_reason(error))
+            return False
+        self._undead.discard(name)
+        return True
+
+    def _on_disk(self) -> set[str]:
+        return set() if self._folder is None else {*self._folder.names()} - self._undead
+
+
+def _state_bytes(method: Method) -> int:
+    """The size of a method's tensors; 0 where it cannot tell, as saving it will."""
+    try:
+        return sum(
+            value.numel() * value.element_size()
+            for section in method.state().values()
+            for value in section.values()
+            if isinstance(value, Tensor)
+        )
+    except Exception:  # a user's own method may raise anything
+        return 0
+
+
+def _reading(method: Method, name: str) -> float:
+    """A number that a method shows; 0 for one of a user's own that knows of none."""
+    try:
+        value = float(getattr(method, name, 0.0))
+    except Exception:
+        return 0.0
+    return value if math.isfinite(value) else 0.0
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
