@@ -30,14 +30,7 @@ from tests.fixtures.networks import (
 )
 from ttc_core.datasets import STREAM_FILE, Geometry, open_data
 from ttc_core.evaluate import as_batch, run_stream
-from ttc_core.load import (
-    BUNDLED_WEIGHTS,
-    LoadError,
-    load,
-    pick_device,
-    read_state_dict,
-    states_no_preprocessing,
-)
+from ttc_core.load import BUNDLED_WEIGHTS, LoadError, load, pick_device
 from ttc_core.methods import create
 from ttc_core.model import SourceModel
 from ttc_core.zoo import ARCHITECTURES
@@ -322,13 +315,6 @@ def test_unreadable_files_give_a_sentence(name, write, sentence, tmp_path):
     assert name in str(error.value)
 
 
-def test_read_state_dict_gives_plain_names(tmp_path):
-    """What `load` uses, for whoever wants the tensors alone."""
-    torch.save({"state_dict": {"module.model.a.weight": torch.ones(2)}}, tmp_path / "a.pt")
-    state = read_state_dict(tmp_path / "a.pt")
-    assert list(state) == ["a.weight"]
-
-
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
@@ -398,11 +384,11 @@ def test_a_factory_of_a_module_gets_plain_preprocessing():
     """Mean 0, deviation 1, no resize; and one can tell, to say so."""
     model = load(f"{NETWORKS}:small_network")
     assert (model.mean, model.std, model.size) == ((0.0,) * 3, (1.0,) * 3, None)
-    assert states_no_preprocessing(f"{NETWORKS}:small_network", model)
+    assert "no preprocessing is stated" in model.notices[0]
     assert (model.split, model.classes, model.feature_dimension) == ("head", CLASSES, 12)
     given = load(f"{NETWORKS}:small_network", mean=MEAN, std=STD)
     assert (given.mean, given.std) == (MEAN, STD)
-    assert not states_no_preprocessing(f"{NETWORKS}:small_network", given)
+    assert given.notices == []
 
 
 def test_a_factory_of_a_source_model_states_everything_itself():
@@ -411,7 +397,7 @@ def test_a_factory_of_a_source_model_states_everything_itself():
     model = load(spec)
     assert (model.mean, model.std, model.size) == (MEAN, STD, SIZE)
     assert model.class_names == ("a", "b", "c", "d", "e")
-    assert not states_no_preprocessing(spec, model)
+    assert model.notices == []
     with pytest.raises(LoadError, match="states its own mean and std"):
         load(spec, mean=(0.5,) * 3)
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ttc_core.datasets.files import Geometry, corrupt_at
 from ttc_core.datasets.stream import DataError, DataSet, Images, Labels, Places, Shift
-from ttc_core.plugins import call_factory
+from ttc_core.errors import PluginError
+from ttc_core.plugins import call_factory, guarded
 from ttc_core.zoo import fashion_mnist
 
 STREAM_FILE = Path(fashion_mnist.__file__).parent / "stream.npz"
@@ -47,13 +48,10 @@ def from_factory(spec: str, geometry: Geometry, class_names: Sequence[str] | Non
         DataError: it fails, yields something else, or labels that the model has no class for.
     """
     try:
-        images, labels = _spooled(spec)
-    except DataError:
-        raise
-    except ValueError as error:  # it cannot be imported or called
+        with guarded(f"{spec} failed"):  # it may do anything while it yields, too
+            images, labels = _spooled(spec)
+    except PluginError as error:
         raise DataError(str(error)) from error
-    except Exception as error:  # whatever the user's own code does while it yields
-        raise DataError(f"{spec} failed: {type(error).__name__}: {error}.") from error
     if class_names is not None and not (0 <= labels.min() <= labels.max() < len(class_names)):
         raise DataError(
             f"{spec} gave labels from {labels.min()} to {labels.max()}; the model's classes "
