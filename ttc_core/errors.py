@@ -25,7 +25,7 @@ class ModelError(UserError):
 
 
 def told(error: BaseException) -> str:
-    """Say in a short line what a user's own code raised: its kind and the first line of its text."""
+    """Say in a short line what a user's own code raised: its kind, its text's first line."""
     kind = type(error).__name__
     try:
         text = str(error).strip()

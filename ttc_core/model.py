@@ -185,13 +185,13 @@ class SourceModel:
         own = {name: given.to(self.affine[name].dtype) for name, given in (affine or {}).items()}
         try:
             with Routing(self.batch_norms, look), _without_checkpoints():
-                logits = torch.func.functional_call(
-                    self.module, own, (inputs,), tie_weights=False
-                )
+                logits = torch.func.functional_call(self.module, own, (inputs,), tie_weights=False)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a network of somebody's own may raise anything
-            raise ModelError(f"The network failed on {_described(inputs)}: {told(error)}.") from error
+            raise ModelError(
+                f"The network failed on {_described(inputs)}: {told(error)}."
+            ) from error
         finally:
             features, self._features = self._features, None
         if not isinstance(logits, Tensor) or logits.shape != (len(inputs), self.classes):

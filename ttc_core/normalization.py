@@ -314,7 +314,9 @@ class MovingLook:
         """A look of its own: the mean and variance that the finished pass used, call by call."""
         used = self._used.get(layer)
         # A pass over altered images may take other turns: the last call's, or what has not moved.
-        chosen = used[min(call, len(used) - 1)] if used else _mean_and_variance(self._moments[layer])
+        chosen = (
+            used[min(call, len(used) - 1)] if used else _mean_and_variance(self._moments[layer])
+        )
         return _normalize(x, *chosen, weight, bias, eps)
 
     @property

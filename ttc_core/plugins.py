@@ -39,7 +39,9 @@ def import_attribute(spec: str) -> Any:
         if missing:
             # Another module of that name may have come first, one of Python's own, say.
             place = getattr(module, "__file__", None) or "built in"
-            raise PluginError(f"{spec} cannot be imported: {module_name} ({place}) has no {name!r}.")
+            raise PluginError(
+                f"{spec} cannot be imported: {module_name} ({place}) has no {name!r}."
+            )
     return found
 
 
@@ -51,7 +53,7 @@ def call_factory(spec: str) -> Any:
     """
     factory = import_attribute(spec)
     # A network is callable, too, but calling it makes none.
-    if not callable(factory) or hasattr(factory, "forward") and not isinstance(factory, type):
+    if not callable(factory) or (hasattr(factory, "forward") and not isinstance(factory, type)):
         raise PluginError(
             f"{spec} is no function or class but an object ({type(factory).__name__}); name a "
             "function without arguments that returns it."
@@ -75,7 +77,7 @@ def guarded(what: str) -> Iterator[None]:
         what: begins the sentence.
 
     Raises:
-        PluginError: it raised something, `SystemExit` too; KeyboardInterrupt and our own errors pass.
+        PluginError: it raised anything but KeyboardInterrupt and our own errors, which pass.
     """
     try:
         with _process_kept(), _torch_kept(), contextlib.redirect_stdout(sys.stderr):

@@ -63,9 +63,9 @@ class Trial:
         """Find the precision and side of images that the network answers with logits."""
         failed: str | None = None
         answered: list[str] = []
-        for self.dtype, self.side in product(
-            _precisions(self._module), (side,) if side else TRIAL_SIDES
-        ):
+        inputs = product(_precisions(self._module), (side,) if side else TRIAL_SIDES)
+        for dtype, tried_side in inputs:
+            self.dtype, self.side = dtype, tried_side
             self._seen: dict[str, tuple[Tensor, Tensor]] = {}
             images = self._images(self.side, self.side)
             handles = [
@@ -101,7 +101,9 @@ class Trial:
         )
 
     def _keeper(self, name: str) -> Any:
-        def keep(_layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], out: Any) -> None:
+        def keep(
+            _layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], out: Any
+        ) -> None:
             features = first_tensor((*inputs, *named.values()))
             if features is not None and isinstance(out, Tensor):
                 self._seen[name] = features, out
@@ -113,7 +115,9 @@ class Trial:
     ) -> tuple[str, Tensor]:
         if split is not None:
             if split not in self._seen:
-                raise ValueError(f"split={split!r} names a layer that a forward pass does not reach.")
+                raise ValueError(
+                    f"split={split!r} names a layer that a forward pass does not reach."
+                )
             return split, self._seen[split][0]
         for name, (features, output) in reversed(self._seen.items()):
             if output.numel() == logits.numel() and torch.equal(output.flatten(1), logits):
@@ -173,9 +177,9 @@ def _check_weights(module: nn.Module) -> None:
                 f"{name} is on the device meta, where weights hold no numbers; load some first."
             )
     for prefix, layer in module.named_modules():
-        if isinstance(layer, NORMALIZATION_LAYERS):
-            if (fault := _fault_of(layer)) is not None:
-                raise ValueError(f"The weights are damaged: {prefix or 'the network'}.{fault}.")
+        fault = _fault_of(layer) if isinstance(layer, NORMALIZATION_LAYERS) else None
+        if fault is not None:
+            raise ValueError(f"The weights are damaged: {prefix or 'the network'}.{fault}.")
 
 
 def _fault_of(layer: nn.Module) -> str | None:
@@ -188,7 +192,11 @@ def _fault_of(layer: nn.Module) -> str | None:
             return f"{name} holds NaN"
         if tensor.isinf().any():
             return f"{name} holds infinity"
-        if name == "running_var" and tensor.numel() and tensor.min() <= -float(getattr(layer, "eps", 0)):
+        if (
+            name == "running_var"
+            and tensor.numel()
+            and tensor.min() <= -float(getattr(layer, "eps", 0))
+        ):
             return f"{name} holds a negative variance, {tensor.min():.3g}"
     return None
 
@@ -227,7 +235,9 @@ def _where_it_begins(module: nn.Module, images: Tensor) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    sentence = f"The network answers {IMAGES} images of {images.shape[3]} pixels with NaN or infinity"
+    sentence = (
+        f"The network answers {IMAGES} images of {images.shape[3]} pixels with NaN or infinity"
+    )
     if not first:
         return f"{sentence}."
     name, layer, kind = first[0]
@@ -238,7 +248,7 @@ def _where_it_begins(module: nn.Module, images: Tensor) -> str:
 
 
 def _last_function(module: nn.Module, images: Tensor) -> str:
-    """The name of the function that made the network's answer, as autograd has it; "" if unknown."""
+    """Name the function that made the network's answer, as autograd does; "" if unknown."""
     try:
         with torch.enable_grad():
             answer = module(images.requires_grad_() * 1)  # a leaf could not be written into

@@ -97,8 +97,7 @@ def create(name: str, model: SourceModel, **settings: Any) -> Method:
         raise ValueError(f"{name} could not be made: {told(error)}.") from error
     if missing := [verb for verb in VERBS if not callable(getattr(method, verb, None))]:
         raise ValueError(
-            f"{name} is no method: it has no {', '.join(missing)}; expected are "
-            f"{', '.join(VERBS)}."
+            f"{name} is no method: it has no {', '.join(missing)}; expected are {', '.join(VERBS)}."
         )
     return method
 

@@ -106,9 +106,7 @@ class Tipi(AffineMethod):
         parameters = self._learner.parameters
         # Without the entropy's share the answer itself is a constant of the loss.
         answers_after = self._settings.answer == "after"
-        with torch.set_grad_enabled(
-            (learn or answers_after) and self._settings.entropy_weight > 0
-        ):
+        with torch.set_grad_enabled((learn or answers_after) and self._settings.entropy_weight > 0):
             logits = self.model.run(self.model.normalize(unit), affine=parameters, look=look).logits
         pending = TipiPending(
             parameters=tuple(parameters.values()),
