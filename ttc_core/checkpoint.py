@@ -106,15 +106,16 @@ def _read_torch_file(path: Path) -> object:
             entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise LoadError(
-                    f"{path} is no torch file of plain tensors: torch does not compress what it "
-                    "saves, and this would be larger unpacked."
+                    f"{path} is no torch file of plain tensors: it is compressed, as torch.save "
+                    "never does and torch.jit.save may; save the state dict with torch.save."
                 )
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged or foreign files
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it holds {foreign[1]}" if foreign else told(error)
+        cause = re.search(r"WeightsUnpickler error: (.+)", str(error))
+        reason = f"it holds {foreign[1]}" if foreign else cause[1] if cause else told(error)
         raise LoadError(
             f"{path} is no torch file of plain tensors ({reason}). Files that hold code are not "
             "opened; save the state dict with torch.save or as safetensors."

@@ -114,7 +114,7 @@ def _cifar(
     architecture = ARCHITECTURES[name]
     found = read_checkpoint(Path(file))
     # The AugMix checkpoints carry their normalisation as buffers of the network.
-    buffers = {}
+    buffers: dict[str, list[float]] = {}
     for state in found.values():
         for key in [key for key in state if key.rpartition(".")[2] in ("mu", "sigma")]:
             buffers.setdefault(key.rpartition(".")[2], state.pop(key).flatten().tolist())

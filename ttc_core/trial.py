@@ -12,7 +12,7 @@ from ttc_core.normalization import NORMALIZATION_LAYERS
 
 # Sides of images, in pixels, tried in turn with a network whose factory states none.
 TRIAL_SIDES = (
-    *(32, 224, 64, 28, 299, 96, 128, 256, 384, 160, 192, 48, 84, 100, 112, 144, 150, 227, 240),
+    *(32, 224, 64, 28, 299, 96, 128, 256, 384, 160, 192, 48, 84, 100, 112, 144, 150, 200, 227, 240),
     *(260, 288, 300, 320, 331, 336, 380, 448, 456, 480, 512, 528, 600, 16, 8),
 )
 IMAGES = 2
@@ -94,9 +94,9 @@ class Trial:
                 break
         if answered:  # it did run: that tells more than where it did not
             raise ValueError(answered[0])
-        tried = f"{side}" if side else f"any of {len(TRIAL_SIDES)} usual sizes"
+        tried = f"{side} pixels" if side else f"any of {len(TRIAL_SIDES)} usual sizes"
         raise ValueError(
-            f"The network does not run on RGB images of {tried} pixels: {failed}. Where it wants "
+            f"The network does not run on RGB images of {tried}: {failed}. Where it wants "
             "another size, a factory states it: SourceModel(..., size=…)."
         )
 
