@@ -211,11 +211,19 @@ class AffineLearner:
             self._optimizer.param_groups[0]["lr"] = lr
         for master, gradient in zip(self._masters.values(), self._gradients, strict=True):
             master.grad = gradient
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        drift, finite = self._measure()
+        finite = False
+        try:
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            drift, finite = self._measure()
+        except RuntimeError as error:
+            # A step too large for the parameters' type raises instead of overflowing.
+            if "overflow" not in str(error):
+                raise
+        finally:
+            if not finite:
+                self._take_up({k: p.detach() for k, p in self.parameters.items()}, kept)
         if not finite:
-            self._take_up({k: p.detach() for k, p in self.parameters.items()}, kept)
             return False
         self.drift = drift
         self._gradients = []
