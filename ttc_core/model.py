@@ -24,7 +24,7 @@ from ttc_core.normalization import (
     batch_norm_layers,
     wide,
 )
-from ttc_core.trial import Trial, first_tensor
+from ttc_core.trial import Trial, first_tensor, precisions
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class SourceModel:
         self.affine = affine_parameters(module)
         trial = Trial(module, crop or size, split)
         self.split, self.classes, self.dtype = trial.split, trial.classes, trial.dtype
+        self._first_precision = next(precisions(module))
         self.trial_side = trial.side
         self.feature_dimension = pooled(trial.features).shape[1]
         self.notices: list[str] = []
@@ -120,6 +121,9 @@ class SourceModel:
     def _place(self) -> None:
         """Look up what depends on the device the module is on."""
         self.device = next(self.module.parameters()).device
+        first = next(precisions(self.module))
+        if first != self._first_precision:  # the module was converted since the trial run
+            self._first_precision = self.dtype = first
         self.affine = affine_parameters(self.module)
         self.batch_norms = batch_norm_layers(self.module)
         self._mean, self._std = (

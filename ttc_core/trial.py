@@ -63,7 +63,7 @@ class Trial:
         """Find the precision and side of images that the network answers with logits."""
         failed: str | None = None
         answered: list[str] = []
-        inputs = product(_precisions(self._module), (side,) if side else TRIAL_SIDES)
+        inputs = product(precisions(self._module), (side,) if side else TRIAL_SIDES)
         for dtype, tried_side in inputs:
             self.dtype, self.side = dtype, tried_side
             self._seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -159,7 +159,7 @@ def _may_be_head(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or pointwise
 
 
-def _precisions(module: nn.Module) -> Iterator[torch.dtype]:
+def precisions(module: nn.Module) -> Iterator[torch.dtype]:
     """What images may have to be: weights can be of several kinds, and the first need not read."""
     found = dict.fromkeys(p.dtype for p in module.parameters() if p.is_floating_point())
     return iter(found | {torch.float32: None})
