@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 
 from service.metrics import versions
+from ttc_core.checkpoint import LoadError
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import run_stream
-from ttc_core.load import LoadError, load, pick_device
+from ttc_core.load import load, pick_device
 from ttc_core.methods import create
 
 TRIAL_IMAGES = 200

@@ -5,15 +5,15 @@ Specs: `bundled`, `torchvision/NAME[?weights=none|DEFAULT]`, `timm/NAME`, `cifar
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from ttc_core.errors import UserError
+from ttc_core.checkpoint import LoadError, fill, read_checkpoint
+from ttc_core.errors import PluginError, told
 from ttc_core.model import SourceModel
 from ttc_core.plugins import call_factory
 from ttc_core.zoo import ARCHITECTURES, CIFAR10_CLASSES
@@ -23,13 +23,6 @@ SPECS = (
     "bundled, torchvision/NAME[?weights=none|DEFAULT], timm/NAME, cifar/ARCHITECTURE@FILE, "
     "package.module:factory[@FILE]"
 )
-# Where training scripts put the state dict inside their checkpoint files.
-STATE_DICT_KEYS = ("state_dict", "model_state_dict", "net", "model")
-PREFIXES = ("module.", "model.")
-
-
-class LoadError(UserError):
-    """A model could not be loaded; the text says why and what is accepted."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -69,12 +62,15 @@ def load(
             that cannot be split or adapted.
     """
     try:
-        model = _load(spec, mean, std)
-    except LoadError:
+        return _load(spec, mean, std).to(device)
+    except (LoadError, KeyboardInterrupt):
         raise
+    except PluginError as error:
+        raise LoadError(str(error)) from error
     except ValueError as error:
         raise LoadError(f"{spec}: {error}") from error
-    return model.to(device)
+    except BaseException as error:  # a network of somebody's own may raise anything
+        raise LoadError(f"{spec} could not be loaded: {told(error)}.") from error
 
 
 def _load(spec: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> SourceModel:
@@ -92,72 +88,12 @@ def _load(spec: str, mean: Sequence[float] | None, std: Sequence[float] | None) 
     raise LoadError(f"{spec!r} names no model; accepted are {SPECS}.")
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read weights from a safetensors or torch file, bare or inside a training checkpoint.
-
-    The names come without the prefixes that training scripts put in front (PREFIXES).
-
-    Raises:
-        LoadError: the file is missing, unreadable, holds code, or no tensors by name.
-    """
-    if not path.is_file():
-        raise LoadError(f"There is no weight file {path}.")
-    if path.suffix == ".safetensors":
-        try:
-            return {_strip(name): tensor for name, tensor in load_file(path).items()}
-        except (safetensors.SafetensorError, OSError) as error:
-            raise LoadError(f"{path} is no readable safetensors file: {error}.") from None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged or foreign files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LoadError(
-            f"{path} is no torch file of plain tensors ({reason}). Files that hold code are not "
-            "opened; save the state dict with torch.save or as safetensors."
-        ) from None
-    for key in STATE_DICT_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not content:
-        raise LoadError(f"{path} holds no state dict (tensors by name).")
-    others = [name for name, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise LoadError(f"{path} holds no state dict: {others[0]!r} is not a tensor.")
-    return {_strip(str(name)): tensor for name, tensor in content.items()}
-
-
-def _strip(name: str) -> str:
-    while name.startswith(PREFIXES):
-        name = name.removeprefix("module.").removeprefix("model.")
-    return name
-
-
-def _fill(module: nn.Module, state: Mapping[str, Tensor], origin: object) -> None:
-    """Load a state dict, naming every key that is missing, left over or of another shape."""
-    # A network's own names may begin with what was taken off the file's.
-    own = {_strip(name): name for name in module.state_dict()}
-    expected = {_strip(name): tensor for name, tensor in module.state_dict().items()}
-    wanted = {name for name in expected if not name.endswith("num_batches_tracked")}
-    given = {name for name in state if not name.endswith("num_batches_tracked")}
-    problems = [f"missing {own[name]}" for name in sorted(wanted - given)]
-    problems += [f"left over {name}" for name in sorted(given - wanted)]
-    problems += [
-        f"{own[name]} has shape {tuple(state[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in sorted(wanted & given)
-        if state[name].shape != expected[name].shape
-    ]
-    if problems:
-        raise LoadError(f"{origin} does not fit the network: {'; '.join(problems)}.")
-    module.load_state_dict({own[name]: state[name] for name in given}, strict=False)
-
-
 def _bundled(mean: Sequence[float] | None, std: Sequence[float] | None) -> SourceModel:
     with safetensors.safe_open(BUNDLED_WEIGHTS, framework="pt") as file:
         header = file.metadata()
     class_names = json.loads(header["class_names"])
     module = ARCHITECTURES[header["architecture"]].build(len(class_names))
-    _fill(module, read_state_dict(BUNDLED_WEIGHTS), BUNDLED_WEIGHTS)
+    fill(module, read_checkpoint(BUNDLED_WEIGHTS), BUNDLED_WEIGHTS)
     return SourceModel(
         module,
         mean=mean or json.loads(header["mean"]),
@@ -176,20 +112,31 @@ def _cifar(
             f"cifar/{name}: give cifar/ARCHITECTURE@FILE with one of {', '.join(ARCHITECTURES)}."
         )
     architecture = ARCHITECTURES[name]
-    state = read_state_dict(Path(file))
+    found = read_checkpoint(Path(file))
     # The AugMix checkpoints carry their normalisation as buffers of the network.
-    buffers = {key: state.pop(key).flatten().tolist() for key in ("mu", "sigma") if key in state}
-    head = state.get(f"{architecture.head}.weight")
-    classes = len(head) if head is not None and head.ndim == 2 else 10
+    buffers: dict[str, list[float]] = {}
+    for state in found.values():
+        for key in [key for key in state if key.rpartition(".")[2] in ("mu", "sigma")]:
+            buffers.setdefault(key.rpartition(".")[2], state.pop(key).flatten().tolist())
+    heads = (
+        tensor
+        for state in found.values()
+        for key, tensor in state.items()
+        if f".{key}".endswith(f".{architecture.head}.weight") and tensor.ndim == 2
+    )
+    head = next(heads, None)
+    classes = 10 if head is None else len(head)
     module = architecture.build(classes)
-    _fill(module, state, file)
-    return SourceModel(
+    notices = fill(module, found, file)
+    model = SourceModel(
         module,
         mean=mean or buffers.get("mu") or architecture.mean,
         std=std or buffers.get("sigma") or architecture.std,
         size=32,
         class_names=CIFAR10_CLASSES if classes == len(CIFAR10_CLASSES) else None,
     )
+    model.notices.extend(notices)
+    return model
 
 
 def _torchvision(
@@ -257,20 +204,23 @@ def _factory(
     name: str, file: str, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> SourceModel:
     made = call_factory(name)
-    if isinstance(made, SourceModel):
-        if file:
-            _fill(made.module, read_state_dict(Path(file)), file)
-        if mean or std:
-            raise LoadError(f"{name} states its own mean and std; leave --mean and --std out.")
-        return made
-    if not isinstance(made, nn.Module):
+    stated = isinstance(made, SourceModel)
+    module = made.module if isinstance(made, SourceModel) else made
+    if not isinstance(module, nn.Module):
         kind = type(made).__name__
+        if isinstance(made, type):
+            kind = f"the class {made.__name__} itself"
         raise LoadError(f"{name} must return an nn.Module or a SourceModel; it returned {kind}.")
-    if file:
-        _fill(made, read_state_dict(Path(file)), file)
-    return SourceModel(made, mean=mean or (0.0,) * 3, std=std or (1.0,) * 3, size=None)
-
-
-def states_no_preprocessing(spec: str, model: SourceModel) -> bool:
-    """Whether the model takes plain values in [0, 1] only because nothing else was said."""
-    return ":" in spec and model.size is None and not any(model.mean) and set(model.std) == {1.0}
+    if stated and (mean or std):
+        raise LoadError(f"{name} states its own mean and std; leave --mean and --std out.")
+    notices = fill(module, read_checkpoint(Path(file)), file) if file else []
+    if isinstance(made, SourceModel):
+        model = made
+    else:
+        model = SourceModel(made, mean=mean or (0.0,) * 3, std=std or (1.0,) * 3, size=None)
+    model.notices[:0] = notices
+    if model.size is None and not any(model.mean) and set(model.std) == {1.0}:
+        model.notices.insert(
+            0, "no preprocessing is stated: images go in as they come, values in [0, 1]."
+        )
+    return model

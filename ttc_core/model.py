@@ -4,25 +4,35 @@ It is shared by every stream and never written to: a method runs it with affine 
 normalisation statistics of its own. Knows nothing of methods or files.
 """
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from ttc_core.normalization import SOURCE, Look, Routing, affine_parameters, batch_norm_layers
-
-# Tried in turn to trace a network whose factory states no input size.
-TRACE_SIZES = (32, 224, 64, 28, 299)
+from ttc_core.errors import ModelError, told
+from ttc_core.normalization import (
+    SOURCE,
+    Look,
+    Routing,
+    affine_parameters,
+    batch_norm_layers,
+    wide,
+)
+from ttc_core.trial import Trial, first_tensor, precisions
 
 
 @dataclass(frozen=True)
 class Output:
-    """What one forward pass gives: logits (N, K) and the features (N, D) the head read."""
+    """What one forward pass gives: logits (N, K) and the features (N, D) the head read.
+
+    Both are float32 at least, whatever the network's precision.
+    """
 
     logits: Tensor
     features: Tensor
@@ -35,16 +45,20 @@ class SourceModel:
         module: any network from (N, 3, H, W) to logits (N, K). It is put in eval mode and frozen.
         mean, std: per channel, for values in [0, 1]; the input is (value/255 − mean) / std.
         size: pixels. Alone, images are resized to size × size; with `crop`, their shorter side is
-            resized to `size` and the central crop × crop is taken. None: images stay as they are.
+            resized to `size` and the central crop × crop is taken. None: images stay as they are,
+            unless the network takes one size only, which a trial run finds.
         crop: see `size`.
         class_names: K names, or None for "0", "1", ….
         split: the dotted name of the head h inside `module`. None: found by tracing a forward pass
             for the linear layer, or 1×1 convolution that serves as one, whose output is the logits.
         accuracy: measured on clean test data, in [0, 1]; informative.
 
+    Attributes:
+        notices: sentences about what was chosen for the user, to be shown when the model starts.
+
     Raises:
-        ValueError: the split cannot be found, nothing can adapt, the classes do not fit, or a
-            number is out of range.
+        ValueError: the split cannot be found, nothing can adapt, the network answers with no
+            logits or no numbers, the classes do not fit, or a number is out of range.
     """
 
     def __init__(
@@ -68,21 +82,34 @@ class SourceModel:
             raise ValueError(
                 f"size must be 1 pixel or more, crop at most size; got size {size}, crop {crop}."
             )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError("a scripted module cannot be adapted; give the module it was made of.")
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"the network must be an nn.Module; got {type(module).__name__}.")
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module  # the copies of a training run
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError("a scripted module cannot be adapted; give the module it was made of.")
         self.module = module.eval().requires_grad_(False)
         self.mean, self.std = tuple(mean), tuple(std)
         self.size, self.crop = size, crop
         self.accuracy = accuracy
         # Before anything else looks at the layers: without one to adapt the rest is pointless.
         self.affine = affine_parameters(module)
-        trace = _trace(module, crop or size, split)
-        self.split, self.classes = trace.split, trace.classes
-        self.feature_dimension, self.trial_side = trace.features, trace.side
+        trial = Trial(module, crop or size, split)
+        self.split, self.classes, self.dtype = trial.split, trial.classes, trial.dtype
+        self._first_precision = next(precisions(module))
+        self.trial_side = trial.side
+        self.feature_dimension = pooled(trial.features).shape[1]
+        self.notices: list[str] = []
+        if size is None and not trial.takes_any_size:
+            self.size = self.trial_side
+            self.notices.append(
+                f"the network does not take images of any size: they are resized to {self.size} × "
+                f"{self.size} pixels; SourceModel(..., size=…) states another."
+            )
         self._features: Tensor | None = None
-        module.get_submodule(self.split).register_forward_pre_hook(self._keep_features)
+        module.get_submodule(self.split).register_forward_pre_hook(
+            self._keep_features, with_kwargs=True
+        )
         if class_names is not None and len(class_names) != self.classes:
             raise ValueError(
                 f"The network has {self.classes} classes, but {len(class_names)} class names "
@@ -93,12 +120,16 @@ class SourceModel:
 
     def _place(self) -> None:
         """Look up what depends on the device the module is on."""
-        parameter = next(self.module.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.device = next(self.module.parameters()).device
+        first = next(precisions(self.module))
+        if first != self._first_precision:  # the module was converted since the trial run
+            self._first_precision = self.dtype = first
         self.affine = affine_parameters(self.module)
         self.batch_norms = batch_norm_layers(self.module)
-        self._mean = torch.tensor(self.mean, device=self.device, dtype=self.dtype)[:, None, None]
-        self._std = torch.tensor(self.std, device=self.device, dtype=self.dtype)[:, None, None]
+        self._mean, self._std = (
+            torch.tensor(numbers, device=self.device, dtype=wide(self.dtype))[:, None, None]
+            for numbers in (self.mean, self.std)
+        )
 
     def to(self, device: torch.device | str) -> Self:
         """Move the network; do so before any method is made on it."""
@@ -112,14 +143,18 @@ class SourceModel:
         digest = hashlib.sha256(repr((self.mean, self.std, self.size, self.crop)).encode())
         for name, tensor in self.module.state_dict().items():
             digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+            digest.update(_bytes(tensor))
         return digest.hexdigest()[:16]
 
-    def _keep_features(self, _head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._features = inputs[0]
+    def _keep_features(
+        self, _head: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
+        self._features = first_tensor((*inputs, *named.values()))
 
     def to_unit(self, images: Tensor) -> Tensor:
         """Bring images (N, 3, H, W), uint8 or float in [0, 1], to floats in [0, 1] on the device.
+
+        They are float32 at least: what is half of a network's precision is coarse for a pixel.
 
         Raises:
             ValueError: the shape or type is another one.
@@ -128,14 +163,14 @@ class SourceModel:
             raise ValueError(f"images must be (N >= 1, 3, H, W); got {tuple(images.shape)}")
         # The default memory layout whatever came in: another one would change the rounding.
         if images.dtype == torch.uint8:
-            return images.to(self.device).contiguous().to(self.dtype) / 255
+            return images.to(self.device).contiguous().to(wide(self.dtype)) / 255
         if images.is_floating_point():
-            return images.to(self.device, self.dtype).contiguous()
+            return images.to(self.device, wide(self.dtype)).contiguous()
         raise ValueError(f"images must be uint8, or float in [0, 1]; got {images.dtype}")
 
     def normalize(self, unit: Tensor) -> Tensor:
-        """Values in [0, 1] -> the network's input."""
-        return (unit - self._mean) / self._std
+        """Values in [0, 1] -> the network's input, in its precision."""
+        return ((unit - self._mean) / self._std).to(self.dtype)
 
     def run(
         self, inputs: Tensor, *, affine: Mapping[str, Tensor] | None = None, look: Look = SOURCE
@@ -143,85 +178,73 @@ class SourceModel:
         """Run the network on normalised inputs (N, 3, H, W).
 
         Args:
-            affine: replaces the source's normalisation parameters of these names.
+            affine: replaces the source's normalisation parameters of these names; of any precision,
+                the network sees its own.
             look: where the BatchNorm layers take their statistics from (`normalization`).
+
+        Raises:
+            ModelError: the network failed on them, or answered with something else than N rows of
+                K logits.
         """
-        with Routing(self.batch_norms, look):
-            logits = torch.func.functional_call(
-                self.module, dict(affine or {}), (inputs,), tie_weights=False
+        own = {name: given.to(self.affine[name].dtype) for name, given in (affine or {}).items()}
+        try:
+            with Routing(self.batch_norms, look), _without_checkpoints():
+                logits = torch.func.functional_call(self.module, own, (inputs,), tie_weights=False)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a network of somebody's own may raise anything
+            raise ModelError(
+                f"The network failed on {_described(inputs)}: {told(error)}."
+            ) from error
+        finally:
+            features, self._features = self._features, None
+        if not isinstance(logits, Tensor) or logits.shape != (len(inputs), self.classes):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ModelError(
+                f"The network answered {_described(inputs)} with {got} in place of logits "
+                f"{(len(inputs), self.classes)}."
             )
-        features, self._features = self._features, None
-        assert features is not None
-        return Output(logits, pooled(features))
+        if features is None or len(features) != len(inputs):
+            raise ModelError(
+                f"On {_described(inputs)} the head {self.split} was not given a row of features "
+                "for each."
+            )
+        features = pooled(features)
+        return Output(logits.to(wide(logits.dtype)), features.to(wide(features.dtype)))
+
+
+def _described(inputs: Tensor) -> str:
+    return f"{len(inputs)} images of {inputs.shape[3]} × {inputs.shape[2]} pixels"
+
+
+@contextlib.contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """Where a graph is made, have `torch.utils.checkpoint` fail instead of learning nonsense.
+
+    Its second pass comes with the gradient: neither the scales and shifts nor the statistics that
+    this pass ran with are in place by then.
+    """
+    hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    if hooked or not torch.is_grad_enabled():
+        yield
+        return
+    with torch.autograd.graph.disable_saved_tensors_hooks(
+        "it uses gradient checkpointing, which gradients at test time do not go through; "
+        "switch it off in the network"
+    ):
+        yield
+
+
+def _bytes(value: object) -> bytes:
+    """The content of an entry of a state dict; numpy has no bfloat16."""
+    if not isinstance(value, Tensor):
+        return b""  # what a layer keeps besides tensors has no form of its own
+    if value.is_quantized:
+        value = value.int_repr()
+    dense = value.detach().to_dense() if value.layout != torch.strided else value.detach()
+    return dense.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def pooled(features: Tensor) -> Tensor:
     """(N, D) as they are; a map (N, D, H, W) before a 1×1 convolution is averaged over places."""
     return features.flatten(2).mean(dim=2) if features.ndim == 4 else features.flatten(1)
-
-
-class _Trace(NamedTuple):
-    """What one forward pass tells: the head's name, K, D, and the side of the images it took."""
-
-    split: str
-    classes: int
-    features: int
-    side: int
-
-
-@torch.no_grad()
-def _trace(module: nn.Module, size: int | None, split: str | None) -> _Trace:
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        return layer.register_forward_hook(
-            lambda _layer, inputs, output: seen.__setitem__(name, (inputs[0], output))
-        )
-
-    if split is None:
-        watched = {name: layer for name, layer in module.named_modules() if _may_be_head(layer)}
-    else:
-        layers = dict(module.named_modules())
-        if not split or split not in layers:
-            raise ValueError(f"split={split!r} names no layer of the network.")
-        watched = {split: layers[split]}
-
-    handles = [watch(name, layer) for name, layer in watched.items()]
-    try:
-        logits, side = _trial_run(module, size)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"The network must answer with logits (N, K >= 2); it answers with {got}.")
-
-    if split is not None and split in seen:
-        return _Trace(split, logits.shape[1], pooled(seen[split][0]).shape[1], side)
-    for name, (features, output) in reversed(seen.items()):
-        if output.numel() == logits.numel() and torch.equal(output.flatten(1), logits):
-            return _Trace(name, logits.shape[1], pooled(features).shape[1], side)
-    raise ValueError(
-        "The split into features and head was not found: no linear layer's output is the "
-        "network's output. Give SourceModel(..., split='NAME'), the name of the layer whose input "
-        "are the features."
-    )
-
-
-def _may_be_head(layer: nn.Module) -> bool:
-    pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
-    return isinstance(layer, nn.Linear) or pointwise
-
-
-def _trial_run(module: nn.Module, size: int | None) -> tuple[object, int]:
-    parameter = next(module.parameters())
-    generator = torch.Generator().manual_seed(0)
-    problem: Exception | None = None
-    for side in (size,) if size else TRACE_SIZES:
-        images = torch.rand(2, 3, side, side, generator=generator)
-        try:
-            return module(images.to(parameter.device, parameter.dtype)), side
-        except Exception as error:  # a network of someone's own may raise anything
-            problem = error
-    tried = size or ", ".join(map(str, TRACE_SIZES))
-    raise ValueError(f"The network does not run on RGB images of {tried} pixels: {problem}")

@@ -49,9 +49,33 @@ def batch_norm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
-# Answers the BatchNorm calls of one forward pass: the layer's name, its input x (N, C, …), the
-# source's mean and variance (C,), weight, bias and eps -> x normalised.
-Look = Callable[[str, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, float], Tensor]
+class Look(Protocol):
+    """Answers the BatchNorm calls of one forward pass."""
+
+    def __call__(
+        self,
+        layer: str,
+        x: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        call: int = 0,
+        /,
+    ) -> Tensor:
+        """Return x (N, C, …) normalised, of its own type.
+
+        Args:
+            layer: the layer's name.
+            mean, variance: the source's, (C,).
+            call: how often the layer was called before in this pass.
+        """
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """At least float32: what statistics, parameters that adapt and answers are kept in."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def SOURCE(
@@ -62,6 +86,7 @@ def SOURCE(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    _call: int = 0,
 ) -> Tensor:
     """Normalise with the source's running statistics."""
     return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
@@ -88,16 +113,23 @@ class BatchLook:
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
+        _call: int = 0,
     ) -> Tensor:
         if self.source_images == 0:
             return _batch_normalize(x, weight, bias, eps)
         values = x.numel() // x.shape[1]
         dimensions = _all_but_channels(x)
-        batch_variance, batch_mean = torch.var_mean(x, dimensions, correction=min(1, values - 1))
+        batch_variance, batch_mean = torch.var_mean(
+            _widened(x), dimensions, correction=min(1, values - 1)
+        )
         share = len(x) / (self.source_images + len(x))
-        blended_mean = torch.lerp(mean, batch_mean, share)
-        blended_variance = torch.lerp(variance, batch_variance, share)
-        return F.batch_norm(x, blended_mean, blended_variance, weight, bias, eps=eps)
+        blended_mean = torch.lerp(mean.to(batch_mean), batch_mean, share)
+        blended_variance = torch.lerp(variance.to(batch_mean), batch_variance, share)
+        return _normalize(x, blended_mean, blended_variance, weight, bias, eps)
+
+
+# E[x] and E[x²] of each channel, (C,) each.
+Moments = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -105,7 +137,11 @@ class Share:
     """What one batch adds to moving statistics: its moments by layer, and its number of images."""
 
     images: int
-    moments: Mapping[str, tuple[Tensor, Tensor]]
+    moments: Mapping[str, Moments]
+
+    def tensors(self) -> list[Tensor]:
+        """All its moments; one that is not finite would spoil every later answer."""
+        return [moment for moments in self.moments.values() for moment in moments]
 
 
 class Statistics(Protocol):
@@ -117,7 +153,7 @@ class Statistics(Protocol):
         """A look for a pass over `images` images (each may come in several views)."""
 
     def repeated(self, look: Look) -> Look:
-        """A look for further passes over altered copies of the images of a finished pass."""
+        """A look for further passes over altered copies of a finished pass's images."""
 
     def share(self, look: Look) -> Share | None:
         """What the batch of a finished pass adds; None where nothing moves."""
@@ -172,6 +208,10 @@ class MovingStatistics:
     m ← m + (1 − (1 − a)ⁿ)(m_batch − m), a = max(1 / (warm_start + images seen), floor).
     A pass normalises with the moments *after* the move, the current images included, and takes
     them for constants in the gradient; `commit` makes the move last. METHOD §1.8.
+
+    A layer that a pass calls several times moves by the mean of its calls' moments; each call is
+    normalised with the mean of those so far. Moments are float32 at least, whatever the network's
+    precision.
     """
 
     moves = True
@@ -221,13 +261,12 @@ class MovingStatistics:
         return {**moments, "images_seen": self.images_seen}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        device = {name: moments[0].device for name, moments in self.moments.items()}
         self.moments = {
             name: (
-                state[f"moment1.{name}"].to(device[name], copy=True),
-                state[f"moment2.{name}"].to(device[name], copy=True),
+                state[f"moment1.{name}"].to(moments[0], copy=True),
+                state[f"moment2.{name}"].to(moments[1], copy=True),
             )
-            for name in self._layers
+            for name, moments in self.moments.items()
         }
         self.images_seen = int(state["images_seen"])
 
@@ -235,12 +274,11 @@ class MovingStatistics:
 class MovingLook:
     """Normalise with moving statistics, moved by the batch at hand; `share` keeps its part."""
 
-    def __init__(
-        self, moments: Mapping[str, tuple[Tensor, Tensor]], weight: float, images: int
-    ) -> None:
+    def __init__(self, moments: Mapping[str, Moments], weight: float, images: int) -> None:
         self._moments, self._weight, self._images = moments, weight, images
-        self._batch: dict[str, tuple[Tensor, Tensor]] = {}
-        self._used: dict[str, tuple[Tensor, Tensor]] = {}
+        # By layer: the mean of its calls' moments, and the mean and variance that each call used.
+        self._batch: dict[str, Moments] = {}
+        self._used: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def __call__(
         self,
@@ -251,14 +289,16 @@ class MovingLook:
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
+        call: int = 0,
     ) -> Tensor:
         with torch.no_grad():
-            self._batch[layer] = _moments(x)
-            mean, square = _move(self._moments[layer], self._batch[layer], self._weight)
-            # Rounding may leave a constant channel's variance a little below 0.
-            variance = (square - mean.square()).clamp_(min=0)
-        self._used[layer] = mean, variance
-        return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+            moments = _moments(x)
+            if call > 0:
+                moments = _move(self._batch[layer], moments, 1 / (call + 1))
+            self._batch[layer] = moments
+            used = _mean_and_variance(_move(self._moments[layer], moments, self._weight))
+        self._used.setdefault(layer, []).append(used)
+        return _normalize(x, *used, weight, bias, eps)
 
     def again(
         self,
@@ -269,10 +309,15 @@ class MovingLook:
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
+        call: int = 0,
     ) -> Tensor:
-        """A look of its own: the mean and variance that the finished pass used."""
-        mean, variance = self._used[layer]
-        return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+        """A look of its own: the mean and variance that the finished pass used, call by call."""
+        used = self._used.get(layer)
+        # A pass over altered images may take other turns: the last call's, or what has not moved.
+        chosen = (
+            used[min(call, len(used) - 1)] if used else _mean_and_variance(self._moments[layer])
+        )
+        return _normalize(x, *chosen, weight, bias, eps)
 
     @property
     def share(self) -> Share:
@@ -291,6 +336,7 @@ class Routing(TorchFunctionMode):
         super().__init__()
         self._names = {id(layer.running_mean): name for name, layer in layers.items()}
         self._look = look
+        self._calls: dict[str, int] = {}
 
     def __torch_function__(
         self,
@@ -321,36 +367,68 @@ class Routing(TorchFunctionMode):
         name = self._names.get(id(running_mean))
         if name is None or running_mean is None or running_var is None:
             return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        return self._look(name, x, running_mean, running_var, weight, bias, eps)
+        call = self._calls.get(name, 0)
+        self._calls[name] = call + 1
+        return self._look(name, x, running_mean, running_var, weight, bias, eps, call)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(wide(tensor.dtype))
+
+
+def _normalize(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """Normalise in float32 at least: squares of half precision overflow at 256."""
+    wider = _widened(x)
+    weight, bias = _like(weight, wider), _like(bias, wider)
+    mean, variance = mean.to(wider.dtype), variance.to(wider.dtype)
+    return F.batch_norm(wider, mean, variance, weight, bias, eps=eps).to(x.dtype)
+
+
+def _like(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if parameter is None else parameter.to(x.dtype)
 
 
 def _batch_normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    wider = _widened(x)
+    weight, bias = _like(weight, wider), _like(bias, wider)
     # Not F.batch_norm, which refuses one value a channel (a single image on a 1×1 map).
     return torch.batch_norm(
-        x, weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled
-    )
+        wider, weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled
+    ).to(x.dtype)
 
 
 def _all_but_channels(x: Tensor) -> list[int]:
     return [dimension for dimension in range(x.ndim) if dimension != 1]
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(x: Tensor) -> Moments:
     """Mean and mean square of each channel of x (N, C, …)."""
-    dimensions = _all_but_channels(x)
+    x, dimensions = _widened(x), _all_but_channels(x)
     return x.mean(dimensions), x.square().mean(dimensions)
 
 
-def _source_moments(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+def _source_moments(layer: _BatchNorm) -> Moments:
     assert layer.running_mean is not None
     assert layer.running_var is not None
-    return layer.running_mean.clone(), layer.running_var + layer.running_mean.square()
+    mean = layer.running_mean.to(wide(layer.running_mean.dtype), copy=True)
+    return mean, layer.running_var.to(mean.dtype) + mean.square()
 
 
-def _move(
-    moments: tuple[Tensor, Tensor], towards: tuple[Tensor, Tensor], weight: float
-) -> tuple[Tensor, Tensor]:
+def _mean_and_variance(moments: Moments) -> tuple[Tensor, Tensor]:
+    mean, square = moments
+    # Rounding may leave a constant channel's variance a little below 0.
+    return mean, (square - mean.square()).clamp_(min=0)
+
+
+def _move(moments: Moments, towards: Moments, weight: float) -> Moments:
     return (
-        torch.lerp(moments[0], towards[0], weight),
-        torch.lerp(moments[1], towards[1], weight),
+        torch.lerp(moments[0], towards[0].to(moments[0].dtype), weight),
+        torch.lerp(moments[1], towards[1].to(moments[1].dtype), weight),
     )

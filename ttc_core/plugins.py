@@ -1,35 +1,144 @@
-"""Things of a user's own, named on the command line as package.module:attribute."""
+"""Things of a user's own, named on the command line as package.module:attribute.
 
+Their code may do anything while it is imported or called. What it raises becomes a sentence; what
+it changes in the process, and would change answers or the program's end, is put back.
+"""
+
+import contextlib
 import importlib
+import inspect
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
+
+from ttc_core.errors import PluginError, UserError, told
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def import_attribute(spec: str) -> Any:
-    """Return what `package.module:attribute` names.
+    """Return what `package.module:attribute` (or `:Class.attribute`) names.
 
     Raises:
-        ValueError: the module cannot be imported, or has no such attribute.
+        PluginError: the module cannot be imported, or has no such attribute.
     """
     module_name, _, attribute = spec.partition(":")
-    try:
+    if not module_name or module_name.startswith(".") or not attribute:
+        raise PluginError(f"{spec} cannot be imported; expected is package.module:attribute.")
+    with guarded(f"{spec} cannot be imported"):
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module does while it is imported
-        kind = type(error).__name__
-        raise ValueError(f"{spec} cannot be imported: {kind}: {error}.") from error
-    if not hasattr(module, attribute):
-        raise ValueError(f"{spec} cannot be imported: {module_name} has no {attribute!r}.")
-    return getattr(module, attribute)
+    found: Any = module
+    for name in attribute.split("."):
+        with guarded(f"{spec} cannot be imported"):
+            missing = not hasattr(found, name)
+            found = None if missing else getattr(found, name)
+        if missing:
+            # Another module of that name may have come first, one of Python's own, say.
+            place = getattr(module, "__file__", None) or "built in"
+            raise PluginError(
+                f"{spec} cannot be imported: {module_name} ({place}) has no {name!r}."
+            )
+    return found
 
 
 def call_factory(spec: str) -> Any:
     """Call what `package.module:attribute` names, without arguments.
 
     Raises:
-        ValueError: it cannot be imported, or fails.
+        PluginError: it cannot be imported or called, fails, or returns something to be awaited.
     """
     factory = import_attribute(spec)
+    # A network is callable, too, but calling it makes none.
+    if not callable(factory) or (hasattr(factory, "forward") and not isinstance(factory, type)):
+        raise PluginError(
+            f"{spec} is no function or class but an object ({type(factory).__name__}); name a "
+            "function without arguments that returns it."
+        )
+    with guarded(f"{spec}() failed"):
+        made = factory()
+    if inspect.iscoroutine(made):
+        made.close()
+        raise PluginError(f"{spec} is an async function; expected is a plain one.")
+    return made
+
+
+@contextlib.contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Run code of a user's own.
+
+    It reads nothing from standard input, and what it prints goes to standard error. The working
+    directory, signal handlers and torch's defaults are afterwards as they were.
+
+    Args:
+        what: begins the sentence.
+
+    Raises:
+        PluginError: it raised anything but KeyboardInterrupt and our own errors, which pass.
+    """
     try:
-        return factory()
-    except Exception as error:  # whatever the user's own code does
-        kind = type(error).__name__
-        raise ValueError(f"{spec}() failed: {kind}: {error}.") from error
+        with _process_kept(), _torch_kept(), contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (KeyboardInterrupt, UserError):
+        raise
+    except BaseException as error:  # whatever the user's own code does
+        raise PluginError(f"{what}: {told(error)}.") from error
+
+
+@contextlib.contextmanager
+def _process_kept() -> Iterator[None]:
+    streams = sys.stdin, sys.stderr
+    folder = _working_directory()
+    # Handlers can be set from the main thread alone.
+    handled = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.getsignal(number) for number in handled}
+    sys.stdin = io.StringIO()  # a question would wait for an answer for ever
+    try:
+        yield
+    finally:
+        sys.stdin, sys.stderr = streams
+        if folder is not None and _working_directory() != folder:
+            with contextlib.suppress(OSError):
+                os.chdir(folder)
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return None
+
+
+@contextlib.contextmanager
+def _torch_kept() -> Iterator[None]:
+    """Put back what would change the answers of other code, or how fast they come."""
+    if "torch" not in sys.modules:  # it takes seconds to import, and not every verb needs it
+        yield
+        return
+    import torch
+
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    deterministic = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        if torch.get_float32_matmul_precision() != matmul:
+            torch.set_float32_matmul_precision(matmul)
+        if torch.are_deterministic_algorithms_enabled() != deterministic[0]:
+            torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])

@@ -60,7 +60,7 @@ class Supervised(AffineMethod):
         return self.model.run(inputs, affine=self._learner.parameters, look=look).logits
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Prediction:
+    def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         return unselected_prediction(self._run(images))
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:

@@ -106,12 +106,12 @@ def load_model(
     *,
     warn: Callable[[str], None] = partial(click.echo, err=True),  # noqa: B008  it holds no state
 ) -> "SourceModel":
-    from ttc_core.load import load, pick_device, states_no_preprocessing
+    from ttc_core.load import load, pick_device
 
     keep_freed_memory()
     model = load(spec, device=pick_device(device), mean=mean, std=std)
-    if states_no_preprocessing(spec, model):
-        warn(f"{spec} states no preprocessing: images go in as they come, values in [0, 1].")
+    for notice in model.notices:
+        warn(f"{spec}: {notice}")
     return model
 
 

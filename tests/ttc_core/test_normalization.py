@@ -16,6 +16,7 @@ from tests.fixtures.networks import (
     make_model,
     make_network,
 )
+from ttc_core.errors import ModelError
 from ttc_core.methods import create
 from ttc_core.model import SourceModel
 from ttc_core.normalization import (
@@ -275,7 +276,7 @@ def test_no_look_outlives_its_pass():
         expected = make_network("batch-norm")(inputs)
         model.run(inputs, look=BatchLook())
         assert torch.equal(model.module(inputs), expected)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ModelError):
             model.run(inputs[:, :2], look=BatchLook())
         assert torch.equal(model.module(inputs), expected)
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import safetensors
 
+from ttc_core.checkpoint import read_checkpoint
 from ttc_core.errors import UserError
-from ttc_core.load import load, read_state_dict
+from ttc_core.load import load
 from ttc_core.zoo import fashion_mnist
 from ttc_core.zoo.train import train
 
@@ -35,7 +36,7 @@ def test_the_recipe_writes_weights_and_stream(tmp_path: Path):
     assert 0.1 < json.loads(header["mean"])[0] < 0.5
     assert (header["size"], "1 epochs" in header["trained"]) == ("32", True)
     own, bundled = (
-        read_state_dict(tmp_path / "out" / "weights.safetensors"),
+        read_checkpoint(tmp_path / "out" / "weights.safetensors")[""],
         load("bundled").module.state_dict(),
     )
     assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in bundled.items()}

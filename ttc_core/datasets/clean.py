@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ttc_core.datasets.files import Geometry, corrupt_at
 from ttc_core.datasets.stream import DataError, DataSet, Images, Labels, Places, Shift
-from ttc_core.plugins import call_factory
+from ttc_core.errors import PluginError
+from ttc_core.plugins import call_factory, guarded
 from ttc_core.zoo import fashion_mnist
 
 MOST_IMAGES = 2_000_000
@@ -60,13 +61,10 @@ def from_factory(
             does not end.
     """
     try:
-        images, labels = _spooled(spec, limit)
-    except DataError:
-        raise
-    except ValueError as error:  # it cannot be imported or called
+        with guarded(f"{spec} failed"):  # it may do anything while it yields, too
+            images, labels = _spooled(spec, limit)
+    except PluginError as error:
         raise DataError(str(error)) from error
-    except (Exception, SystemExit) as error:  # whatever the user's own code does while it yields
-        raise DataError(f"{spec} failed: {type(error).__name__}: {str(error)[:500]}.") from error
     if class_names is not None and not (0 <= labels.min() <= labels.max() < len(class_names)):
         raise DataError(
             f"{spec} gave labels from {labels.min()} to {labels.max()}; the model's classes "

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ttc_core.errors import told
 from ttc_core.methods.contract import (
     Adaptation,
     Answers,
@@ -38,6 +39,9 @@ METHODS: dict[str, MethodClass] = {
     "tent": Tent,
     "ttc": TTC,
 }
+
+# What a class of a user's own must have.
+VERBS = ("predict", "adapt", "reset", "state", "restore", "fork")
 
 __all__ = [
     "METHODS",
@@ -80,7 +84,22 @@ def create(name: str, model: SourceModel, **settings: Any) -> Method:
     Raises:
         ValueError: no such method or setting, a value out of range, or a network it cannot adapt.
     """
-    return method_class(name)(model, **settings)
+    made = method_class(name)
+    if name in METHODS:
+        return made(model, **settings)
+    if not callable(made):
+        raise ValueError(f"{name} is no class but an object ({type(made).__name__}).")
+    try:
+        method = made(model, **settings)
+    except (KeyboardInterrupt, ValueError):  # a ValueError's text is meant for the user
+        raise
+    except BaseException as error:  # whatever the user's own code does
+        raise ValueError(f"{name} could not be made: {told(error)}.") from error
+    if missing := [verb for verb in VERBS if not callable(getattr(method, verb, None))]:
+        raise ValueError(
+            f"{name} is no method: it has no {', '.join(missing)}; expected are {', '.join(VERBS)}."
+        )
+    return method
 
 
 def settings_for(name: str, given: Mapping[str, str], *, statistics: str | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What TENT, ETA, TIPI and TTC share: scales and shifts that a loss moves, step by step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from ttc_core.methods.contract import Adaptation, Prediction, State
+from ttc_core.errors import ModelError, told
+from ttc_core.methods.contract import Adaptation, Pending, Prediction, State
 from ttc_core.methods.settings import OptimizerSettings
 from ttc_core.methods.views import stream_statistics
 from ttc_core.model import SourceModel
+from ttc_core.normalization import Look, wide
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,17 @@ def gradient(loss: Loss, parameters: Sequence[Tensor]) -> Gradient:
     """Differentiate a loss with respect to the parameters a batch was predicted with.
 
     A loss over nothing, and one that is not finite or has such a gradient, is marked to be skipped.
+
+    Raises:
+        ModelError: the network lets no gradient through.
     """
-    found = torch.autograd.grad(loss.total, list(parameters), allow_unused=True)
+    try:
+        found = torch.autograd.grad(loss.total, list(parameters), allow_unused=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"The network lets no gradient through to its scales and shifts ({told(error)}); its "
+            "forward must not run under no_grad or inference_mode, nor detach what it computes."
+        ) from error
     tensors = [
         torch.zeros_like(parameter) if tensor is None else tensor
         for tensor, parameter in zip(found, parameters, strict=True)
@@ -91,8 +102,9 @@ class AffineLearner:
 
     def __init__(self, model: SourceModel, settings: OptimizerSettings) -> None:
         self._model = model
-        self._source = model.affine
-        self._source_norm = get_total_norm(list(self._source.values()))
+        self._source = {name: p.to(wide(p.dtype)) for name, p in model.affine.items()}
+        norm = get_total_norm(list(self._source.values()))
+        self._source_norm = torch.where(norm > 0, norm, 1)
         self._settings = settings
         self.reset()
 
@@ -102,6 +114,7 @@ class AffineLearner:
         self._optimizer = self._new_optimizer()
         self._gradients: list[Tensor] = []
         self.pending_batches = self.pending_images = self.steps = 0
+        self.drift = 0.0
         self._publish()
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
@@ -118,16 +131,47 @@ class AffineLearner:
         self.parameters = {
             name: master.clone().requires_grad_() for name, master in self._masters.items()
         }
-        pairs = zip(self._masters.values(), self._source.values(), strict=True)
-        moved = get_total_norm([master - source for master, source in pairs])
-        self.drift = float(moved / self._source_norm)
+
+    def _measure(self) -> tuple[float, bool]:
+        """The masters' drift, and whether all that lasts is finite, in the network's precision too.
+
+        One transfer to the host for both.
+        """
+        masters = list(self._masters.values())
+        pairs = zip(masters, self._source.values(), strict=True)
+        moved = [master - source for master, source in pairs]
+        seen = [
+            master.to(given.dtype)
+            for master, given in zip(masters, self._model.affine.values(), strict=True)
+            if master.dtype != given.dtype
+        ]
+        lasting = [*masters, *self._optimizer_tensors().values()]
+        largest = [
+            get_total_norm(tensors, norm_type=math.inf).to(self._source_norm)
+            for tensors in (lasting, seen)
+            if tensors
+        ]
+        distance, *largest_numbers = torch.stack(
+            [get_total_norm(moved) / self._source_norm, *largest]
+        ).tolist()
+        return distance, all(map(math.isfinite, (distance, *largest_numbers)))
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        """What the optimizer keeps of each parameter: "exp_avg:NAME", say; not its counters."""
+        return {
+            f"{key}:{name}": value
+            for name, master in self._masters.items()
+            for key, value in self._optimizer.state.get(master, {}).items()
+            if isinstance(value, Tensor)
+        }
 
     def learn(
         self, batch: Gradient, *, images: int, step: bool, lr: float | None = None
     ) -> Adaptation:
         """Add a batch's gradient to what waits, and step if it is time to.
 
-        A gradient that is to be skipped leaves everything as it was.
+        A gradient that is to be skipped leaves everything as it was; so does a step after which
+        anything that lasts would not be finite.
 
         Args:
             images: how many were predicted.
@@ -136,9 +180,11 @@ class AffineLearner:
         """
         if batch.skipped is not None:
             return Adaptation(skipped=batch.skipped, drift=self.drift)
+        before = self._gradients, self.pending_batches, self.pending_images
         self._accumulate(batch.tensors, images)
-        if step:
-            self.step(lr)
+        if step and not self.step(lr):
+            self._gradients, self.pending_batches, self.pending_images = before
+            return Adaptation(skipped="non_finite", drift=self.drift)
         return Adaptation(
             loss=batch.total,
             entropy=batch.entropy,
@@ -155,18 +201,49 @@ class AffineLearner:
         self.pending_batches += 1
         self.pending_images += images
 
-    def step(self, lr: float | None = None) -> None:
-        """Let the optimizer move the parameters by what waits."""
+    def step(self, lr: float | None = None) -> bool:
+        """Let the optimizer move the parameters by what waits; return whether it did.
+
+        A step that would leave a number that is not finite is undone.
+        """
+        kept = {key: value.clone() for key, value in self._optimizer_tensors().items()}
         if lr is not None:
             self._optimizer.param_groups[0]["lr"] = lr
         for master, gradient in zip(self._masters.values(), self._gradients, strict=True):
             master.grad = gradient
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        finite = False
+        try:
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            drift, finite = self._measure()
+        except RuntimeError as error:
+            # A step too large for the parameters' type raises instead of overflowing.
+            if "overflow" not in str(error):
+                raise
+        finally:
+            if not finite:
+                self._take_up({k: p.detach() for k, p in self.parameters.items()}, kept)
+        if not finite:
+            return False
+        self.drift = drift
         self._gradients = []
         self.pending_batches = self.pending_images = 0
         self.steps += 1
         self._publish()
+        return True
+
+    def _take_up(self, masters: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+        """Replace parameters and what the optimizer keeps of them by copies of these."""
+        self._masters = {
+            name: masters[name].to(source, copy=True) for name, source in self._source.items()
+        }
+        self._optimizer = self._new_optimizer()
+        for entry, value in optimizer.items():
+            key, name = entry.split(":", 1)
+            master = self._masters[name]
+            # Adam counts its steps on the host, whatever the device of the parameters.
+            value = value.to("cpu", copy=True) if key == "step" else value.to(master, copy=True)
+            self._optimizer.state[master][key] = value
 
     def copy(self) -> Self:
         """Another learner that goes on from here, on its own."""
@@ -176,17 +253,11 @@ class AffineLearner:
 
     def state(self) -> State:
         """Copies of the parameters, the pending gradients, the optimizer's moments, counters."""
-        optimizer = {
-            f"{key}:{name}": value.clone()
-            for name, master in self._masters.items()
-            for key, value in self._optimizer.state.get(master, {}).items()
-            if isinstance(value, Tensor)
-        }
         pending = dict(zip(self._masters, self._gradients, strict=False))
         return {
             "affine": {name: tensor.clone() for name, tensor in self._masters.items()},
             "gradients": {name: tensor.clone() for name, tensor in pending.items()},
-            "optimizer": optimizer,
+            "optimizer": {k: value.clone() for k, value in self._optimizer_tensors().items()},
             "counters": {
                 "steps": self.steps,
                 "pending_batches": self.pending_batches,
@@ -196,18 +267,9 @@ class AffineLearner:
 
     def restore(self, state: State) -> None:
         """Take up what `state` gave."""
-        self._masters = {
-            name: state["affine"][name].to(source.device, copy=True)
-            for name, source in self._source.items()
-        }
-        self._optimizer = self._new_optimizer()
-        for entry, value in state["optimizer"].items():
-            key, name = entry.split(":", 1)
-            # Adam counts its steps on the host, whatever the device of the parameters.
-            device = "cpu" if key == "step" else self._masters[name].device
-            self._optimizer.state[self._masters[name]][key] = value.to(device, copy=True)
+        self._take_up(state["affine"], state["optimizer"])
         self._gradients = [
-            state["gradients"][name].to(source.device, copy=True)
+            state["gradients"][name].to(source, copy=True)
             for name, source in self._source.items()
             if state["gradients"]
         ]
@@ -215,6 +277,7 @@ class AffineLearner:
         self.steps = int(counters["steps"])
         self.pending_batches = int(counters["pending_batches"])
         self.pending_images = int(counters["pending_images"])
+        self.drift = self._measure()[0]
         self._publish()
 
 
@@ -253,9 +316,15 @@ class AffineMethod:
         return self._learner.drift
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
-        if not prediction.is_finite():
+        pending = prediction.pending
+        if learn and not pending.parameters:
+            raise ValueError(
+                "This prediction was made with learn=False and has no graph to learn by; adapt to "
+                "it with learn=False."
+            )
+        if not prediction.can_teach():
             return Adaptation(skipped="non_finite", drift=self.drift)
-        share = prediction.pending.share
+        share = pending.share
         if not learn:
             self._statistics.commit(share)
             return Adaptation(skipped="shed", drift=self.drift)
@@ -271,6 +340,16 @@ class AffineMethod:
         if outcome.skipped is None:
             self._learned(prediction)
         return outcome
+
+    def _pending(
+        self, entropies: Tensor, look: Look, *, learn: bool, similarity: Tensor | None = None
+    ) -> Pending:
+        """What `adapt` needs of a pass; without learning, its share in the statistics alone."""
+        share = self._statistics.share(look)
+        if not learn:
+            return Pending(share=share)
+        parameters = tuple(self._learner.parameters.values())
+        return Pending(parameters, entropies, similarity, share)
 
     def _gradient(self, prediction: Prediction) -> Gradient:
         with torch.enable_grad():

@@ -4,6 +4,7 @@
 happened. A stream of images is one method object on the shared source model.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from ttc_core.model import SourceModel
 from ttc_core.normalization import Share
@@ -60,8 +62,15 @@ class Prediction:
         return len(self.logits)
 
     def is_finite(self) -> bool:
-        """Whether every logit is a number; a batch with others teaches nothing."""
+        """Whether every logit is a number."""
         return bool(self.logits.isfinite().all())
+
+    def can_teach(self) -> bool:
+        """Whether every logit is a number, and all that the batch would add to the statistics."""
+        share = self.pending.share
+        # One transfer for both: each would make a GPU wait.
+        tensors = [self.logits, *(share.tensors() if share is not None else ())]
+        return bool(get_total_norm(tensors, norm_type=math.inf).isfinite())
 
     def to_host(self) -> "Answers":
         """Copy the answers to the host, in one transfer."""
@@ -154,8 +163,17 @@ class Method(Protocol):
     def drift(self) -> float:
         """‖θ − θ_source‖₂ / ‖θ_source‖₂ over the adapted parameters; 0 where none adapt."""
 
-    def predict(self, images: Tensor) -> Prediction:
-        """Answer images (N, 3, H, W), uint8 or float in [0, 1]. Changes nothing."""
+    def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
+        """Answer images (N, 3, H, W), uint8 or float in [0, 1]. Changes nothing.
+
+        Args:
+            learn: off, the answers are the same and no graph is kept: then only
+                `adapt(…, learn=False)` may follow. A method that learns by gradients raises
+                ValueError at another.
+
+        Raises:
+            ModelError: the network failed on them.
+        """
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         """Learn from a batch just answered, once. With `learn` off only moving statistics move."""

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ttc_core.methods.affine import AffineMethod, Loss
-from ttc_core.methods.contract import Pending, Prediction, State
+from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.settings import IMAGENET_CLASSES, OptimizerSettings
 from ttc_core.objective import entropy
 
@@ -49,13 +49,13 @@ class Eta(AffineMethod):
     # q, the moving mean (K,) of the probabilities learned from; None before the first.
     _mean_answer: Tensor | None = None
 
-    @torch.enable_grad()
-    def predict(self, images: Tensor) -> Prediction:
+    def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         inputs = self.model.normalize(self.model.to_unit(images))
         look = self._statistics.look(len(inputs))
         affine = self._learner.parameters
-        logits = self.model.run(inputs, affine=affine, look=look).logits
-        entropies = entropy(logits)
+        with torch.set_grad_enabled(learn):
+            logits = self.model.run(inputs, affine=affine, look=look).logits
+            entropies = entropy(logits)
         answer = logits.detach()
         probabilities = answer.softmax(dim=1)
         return Prediction(
@@ -64,11 +64,7 @@ class Eta(AffineMethod):
             entropy=entropies.detach(),
             selected=self._select(probabilities, entropies.detach()),
             version=self.version,
-            pending=Pending(
-                parameters=tuple(affine.values()),
-                entropy=entropies,
-                share=self._statistics.share(look),
-            ),
+            pending=self._pending(entropies, look, learn=learn),
         )
 
     @property

@@ -51,7 +51,7 @@ class Norm:
         return self._settings.model_dump()
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Prediction:
+    def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         inputs = self.model.normalize(self.model.to_unit(images))
         look = self._statistics.look(len(inputs))
         if self._settings.flip:
@@ -64,7 +64,7 @@ class Norm:
         return unselected_prediction(logits, Pending(share=self._statistics.share(look)))
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
-        if not prediction.is_finite():
+        if not prediction.can_teach():
             return Adaptation(skipped="non_finite")
         self._statistics.commit(prediction.pending.share)
         return Adaptation()

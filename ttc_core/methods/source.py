@@ -31,7 +31,7 @@ class Source:
         self.settings: Mapping[str, Any] = {}
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Prediction:
+    def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         logits = self.model.run(self.model.normalize(self.model.to_unit(images))).logits
         return unselected_prediction(logits)
 

@@ -5,6 +5,7 @@ Matsuo, "Test-Time Classifier Adjustment Module for Model-Agnostic Domain Genera
 NeurIPS 2021; METHOD §1.4. The batch's own features count in its answer.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
@@ -24,6 +25,7 @@ from ttc_core.methods.settings import StatisticsSettings, StatisticsSource
 from ttc_core.methods.source import unselected_prediction
 from ttc_core.methods.views import stream_statistics
 from ttc_core.model import SourceModel
+from ttc_core.normalization import wide
 from ttc_core.objective import entropy
 
 
@@ -125,7 +127,7 @@ class T3A:
         return self._settings.model_dump()
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Prediction:
+    def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         inputs = self.model.normalize(self.model.to_unit(images))
         look = self._statistics.look(len(inputs))
         output = self.model.run(inputs, look=look)
@@ -138,7 +140,7 @@ class T3A:
         return unselected_prediction(logits, pending)
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
-        if not prediction.is_finite():
+        if not prediction.can_teach():
             return Adaptation(skipped="non_finite")
         pending = prediction.pending
         assert isinstance(pending, T3APending)
@@ -161,7 +163,7 @@ class T3A:
     def restore(self, state: State) -> None:
         supports = Supports(
             **{
-                name: tensor.to(self.model.device, copy=True)
+                name: tensor.to(getattr(self._first_supports, name), copy=True)
                 for name, tensor in state["supports"].items()
             }
         )
@@ -171,7 +173,10 @@ class T3A:
         self._statistics.restore(state["moments"])
 
     def fork(self) -> Self:
-        return type(self)(self.model, **self.settings)
+        other = copy(self)  # the first supports are shared: they are never written to
+        other._statistics = stream_statistics(self.model, self._settings)
+        other.reset()
+        return other
 
 
 def _head_supports(model: SourceModel) -> Supports:
@@ -183,6 +188,6 @@ def _head_supports(model: SourceModel) -> Supports:
             f"t3a needs a linear layer (or a 1×1 convolution) as the network's last; {model.split} "
             f"is {type(head).__name__}."
         )
-    rows = weight.detach().flatten(1)
-    bias = None if head.bias is None else head.bias.detach()
+    rows = weight.detach().flatten(1).to(wide(weight.dtype))
+    bias = None if head.bias is None else head.bias.detach().to(rows.dtype)
     return Supports.of(rows, F.linear(rows, rows, bias))

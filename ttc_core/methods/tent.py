@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from ttc_core.methods.affine import AffineMethod, Loss
-from ttc_core.methods.contract import Pending, Prediction
+from ttc_core.methods.contract import Prediction
 from ttc_core.methods.settings import OptimizerSettings
 from ttc_core.methods.views import two_views
+from ttc_core.normalization import Look
 from ttc_core.objective import entropy
 
 
@@ -30,37 +31,36 @@ class Tent(AffineMethod):
     Settings: ClassVar[type[TentSettings]] = TentSettings
     _settings: TentSettings
 
-    @torch.enable_grad()
-    def predict(self, images: Tensor) -> Prediction:
+    def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         inputs = self.model.normalize(self.model.to_unit(images))
         look = self._statistics.look(len(inputs))
+        with torch.set_grad_enabled(learn):
+            logits, answer = self._answer(inputs, look)
+            entropies = entropy(logits)
+        given = answer.detach()
+        return Prediction(
+            logits=given,
+            probabilities=given.softmax(dim=1),
+            entropy=entropies.detach() if answer is logits else entropy(given),
+            selected=torch.ones(len(logits), dtype=torch.bool, device=logits.device),
+            version=self.version,
+            pending=self._pending(entropies, look, learn=learn),
+        )
+
+    def _answer(self, inputs: Tensor, look: Look) -> tuple[Tensor, Tensor]:
+        """The logits that are learned from, and those that are given out."""
         affine = self._learner.parameters
-        if not self._settings.flip:
-            logits = answer = self.model.run(inputs, affine=affine, look=look).logits
-        elif self._statistics.moves:
+        if self._settings.flip and self._statistics.moves:
             plain, mirrored = two_views(
                 self.model, inputs, inputs.flip(3), look, affine=affine, together=True
             )
-            logits, answer = plain.logits, (plain.logits + mirrored.logits) / 2
-        else:
-            logits = self.model.run(inputs, affine=affine, look=look).logits
-            with torch.no_grad():
-                other = self.model.run(inputs.flip(3), affine=affine, look=look).logits
-            answer = (logits + other) / 2
-        entropies = entropy(logits)
-        answer = answer.detach()
-        return Prediction(
-            logits=answer,
-            probabilities=answer.softmax(dim=1),
-            entropy=entropies.detach() if answer is logits else entropy(answer),
-            selected=torch.ones(len(logits), dtype=torch.bool, device=logits.device),
-            version=self.version,
-            pending=Pending(
-                parameters=tuple(affine.values()),
-                entropy=entropies,
-                share=self._statistics.share(look),
-            ),
-        )
+            return plain.logits, (plain.logits + mirrored.logits) / 2
+        logits = self.model.run(inputs, affine=affine, look=look).logits
+        if not self._settings.flip:
+            return logits, logits
+        with torch.no_grad():
+            other = self.model.run(inputs.flip(3), affine=affine, look=look).logits
+        return logits, (logits + other) / 2
 
     def _loss(self, prediction: Prediction) -> Loss:
         assert prediction.pending.entropy is not None

@@ -84,7 +84,12 @@ class Tipi(AffineMethod):
     _learned_batches = 0
 
     def predict(
-        self, images: Tensor, *, start: Tensor | None = None, direction: Tensor | None = None
+        self,
+        images: Tensor,
+        *,
+        learn: bool = True,
+        start: Tensor | None = None,
+        direction: Tensor | None = None,
     ) -> Prediction:
         """Answer images (N, 3, H, W).
 
@@ -95,12 +100,13 @@ class Tipi(AffineMethod):
                 gradient there. With a start of zero that sign is rounding noise.
         """
         unit = self.model.to_unit(images)
-        if unit is images:
+        if unit is images and learn:
             unit = unit.clone()  # adapting reads it again, whatever became of the caller's by then
         look = self._statistics.look(len(unit))
         parameters = self._learner.parameters
         # Without the entropy's share the answer itself is a constant of the loss.
-        with torch.set_grad_enabled(self._settings.entropy_weight > 0):
+        answers_after = self._settings.answer == "after"
+        with torch.set_grad_enabled((learn or answers_after) and self._settings.entropy_weight > 0):
             logits = self.model.run(self.model.normalize(unit), affine=parameters, look=look).logits
         pending = TipiPending(
             parameters=tuple(parameters.values()),
@@ -112,9 +118,11 @@ class Tipi(AffineMethod):
             direction=direction,
         )
         prediction = self._prediction(logits.detach(), pending)
-        if self._settings.answer == "before" or not prediction.is_finite():
+        if answers_after and prediction.can_teach():
+            prediction = self._answered_after_the_step(prediction, pending)
+        if learn:
             return prediction
-        return self._answered_after_the_step(prediction, pending)
+        return replace(prediction, pending=Pending(share=pending.share))
 
     def _prediction(self, logits: Tensor, pending: Pending) -> Prediction:
         return Prediction(

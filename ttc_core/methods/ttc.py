@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ttc_core.methods.affine import AffineMethod, Loss
 from ttc_core.methods.augmentation import augment
-from ttc_core.methods.contract import Pending, Prediction, State
+from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.settings import LARGEST_SEED, OptimizerSettings
 from ttc_core.methods.views import two_views
 from ttc_core.model import Output
@@ -62,20 +62,20 @@ class TTC(AffineMethod):
     # Batches whose gradient was taken since the start; restarts with `reset`.
     _learned_batches = 0
 
-    @torch.enable_grad()
-    def predict(self, images: Tensor) -> Prediction:
+    def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         s = self._settings
         look = self._statistics.look(len(images))
-        view, second = self._views(images, look)
-        logits = view.logits
-        if s.rla:
-            assert second is not None
-            logits = _average(view.logits, second.logits, s.average)
-        entropies = entropy(logits)
         similarity = None
-        if s.spc:
-            assert second is not None
-            similarity = self._similarity(view, second)
+        with torch.set_grad_enabled(learn):
+            view, second = self._views(images, look)
+            logits = view.logits
+            if s.rla:
+                assert second is not None
+                logits = _average(view.logits, second.logits, s.average)
+            entropies = entropy(logits)
+            if s.spc and learn:
+                assert second is not None
+                similarity = self._similarity(view, second)
         answer = logits.detach()
         selected = (
             select_confident(entropies.detach())
@@ -88,12 +88,7 @@ class TTC(AffineMethod):
             entropy=entropies.detach(),
             selected=selected,
             version=self.version,
-            pending=Pending(
-                parameters=tuple(self._learner.parameters.values()),
-                entropy=entropies,
-                similarity=similarity,
-                share=self._statistics.share(look),
-            ),
+            pending=self._pending(entropies, look, learn=learn, similarity=similarity),
         )
 
     def _views(self, images: Tensor, look: Look) -> tuple[Output, Output | None]:
@@ -155,9 +150,7 @@ class TTC(AffineMethod):
     def end(self) -> bool:
         """The stream is over: step on what waits, if `flush_at_end` says so; return whether."""
         due = self._settings.flush_at_end and self._learner.pending_batches > 0
-        if due:
-            self._learner.step()
-        return due
+        return due and self._learner.step()
 
     def _learned(self, prediction: Prediction) -> None:
         self._learned_batches += 1

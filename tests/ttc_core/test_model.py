@@ -1,0 +1,157 @@
+"""The source model: its split, names and input, and the networks that it refuses."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.fixtures.networks import (
+    CLASSES,
+    MEAN,
+    SIZE,
+    STD,
+    ConvolutionalHead,
+    HeadlessSum,
+    make_images,
+    make_model,
+    make_network,
+    without_normalization,
+)
+from ttc_core.methods import create
+from ttc_core.model import SourceModel
+
+NETWORKS = "tests.fixtures.networks"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# wrn28-10 and resnet50 hold 36 and 24 million numbers: their layouts are those of smaller kin.
+CIFAR = {
+    "resnet20": (IMAGENET_MEAN, IMAGENET_STD, 64),
+    "wrn40-2": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 128),
+}
+
+
+# The split, the names, the input
+
+
+def model_of(module: nn.Module, **options: Any) -> SourceModel:
+    return SourceModel(module, mean=MEAN, std=STD, **{"size": SIZE, **options})
+
+
+def test_a_convolution_on_one_pixel_can_be_the_head():
+    """Features are what it reads, flattened."""
+    model = model_of(ConvolutionalHead())
+    assert (model.split, model.classes, model.feature_dimension) == ("classify", CLASSES, 12)
+    output = model.run(model.normalize(make_images(3) / 255))
+    assert output.features.shape == (3, 12)
+    head = model.module.get_submodule("classify")
+    torch.testing.assert_close(head(output.features[:, :, None, None]).flatten(1), output.logits)
+
+
+def test_features_are_what_the_head_reads():
+    """f = h∘g: the head on the features is the answer."""
+    model = make_model()
+    output = model.run(model.normalize(make_images(3) / 255))
+    torch.testing.assert_close(model.module.get_submodule("head")(output.features), output.logits)
+
+
+def test_a_split_that_cannot_be_found_can_be_given():
+    """By the name of the layer whose input are the features."""
+    with pytest.raises(ValueError, match="split='NAME'"):
+        model_of(HeadlessSum())
+    model = model_of(HeadlessSum(), split="body.head")
+    assert (model.split, model.feature_dimension) == ("body.head", 12)
+    with pytest.raises(ValueError, match=r"split='nose' names no layer"):
+        model_of(HeadlessSum(), split="nose")
+
+
+class Odd(nn.Module):
+    """A network that answers something else than logits (N, K)."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.norm, self.answer = nn.BatchNorm2d(3), answer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.answer(self.norm(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "sentence"),
+    [
+        pytest.param(without_normalization(), "no BatchNorm, LayerNorm or GroupNorm", id="no-norm"),
+        pytest.param(Odd(lambda x: x), r"must answer with logits.*\(2, 3, 8, 8\)", id="a-map"),
+        pytest.param(Odd(lambda x: (x, x)), "must answer with logits.*tuple", id="a-tuple"),
+        pytest.param(
+            Odd(lambda x: x.mean((1, 2, 3))[:, None]), r"logits.*\(2, 1\)", id="one-class"
+        ),
+        pytest.param(Odd(lambda x: x.view(2, 5)), "does not run on RGB images of 8", id="fails"),
+        pytest.param(Odd(lambda x: x + "a"), "does not run on RGB images of 8", id="type-error"),
+    ],
+)
+def test_a_network_that_cannot_serve_is_refused(module, sentence):
+    """In a sentence, when it is loaded and not when the first image comes."""
+    with pytest.raises(ValueError, match=sentence):
+        model_of(module)
+
+
+def test_class_names_must_be_as_many_as_classes():
+    """Both numbers are in the sentence."""
+    with pytest.raises(ValueError, match=r"has 5 classes, but 3 class names"):
+        model_of(make_network("batch-norm"), class_names=["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((0.5,), (1.0,) * 3),
+        ((0.5,) * 3, (1.0, 0.0, 1.0)),
+        ((0.5,) * 3, (1.0,) * 4),
+        ((0.5,) * 3, (1.0, float("nan"), 1.0)),
+        ((0.5, 0.5, float("inf")), (1.0,) * 3),
+    ],
+)
+def test_mean_and_deviation_are_three_numbers(mean, std):
+    """And no deviation is 0."""
+    with pytest.raises(ValueError, match="mean and std must be three numbers each"):
+        SourceModel(make_network("batch-norm"), mean=mean, std=std, size=SIZE)
+
+
+def test_the_copies_of_a_training_run_are_taken_off():
+    """A network wrapped for several GPUs is the network inside."""
+    model = model_of(nn.DataParallel(make_network("batch-norm")))
+    assert model.split == "head"
+    prediction = create("tent", model).predict(make_images(2))
+    assert prediction.logits.shape == (2, CLASSES)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch calls it deprecated; people have such files
+def test_a_scripted_network_is_refused():
+    """Its layers cannot be given other parameters."""
+    with pytest.raises(ValueError, match="a scripted module cannot be adapted"):
+        model_of(torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(192, 5))))
+
+
+def test_a_network_of_half_precision_answers():
+    """In bfloat16, which numpy does not have."""
+    model = model_of(make_network("batch-norm").to(torch.bfloat16))
+    answers = create("tent", model).predict(make_images(2)).to_host()
+    assert answers.logits.shape == (2, CLASSES)
+
+
+@pytest.mark.parametrize(("size", "crop"), [(None, 24), (24, 32), (0, None), (24, 0)])
+def test_sizes_that_no_image_can_be_brought_to_are_refused(
+    size: int | None, crop: int | None
+) -> None:
+    """When the model is made, not when the first image comes."""
+    with pytest.raises(ValueError, match="size must be 1 pixel or more, crop at most size"):
+        SourceModel(make_network("batch-norm"), mean=MEAN, std=STD, size=size, crop=crop)
+
+
+def test_the_input_is_normalised_as_stated():
+    """(value/255 − mean) / std, channel by channel."""
+    model = make_model()
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 2, 2)
+    got = model.normalize(model.to_unit(images))[0, :, 0, 0]
+    values = zip((0, 0.2, 1), MEAN, STD, strict=True)
+    expected = torch.tensor([(value - mean) / std for value, mean, std in values])
+    torch.testing.assert_close(got, expected)

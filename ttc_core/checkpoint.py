@@ -1,0 +1,246 @@
+"""Weight files as people have them, and networks filled from them. No code is executed from a file.
+
+A file may hold several sets of weights (a model and its moving average, say), each inside
+containers and under prefixes that wrappers put in front of the names.
+"""
+
+import argparse
+import contextlib
+import pathlib
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ttc_core.errors import UserError, told
+
+# Sets of weights by the names that training scripts give them, the preferred first: a moving
+# average is what its authors evaluate.
+CONTAINERS = (
+    *("model_ema", "state_dict_ema", "ema_state_dict", "ema_model_state_dict", "ema_model"),
+    *("params_ema", "ema", "teacher", "state_dict", "model_state_dict", "model_state"),
+    *("model", "net", "network", "module", "params", "weights", "student"),
+)
+# What wrappers put among a name's parts: compiling, several GPUs, sharding, checkpointing.
+WRAPPERS = frozenset(
+    ("_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+)
+# The attribute in which a training script's own module held the network; the preferred first.
+PREFIXES = (
+    *("ema_model.", "model_ema.", "ema.", "teacher.", "model.", "net.", "network.", "backbone."),
+    *("encoder.", "base_model.", "student.", "online_model."),
+)
+# Never weights of a network, though full of tensors.
+_OTHERS = re.compile(r"optim|sched|scaler|criterion|loss", re.IGNORECASE)
+NAMED, MOST_SETS = 5, 20
+_DEPTH = 4
+_NUMPY_KINDS = "biuf"
+# Classes that hold data only, often beside the weights: options, paths, arrays, numbers of numpy.
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("bool", "i1", "u1", "i2", "i4", "i8", "f2", "f4", "f8")),
+    np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+    np._core.multiarray.scalar,  # type: ignore[attr-defined]
+    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),  # type: ignore[attr-defined]
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
+]
+
+Weights = dict[str, Tensor]
+
+
+class LoadError(UserError):
+    """A model could not be loaded; the text says why and what is accepted."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Weights]:
+    """Read the sets of weights in a safetensors or torch file, by where they lie in it.
+
+    The preferred comes first; a bare state dict lies at "". The names come without what wrappers
+    put among them (WRAPPERS).
+
+    Raises:
+        LoadError: the file is missing, unreadable, holds code, or no tensors by name.
+    """
+    if not path.is_file():
+        raise LoadError(f"There is no weight file {path}.")
+    if path.suffix == ".json":
+        raise LoadError(
+            f"{path} is an index of several files; expected is one file with all weights, as "
+            "safetensors.torch.save_file or torch.save writes it."
+        )
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read: {error.strerror}.") from None
+    # Also under another name: eight bytes of length, then JSON.
+    if path.suffix == ".safetensors" or start[8:] == b"{":
+        try:
+            content: object = load_file(path)
+        except Exception as error:  # the library has several kinds of its own
+            raise LoadError(f"{path} is no readable safetensors file: {told(error)}.") from None
+    else:
+        content = _read_torch_file(path)
+    if not isinstance(content, Mapping) or not content:
+        raise LoadError(f"{path} holds no state dict (tensors by name).")
+    found = dict(islice(_weights(content, "", _DEPTH), MOST_SETS))
+    if not found:
+        name = _shortened(str(next(iter(content))))
+        raise LoadError(f"{path} holds no state dict: {name!r} is not a tensor.")
+    return found
+
+
+def _read_torch_file(path: Path) -> object:
+    if zipfile.is_zipfile(path):
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise LoadError(
+                    f"{path} is no torch file of plain tensors: it is compressed, as torch.save "
+                    "never does and torch.jit.save may; save the state dict with torch.save."
+                )
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged or foreign files
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        cause = re.search(r"WeightsUnpickler error: (.+)", str(error))
+        reason = f"it holds {foreign[1]}" if foreign else cause[1] if cause else told(error)
+        raise LoadError(
+            f"{path} is no torch file of plain tensors ({reason}). Files that hold code are not "
+            "opened; save the state dict with torch.save or as safetensors."
+        ) from None
+
+
+def _weights(content: Mapping[Any, Any], place: str, depth: int) -> Iterator[tuple[str, Weights]]:
+    """Find the mappings of names to tensors, known containers first."""
+    inner = {str(key): value for key, value in content.items() if isinstance(value, Mapping)}
+    known = [name for name in CONTAINERS if name in inner]
+    for name in (*known, *(name for name in inner if name not in known)):
+        if depth and not _OTHERS.search(name):
+            yield from _weights(inner[name], f"{place}.{name}" if place else name, depth - 1)
+    own = {
+        _unwrapped(key): tensor
+        for key, value in content.items()
+        if isinstance(key, str) and (tensor := _tensor(value)) is not None
+    }
+    own.pop("n_averaged", None)  # of stochastic weight averaging
+    if own:
+        yield place, own
+
+
+def _tensor(value: object) -> Tensor | None:
+    if isinstance(value, np.ndarray) and value.dtype.kind in _NUMPY_KINDS:
+        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
+    return value if isinstance(value, Tensor) else None
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def fill(module: nn.Module, found: Mapping[str, Weights], origin: object) -> list[str]:
+    """Load the first set of weights that fits the network.
+
+    Returns:
+        Sentences about what was chosen, where there was a choice.
+
+    Raises:
+        LoadError: none fits; the sentence names some keys that are missing, left over or of
+            another shape, and how many there are.
+    """
+    expected = {name: t for name, t in module.state_dict().items() if isinstance(t, Tensor)}
+    own = {_unwrapped(name): name for name in expected if not _is_counter(name)}
+    if len(own) < sum(not _is_counter(name) for name in expected):
+        own = {name: name for name in expected if not _is_counter(name)}
+    best: list[str] | None = None
+    for place, weights in found.items():
+        given = {name: tensor for name, tensor in weights.items() if not _is_counter(name)}
+        for names in _without_common_prefixes(own):
+            for prefix, state in _variants(given, "", _DEPTH):
+                problems = _problems({n: expected[names[n]] for n in names}, state, names)
+                if not problems:
+                    _load(module, {names[name]: state[name] for name in names}, origin)
+                    return _choice(origin, place, prefix, found, len(given) - len(state))
+                if best is None or len(problems) < len(best):
+                    best = problems
+    assert best is not None
+    more = f"; and {len(best) - NAMED:,} more" if len(best) > NAMED else ""
+    raise LoadError(f"{origin} does not fit the network: {'; '.join(best[:NAMED])}{more}.")
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
+
+
+def _without_common_prefixes(names: dict[str, str]) -> Iterator[dict[str, str]]:
+    """A network's own names may begin with what a file's lack."""
+    yield names
+    for prefix in PREFIXES:
+        if names and all(name.startswith(prefix) for name in names):
+            shorter = {name.removeprefix(prefix): own for name, own in names.items()}
+            yield from _without_common_prefixes(shorter)
+
+
+def _variants(given: Weights, taken: str, depth: int) -> Iterator[tuple[str, Weights]]:
+    """The weights as they are, then those under each known prefix, without it."""
+    yield taken, given
+    for prefix in PREFIXES if depth else ():
+        inner = {n.removeprefix(prefix): t for n, t in given.items() if n.startswith(prefix)}
+        if inner:
+            yield from _variants(inner, taken + prefix, depth - 1)
+
+
+def _problems(expected: Weights, given: Weights, names: Mapping[str, str]) -> list[str]:
+    problems = [f"missing {_shortened(names[name])}" for name in sorted(expected.keys() - given)]
+    problems += [f"left over {_shortened(name)}" for name in sorted(given.keys() - expected)]
+    for name in sorted(expected.keys() & given):
+        wanted, tensor = expected[name], given[name]
+        if nn.parameter.is_lazy(wanted):
+            continue
+        if tensor.shape != wanted.shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(wanted.shape)}"
+            problems.append(f"{names[name]} has shape {shapes}")
+        elif wanted.is_floating_point() and not tensor.is_floating_point():
+            problems.append(f"{names[name]} holds {tensor.dtype}, not {wanted.dtype}")
+    return problems
+
+
+def _load(module: nn.Module, state: Weights, origin: object) -> None:
+    try:
+        module.load_state_dict(state, strict=False)
+    except Exception as error:  # a network's own loading may raise anything
+        raise LoadError(f"{origin} could not be loaded into the network: {told(error)}.") from error
+
+
+def _choice(
+    origin: object, place: str, prefix: str, found: Mapping[str, Weights], left: int
+) -> list[str]:
+    # A few tensors beside the weights are no other network.
+    others = [
+        other or "the top level"
+        for other, weights in found.items()
+        if other != place and 2 * len(weights) > len(found[place])
+    ]
+    taken = f"the weights {place!r}" if place else "the weights at the top level"
+    if prefix:
+        taken += f" under {prefix!r}"
+    if not others and not left:
+        return []
+    beside = [f"not those in {', '.join(map(_shortened, others[:NAMED]))}"] if others else []
+    beside += [f"{left:,} other tensors were left"] if left else []
+    return [f"{origin} holds more than one network: {taken} were taken, {' and '.join(beside)}."]
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 80 else f"{name[:80]}…"
