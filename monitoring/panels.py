@@ -431,5 +431,6 @@ SECTIONS = (UP, ERRORS, LATENCY, SATURATION, ADAPTATION, TRUTH)
 
 # Metrics that no panel shows, and why.
 WITHOUT_PANEL = {
+    "ttc_connections_closed_total": "a stranger's doing; the log and /status name it",
     "process_virtual_memory_bytes": "address space; resident memory is what runs out",
 }

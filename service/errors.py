@@ -8,6 +8,7 @@ Refused                   its text is the sentence that the client reads
 ├── TooLarge              413  bytes, pixels or count over a limit
 ├── UnknownType           415  a media type that is not taken
 ├── OutOfRange            422  a value that cannot be used
+├── HeadTooLarge          431  the request line and headers over their limit
 ├── QueueFull             429  come back later
 ├── TooManyStreams        429  no place for another stream
 ├── PredictionFailed      500  the model failed on this request
@@ -80,6 +81,10 @@ class OutOfRange(Refused):
     reason = "range"
 
 
+class HeadTooLarge(Refused):
+    """The request line and headers are longer than a head may be."""
+
+
 class QueueFull(Refused):
     """The queue holds all that it may; `retry_after` says when there should be room."""
 
@@ -116,6 +121,7 @@ _ANSWERS: dict[type[Refused], tuple[int, str]] = {
     TooLarge: (413, "Too large"),
     UnknownType: (415, "Unsupported media type"),
     OutOfRange: (422, "Value out of range"),
+    HeadTooLarge: (431, "Request header fields too large"),
     QueueFull: (429, "Queue full"),
     TooManyStreams: (429, "Too many streams"),
     PredictionFailed: (500, "Prediction failed"),

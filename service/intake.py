@@ -85,11 +85,13 @@ class Intake:
         ids: list[str],
         labels: list[str],
         timeout: float | None,
+        most_images: int,
     ) -> Answered:
         """Answer a request's images, all or none.
 
         Args:
             timeout: seconds from now after which the request is not to be run.
+            most_images: of which the answer is not too long.
 
         Raises:
             Refused: the request is turned away. ClientGone: nobody waits any more.
@@ -119,6 +121,11 @@ class Intake:
                 )
             )
             images = notes["images"] = len(upload.images)
+            if images > most_images:
+                raise OutOfRange(
+                    f"With as many classes for each image as top_k says, at most {most_images:,} "
+                    f"images are answered in one request; got {images:,}."
+                )
             place.count(images)
             items = await self._decode(upload, hold)
             upload.images.clear()  # the pixels are there; the files need no memory any more
