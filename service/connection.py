@@ -67,10 +67,16 @@ class Connection(HttpToolsProtocol):
             cycle is None or cycle.response_complete or cycle.more_body
         )
 
+    @property
+    def _others(self) -> "list[Connection]":
+        return [
+            each for each in self.connections if isinstance(each, Connection) and each is not self
+        ]
+
     def _make_room(self) -> None:
         if len(self.connections) <= self._most:
             return
-        others = [each for each in self.connections if each is not self]
+        others = self._others
         silent = [each for each in others if not each._is_answered]
         crowd = len(others) + 1 > self._most + SPARE_CONNECTIONS
         if silent and (crowd or len(others) - len(silent) < self._most):
@@ -170,7 +176,7 @@ class Connection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_head(len(name) + len(value))
+        self._count_head(len(name) + len(value) + len(b": \r\n"))
         if self._in_head:  # a trailer is no header: the application has read those already
             super().on_header(name, value)
 
@@ -193,7 +199,7 @@ class Connection(HttpToolsProtocol):
             parsed = httptools.parse_url(self.url)
             self.url = (parsed.path or b"/") + (b"?" + parsed.query if parsed.query else b"")
         if len(self.connections) > self._most:
-            answered = sum(each._is_answered for each in self.connections)
+            answered = sum(each._is_answered for each in self._others)
             self.scope["state"][CROWDED] = answered >= self._most
         super().on_headers_complete()
 

@@ -4,6 +4,7 @@ Each verb is a file; it checks what it was given, calls one function of another 
 what came of it.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -18,12 +19,15 @@ from service.cli.report import report
 from service.cli.serve import serve
 from service.cli.state import state
 from service.cli.train import train
+from service.logs import hold_standard_streams
 from ttc_core.errors import UserError
 
 
 def main() -> None:
     """Run the command line. Exit status 0 done, 2 wrong usage, 1 anything else, 130 interrupted."""
-    sys.path.append(str(Path.cwd()))  # so that package.module:factory finds one's own module
+    hold_standard_streams()
+    with contextlib.suppress(FileNotFoundError):  # the folder may be gone
+        sys.path.append(str(Path.cwd()))  # so that package.module:factory finds one's own module
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except click.ClickException as error:

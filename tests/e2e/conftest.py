@@ -188,3 +188,10 @@ def pictures():
 def labels():
     """The classes of `pictures`."""
     return open_data("bundled", Geometry(32)).open("clean", 5, limit=256).labels.tolist()
+
+
+@pytest.fixture(scope="module")
+def source_server(serve):
+    """A server whose answers never change, so that tests may share it."""
+    with serve(method="source", max_batch=8) as running:
+        yield running
