@@ -212,6 +212,6 @@ def unknown_variables() -> dict[str, str | None]:
     for name in sorted(os.environ):
         upper = name.upper()
         if upper.startswith("TTC_") and upper not in known and not _OF_KUBERNETES.match(upper):
-            close = get_close_matches(upper, known, 1)
+            close = get_close_matches(upper, known, 1, cutoff=0.8)
             unknown[name] = close[0] if close else None
     return unknown
