@@ -4,7 +4,7 @@ Each verb is a file; it checks what it was given, calls one function of another 
 what came of it.
 """
 
-import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -26,8 +26,11 @@ from ttc_core.errors import UserError
 def main() -> None:
     """Run the command line. Exit status 0 done, 2 wrong usage, 1 anything else, 130 interrupted."""
     hold_standard_streams()
-    with contextlib.suppress(FileNotFoundError):  # the folder may be gone
+    try:
         sys.path.append(str(Path.cwd()))  # so that package.module:factory finds one's own module
+    except FileNotFoundError:
+        click.echo("ttc: the working folder is gone; / is taken instead.", err=True)
+        os.chdir("/")  # MKL, for one, does not start without a folder
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except click.ClickException as error:
