@@ -18,7 +18,7 @@ from service.errors import HeadTooLarge, ReceiveTimeout, Refused, Unreadable
 from service.middleware import CROWDED, request_id_of
 from service.routes.context import Service
 
-access_log = logging.getLogger("service.access")
+log = logging.getLogger(__name__)
 
 MOST_HEAD_BYTES = 64 << 10
 # Above the idle time of common load balancers, so that they close connections, not we.
@@ -260,7 +260,7 @@ class Connection(HttpToolsProtocol):
         status = str(response.status_code)
         self._service.metrics.requests.labels("other", "other", status).inc()
         fields = {"status": response.status_code, "request_id": request_id, "reason": str(error)}
-        access_log.info("no request", extra={"fields": fields})
+        log.info("no request", extra={"fields": fields})
 
 
 def _head_too_large() -> HeadTooLarge:

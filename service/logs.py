@@ -42,7 +42,7 @@ def configure(log_format: LogFormat) -> None:
 
 
 def hold_standard_streams() -> None:
-    """Open what the caller closed (`>&-`): else a socket would take its number, and get our text."""
+    """Open what the caller closed (`>&-`): a socket would take its number, and get our text."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

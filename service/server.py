@@ -118,9 +118,7 @@ def most_connections(wanted: int) -> int:
     return fits
 
 
-def configure(
-    app: ASGIApp, settings: Settings, service: Callable[[], Service]
-) -> uvicorn.Config:
+def configure(app: ASGIApp, settings: Settings, service: Callable[[], Service]) -> uvicorn.Config:
     """Say how the application is served; `service` gives the running one, once it runs."""
     most = most_connections(settings.max_connections)
     return uvicorn.Config(

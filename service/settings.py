@@ -142,7 +142,7 @@ class Settings(BaseSettings):
         text = value.get_secret_value()
         if len(text) < FEWEST_TOKEN_CHARACTERS:
             raise ValueError(f"at least {FEWEST_TOKEN_CHARACTERS} characters are expected")
-        if text != text.strip() or any(character < " " or character == "\x7f" for character in text):
+        if text != text.strip() or any(ord(each) < 32 or ord(each) == 127 for each in text):
             raise ValueError("no line ends, control characters or spaces around it are accepted")
         return value
 

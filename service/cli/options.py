@@ -173,9 +173,7 @@ def settings_options(command: Command) -> Command:
 
 def chosen_settings(given: dict[str, Any]) -> dict[str, Any]:
     """What the flags of `settings_options` say; settings that none of them names are left out."""
-    chosen = {
-        name: given[name] for name in Settings.model_fields if given[name] not in (None, ())
-    }
+    chosen = {name: given[name] for name in Settings.model_fields if given[name] not in (None, ())}
     for name in OPTIONAL:
         if given[f"no_{name}"]:
             if name in chosen:

@@ -6,7 +6,6 @@ from fastapi import APIRouter, Query
 
 from service.metrics import versions
 from service.routes.context import MAY_ADMINISTER, MAY_READ, ServiceNow, problems
-from service.settings import SECRETS
 from service.schemas import (
     ALL_STREAMS,
     DEFAULT_STREAM,
@@ -17,6 +16,7 @@ from service.schemas import (
     StatusResponse,
     StreamStatus,
 )
+from service.settings import SECRETS
 
 router = APIRouter()
 

@@ -9,14 +9,10 @@ import torch
 
 from service.replay import to_png
 from service.routes import context
-from service.schemas import PredictResponse, ResetResponse, StatusResponse
+from service.schemas import PredictResponse, ResetResponse
 from tests.fixtures.requests import PNG, ask, classes, encoded, form
 from ttc_core.methods import METHODS
 from ttc_core.methods.source import Source
-
-
-
-
 
 # The forms of a request and of its answer
 

@@ -108,7 +108,7 @@ def test_a_variable_is_read_as_its_flag_is(monkeypatch, name, text, value):
         ("max_body", 10**30),
         ("threads", 100_000),
         ("port", "tcp://10.0.0.1:8000"),
-        ("max_batch", "１２"),
+        ("max_batch", "\uff11\uff12"),
         ("max_batch", ""),
         ("host", ""),
         ("model", ""),
