@@ -434,6 +434,7 @@ SECTIONS = (UP, ERRORS, LATENCY, SATURATION, ADAPTATION, TRUTH)
 
 # Metrics that no panel shows, and why.
 WITHOUT_PANEL = {
+    "ttc_connections_closed_total": "a stranger's doing; the log and /status name it",
     "process_virtual_memory_bytes": "address space; resident memory is what runs out",
     "ttc_stream_state_bytes": "part of resident memory; to be held against --max-stream-bytes",
 }

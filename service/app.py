@@ -10,14 +10,14 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
-from service import problems
 from service.batcher import Batcher
 from service.engine import Answer, Engine, Image
 from service.intake import Intake
 from service.metrics import Metrics
 from service.middleware import RequestContext
+from service.problems import install
 from service.routes import control, health, predict
-from service.routes.context import Service
+from service.routes.context import EVERY_ROUTE, Service, problems
 from service.settings import Settings
 from ttc_core.methods import Method
 
@@ -96,12 +96,16 @@ def build(settings: Settings, source: Method) -> FastAPI:
         description="Image classification that keeps adapting to the images it is asked about.",
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would be followed by few clients, and hide the mistake
+        # Routes of ours, to which the rules for every route apply.
+        openapi_url=None,
+        dependencies=EVERY_ROUTE,
+        responses=problems(400, 403, 408, 422, 431),
         # Its own spans hold whole queries and cover health too; `tracing` has ours.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     for module in (predict, control, health):
         app.include_router(module.router)
-    problems.install(app)
+    install(app)
     if settings.cors_origin:
         app.add_middleware(
             CORSMiddleware,

@@ -20,8 +20,8 @@ from service.errors import (
     QueueFull,
     Refused,
     TooLarge,
-    told,
 )
+from ttc_core.errors import told
 
 log = logging.getLogger(__name__)
 

@@ -51,6 +51,7 @@ class Call(Generic[Answer]):
     path: str
     answer: type[Answer]
     params: dict[str, str] = field(default_factory=dict)
+    admin: bool = False
     body: bytes | None = field(default=None, repr=False)
 
 
@@ -99,12 +100,12 @@ def predict_call(
         "/predict",
         PredictResponse,
         params | _stream(stream),
-        json.dumps({"images": entries}).encode(),
+        body=json.dumps({"images": entries}).encode(),
     )
 
 
 def _reset_call(stream: str | None) -> Call[ResetResponse]:
-    return Call("POST", "/reset", ResetResponse, _stream(stream))
+    return Call("POST", "/reset", ResetResponse, _stream(stream), admin=True)
 
 
 _STATUS_CALL = Call("GET", "/status", StatusResponse)
@@ -118,7 +119,14 @@ def _stream(name: str | None) -> dict[str, str]:
 class _Connection:
     """What both clients know: where the service is, how to ask it, how to read its answers."""
 
-    def __init__(self, url: str, token: str | None, timeout: float, connections: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        timeout: float,
+        connections: int,
+        admin_token: str | None,
+    ) -> None:
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
@@ -127,12 +135,14 @@ class _Connection:
             raise ValueError(f"The URL must be like {DEFAULT_URL}; got {url!r}.")
         self.url = url.rstrip("/")
         self._timeout = timeout
-        headers = {"Content-Type": "application/json"}
-        if token is not None:
-            headers["Authorization"] = f"Bearer {token}"
+        token = admin_token if token is None else token
+        self._admin = {} if admin_token is None else _bearer(admin_token)
         self._options: dict[str, Any] = {
             "base_url": self.url,
-            "headers": headers,
+            "headers": {
+                b"Content-Type": b"application/json",
+                **({} if token is None else _bearer(token)),
+            },
             "timeout": timeout,
             "limits": httpx.Limits(
                 max_connections=connections,
@@ -151,6 +161,7 @@ class _Connection:
             "url": call.path,
             "params": call.params,
             "content": call.body,
+            "headers": self._admin if call.admin else {},
         }
 
     def _read(self, call: Call[Answer], response: httpx.Response) -> Answer:
@@ -174,6 +185,10 @@ class _Connection:
             reason = str(error) or type(error).__name__
             sentence = f"The connection to {self.url} broke before the answer: {reason}."
         return ServiceError(None, sentence)
+
+
+def _bearer(token: str) -> dict[bytes, bytes]:
+    return {b"Authorization": b"Bearer " + token.encode(errors="surrogateescape")}
 
 
 def _refusal(address: str, response: httpx.Response) -> ServiceError:
@@ -204,6 +219,7 @@ class Client(_Connection):
     Args:
         url: of the service, with a path if it is served under one.
         token: what the server's --token says, if it has one.
+        admin_token: what its --admin-token says, for resets; either may stand for both.
         timeout: seconds to wait for connecting, and for an answer.
 
     Every method raises ServiceError when no result came; nothing is tried again by itself.
@@ -219,8 +235,9 @@ class Client(_Connection):
         timeout: float = DEFAULT_TIMEOUT,
         *,
         connections: int = 100,
+        admin_token: str | None = None,
     ) -> None:
-        super().__init__(url, token, timeout, connections)
+        super().__init__(url, token, timeout, connections, admin_token)
         self._http = httpx.Client(**self._options)
 
     def send(self, call: Call[Answer]) -> Answer:
@@ -284,8 +301,9 @@ class AsyncClient(_Connection):
         timeout: float = DEFAULT_TIMEOUT,
         *,
         connections: int = 100,
+        admin_token: str | None = None,
     ) -> None:
-        super().__init__(url, token, timeout, connections)
+        super().__init__(url, token, timeout, connections, admin_token)
         self._http = httpx.AsyncClient(**self._options)
 
     async def send(self, call: Call[Answer]) -> Answer:

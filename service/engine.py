@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service import tracing
-from service.errors import PredictionFailed, Refused, StateNotRemoved, told
+from service.errors import PredictionFailed, Refused, StateNotRemoved
 from service.events import Events
 from service.metrics import Metrics, sound_rows, versions
 from service.state_folder import StateFolder
 from service.streams import StreamRecord, Streams
+from ttc_core.errors import told
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.methods import Adaptation, Answers, Method, Prediction
 

@@ -8,6 +8,7 @@ Refused                   its text is the sentence that the client reads
 ├── TooLarge              413  bytes, pixels or count over a limit
 ├── UnknownType           415  a media type that is not taken
 ├── OutOfRange            422  a value that cannot be used
+├── HeadTooLarge          431  the request line and headers over their limit
 ├── QueueFull             429  come back later
 ├── TooManyStreams        429  no place for another stream
 ├── PredictionFailed      500  the model failed on this request
@@ -81,6 +82,10 @@ class OutOfRange(Refused):
     reason = "range"
 
 
+class HeadTooLarge(Refused):
+    """The request line and headers are longer than a head may be."""
+
+
 class QueueFull(Refused):
     """The queue holds all that it may; `retry_after` says when there should be room."""
 
@@ -113,15 +118,6 @@ class DeadlineExpired(Refused):
     reason = "deadline"
 
 
-def told(error: BaseException) -> str:
-    """An error in a line of at most 300 characters, whatever its own text does."""
-    try:
-        text = repr(error)
-    except Exception:
-        text = f"{type(error).__name__}, whose own text fails"
-    return text if len(text) <= 300 else f"{text[:300]}…"
-
-
 _ANSWERS: dict[type[Refused], tuple[int, str]] = {
     Unreadable: (400, "Unreadable request"),
     Unauthorized: (401, "Unauthorized"),
@@ -130,6 +126,7 @@ _ANSWERS: dict[type[Refused], tuple[int, str]] = {
     TooLarge: (413, "Too large"),
     UnknownType: (415, "Unsupported media type"),
     OutOfRange: (422, "Value out of range"),
+    HeadTooLarge: (431, "Request header fields too large"),
     QueueFull: (429, "Queue full"),
     TooManyStreams: (429, "Too many streams"),
     PredictionFailed: (500, "Prediction failed"),

@@ -116,12 +116,14 @@ class Intake:
         ids: list[str],
         labels: list[str],
         timeout: float | None,
+        most_images: int,
         learn: bool = True,
     ) -> Answered:
         """Answer a request's images, all or none.
 
         Args:
             timeout: seconds from now after which the request is not to be run.
+            most_images: of which the answer is not too long.
             learn: off: nothing is learned from the images, and nothing moves.
 
         Raises:
@@ -144,6 +146,11 @@ class Intake:
             upload = await self._parse(request, body, ids, labels, hold)
             del body
             images = notes["images"] = len(upload.images)
+            if images > most_images:
+                raise OutOfRange(
+                    f"With as many classes for each image as top_k says, at most {most_images:,} "
+                    f"images are answered in one request; got {images:,}."
+                )
             place.count(images)
             items = await self._decode(upload, hold)
             self._give_back(sum(map(len, upload.images)), hold)

@@ -7,10 +7,11 @@ stays one line whatever a stranger sent: control characters are escaped, texts a
 import io
 import json
 import logging
+import os
 import sys
 import threading
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from service import tracing
 
@@ -28,7 +29,7 @@ def configure(log_format: LogFormat) -> None:
         return  # somebody who runs the command in a process of theirs has chosen already
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Lines(sys.stdout)
     handler.setFormatter(formatter(log_format))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.captureWarnings(True)
@@ -38,6 +39,14 @@ def configure(log_format: LogFormat) -> None:
         "a thread ended by a mistake of ours",
         exc_info=(ended.exc_type, ended.exc_value or ended.exc_type(), ended.exc_traceback),
     )
+
+
+class _Lines(logging.StreamHandler[TextIO]):
+    """Lines for a reader who may go away: the service goes on without one."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
 def formatter(log_format: LogFormat) -> logging.Formatter:

@@ -28,6 +28,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 STAGES = ("decode", "queue", "forward", "adapt", "encode")
 BATCH_REASONS = ("full", "wait", "drain")
+# Sent nothing; did not finish a request; did not take its answer; made room for another.
+CLOSE_REASONS = ("silent", "slow", "unread", "crowded")
 # A method of a user's own may have others: they are "other".
 SKIP_REASONS = ("none_selected", "non_finite", "shed", "failed", "other")
 RESET_CAUSES = ("request", "failure")
@@ -106,6 +108,11 @@ class Metrics:
         )
         self.requests_in_progress = gauge(
             "ttc_http_requests_in_progress", "HTTP requests being answered."
+        )
+        self.connections_closed = counter(
+            "ttc_connections_closed_total",
+            "Connections that the service ended before their client did, by reason.",
+            ("reason",),
         )
         self.images = counter("ttc_images_total", "Images answered.")
         self.rejected = counter(
@@ -215,6 +222,7 @@ class Metrics:
         for metric, values in (
             (self.rejected, REJECTION_REASONS),
             (self.stage_seconds, STAGES),
+            (self.connections_closed, CLOSE_REASONS),
             (self.batches, BATCH_REASONS),
             (self.loss, LOSS_TERMS),
             (self.skipped, SKIP_REASONS),

@@ -13,9 +13,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import tracing
+from service.errors import NotReady
 from service.intake import DELIVERED, NOTES
 from service.metrics import Metrics
-from service.problems import REQUEST_ID, problem
+from service.problems import MOST_PATH_CHARACTERS, REQUEST_ID, problem, refusal
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("service.access")
@@ -23,8 +24,14 @@ access_log = logging.getLogger("service.access")
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
 # Asked every few seconds by machines: their requests have metrics, but no log lines and no spans.
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
-MOST_PATH_CHARACTERS = 200
+# In the request's state: there are more connections than are kept, and all of them are at work.
+CROWDED = "ttc.crowded"
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+def request_id_of(given: str) -> str:
+    """The client's name for its request if it is well-formed, or one of ours."""
+    return given if _WELL_FORMED.fullmatch(given) else uuid.uuid4().hex[:16]
 
 
 class RequestContext:
@@ -39,8 +46,7 @@ class RequestContext:
             return
         started = time.perf_counter()
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _WELL_FORMED.fullmatch(given) else uuid.uuid4().hex[:16]
+        request_id = request_id_of(headers.get("x-request-id", ""))
         scope[REQUEST_ID] = request_id
         with tracing.request(request_id, headers, traced=scope["path"] not in QUIET):
             await self._answer(scope, receive, send, started)
@@ -48,20 +54,31 @@ class RequestContext:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, started: float) -> None:
         request_id = scope[REQUEST_ID]
         status = 0
+        asked = scope["method"]
+        if asked == "HEAD":  # GET without its body; a copy, as the server goes by its own scope
+            scope = {**scope, "method": "GET"}
 
         async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers["Cache-Control"] = "no-store"  # an answer is of its moment
+            elif asked == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         # The scrape would find itself.
         counted = self._metrics.requests_in_progress if scope["path"] not in QUIET else None
         if counted:
             counted.inc()
+        answer: ASGIApp = self._app
+        if scope.get("state", {}).get(CROWDED) and scope["path"] not in QUIET:
+            refused = NotReady("All connections that are kept are at work.", retry_after=1)
+            answer = refusal(refused, request_id)
         try:
-            await self._app(scope, receive, send_and_note)
+            await answer(scope, receive, send_and_note)
         except Exception:
             log.exception("request %s failed", request_id)
             if status:
@@ -75,7 +92,7 @@ class RequestContext:
             if counted:
                 counted.dec()
             route = getattr(scope.get("route"), "path", "other")
-            method = scope["method"] if scope["method"] in METHODS else "other"
+            method = asked if asked in METHODS else "other"
             self._metrics.requests.labels(route, method, str(status)).inc()
             seconds = time.perf_counter() - started
             self._metrics.request_seconds.labels(route).observe(seconds, tracing.exemplar())

@@ -12,6 +12,7 @@ from service.errors import CLIENT_CLOSED_REQUEST, STATUS, TITLE, Refused
 from service.intake import ClientGone
 
 REQUEST_ID = "ttc.request_id"
+MOST_PATH_CHARACTERS = 200
 
 
 def problem(
@@ -36,25 +37,25 @@ def problem(
     return JSONResponse(content, status, headers=headers, media_type="application/problem+json")
 
 
+def refusal(error: Refused, request_id: str) -> JSONResponse:
+    """Make the answer to a request that is turned away."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    kind = type(error)
+    if STATUS[kind] == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return problem(
+        STATUS[kind], TITLE[kind], str(error), request_id, index=error.index, headers=headers
+    )
+
+
 def install(app: FastAPI) -> None:
     """Have every error of the application answered as a problem."""
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
-        headers = {}
-        if error.retry_after is not None:
-            headers["Retry-After"] = str(math.ceil(error.retry_after))
-        kind = type(error)
-        if STATUS[kind] == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-        return problem(
-            STATUS[kind],
-            TITLE[kind],
-            str(error),
-            request.scope[REQUEST_ID],
-            index=error.index,
-            headers=headers,
-        )
+        return refusal(error, request.scope[REQUEST_ID])
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -65,8 +66,18 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        detail = f"{request.method} {request.url.path}: {error.detail}. See /docs."
         headers = dict(error.headers or {})
+        if request.method == "OPTIONS" and request.scope["path"] == "/*":  # OPTIONS *
+            return Response(status_code=204, headers={"Allow": "GET, HEAD, OPTIONS, POST"})
+        if error.status_code == 405:
+            allowed = set(headers["Allow"].split(", ")) | {"OPTIONS"}
+            if "GET" in allowed:
+                allowed.add("HEAD")
+            headers["Allow"] = ", ".join(sorted(allowed))
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=headers)
+        path = request.url.path[:MOST_PATH_CHARACTERS]
+        detail = f"{request.method} {path}: {error.detail}. See /docs."
         return problem(
             error.status_code, str(error.detail), detail, request.scope[REQUEST_ID], headers=headers
         )

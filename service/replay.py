@@ -12,7 +12,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -74,6 +74,7 @@ class ReplayPlan:
         order: file, iid, sorted or dirichlet:D.
         reset_between: put the stream back to the source before each corruption.
         token: what the server's --token says, if it has one.
+        admin_token: what its --admin-token says, for resets.
         timeout: seconds to wait for an answer, and for the server to come to rest.
         most_in_flight: open requests without an answer yet; beyond them, one is dropped.
 
@@ -95,7 +96,8 @@ class ReplayPlan:
     stream: str | None = None
     order: str = "file"
     reset_between: bool = False
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
+    admin_token: str | None = field(default=None, repr=False)
     timeout: float = DEFAULT_TIMEOUT
     most_in_flight: int = 500
 
@@ -192,7 +194,11 @@ async def replay(
     connections = {"lockstep": 2, "closed": plan.concurrency + 1, "open": plan.most_in_flight + 1}
     finished: list[Row] = []
     async with AsyncClient(
-        plan.url, plan.token, plan.timeout, connections=connections[plan.mode]
+        plan.url,
+        plan.token,
+        plan.timeout,
+        connections=connections[plan.mode],
+        admin_token=plan.admin_token,
     ) as client:
         status = await _answer(client, client.status(), plan.timeout)
         geometry = Geometry(status.model.size, status.model.crop)

@@ -4,18 +4,24 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
+from service.connection import KEEP_ALIVE_SECONDS, SPARE_CONNECTIONS, Connection
 from service.routes.context import Service
 from service.settings import Settings
 
-# Above the idle time of common load balancers, so that they close connections, not we.
-KEEP_ALIVE_SECONDS = 75
+log = logging.getLogger(__name__)
+
+# Files, pipes and threads' sockets that are opened beside the connections.
+SPARE_DESCRIPTORS = 32
 # Of the time to end in, how much open connections get.
 DRAIN_SHARE = 0.7
 
@@ -77,24 +83,48 @@ def bind(host: str, port: int) -> socket.socket:
 
     Raises:
         OSError: the port is in use, or the address is not one of this machine.
+        UnicodeError: the name is none.
     """
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    # A name for both kinds of address: clients of ours try the older one first.
+    family, *_, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+    listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # Else an answer's body waits 40 ms for the client to acknowledge its headers; asyncio sets this
     # only on sockets it made itself.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
-        listener.bind((host, port))
+        listener.bind(address)
     except OSError:
         listener.close()
         raise
     return listener
 
 
-def run(app: FastAPI, settings: Settings, listener: socket.socket) -> bool:
-    """Serve on a bound socket until a signal; return whether all went well to the end."""
-    config = uvicorn.Config(
+def most_connections(wanted: int) -> int:
+    """How many connections may be open, at most `wanted`: the rest of the descriptors is ours."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ours = len(os.listdir("/proc/self/fd")) + SPARE_DESCRIPTORS + SPARE_CONNECTIONS
+    if soft != resource.RLIM_INFINITY and soft < wanted + ours:
+        soft = wanted + ours if hard == resource.RLIM_INFINITY else min(hard, wanted + ours)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted + ours:
+        return wanted
+    fits = max(1, soft - ours)
+    log.warning(
+        f"{fits} connections are kept at a time, not {wanted}: the process may have {soft} files "
+        "open (ulimit -n)."
+    )
+    return fits
+
+
+def configure(app: ASGIApp, settings: Settings, service: Callable[[], Service]) -> uvicorn.Config:
+    """Say how the application is served; `service` gives the running one, once it runs."""
+    most = most_connections(settings.max_connections)
+    return uvicorn.Config(
         app,
+        http=partial(Connection, service=service, most=most),  # type: ignore[arg-type]
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -102,6 +132,11 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> bool:
         # Connections that linger must leave time for saving.
         timeout_graceful_shutdown=DRAIN_SHARE * settings.drain_timeout,  # type: ignore[arg-type]
     )
+
+
+def run(app: FastAPI, settings: Settings, listener: socket.socket) -> bool:
+    """Serve on a bound socket until a signal; return whether all went well to the end."""
+    config = configure(app, settings, lambda: app.state.service)
     server = Server(config, lambda: getattr(app.state, "service", None))
     server.run(sockets=[listener])
     service = getattr(app.state, "service", None)

@@ -1,25 +1,41 @@
 """Every setting of the server, once: flag, TTC_ variable, default, bounds, help."""
 
+import os
+import re
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # Pillow refuses more by itself, with a limit of its own in the message.
 MOST_PIXELS = 178_956_970
+# Beyond these no setting means anything, and arithmetic or a timer would fail.
+MOST, MOST_BYTES, MOST_THREADS, DAY = 1_000_000, 1 << 40, 1024, 86_400
+FEWEST_TOKEN_CHARACTERS = 8
+# Of a refused value, in its sentence.
+MOST_CHARACTERS = 200
+_ORIGIN = re.compile(r"(?i)https?://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+# What it sets beside a Service named ttc.
+_OF_KUBERNETES = re.compile(r"TTC_(SERVICE_(HOST|PORT)|PORT_[0-9]+_)")
 
 
 class Settings(BaseSettings):
     """What `ttc serve` takes. A flag goes before its TTC_ variable, that before the default."""
 
-    model_config = SettingsConfigDict(env_prefix="TTC_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TTC_", frozen=True, extra="ignore", allow_inf_nan=False
+    )
 
     model: str = Field(
         "bundled",
+        min_length=1,
         description="bundled, torchvision/NAME, timm/NAME, cifar/NAME@FILE, module:factory",
     )
-    method: str = Field("ttc", description="source, norm, t3a, eta, tipi, tent, ttc, or a class")
+    method: str = Field(
+        "ttc", min_length=1, description="source, norm, t3a, eta, tipi, tent, ttc, or a class"
+    )
     set: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="a hyperparameter of the method; may be repeated"
     )
@@ -34,12 +50,20 @@ class Settings(BaseSettings):
     max_wait: float = Field(
         0.0, ge=0, le=60, description="seconds the oldest image waits for company on a free device"
     )
-    host: str = Field("127.0.0.1", description="address to listen on")
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    threads: int = Field(0, ge=0, description="torch's CPU threads; 0: torch's own choice")
-    token: str | None = Field(
-        None, min_length=8, description="bearer token that /predict and /reset then ask for"
+    device: str = Field("auto", min_length=1, description="auto, cpu, cuda or cuda:N")
+    threads: int = Field(
+        0, ge=0, le=MOST_THREADS, description="torch's CPU threads; 0: torch's own choice"
+    )
+    token: SecretStr | None = Field(
+        None, description="bearer token that /predict and /reset then ask for"
+    )
+    admin_token: SecretStr | None = Field(
+        None, description="bearer token that /reset asks for instead of --token"
+    )
+    token_reads: bool = Field(
+        False, description="/status and /metrics ask for one of the tokens too"
     )
     state_dir: Path | None = Field(
         None, description="where streams are saved, and come back from when they are asked for"
@@ -47,26 +71,39 @@ class Settings(BaseSettings):
     adapt: Literal["always", "idle", "never"] = Field(
         "always", description="learn from every batch, from those with none waiting, from none"
     )
-    max_streams: int = Field(1000, ge=1, description="streams in memory that adapt apart")
-    max_stream_bytes: int = Field(2 << 30, ge=1, description="bytes of their states in memory")
+    max_streams: int = Field(1000, ge=1, le=MOST, description="streams in memory that adapt apart")
+    max_stream_bytes: int = Field(
+        2 << 30, ge=1, le=MOST_BYTES, description="bytes of their states in memory"
+    )
     stream_expiry: float = Field(
         3600.0, gt=0, le=1e9, description="idle seconds after which an unsaved stream makes room"
     )
-    max_queue: int = Field(1000, ge=1, description="images that may wait")
+    max_connections: int = Field(1000, ge=1, le=MOST, description="open connections")
+    max_queue: int = Field(1000, ge=1, le=MOST, description="images that may wait")
     max_queue_bytes: int = Field(
-        512 << 20, ge=1, description="bytes of memory for requests and for decoding them"
+        512 << 20,
+        ge=1,
+        le=MOST_BYTES,
+        description="bytes of memory for requests and for decoding them",
     )
-    max_body: int = Field(32 << 20, ge=1, description="bytes of one request")
-    max_image_bytes: int = Field(10 << 20, ge=1, description="bytes of one image")
-    max_images: int = Field(1000, ge=1, description="images of one request")
+    max_body: int = Field(32 << 20, ge=1, le=MOST_BYTES, description="bytes of one request")
+    max_image_bytes: int = Field(10 << 20, ge=1, le=MOST_BYTES, description="bytes of one image")
+    max_images: int = Field(1000, ge=1, le=MOST, description="images of one request")
     max_pixels: int = Field(16_000_000, ge=1, le=MOST_PIXELS, description="pixels of one image")
-    max_side: int = Field(8192, ge=1, description="pixels along one side of an image")
+    max_side: int = Field(8192, ge=1, le=MOST, description="pixels along one side of an image")
     decode_threads: int = Field(2, ge=1, le=64, description="threads that decode images")
-    receive_timeout: float = Field(30.0, gt=0, description="seconds for a request to arrive whole")
-    drain_delay: float = Field(
-        0.0, ge=0, description="seconds between SIGTERM and refusing work, for load balancers"
+    receive_timeout: float = Field(
+        30.0, ge=0.1, le=DAY, description="seconds for a request to arrive whole"
     )
-    drain_timeout: float = Field(30.0, gt=0, description="seconds to end in after SIGTERM")
+    drain_delay: float = Field(
+        0.0,
+        ge=0,
+        le=DAY,
+        description="seconds between SIGTERM and refusing work, for load balancers",
+    )
+    drain_timeout: float = Field(
+        30.0, ge=0.1, le=DAY, description="seconds to end in after SIGTERM"
+    )
     log_format: Literal["text", "json"] = Field(
         "text", description="log lines to read, or one JSON object a line"
     )
@@ -85,12 +122,74 @@ class Settings(BaseSettings):
     @field_validator("set", "cors_origin", mode="before")
     @classmethod
     def _split_at_spaces(cls, value: object) -> object:
+        if isinstance(value, tuple):  # of a flag that was given several times, or once for none
+            return tuple(text for text in value if text)
         return tuple(value.split()) if isinstance(value, str) else value
+
+    @field_validator("state_dir", mode="before")
+    @classmethod
+    def _names_a_folder(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("a folder's name is expected")
+        return value
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _is_not_kubernetes(cls, value: object) -> object:
+        if isinstance(value, str) and "://" in value:
+            raise ValueError(
+                "a number is expected; Kubernetes sets TTC_PORT beside a Service named ttc: "
+                "say --port, or enableServiceLinks: false in the pod"
+            )
+        return value
+
+    @field_validator("token", "admin_token")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        text = value.get_secret_value()
+        if len(text) < FEWEST_TOKEN_CHARACTERS:
+            raise ValueError(f"at least {FEWEST_TOKEN_CHARACTERS} characters are expected")
+        if text != text.strip() or any(ord(each) < 32 or ord(each) == 127 for each in text):
+            raise ValueError("no line ends, control characters or spaces around it are accepted")
+        return value
+
+    @field_validator("token_reads")
+    @classmethod
+    def _has_a_token(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not (info.data.get("token") or info.data.get("admin_token")):
+            raise ValueError("it needs --token or --admin-token")
+        return value
+
+    @field_validator("cors_origin")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError("an origin is like https://cameras.example:8443")
+        return tuple(origin.lower() for origin in origins)
 
     @property
     def statistics(self) -> str | None:
         """Where BatchNorm statistics come from unless --set says so; None: as in the paper."""
         return None if self.paper else "moving"
+
+
+SECRETS = frozenset({"token", "admin_token"})
+"""The settings whose values are shown nowhere."""
+SWITCHES = frozenset(
+    name for name, field in Settings.model_fields.items() if field.annotation is bool
+)
+"""The settings that are on or off."""
+LISTS = frozenset({"set", "cors_origin"})
+"""The settings that may be given several times."""
+OPTIONAL = LISTS | {
+    name
+    for name, field in Settings.model_fields.items()
+    if field.default is None and type(None) in get_args(field.annotation)
+}
+"""The settings that may have no value."""
 
 
 def flag(name: str) -> str:
@@ -109,5 +208,19 @@ def read_settings(given: dict[str, object]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        came = "" if name == "token" else f"; got {first['input']!r}"  # not even a wrong one
-        raise ValueError(f"{flag(name)} (or TTC_{name.upper()}): {first['msg']}{came}.") from None
+        said = first["msg"].removeprefix("Value error, ")
+        # Not even a wrong secret is shown.
+        came = "" if name in SECRETS else f"; got {repr(first['input'])[:MOST_CHARACTERS]}"
+        raise ValueError(f"{flag(name)} (or TTC_{name.upper()}): {said}{came}.") from None
+
+
+def unknown_variables() -> dict[str, str | None]:
+    """The TTC_ variables that set nothing, each with the one that it may be meant to be."""
+    known = [f"TTC_{name.upper()}" for name in Settings.model_fields]
+    unknown = {}
+    for name in sorted(os.environ):
+        upper = name.upper()
+        if upper.startswith("TTC_") and upper not in known and not _OF_KUBERNETES.match(upper):
+            close = get_close_matches(upper, known, 1, cutoff=0.8)
+            unknown[name] = close[0] if close else None
+    return unknown

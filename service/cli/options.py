@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
-from service.settings import Settings, flag
+from service.settings import LISTS, OPTIONAL, SWITCHES, Settings, flag
 from ttc_core.files import check_regular
 
 # torch takes seconds to import: a verb imports what it needs, so that --help comes at once.
@@ -159,15 +159,30 @@ def settings_options(command: Command) -> Command:
     for name, field in reversed(Settings.model_fields.items()):
         default = "" if field.default in (None, (), "") else f"; default {field.default}"
         help_text = f"{field.description} [TTC_{name.upper()}{default}]"
-        several = name in ("set", "cors_origin")
-        if field.annotation is bool:
-            option = click.option(flag(name), name, is_flag=True, default=None, help=help_text)
+        no = f"--no-{name.replace('_', '-')}"
+        if name in SWITCHES:
+            option = click.option(f"{flag(name)}/{no}", name, default=None, help=help_text)
         else:
             option = click.option(
-                flag(name), name, multiple=several, metavar=_metavar(name), help=help_text
+                flag(name), name, multiple=name in LISTS, metavar=_metavar(name), help=help_text
             )
+        if name in OPTIONAL:
+            command = click.option(
+                no, f"no_{name}", is_flag=True, help=f"whatever TTC_{name.upper()} says: none"
+            )(command)
         command = option(command)
     return command
+
+
+def chosen_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """What the flags of `settings_options` say; settings that none of them names are left out."""
+    chosen = {name: given[name] for name in Settings.model_fields if given[name] not in (None, ())}
+    for name in OPTIONAL:
+        if given[f"no_{name}"]:
+            if name in chosen:
+                raise click.UsageError(f"{flag(name)} and --no-{flag(name)[2:]} contradict.")
+            chosen[name] = () if name in LISTS else None
+    return chosen
 
 
 def _metavar(name: str) -> str:

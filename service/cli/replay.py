@@ -21,6 +21,11 @@ from service.cli.options import (
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True)
 @click.option("--token", envvar="TTC_TOKEN", help="bearer token [TTC_TOKEN]")
 @click.option(
+    "--admin-token",
+    envvar="TTC_ADMIN_TOKEN",
+    help="bearer token for --reset-between [TTC_ADMIN_TOKEN]",
+)
+@click.option(
     "--mode",
     type=click.Choice(["lockstep", "closed", "open"]),
     default="lockstep",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from service.cli.options import load_model, pairs_of, settings_options
-from service.settings import Settings, flag, read_settings
+from service.cli.options import chosen_settings, load_model, pairs_of, settings_options
+from service.settings import SECRETS, Settings, flag, read_settings, unknown_variables
 from ttc_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def serve(**given: Any) -> None:
     from service import logs
 
     try:
-        settings = read_settings({k: v for k, v in given.items() if v not in (None, ())})
+        settings = read_settings(chosen_settings(given))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     logs.configure(settings.log_format)
@@ -57,9 +57,10 @@ def _serve(settings: Settings) -> None:
             ) from error
     try:
         listener = server.bind(settings.host, settings.port)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "that is no name of a host"
         raise click.ClickException(
-            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. "
+            f"Cannot listen on {settings.host[:100]}:{settings.port}: {reason}. "
             "Choose another with --port, or 0 for a free one."
         ) from error
     with listener:
@@ -102,8 +103,20 @@ def _introduce(settings: Settings, source: "Method") -> None:
     )
     used = ", ".join(f"{k}={v}" for k, v in getattr(source, "settings", {}).items())
     log.info("Method %s: %s", settings.method, used or "no settings")
-    chosen = settings.model_dump(exclude={"model", "method", "set", "token"}, mode="json")
+    chosen = settings.model_dump(exclude={"model", "method", "set", *SECRETS}, mode="json")
     log.info("Settings: %s", ", ".join(f"{flag(k)} {v}" for k, v in chosen.items()))
+    for name, meant in unknown_variables().items():
+        log.warning(f"{name} sets nothing here" + (f"; is {meant} meant?" if meant else "."))
+    if settings.max_body > settings.max_queue_bytes:
+        log.warning(
+            f"--max-queue-bytes {settings.max_queue_bytes} is less than --max-body "
+            f"{settings.max_body}: larger requests than that are never taken."
+        )
+    if settings.max_images > settings.max_queue:
+        log.warning(
+            f"--max-queue {settings.max_queue} is less than --max-images {settings.max_images}: "
+            "requests with more images than that are never taken."
+        )
     if settings.paper and settings.max_wait == 0:
         log.warning(
             "--paper needs full batches; images that come one by one are answered near "

@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 
 from service.metrics import versions
-from service.routes.context import ServiceNow, may_change, problems
+from service.routes.context import MAY_ADMINISTER, MAY_READ, ServiceNow, problems
 from service.schemas import (
     ALL_STREAMS,
     DEFAULT_STREAM,
@@ -16,11 +16,12 @@ from service.schemas import (
     StatusResponse,
     StreamStatus,
 )
+from service.settings import SECRETS
 
 router = APIRouter()
 
 
-@router.post("/reset", dependencies=[Depends(may_change)], responses=problems(401, 403, 422, 500))
+@router.post("/reset", dependencies=MAY_ADMINISTER, responses=problems(401, 500, 503))
 async def reset(
     service: ServiceNow,
     stream: Annotated[
@@ -32,11 +33,11 @@ async def reset(
     return ResetResponse(streams=names, discarded=Discarded(steps=steps, pending_batches=pending))
 
 
-@router.get("/status")
+@router.get("/status", dependencies=MAY_READ, responses=problems(401, 503))
 async def status(service: ServiceNow) -> StatusResponse:
     """Tell the model, the method with its hyperparameters, the streams, counters and events."""
     model, settings = service.source.model, service.settings
-    shown = settings.model_dump(mode="json", exclude={"token"})
+    shown = settings.model_dump(mode="json", exclude=set(SECRETS))
     return StatusResponse(
         ready=service.is_ready,
         idle=service.batcher.is_idle,

@@ -1,12 +1,14 @@
-"""GET /healthz, /readyz and /metrics: what machines ask."""
+"""GET /healthz, /readyz and /metrics: what machines ask; /docs and /openapi.json."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client.exposition import choose_encoder
 
 from service.errors import NotReady
-from service.routes.context import ServiceNow, problems
+from service.routes.context import MAY_READ, ServiceNow, problems
 from service.schemas import Health
 
 router = APIRouter()
@@ -26,7 +28,15 @@ async def readyz(service: ServiceNow) -> Health:
     return Health(status="ready")
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    dependencies=MAY_READ,
+    response_class=Response,
+    responses={
+        200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}},
+        **problems(401),
+    },
+)
 async def metrics(service: ServiceNow, accept: Annotated[str, Header()] = "") -> Response:
     """Prometheus text, or OpenMetrics if asked for."""
     service.metrics.queue_images.set(service.batcher.waiting_images)
@@ -34,3 +44,15 @@ async def metrics(service: ServiceNow, accept: Annotated[str, Header()] = "") ->
     service.metrics.batch_age.set(service.batcher.batch_age)
     encode, content_type = choose_encoder(accept)
     return Response(encode(service.metrics.registry), media_type=content_type)
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request) -> JSONResponse:
+    """The description of every route."""
+    return JSONResponse(request.app.openapi())
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> HTMLResponse:
+    """The same as a page."""
+    return get_swagger_ui_html(openapi_url="openapi.json", title=request.app.title)

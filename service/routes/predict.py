@@ -1,22 +1,25 @@
 """POST /predict: images in, flip-averaged predictions out, adaptation afterwards."""
 
+import json
 import time
 from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from service.engine import Answer
 from service.errors import OutOfRange
 from service.intake import Answered
-from service.routes.context import Service, ServiceNow, may_change, problems
+from service.routes.context import MAY_POST, Service, ServiceNow, problems
 from service.schemas import DEFAULT_STREAM, STREAM_PATTERN, EncodedImage, PredictResponse
+from service.settings import DAY
 from ttc_core.methods import Answers
 
 router = APIRouter()
 
+# Classes named in one answer, of all its images together: some 7 MB of text.
+MOST_SCORES = 100_000
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
 _REQUEST_BODY = {
     "required": True,
@@ -54,10 +57,18 @@ _REQUEST_BODY = {
 
 @router.post(
     "/predict",
-    dependencies=[Depends(may_change)],
+    dependencies=MAY_POST,
     responses={
-        200: {"model": PredictResponse},
-        **problems(400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504),
+        200: {
+            "model": PredictResponse,
+            "headers": {
+                "Server-Timing": {
+                    "description": "milliseconds in each stage",
+                    "schema": {"type": "string"},
+                }
+            },
+        },
+        **problems(401, 413, 415, 429, 500, 503, 504),
     },
     openapi_extra={"requestBody": _REQUEST_BODY},
 )
@@ -75,10 +86,15 @@ async def predict(
     label: Annotated[list[str] | None, Query(description="true class; one an image")] = None,
     timeout: Annotated[
         float | None,
-        Query(gt=0, allow_inf_nan=False, description="seconds after which not to run the request"),
+        Query(
+            gt=0,
+            le=DAY,
+            allow_inf_nan=False,
+            description="seconds after which not to run the request",
+        ),
     ] = None,
     learn: Annotated[bool, Query(description="false: answer only; nothing moves")] = True,
-) -> JSONResponse:
+) -> Response:
     """Classify one or many images.
 
     The answer comes before the model learns from the images; what it learned shows in the next.
@@ -87,9 +103,18 @@ async def predict(
     classes = service.source.model.classes
     if top_k > classes:
         raise OutOfRange(f"top_k must be 1 to {classes}, the number of classes; got {top_k}.")
+    named = {*request.headers.getlist("x-session-id"), *([stream] if stream else [])}
+    if len(named) > 1:
+        raise OutOfRange(f"The request names {len(named)} streams; at most one is accepted.")
     name = stream or x_session_id or DEFAULT_STREAM
     answered = await service.intake.predict(
-        request, stream=name, ids=id or [], labels=label or [], timeout=timeout, learn=learn
+        request,
+        stream=name,
+        ids=id or [],
+        labels=label or [],
+        timeout=timeout,
+        most_images=MOST_SCORES // top_k,
+        learn=learn,
     )
     # A large answer takes a while to build: not on the event loop.
     return await service.intake.in_pool(partial(_response, service, name, answered, top_k, learn))
@@ -97,27 +122,35 @@ async def predict(
 
 def _response(
     service: Service, stream: str, answered: Answered, top_k: int, learn: bool
-) -> JSONResponse:
+) -> Response:
     started = time.perf_counter()
     batches = [answer.answers for answer in answered.answers]
-    content = {
+    head = {
         "stream": stream,
         "method": service.settings.method,
         "version": _one_or_list(batches, [batch.version for batch in batches]),
         "batch_size": _one_or_list(batches, [len(batch.logits) for batch in batches]),
-        "predictions": [
+    }
+    # The encoder lets no other thread run until it is done: it gets one image at a time.
+    predictions = b",".join(
+        _json(
             _prediction(answer, identifier, top_k, service.source.model.class_names)
             | ({} if learn else {"selected": False})
-            for answer, identifier in zip(answered.answers, answered.upload.ids, strict=True)
-        ],
-    }
-    response = JSONResponse(content)
+        )
+        for answer, identifier in zip(answered.answers, answered.upload.ids, strict=True)
+    )
+    content = _json(head)[:-1] + b',"predictions":[' + predictions + b"]}"
+    response = Response(content, media_type="application/json")
     encode_seconds = time.perf_counter() - started
     service.metrics.stage_seconds.labels("encode").observe(encode_seconds)
     response.headers["Server-Timing"] = _server_timing(
         answered, encode_seconds, service.engine.last_adapt_seconds
     )
     return response
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _one_or_list(batches: list[Answers], values: list[int]) -> int | list[int]:

@@ -17,6 +17,7 @@ import uvicorn
 
 from service.app import build
 from service.replay import to_png
+from service.server import configure
 from service.settings import Settings
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.load import load
@@ -147,7 +148,7 @@ def serve(make_method):
         source = source or make_method(method, paper=chosen.paper)
         app = build(chosen, source)
         with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
-            server = ServerInThread(uvicorn.Config(wrap(app), log_config=None, access_log=False))
+            server = ServerInThread(configure(wrap(app), chosen, lambda: app.state.service))
             thread = threading.Thread(target=server.run, args=([listener],))
             thread.start()
             try:
@@ -187,3 +188,10 @@ def pictures():
 def labels():
     """The classes of `pictures`."""
     return open_data("bundled", Geometry(32)).open("clean", 5, limit=256).labels.tolist()
+
+
+@pytest.fixture(scope="module")
+def source_server(serve):
+    """A server whose answers never change, so that tests may share it."""
+    with serve(method="source", max_batch=8) as running:
+        yield running

@@ -33,6 +33,7 @@ DESIGN = {
     "ttc_http_requests_total": {"route", "method", "code"},
     "ttc_http_request_duration_seconds": {"route"},
     "ttc_http_requests_in_progress": set(),
+    "ttc_connections_closed_total": {"reason"},
     "ttc_images_total": set(),
     "ttc_rejected_images_total": {"reason"},
     "ttc_cancelled_images_total": set(),

@@ -124,7 +124,7 @@ def test_unknown_routes_and_methods_are_problems():
     assert Small().problem("/nowhere")[0]["status"] == 404
     document, headers = Small().problem(method="POST")
     assert document["status"] == 405
-    assert headers["allow"] == "GET"
+    assert headers["allow"] == "GET, HEAD, OPTIONS"
 
 
 def test_a_client_that_is_gone_is_counted_under_499():

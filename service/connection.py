@@ -1,0 +1,269 @@
+"""One client's connection: a limit in count and time on all that a stranger can hold of us.
+
+uvicorn parses with httptools and runs the application. Here is what it leaves open: heads without
+an end, connections that fall silent, answers nobody reads, offers of another protocol, and a
+problem document where the bytes are no HTTP.
+"""
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service import problems
+from service.errors import HeadTooLarge, ReceiveTimeout, Refused, Unreadable
+from service.middleware import CROWDED, request_id_of
+from service.routes.context import Service
+
+log = logging.getLogger(__name__)
+
+MOST_HEAD_BYTES = 64 << 10
+# Above the idle time of common load balancers, so that they close connections, not we.
+KEEP_ALIVE_SECONDS = 75
+# For an answer to be taken whole.
+SEND_SECONDS = 60.0
+# How long a refused client is listened to: closing at once would destroy the answer on its way.
+LINGER_SECONDS = 2.0
+CHECK_SECONDS = 1.0
+# Beyond the limit, for those that ask for health or metrics.
+SPARE_CONNECTIONS = 16
+_HOST = re.compile(rb"(\[[0-9A-Za-z:.%]+\]|[0-9A-Za-z._~%!$&'()*+;=-]*)(:[0-9]{0,5})?")
+# What a client says when it offers another protocol.
+_OFFERS = (b"upgrade", b"http2-settings")
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol within limits.
+
+    Args:
+        service: the running service.
+        most: connections at a time. One more has the longest silent one closed; where all are
+            being answered it may ask for health and metrics only.
+    """
+
+    def __init__(self, *, service: Callable[[], Service], most: int, **given: Any) -> None:
+        super().__init__(**given)
+        self._service, self._most = service(), most
+        self._since = self._all_sent = self.loop.time()
+        self._in_message = self._in_head = self._moved = self._refused = False
+        self._head_bytes = self._stray_bytes = 0
+
+    # Limits
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._since = self._all_sent = self.loop.time()
+        self._make_room()
+        self._watch()
+
+    @property
+    def _is_answered(self) -> bool:
+        """Whether a request that arrived whole has no answer yet: it is our turn."""
+        cycle = self.cycle
+        return bool(self.pipeline) or not (
+            cycle is None or cycle.response_complete or cycle.more_body
+        )
+
+    @property
+    def _others(self) -> "list[Connection]":
+        return [
+            each for each in self.connections if isinstance(each, Connection) and each is not self
+        ]
+
+    def _make_room(self) -> None:
+        if len(self.connections) <= self._most:
+            return
+        others = self._others
+        silent = [each for each in others if not each._is_answered]
+        crowd = len(others) + 1 > self._most + SPARE_CONNECTIONS
+        if silent and (crowd or len(others) - len(silent) < self._most):
+            min(silent, key=lambda each: each._since)._end("crowded")
+
+    def _watch(self) -> None:
+        """Look every moment whether the client has kept us waiting for too long."""
+        if self.parser is None:
+            return  # closed
+        receive_timeout = self._service.settings.receive_timeout
+        self.loop.call_later(min(CHECK_SECONDS, receive_timeout / 4), self._watch)
+        now = self.loop.time()
+        if self.transport.get_write_buffer_size() == 0:
+            self._all_sent = now
+        waited = now - self._since
+        if now - self._all_sent > SEND_SECONDS:
+            self._end("unread")
+        elif self._refused:
+            if waited > LINGER_SECONDS:
+                self.transport.abort()
+        elif self.pipeline or not (self.cycle is None or self.cycle.response_complete):
+            pass  # the application's limits hold
+        elif self._in_message:
+            if waited > receive_timeout:
+                if self._in_head:
+                    self._refuse(
+                        ReceiveTimeout(
+                            f"The request did not arrive whole in {receive_timeout:g} seconds."
+                        )
+                    )
+                    self._count("slow")
+                else:
+                    self._end("slow")
+        elif self.cycle is None:
+            if waited > receive_timeout:
+                self._end("silent")
+        elif waited > KEEP_ALIVE_SECONDS:
+            self.transport.close()
+
+    def _end(self, reason: str) -> None:
+        self.transport.abort()  # closing would wait for whatever it has not read
+        self._count(reason)
+
+    def _count(self, reason: str) -> None:
+        self._service.metrics.connections_closed.labels(reason).inc()
+        self._service.engine.events.note_repeated("connection_closed", reason=reason)
+
+    # Parsing
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if self._refused:
+            return
+        self._moved = False
+        while data:
+            try:
+                self.parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as offer:
+                data = self._head_without_offer() + data[offer.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn
+            except httptools.HttpParserError as error:
+                cause = error.__context__
+                self._refuse(
+                    cause
+                    if isinstance(cause, Refused)
+                    else Unreadable("The request is not HTTP/1.1 as RFC 9112 has it.")
+                )
+                return
+        # What brought neither a head's end nor a part of a body, the parser still holds.
+        self._stray_bytes = 0 if self._moved else self._stray_bytes + len(data)
+        if self._stray_bytes > MOST_HEAD_BYTES:
+            self._refuse(_head_too_large())
+
+    def _head_without_offer(self) -> bytes:
+        """The head just parsed, as of a client that speaks HTTP/1.1 alone (RFC 9110 §7.8)."""
+        version = self.parser.get_http_version().encode()
+        lines = [b" ".join((self.parser.get_method(), self.url, b"HTTP/" + version))]
+        lines += [
+            name + b": " + value
+            for name, value in self.headers
+            if name not in _OFFERS and name != b"connection"
+        ]
+        if not self.parser.should_keep_alive():
+            lines.append(b"connection: close")
+        return b"\r\n".join([*lines, b"", b""])
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_message = self._in_head = self._moved = True
+        self._head_bytes = 0
+        self._since = self.loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        self._count_head(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head(len(name) + len(value) + len(b": \r\n"))
+        if self._in_head:  # a trailer is no header: the application has read those already
+            super().on_header(name, value)
+
+    def _count_head(self, size_bytes: int) -> None:
+        self._head_bytes += size_bytes
+        if self._head_bytes > MOST_HEAD_BYTES:
+            raise _head_too_large()
+
+    def on_headers_complete(self) -> None:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise Unreadable("CONNECT is for proxies, and this is none.")
+        if self.parser.should_upgrade():
+            return  # to be parsed again
+        self._in_head, self._moved = False, True
+        self._check_host()
+        if self.url == b"*":
+            self.url = b"/*"
+        elif not self.url.startswith(b"/"):  # the absolute form, which may lack the path
+            parsed = httptools.parse_url(self.url)
+            self.url = (parsed.path or b"/") + (b"?" + parsed.query if parsed.query else b"")
+        if len(self.connections) > self._most:
+            answered = sum(each._is_answered for each in self._others)
+            self.scope["state"][CROWDED] = answered >= self._most
+        super().on_headers_complete()
+
+    def _check_host(self) -> None:
+        """RFC 9112 §3.2: whom the request is for is said once, and it is a host."""
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if not hosts and self.parser.get_http_version() == "1.0":
+            return
+        if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+            came = b", ".join(hosts)[:100].decode("latin-1")
+            raise Unreadable(
+                f"A request has one Host header, with a name or an address; got {came!r}."
+            )
+
+    def on_body(self, body: bytes) -> None:
+        self._moved = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        self._in_message, self._moved = False, True
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self._since = self.loop.time()
+        super().on_response_complete()
+
+    # Refusing what never becomes a request
+
+    def _refuse(self, error: Refused) -> None:
+        """Answer bytes that are no request, and listen no more."""
+        cycle = self.cycle
+        self._refused = True
+        self._since = self.loop.time()
+        if self._is_answered:
+            # It came behind a request that gets its answer first; then the connection ends.
+            cycle.keep_alive = False
+            return
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:
+                self.transport.abort()
+                return
+        given = dict(self.headers or ()).get(b"x-request-id", b"")
+        request_id = request_id_of(given.decode("latin-1"))
+        response = problems.refusal(error, request_id)
+        response.headers["X-Request-Id"] = request_id
+        response.headers["Cache-Control"] = "no-store"
+        response.headers["Connection"] = "close"
+        head = b"".join(name + b": " + value + b"\r\n" for name, value in response.raw_headers)
+        self.transport.write(
+            STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body)
+        )
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        status = str(response.status_code)
+        self._service.metrics.requests.labels("other", "other", status).inc()
+        fields = {"status": response.status_code, "request_id": request_id, "reason": str(error)}
+        log.info("no request", extra={"fields": fields})
+
+
+def _head_too_large() -> HeadTooLarge:
+    return HeadTooLarge(
+        f"The request line and headers have more than {MOST_HEAD_BYTES:,} bytes, the most accepted."
+    )

@@ -1,0 +1,159 @@
+"""What a stranger can hold of us has a limit in count and in time."""
+
+import contextlib
+import resource
+import socket
+import time
+
+import pytest
+
+from service import connection as module
+from service import server
+from tests.fixtures.wire import connect, read, status_of, talk
+
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+CLOSED = 'ttc_connections_closed_total{{reason="{}"}}'
+
+
+@pytest.fixture(scope="module")
+def hasty(serve):
+    """A server that waits for a fifth of a second only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "KEEP_ALIVE_SECONDS", 0.4)
+        patch.setattr(module, "SEND_SECONDS", 0.4)
+        patch.setattr(module, "LINGER_SECONDS", 0.2)
+        with serve(method="source", receive_timeout=0.2) as running:
+            yield running
+
+
+@pytest.mark.parametrize(
+    ("begun", "reason", "status"),
+    [
+        pytest.param(b"", "silent", None, id="nothing"),
+        pytest.param(b"\r\n", "silent", None, id="empty-lines"),
+        pytest.param(b"GET /heal", "slow", 408, id="half-a-line"),
+        pytest.param(HEALTH[:-2], "slow", 408, id="half-a-head"),
+        pytest.param(HEALTH + b"POST /reset HT", "slow", 200, id="half-a-second-head"),
+        pytest.param(
+            b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf",
+            "slow",
+            404,
+            id="half-a-body-that-nobody-reads",
+        ),
+    ],
+)
+def test_a_connection_that_falls_silent_is_closed(hasty, begun, reason, status):
+    """Whatever it has sent before; it is counted, and told why where it began to ask."""
+    before = hasty.metric(CLOSED.format(reason))
+    answer = talk(hasty.url, begun)
+    assert (status_of(answer) if answer else None) == status
+    hasty.wait_for(lambda: hasty.metric(CLOSED.format(reason)) == before + 1)
+    assert any(each["event"] == "connection_closed" for each in hasty.status()["events"])
+
+
+@pytest.mark.parametrize(
+    "bit", [b"a", b"X: a\r\n", b"\r\n"], ids=["letters", "headers", "empty-lines"]
+)
+def test_bytes_that_dribble_do_not_keep_a_connection(hasty, bit):
+    """The limit is that of the whole request, not of the time between two bytes."""
+    with connect(hasty.url) as connection:
+        deadline = time.monotonic() + 20
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"" if bit == b"\r\n" else HEALTH[:-2])
+            while time.monotonic() < deadline:
+                connection.sendall(bit)
+                time.sleep(0.05)
+        assert time.monotonic() < deadline
+
+
+def test_an_idle_connection_ends_after_its_answer(hasty):
+    """Also if empty lines, which HTTP ignores, keep coming."""
+    with connect(hasty.url) as connection:
+        connection.sendall(HEALTH)
+        assert status_of(read(connection, until=b"alive")) == 200
+        deadline = time.monotonic() + 20
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < deadline:
+                connection.sendall(b"\r\n")
+                time.sleep(0.05)
+        assert time.monotonic() < deadline
+
+
+def test_an_answer_that_nobody_reads_is_given_up(hasty):
+    """A client that asks and asks and reads nothing; the answers are more than buffers hold."""
+    before = hasty.metric(CLOSED.format("unread"))
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = hasty.url.removeprefix("http://").split(":")
+        connection.connect((host, int(port)))
+        connection.settimeout(0.5)
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+        hasty.wait_for(lambda: hasty.metric(CLOSED.format("unread")) == before + 1)
+
+
+def test_a_slow_upload_within_its_time_is_answered(serve, pictures):
+    """The limits meet strangers, not cameras on a poor line."""
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: "
+    with serve(method="source") as running, connect(running.url) as connection:
+        for part in (head, b"%d\r\n\r\n" % len(pictures[0]), pictures[0][:9], pictures[0][9:]):
+            time.sleep(0.05)
+            connection.sendall(part)
+        assert status_of(read(connection)) == 200
+
+
+def test_the_oldest_silent_connection_makes_room(serve):
+    """One more than --max-connections is taken, and health is answered however many are silent."""
+    with serve(method="source", max_connections=8) as running, contextlib.ExitStack() as stack:
+        held = [stack.enter_context(connect(running.url)) for _ in range(40)]
+        for number, each in enumerate(held):
+            with contextlib.suppress(ConnectionError):
+                if number % 2:
+                    each.sendall(HEALTH[:-2])
+        assert status_of(talk(running.url, HEALTH, until=b"alive")) == 200
+        assert running.metric(CLOSED.format("crowded")) >= 32
+        assert read(held[0]) == b""  # the oldest is gone
+
+
+def test_connections_at_work_stay_and_health_is_answered_beside_them(serve, held, pictures):
+    """Where nobody is silent, others are told to come back; none loses its answer."""
+    source, gates = held("source")
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    request = head % len(pictures[0]) + pictures[0]
+    with (
+        serve(source=source, method="source", max_connections=2) as running,
+        contextlib.ExitStack() as stack,
+    ):
+        running.http.close()  # it is a connection too
+        gates.predict.clear()
+        try:
+            working = [stack.enter_context(connect(running.url)) for _ in range(2)]
+            for each in working:
+                each.sendall(request)
+            waiting = running.service.batcher
+            running.wait_for(lambda: waiting.waiting_images + gates.predicting.is_set() >= 2)
+            assert status_of(talk(running.url, HEALTH, until=b"alive")) == 200
+            status = HEALTH.replace(b"healthz", b"status")
+            refused = talk(running.url, status)
+            assert status_of(refused) == 503
+            assert b"retry-after: 1" in refused.lower()
+        finally:
+            gates.open()
+        assert [status_of(read(each)) for each in working] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "kept"), [(4096, 4096, 1000), (200, 4096, 1000), (200, 200, None)]
+)
+def test_connections_stay_below_the_descriptors(monkeypatch, caplog, soft, hard, kept):
+    """The soft limit is raised if it may be; else there are fewer, and the log says so."""
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: limits.append(both))
+    most = server.most_connections(1000)
+    if kept is None:
+        assert 1 <= most < 200 - server.SPARE_DESCRIPTORS
+        assert "ulimit -n" in caplog.text
+    else:
+        assert most == kept
+        assert limits[-1][0] > 1000

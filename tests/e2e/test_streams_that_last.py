@@ -1,0 +1,71 @@
+"""What outlives a request: streams over restarts, and their bound."""
+
+import pytest
+
+from tests.fixtures.methods import Plain
+from tests.fixtures.requests import ask
+
+
+@pytest.mark.parametrize("name", ["default", "a.b:c-d", "..", "."])
+def test_a_stream_goes_on_where_it_stood_after_a_restart(
+    serve, make_method, pictures, tmp_path, name
+):
+    """With a state folder, the answers after a restart are those of a server that never ended."""
+    stream = {"stream": name}
+    with serve(
+        source=make_method("ttc", samples_per_step=16), state_dir=tmp_path, max_batch=8
+    ) as running:
+        for at in range(0, 24, 8):
+            ask(running, pictures[at : at + 8], params=stream)
+        ask(running, pictures[:8], params={"stream": "other"})
+    with serve(source=make_method("ttc", samples_per_step=16), max_batch=8) as running:
+        for at in range(0, 24, 8):
+            ask(running, pictures[at : at + 8], params=stream)
+        unbroken = ask(running, pictures[24:32], params=stream)
+    with serve(
+        source=make_method("ttc", samples_per_step=16), state_dir=tmp_path, max_batch=8
+    ) as running:
+        status = running.status()
+        assert (status["streams"], status["saved_streams"]) == ({}, 2)
+        resumed = ask(running, pictures[24:32], params=stream)
+        assert running.status()["saved_streams"] == 1
+    assert resumed == unbroken
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_a_state_of_another_method_is_left_aside(serve, pictures, tmp_path):
+    """The stream starts at the source, the service starts, and the file is kept for its owner."""
+    with serve(method="ttc", state_dir=tmp_path, max_batch=64) as running:
+        ask(running, pictures[:8])
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    with serve(method="tent", state_dir=tmp_path) as running:
+        for name in ("default", "broken"):
+            ask(running, pictures[:1], params={"stream": name})
+    assert {path.name for path in tmp_path.glob("*.rejected")} == {
+        *("default.rejected", "broken.rejected")
+    }
+
+
+def test_streams_are_bounded(serve, pictures):
+    """A new stream beyond --max-streams is refused; those that are there go on."""
+    with serve(method="source", max_streams=2) as running:
+        for name in ("a", "b"):
+            ask(running, pictures[:1], params={"stream": name})
+        problem = ask(running, pictures[:1], expect=429, params={"stream": "c"})
+        assert "2 streams" in problem["detail"]
+        assert problem["title"] == "Too many streams"
+        assert running.metric('ttc_rejected_images_total{reason="streams"}') == 1
+        ask(running, pictures[:1], params={"stream": "a"})
+        running.at_rest()
+        running.http.post("/reset?stream=b")  # which frees its place
+        ask(running, pictures[:1], params={"stream": "c"})
+
+
+def test_a_method_with_the_verbs_alone_is_served(serve, make_method, pictures):
+    """Version, settings, selection and the option not to learn are a method's own business."""
+    with serve(source=Plain(make_method("source").model), method="mine:Plain") as running:
+        ask(running, pictures[:4])
+        status = running.at_rest()
+    assert [event["event"] for event in status["events"]] == ["started"]
+    assert status["streams"]["default"]["batches"] == 1
+    assert status["settings"]["method"] == {}
