@@ -73,12 +73,12 @@ class Door:
         self.intake = Intake(
             Settings(**settings),
             SimpleNamespace(size=size, crop=None, classes=10),
-            SimpleNamespace(admit=lambda stream: None),
+            SimpleNamespace(admit=lambda *_: None, release=lambda _: None),
             batcher,
             Metrics(CollectorRegistry(), classes=10, model={}),
         )
 
-    def _enter(self, stream, *, deadline):
+    def _enter(self, stream, *, deadline, learn):
         self.places.append(Place())
         return self.places[-1]
 
@@ -101,7 +101,12 @@ class Door:
         scope = {"type": "http", "headers": [*named, *headers], "method": "POST", "path": "/"}
         before = len(self.places)
         await self.intake.predict(
-            Request(scope, receive), stream="default", ids=[], labels=[], timeout=None
+            Request(scope, receive),
+            stream="default",
+            ids=[],
+            labels=[],
+            timeout=None,
+            most_images=1000,
         )
         return [image.pixels for image in self.places[before].items]
 
