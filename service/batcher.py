@@ -21,7 +21,7 @@ from service.errors import (
     Refused,
     TooLarge,
 )
-from ttc_core.errors import told
+from ttc_core.errors import UserError, told
 
 log = logging.getLogger(__name__)
 
@@ -525,7 +525,9 @@ class Batcher(Generic[Item, Answer]):
             if len(batch.parts) > 1:
                 return False
             log.error("the model failed on a request of stream %s: %s", batch.stream, told(error))
-            await self._fail_culprit(batch, PredictionFailed("the model failed on it."))
+            # A network's failure comes with a sentence; anything else is for the log alone.
+            sentence = str(error) if isinstance(error, UserError) else "the model failed on it."
+            await self._fail_culprit(batch, PredictionFailed(sentence))
             return True
         failed = [index for index, row in enumerate(rows) if isinstance(row, Refused)]
         if failed and len(batch.parts) > 1:

@@ -190,8 +190,8 @@ class SourceModel:
         try:
             with Routing(self.batch_norms, look), _without_checkpoints():
                 logits = torch.func.functional_call(self.module, own, (inputs,), tie_weights=False)
-        except KeyboardInterrupt:
-            raise
+        except (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
+            raise  # fewer images may fit
         except BaseException as error:  # a network of somebody's own may raise anything
             raise ModelError(
                 f"The network failed on {_described(inputs)}: {told(error)}."
