@@ -157,7 +157,7 @@ def test_a_limit_takes_the_first_images_of_an_endless_factory(factories):
 def test_a_factory_that_ends_the_process_does_not(factories):
     """A sentence, as for every other failure."""
     factories(make=ends_the_process)
-    with pytest.raises(DataError, match="failed: SystemExit: 3"):
+    with pytest.raises(DataError, match="SystemExit: 3"):
         open_data("my_data:make", AS_IT_IS)
 
 
