@@ -326,14 +326,16 @@ class Engine:
         record = answered.record
         if not answered.said.sound.all():
             outcome = Adaptation(skipped="non_finite")  # it answers nobody, and moves nothing
-        elif not self._streams.keep(stream, record):
-            outcome = Adaptation(skipped="shed")
         else:
             record.images += len(answered.labels)
             record.batches += 1
-            outcome = self._learn(stream, record, answered.said.prediction, learn)
-            record.take_note()
-            self._streams.measure(stream)
+            if self._streams.keep(stream, record):
+                outcome = self._learn(stream, record, answered.said.prediction, learn)
+                record.take_note()
+                self._streams.measure(stream)
+            else:
+                outcome = Adaptation(skipped="shed")
+                self.events.note_repeated("skipped", stream=stream, reason="no memory for it")
         self._metrics.count_adaptation(outcome)
         if outcome.skipped not in (None, "shed", "failed"):  # policy, or told already
             self.events.note_repeated("skipped", stream=stream, reason=outcome.skipped)

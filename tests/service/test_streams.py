@@ -264,6 +264,24 @@ def test_a_stream_that_grows_takes_the_room_of_others(engine, tmp_path, source):
     assert table.streams["large"].bytes > 20_000
 
 
+def test_streams_that_fill_the_bytes_are_answered_and_learn_no_more(engine, clock, source):
+    """None has to go without answers for an hour because all have grown; a new one has."""
+    table = engine(source=Growing(source.model), max_stream_bytes=20_000)
+    for _ in range(6):
+        for name in ("a", "b"):
+            request(table, name)
+    sizes = [record.bytes for record in table.streams.values()]
+    assert 20_000 < sum(sizes) < 30_000
+    assert [record.images for record in table.streams.values()] == [24, 24]
+    assert table._metrics.skipped.labels("shed")._value.get() > 2
+    with pytest.raises(TooManyStreams, match="bytes"):
+        table.admit("c")
+    clock.now += 3601
+    request(table, "a")
+    assert table.streams["a"].bytes > sizes[0]
+    assert list(table.streams) == ["a"]
+
+
 # What lasts
 
 
@@ -410,6 +428,29 @@ def refuse_to_open(refused):
         return real(path, *arguments, **options)
 
     return open_file
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError, StopIteration])
+def test_a_users_method_that_cannot_take_up_what_it_saved_starts_at_the_source(
+    engine, tmp_path, monkeypatch, error
+):
+    """Whatever it raises when asked for its state: the file stays, and is not written over."""
+    first = engine(tmp_path)
+    request(first, "gate")
+    assert stop(first)
+    second = engine(tmp_path)
+
+    def state(self):
+        raise error("its own database is away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(second._source), "state", state)
+        request(second, "gate")
+    (event,) = events(second, "rejected")
+    assert "its own database is away" in event["reason"]
+    saved = (tmp_path / "gate.safetensors").read_bytes()
+    assert stop(second)
+    assert (tmp_path / "gate.rejected").read_bytes() == saved
 
 
 def test_each_rejected_state_is_kept(engine, tmp_path):
