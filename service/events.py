@@ -63,7 +63,7 @@ class Events:
             level, message or event, exc_info=error, extra={"fields": {"event": event, **fields}}
         )
 
-    def note_repeated(self, event: str, **fields: Any) -> None:
+    def note_repeated(self, event: str, *, level: int = logging.INFO, **fields: Any) -> None:
         """Keep and log what may happen with every batch.
 
         What is the same within a minute is one entry with a `count`. The log has the first at
@@ -74,7 +74,7 @@ class Events:
         with self._lock:
             count, fields = self._repeat(event, _cut(fields))
         if count:
-            log.info(event, extra={"fields": {"event": event, **fields, "count": count}})
+            log.log(level, event, extra={"fields": {"event": event, **fields, "count": count}})
 
     def _repeat(self, event: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Note it once more; return how many the log is to be told of, and what it may tell."""

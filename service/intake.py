@@ -229,8 +229,7 @@ class Intake:
         if len(stated) > 1:
             raise Unreadable(f"The request has {len(stated)} Content-Types; send one.")
         content_type = stated[0] if stated else None
-        needed = await self.in_pool(lambda: memory_to_parse(body, content_type))
-        async with self._lend(needed, hold):
+        async with self._lend(memory_to_parse(body, content_type), hold):
             upload = await self.in_pool(
                 lambda: parse_upload(
                     body,

@@ -262,7 +262,7 @@ class Streams:
 
     def _make_room(self, name: str, size: int) -> bool:
         """Let others go until a stream has `size` bytes more; return whether it has."""
-        count = len(self._records | {name: None})
+        count = len(self._records) + (name not in self._records)
         total = self.bytes + size
         failures = 0
         for other, record in list(self._records.items()):
@@ -352,7 +352,8 @@ class Streams:
                 record.misplaced = False
             self._folder.save(name, record.method)
         except Exception as error:  # a user's own method may raise anything
-            self._events.note("not_saved", level=logging.ERROR, stream=name, reason=_reason(error))
+            reason = _reason(error)
+            self._events.note_repeated("not_saved", level=logging.ERROR, stream=name, reason=reason)
             return False
         self._undead.discard(name)
         return True

@@ -376,11 +376,13 @@ def test_what_cannot_be_saved_keeps_its_place(engine, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(TooManyStreams):
-            request(table, "b")
+        for newcomer in ("b", "c", "b"):
+            with pytest.raises(TooManyStreams):
+                request(table, newcomer)
         assert table.streams["a"].method is learned
         assert not list(tmp_path.glob("*.safetensors*"))
-        assert events(table, "not_saved")[0]["reason"] == "No space left on device"
+        (event,) = events(table, "not_saved")
+        assert (event["reason"], event["count"]) == ("No space left on device", 3)
     request(table, "b")
     assert list(table.streams) == ["b"]
 
