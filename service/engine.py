@@ -24,7 +24,7 @@ from torch import Tensor
 from service import tracing
 from service.errors import PredictionFailed, Refused, StateNotRemoved
 from service.events import Events
-from service.metrics import Metrics, sound_rows, versions
+from service.metrics import Metrics, versions
 from service.state_folder import StateFolder
 from service.streams import StreamRecord, Streams
 from ttc_core.errors import told
@@ -87,6 +87,12 @@ def _contained(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if ordinary and not isinstance(error, StopIteration | CancelledError):
             raise
         raise RuntimeError(told(error)) from error
+
+
+def _sound_rows(answers: Answers) -> NDArray[np.bool_]:
+    """(N,) which rows are answers: all their numbers are finite."""
+    table = (answers.logits, answers.probabilities, answers.entropy[:, None])
+    return np.asarray(np.isfinite(np.concatenate(table, axis=1)).all(axis=1))
 
 
 def _takes_learn(verb: Callable[..., Any]) -> bool:
@@ -304,7 +310,7 @@ class Engine:
                 f"int; got logits, probabilities, entropy and selected of shapes {shapes} and a "
                 f"version that is {type(answers.version).__name__}"
             )
-        return _Pass(prediction, answers, sound_rows(answers))
+        return _Pass(prediction, answers, _sound_rows(answers))
 
     def _put_back(self, stream: str, record: StreamRecord, source: Method) -> None:
         """Give a stream that cannot go on a method at the source."""

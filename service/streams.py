@@ -131,7 +131,7 @@ class Streams:
         """
         with self._lock:
             if not self._has_room(name):
-                raise self._refusal(wait(), saves=self._saves)
+                raise self._refusal(name, wait(), saves=self._saves)
             self._pins[name] += 1
 
     def release(self, name: str) -> None:
@@ -167,7 +167,7 @@ class Streams:
     def _saves(self) -> bool:
         return self._folder is not None and self._folder.problem is None
 
-    def _refusal(self, wait: float, *, saves: bool) -> TooManyStreams:
+    def _refusal(self, refused: str, wait: float, *, saves: bool) -> TooManyStreams:
         now = time.monotonic()
         idle = [
             record.used + self._expiry - now
@@ -175,7 +175,7 @@ class Streams:
             if name not in self._pins
         ]
         seconds = max(1.0, math.ceil(wait if saves else min([*idle, wait + self._expiry])))
-        count = len(self._records.keys() | self._pins.keys())
+        count = len((self._records.keys() | self._pins.keys()) - {refused})
         total = sum(record.bytes for record in self._records.values())
         held = (
             f"There are {count:,} streams already, the most that are kept"
@@ -202,7 +202,7 @@ class Streams:
         size = 0 if self._folder is None else self._folder.size(name)
         if self._pins[name] and not self._make_room(name, max(self._fresh_bytes, size)):
             with self._lock:
-                raise self._refusal(wait=1.0, saves=False)
+                raise self._refusal(name, 1.0, saves=False)
         return self.load(name)
 
     def keep(self, name: str, record: StreamRecord) -> bool:
