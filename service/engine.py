@@ -282,7 +282,7 @@ class Engine:
             if record.is_new:
                 raise
         if said is None:
-            with contextlib.suppress(Exception):  # a want of memory, say, may be over
+            with contextlib.suppress(Exception):  # what was the matter may be over
                 said = _contained(self._run, record.method, images, learn)
         if said is not None and (said.sound.any() or record.is_new):
             return said
@@ -419,7 +419,8 @@ class Engine:
                 names = self._streams.names()
             except OSError as error:
                 names, problem = list(self.streams), f"the state folder: {error.strerror}"
-        if self._answered is not None and self._answered.stream in names:
+        # One that is answered and not yet adapted may stand in no table.
+        if self._answered is not None and stream in (None, self._answered.stream):
             self._count(self._answered)
             self._answered = None
         known = [name for name in names if name in self._streams]
