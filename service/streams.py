@@ -178,7 +178,7 @@ class Streams:
         count = len((self._records.keys() | self._pins.keys()) - {refused})
         total = sum(record.bytes for record in self._records.values())
         held = (
-            f"There are {count:,} streams already, the most that are kept"
+            f"There are {self._most:,} streams already, the most that are kept"
             if count >= self._most
             else f"The {count:,} streams take {total:,} of the {self._most_bytes:,} bytes for them"
         )

@@ -150,6 +150,17 @@ def test_who_is_refused_late_is_not_among_those_that_are_there(engine):
     asyncio.run(walk())
 
 
+def test_those_that_will_make_room_are_not_counted_beside_those_they_make_it_for(engine, tmp_path):
+    """A refusal tells the places there are, also while newcomers are on their way to them."""
+    table = engine(tmp_path, max_streams=2)
+    for name in ("a", "b"):
+        request(table, name)
+    for name in ("c", "d"):
+        table.admit(name)
+    with pytest.raises(TooManyStreams, match="There are 2 streams already"):
+        table.admit("e")
+
+
 def test_bytes_are_bounded_beside_the_count(engine, tmp_path, source):
     """Room is made as for the count; a lone stream may be as large as it is."""
     one = streams_module._state_bytes(source)
