@@ -33,8 +33,6 @@ AdaptPolicy = Literal["always", "idle", "never"]
 DELIVERY_SECONDS = 0.05
 # A pass that takes longer will not end: nobody is kept waiting for it.
 HUNG_SECONDS = 300.0
-# Later deadlines are as good as none, and clocks cannot count so far.
-LONGEST_DEADLINE = 1e6
 # A batch at hand that takes so many times its like's time may have hung, and tells no more.
 MOST_SLOWER = 10.0
 # While batches of one size only have been seen: how many images a pass itself is worth.
@@ -102,9 +100,7 @@ class Place(Generic[Item, Answer]):
         loop = asyncio.get_running_loop()
         self._done: asyncio.Future[list[Answer]] = loop.create_future()
         if deadline is not None:
-            # What is no number has passed already.
-            wait = min(max(0.0, deadline - arrived), LONGEST_DEADLINE)
-            timer = loop.call_later(wait, self._expire)
+            timer = loop.call_later(max(0.0, deadline - arrived), self._expire)
             self._done.add_done_callback(lambda _: timer.cancel())
 
     def count(self, images: int) -> None:

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -208,7 +209,7 @@ class Connection(HttpToolsProtocol):
         hosts = [value for name, value in self.headers if name == b"host"]
         if not hosts and self.parser.get_http_version() == "1.0":
             return
-        if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+        if len(hosts) != 1 or not _is_host(hosts[0]):
             came = b", ".join(hosts)[:100].decode("latin-1")
             raise Unreadable(
                 f"A request has one Host header, with a name or an address; got {came!r}."
@@ -261,6 +262,14 @@ class Connection(HttpToolsProtocol):
         self._service.metrics.requests.labels("other", "other", status).inc()
         fields = {"status": response.status_code, "request_id": request_id, "reason": str(error)}
         log.info("no request", extra={"fields": fields})
+
+
+def _is_host(text: bytes) -> bool:
+    try:
+        urlsplit(b"//" + text)  # whoever asks for the request's URL does so, and it may raise
+    except ValueError:
+        return False
+    return bool(_HOST.fullmatch(text))
 
 
 def _head_too_large() -> HeadTooLarge:

@@ -24,7 +24,7 @@ from torch import Tensor
 from service import tracing
 from service.errors import PredictionFailed, Refused, StateNotRemoved
 from service.events import Events
-from service.metrics import Metrics, sound_rows, versions
+from service.metrics import Metrics, versions
 from service.state_folder import StateFolder
 from service.streams import StreamRecord, Streams
 from ttc_core.errors import told
@@ -87,6 +87,12 @@ def _contained(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if ordinary and not isinstance(error, StopIteration | CancelledError):
             raise
         raise RuntimeError(told(error)) from error
+
+
+def _sound_rows(answers: Answers) -> NDArray[np.bool_]:
+    """(N,) which rows are answers: all their numbers are finite."""
+    table = (answers.logits, answers.probabilities, answers.entropy[:, None])
+    return np.asarray(np.isfinite(np.concatenate(table, axis=1)).all(axis=1))
 
 
 def _takes_learn(verb: Callable[..., Any]) -> bool:
@@ -276,7 +282,7 @@ class Engine:
             if record.is_new:
                 raise
         if said is None:
-            with contextlib.suppress(Exception):  # a want of memory, say, may be over
+            with contextlib.suppress(Exception):  # what was the matter may be over
                 said = _contained(self._run, record.method, images, learn)
         if said is not None and (said.sound.any() or record.is_new):
             return said
@@ -304,7 +310,7 @@ class Engine:
                 f"int; got logits, probabilities, entropy and selected of shapes {shapes} and a "
                 f"version that is {type(answers.version).__name__}"
             )
-        return _Pass(prediction, answers, sound_rows(answers))
+        return _Pass(prediction, answers, _sound_rows(answers))
 
     def _put_back(self, stream: str, record: StreamRecord, source: Method) -> None:
         """Give a stream that cannot go on a method at the source."""
@@ -326,14 +332,16 @@ class Engine:
         record = answered.record
         if not answered.said.sound.all():
             outcome = Adaptation(skipped="non_finite")  # it answers nobody, and moves nothing
-        elif not self._streams.keep(stream, record):
-            outcome = Adaptation(skipped="shed")
         else:
             record.images += len(answered.labels)
             record.batches += 1
-            outcome = self._learn(stream, record, answered.said.prediction, learn)
-            record.take_note()
-            self._streams.measure(stream)
+            if self._streams.keep(stream, record):
+                outcome = self._learn(stream, record, answered.said.prediction, learn)
+                record.take_note()
+                self._streams.measure(stream)
+            else:
+                outcome = Adaptation(skipped="shed")
+                self.events.note_repeated("skipped", stream=stream, reason="no memory for it")
         self._metrics.count_adaptation(outcome)
         if outcome.skipped not in (None, "shed", "failed"):  # policy, or told already
             self.events.note_repeated("skipped", stream=stream, reason=outcome.skipped)
@@ -411,7 +419,8 @@ class Engine:
                 names = self._streams.names()
             except OSError as error:
                 names, problem = list(self.streams), f"the state folder: {error.strerror}"
-        if self._answered is not None and self._answered.stream in names:
+        # One that is answered and not yet adapted may stand in no table.
+        if self._answered is not None and stream in (None, self._answered.stream):
             self._count(self._answered)
             self._answered = None
         known = [name for name in names if name in self._streams]

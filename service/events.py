@@ -1,6 +1,7 @@
 """What happened to the service and its streams: kept for /status, and written to the log."""
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ class Events:
     def __init__(self) -> None:
         self._kept: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
         self._repeated: dict[tuple[object, ...], _Repeated] = {}
+        self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(list(self._kept))
@@ -61,7 +63,7 @@ class Events:
             level, message or event, exc_info=error, extra={"fields": {"event": event, **fields}}
         )
 
-    def note_repeated(self, event: str, **fields: Any) -> None:
+    def note_repeated(self, event: str, *, level: int = logging.INFO, **fields: Any) -> None:
         """Keep and log what may happen with every batch.
 
         What is the same within a minute is one entry with a `count`. The log has the first at
@@ -69,8 +71,14 @@ class Events:
         after its last line are counted in `/status` and the metric alone. Of more than
         MOST_REPEATED that differ within a minute, the further ones are one entry without fields.
         """
+        with self._lock:
+            count, fields = self._repeat(event, _cut(fields))
+        if count:
+            log.log(level, event, extra={"fields": {"event": event, **fields, "count": count}})
+
+    def _repeat(self, event: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Note it once more; return how many the log is to be told of, and what it may tell."""
         now = time.monotonic()
-        fields = _cut(fields)
         key: tuple[object, ...] = (event, *sorted(fields.items()))
         if key not in self._repeated and len(self._repeated) >= MOST_REPEATED:
             # They stand in the order in which they were logged: the first that is young ends it.
@@ -82,11 +90,10 @@ class Events:
         if last is not None and not self._is_old(key, now):
             last.entry["count"] += 1
             last.untold += 1
-            return
+            return 0, fields
         self._repeated.pop(key, None)
         self._repeated[key] = _Repeated(self._keep(event, {**fields, "count": 1}), now)
-        count = 1 + (last.untold if last is not None else 0)
-        log.info(event, extra={"fields": {"event": event, **fields, "count": count}})
+        return 1 + (last.untold if last is not None else 0), fields
 
     def _is_old(self, key: tuple[object, ...], now: float) -> bool:
         return now - self._repeated[key].logged >= REPEAT_SECONDS

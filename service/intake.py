@@ -137,10 +137,10 @@ class Intake:
         request.scope[NOTES] = notes
         try:
             self._batcher.check_open()
-            if learn:
+            body = await self._receive(request, hold)
+            if learn:  # nobody holds a stream's place by sending slowly
                 self._engine.admit(stream, self._batcher.retry_after)
                 hold.admitted = True
-            body = await self._receive(request, hold)
             place = self._batcher.enter(stream, deadline=deadline, learn=learn)
             request.scope[DELIVERED] = place.delivered.set
             upload = await self._parse(request, body, ids, labels, hold)
@@ -182,7 +182,7 @@ class Intake:
             forward_seconds=max(answer.forward_seconds for answer in answers),
         )
 
-    async def _receive(self, request: Request, hold: "_Hold") -> bytearray:
+    async def _receive(self, request: Request, hold: _Hold) -> bytearray:
         """Read the request's body, within the limits of size, memory and time, and unpack it."""
         limit = self._settings.max_body
         coded = codings(", ".join(request.headers.getlist("content-encoding")))
@@ -205,7 +205,7 @@ class Intake:
             ) from None
         return await self._gunzip(body, hold) if coded else body
 
-    async def _gunzip(self, body: bytearray, hold: "_Hold") -> bytearray:
+    async def _gunzip(self, body: bytearray, hold: _Hold) -> bytearray:
         content, limit = bytearray(), self._settings.max_body
         pieces = gunzip(body)
         while True:
@@ -223,7 +223,7 @@ class Intake:
         return content
 
     async def _parse(
-        self, request: Request, body: Buffer, ids: list[str], labels: list[str], hold: "_Hold"
+        self, request: Request, body: Buffer, ids: list[str], labels: list[str], hold: _Hold
     ) -> Upload:
         stated = request.headers.getlist("content-type")
         if len(stated) > 1:
@@ -249,7 +249,7 @@ class Intake:
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, call)
 
-    def _take_memory(self, size_bytes: int, hold: "_Hold") -> None:
+    def _take_memory(self, size_bytes: int, hold: _Hold) -> None:
         """Set memory aside for a request until it is answered."""
         limit = self._settings.max_queue_bytes
         needed = hold.bytes - hold.lent + size_bytes
@@ -267,12 +267,12 @@ class Intake:
         self._bytes_held += size_bytes
         hold.bytes += size_bytes
 
-    def _give_back(self, size_bytes: int, hold: "_Hold") -> None:
+    def _give_back(self, size_bytes: int, hold: _Hold) -> None:
         self._bytes_held -= size_bytes
         hold.bytes -= size_bytes
 
     @asynccontextmanager
-    async def _lend(self, size_bytes: int, hold: "_Hold") -> AsyncIterator[None]:
+    async def _lend(self, size_bytes: int, hold: _Hold) -> AsyncIterator[None]:
         """Set memory aside for a piece of work; wait, in turn, for what others give back."""
         limit = self._settings.max_queue_bytes
         async with self._lending:
@@ -293,7 +293,7 @@ class Intake:
             self._give_back(size_bytes, hold)
             self._returned.set()
 
-    async def _decode(self, upload: Upload, hold: "_Hold") -> Sequence[Image]:
+    async def _decode(self, upload: Upload, hold: _Hold) -> Sequence[Image]:
         """Read all headers, then decode in the memory that they ask for."""
         s, model = self._settings, self._model
         geometry: dict[str, int | None] = {"size": model.size, "crop": model.crop}
@@ -301,13 +301,13 @@ class Intake:
         def open_one(file: Buffer) -> Picture:
             return read_header(file, **geometry, max_pixels=s.max_pixels, max_side=s.max_side)
 
-        async def open_chunk(chunk: "_Chunk[Buffer]") -> list[Picture]:
+        async def open_chunk(chunk: _Chunk[Buffer]) -> list[Picture]:
             return await self.in_pool(lambda: chunk.each(hold, open_one))
 
         def decode_one(item: tuple[Picture, int | None, int]) -> Image:
             return Image(decode(item[0], **geometry), item[1])
 
-        async def decode_chunk(chunk: "_Chunk[tuple[Picture, int | None, int]]") -> list[Image]:
+        async def decode_chunk(chunk: _Chunk[tuple[Picture, int | None, int]]) -> list[Image]:
             async with self._lend(max(working for _, _, working in chunk.files), hold):
                 return await self.in_pool(lambda: chunk.each(hold, decode_one))
 
@@ -326,7 +326,7 @@ class Intake:
         return images
 
     async def _in_chunks(
-        self, files: Sequence[File], do: Callable[["_Chunk[File]"], Awaitable[list[T]]]
+        self, files: Sequence[File], do: Callable[[_Chunk[File]], Awaitable[list[T]]]
     ) -> list[T]:
         """Work in order, some images at a time, so that no request keeps all threads busy."""
         done: list[T] = []

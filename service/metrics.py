@@ -5,7 +5,6 @@ from collections import Counter as Counts
 from collections import deque
 from collections.abc import Iterable
 from importlib.metadata import version
-from itertools import compress
 
 import numpy as np
 import torch
@@ -257,28 +256,27 @@ class Metrics:
     def count_answers(
         self, answers: Answers, labels: list[int | None], *, selects: bool, stream: str = ""
     ) -> None:
-        """Count a batch's answers of a stream; rows that are not sound were no answers.
+        """Count a batch's answers of a stream.
 
         Args:
             selects: whether `answers.selected` says what is learned from.
         """
-        sound = sound_rows(answers)
         predicted = answers.predicted
-        self.images.inc(int(sound.sum()))
-        for entropy in answers.entropy[sound]:
+        self.images.inc(len(predicted))
+        for entropy in answers.entropy:
             self.entropy.observe(float(entropy))
-        for confidence in answers.probabilities[sound].max(axis=1):
+        for confidence in answers.probabilities.max(axis=1):
             self.confidence.observe(float(confidence))
         if self.predictions is not None:
-            counts = np.bincount(predicted[sound], minlength=self._classes)
+            counts = np.bincount(predicted, minlength=self._classes)
             for index in np.flatnonzero(counts):
                 self.predictions.labels(str(index)).inc(int(counts[index]))
-        self._answered.extend((stream, answer) for answer in predicted[sound].tolist())
+        self._answered.extend((stream, answer) for answer in predicted.tolist())
         self._show_dominant_class()
         if selects:
-            self.considered.inc(int(sound.sum()))
-            self.selected.inc(int(answers.selected[sound].sum()))
-        self._count_truth(predicted[sound], list(compress(labels, sound)))
+            self.considered.inc(len(predicted))
+            self.selected.inc(int(answers.selected.sum()))
+        self._count_truth(predicted, labels)
 
     def _show_dominant_class(self) -> None:
         share = float("nan")
@@ -331,12 +329,6 @@ class Metrics:
             for sample in family.samples
             if family.type == "counter" and sample.name.startswith("ttc_") and not sample.labels
         }
-
-
-def sound_rows(answers: Answers) -> NDArray[np.bool_]:
-    """(N,) which rows are answers: all their numbers are finite."""
-    table = (answers.logits, answers.probabilities, answers.entropy[:, None])
-    return np.asarray(np.isfinite(np.concatenate(table, axis=1)).all(axis=1))
 
 
 def unit_of(name: str) -> str:

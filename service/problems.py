@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from service.errors import CLIENT_CLOSED_REQUEST, STATUS, TITLE, Refused
 from service.intake import ClientGone
+from service.settings import MOST_CHARACTERS
 
 REQUEST_ID = "ttc.request_id"
 MOST_PATH_CHARACTERS = 200
@@ -61,7 +62,7 @@ def install(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         name = first["loc"][-1]
-        detail = f"{name}: {first['msg']}; got {first.get('input')!r}."
+        detail = f"{name}: {first['msg']}; got {repr(first.get('input'))[:MOST_CHARACTERS]}."
         return problem(422, "Value out of range", detail, request.scope[REQUEST_ID])
 
     @app.exception_handler(HTTPException)

@@ -5,6 +5,7 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -168,6 +169,7 @@ class Settings(BaseSettings):
         for origin in origins:
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError("an origin is like https://cameras.example:8443")
+            urlsplit(origin)  # raises where brackets hold no address
         return tuple(origin.lower() for origin in origins)
 
     @property

@@ -130,9 +130,8 @@ class Streams:
                 first may.
         """
         with self._lock:
-            if not self._pins[name] and not self._has_room(name):
-                del self._pins[name]
-                raise self._refusal(wait(), saves=self._saves)
+            if not self._has_room(name):
+                raise self._refusal(name, wait(), saves=self._saves)
             self._pins[name] += 1
 
     def release(self, name: str) -> None:
@@ -144,6 +143,8 @@ class Streams:
 
     def _has_room(self, name: str) -> bool:
         records = self._records
+        if name in records or name in self._pins:
+            return True
         reserved = {name, *self._pins} - records.keys()
         total = sum(record.bytes for record in records.values())
         if self._fits(len(records) + len(reserved), total + self._fresh_bytes * len(reserved)):
@@ -151,7 +152,7 @@ class Streams:
         staying = [
             record
             for other, record in records.items()
-            if other == name or other in self._pins or not self._may_go(record)
+            if other in self._pins or not self._may_go(record)
         ]
         total = sum(record.bytes for record in staying) + self._fresh_bytes * len(reserved)
         return self._fits(len(staying) + len(reserved), total)
@@ -166,7 +167,7 @@ class Streams:
     def _saves(self) -> bool:
         return self._folder is not None and self._folder.problem is None
 
-    def _refusal(self, wait: float, *, saves: bool) -> TooManyStreams:
+    def _refusal(self, refused: str, wait: float, *, saves: bool) -> TooManyStreams:
         now = time.monotonic()
         idle = [
             record.used + self._expiry - now
@@ -174,10 +175,10 @@ class Streams:
             if name not in self._pins
         ]
         seconds = max(1.0, math.ceil(wait if saves else min([*idle, wait + self._expiry])))
-        count = len(self._records.keys() | self._pins.keys())
+        count = len((self._records.keys() | self._pins.keys()) - {refused})
         total = sum(record.bytes for record in self._records.values())
         held = (
-            f"There are {count:,} streams already, the most that are kept"
+            f"There are {self._most:,} streams already, the most that are kept"
             if count >= self._most
             else f"The {count:,} streams take {total:,} of the {self._most_bytes:,} bytes for them"
         )
@@ -201,22 +202,25 @@ class Streams:
         size = 0 if self._folder is None else self._folder.size(name)
         if self._pins[name] and not self._make_room(name, max(self._fresh_bytes, size)):
             with self._lock:
-                raise self._refusal(wait=1.0, saves=False)
+                raise self._refusal(name, 1.0, saves=False)
         return self.load(name)
 
     def keep(self, name: str, record: StreamRecord) -> bool:
         """Keep what `get` gave, as the last that was of use.
 
         Returns:
-            Whether there is a place: a stream whose request has left may have none.
+            Whether it may learn: a stream whose request has left may have no place, and what all
+            have learned may fill the bytes there are.
         """
-        if name not in self._records and not self._make_room(name, record.bytes):
+        is_new = name not in self._records
+        fits = self._make_room(name, record.bytes if is_new else 0)
+        if is_new and not fits:
             return False
         with self._lock:
             self._records.pop(name, None)
             self._records[name] = record
         record.used = time.monotonic()
-        return True
+        return fits
 
     def load(self, name: str) -> StreamRecord:
         """Make a stream as it was saved, or at the source where nothing fitting was."""
@@ -227,22 +231,22 @@ class Streams:
         try:
             if not self._folder.load(name, record.method):
                 return record
-        except StateError as error:
+        except Exception as error:  # a user's own method may raise anything
             record.method, record.misplaced = self._source.fork(), True
             self._set_aside(name, record, error)
             return record
         record.restored = True
         record.take_note()
         record.bytes = _state_bytes(record.method)
-        self._events.note("restored", stream=name, version=record.version)
+        self._events.note_repeated("restored", stream=name, version=record.version)
         return record
 
-    def _set_aside(self, name: str, record: StreamRecord, why: StateError) -> None:
+    def _set_aside(self, name: str, record: StreamRecord, why: Exception) -> None:
         """Put what is no state of the stream out of its way, if that can be told and done."""
         assert self._folder is not None
         where = "stays where it is"
-        # What the system does not let be read may be good: it is left until the place is needed.
-        if not isinstance(why, StateUnreadable):
+        # What could not be read or taken up may be good: it is left until the place is needed.
+        if isinstance(why, StateError) and not isinstance(why, StateUnreadable):
             try:
                 where = f"is now {self._folder.set_aside(name)}"
                 record.misplaced = False
@@ -253,12 +257,12 @@ class Streams:
             message=f"stream {name} starts at the source; its saved state {where}",
             level=logging.WARNING,
             stream=name,
-            reason=str(why),
+            reason=_reason(why),
         )
 
     def _make_room(self, name: str, size: int) -> bool:
         """Let others go until a stream has `size` bytes more; return whether it has."""
-        count = len(self._records | {name: None})
+        count = len(self._records) + (name not in self._records)
         total = self.bytes + size
         failures = 0
         for other, record in list(self._records.items()):
@@ -348,7 +352,8 @@ class Streams:
                 record.misplaced = False
             self._folder.save(name, record.method)
         except Exception as error:  # a user's own method may raise anything
-            self._events.note("not_saved", level=logging.ERROR, stream=name, reason=_reason(error))
+            reason = _reason(error)
+            self._events.note_repeated("not_saved", level=logging.ERROR, stream=name, reason=reason)
             return False
         self._undead.discard(name)
         return True

@@ -260,7 +260,7 @@ def _json_refusal(error: ValidationError) -> OutOfRange:
     place = ".".join(str(part)[:40] for part in first["loc"]) or "the body"
     index = next((part for part in first["loc"] if isinstance(part, int)), None)
     message = "no such key is known" if first["type"] == "extra_forbidden" else first["msg"]
-    beside = "; stream, top_k and timeout go in the query" if index is None else ""
+    beside = "; stream, top_k, timeout and learn go in the query" if index is None else ""
     return OutOfRange(
         f'{place}: {message}; accepted is {{"images": [{{"b64": …, "id": …, "label": …}}]}}'
         f"{beside}.",

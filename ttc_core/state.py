@@ -215,7 +215,8 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         try:
             yield file
         except OSError as error:
-            raise StateUnreadable(f"{shown(path)} cannot be read: {error.strerror}.") from None
+            reason = shown(error.strerror or error)
+            raise StateUnreadable(f"{shown(path)} cannot be read: {reason}.") from None
 
 
 def _read_header(path: Path, file: BinaryIO) -> _Header:

@@ -208,10 +208,10 @@ PROBLEMS = {
         413: "Too many bytes, pixels or images",
         415: "Unknown media type",
         422: "A value out of range, or a name that the route does not take",
-        429: "The queue is full; Retry-After says when to come back",
+        429: "The queue or the table of streams is full; Retry-After says when to come back",
         431: "The request line and headers are too long",
-        500: "The model failed on this request",
-        503: "Starting or shutting down",
+        500: "The model failed on this request, or a saved state could not be removed",
+        503: "Starting or shutting down, or the device hangs",
         504: "The request's own deadline passed",
     }.items()
 }

@@ -110,7 +110,8 @@ def test_every_answer_is_of_its_moment_and_has_an_id(source_server):
             pytest.param(HEALTH.replace(b"x\r", host + b"\r", 1) + b"\r\n", status, id=str(host))
             for host, status in (
                 (b"a b", 400), (b"a/b", 400), (b"a@b", 400), (b"a:b", 400), (b"h\xc3\xa9", 400),
-                (b"[::1", 400), (b"a,b", 400), (b"[::1]:80", 200), (b"", 200), (b"a_b.c:1", 200),
+                (b"[::1", 400), (b"[zz]", 400), (b"[1.2.3.4]", 400), (b"a,b", 400),
+                (b"[::1]:80", 200), (b"", 200), (b"a_b.c:1", 200),
             )
         ),
         pytest.param(b"GET /healthz HTTP/1.0\r\n\r\n", 200, id="http-1.0"),

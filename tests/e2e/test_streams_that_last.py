@@ -28,7 +28,7 @@ def test_a_stream_goes_on_where_it_stood_after_a_restart(
         status = running.status()
         assert (status["streams"], status["saved_streams"]) == ({}, 2)
         resumed = ask(running, pictures[24:32], params=stream)
-        assert running.status()["saved_streams"] == 1
+        assert running.at_rest()["saved_streams"] == 1
     assert resumed == unbroken
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 

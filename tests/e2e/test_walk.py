@@ -107,7 +107,7 @@ def test_the_header_and_the_query_name_the_stream(source_server, pictures):
     neither = http.post("/predict", content=pictures[0])
     names = [answer.json()["stream"] for answer in (by_header, by_query, neither)]
     assert names == ["gate-1", "gate-2", "default"]
-    assert {"gate-1", "gate-2", "default"} <= set(source_server.status()["streams"])
+    assert {"gate-1", "gate-2", "default"} <= set(source_server.at_rest()["streams"])
 
 
 def test_server_timing_accounts_for_every_stage(source_server, pictures):

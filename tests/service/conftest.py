@@ -1,4 +1,4 @@
-"""A fake service, and data to send to it."""
+"""A fake service, data to send to it, and engines with tables of streams."""
 
 import socket
 import threading
@@ -7,8 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 import uvicorn
+from prometheus_client import CollectorRegistry
 
+from service import streams as streams_module
+from service.engine import Engine
+from service.metrics import Metrics
 from tests.fixtures.fake_service import FakeService, pictures, register
+from tests.fixtures.networks import make_model
+from ttc_core.methods import create
 
 
 @pytest.fixture
@@ -35,3 +41,47 @@ def fake() -> Iterator[FakeService]:
 def data(monkeypatch) -> str:
     """A DATA spec of 25 images."""
     return register(monkeypatch, "own_pictures", *pictures())
+
+
+@pytest.fixture(scope="module")
+def source():
+    return create("ttc", make_model("batch-norm"), statistics="moving", samples_per_step=8)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The table's clock, which a test may put forward."""
+
+    class Clock:
+        now = 1000.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(streams_module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def engine(source):
+    """Make engines; all are closed in the end."""
+    made = []
+
+    def make(state_dir=None, source=source, **options):
+        metrics = Metrics(CollectorRegistry(), classes=source.model.classes, model={})
+        made.append(
+            Engine(
+                source,
+                metrics,
+                method_name="ttc",
+                model_spec="small",
+                state_dir=state_dir,
+                **options,
+            )
+        )
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

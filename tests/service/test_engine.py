@@ -272,3 +272,19 @@ def test_resetting_a_stream_that_never_was_counts_nothing(model):
         assert value(engine, "ttc_resets_total", cause="request") == 1
 
     run(engine, walk())
+
+
+@pytest.mark.parametrize("stream", [None, "new"])
+def test_what_was_answered_before_a_reset_is_not_learned_after_it(model, stream):
+    """Not even by a stream whose first batch it was, which stands in no table yet."""
+    engine = engine_of(create("tent", model))
+
+    async def walk():
+        await engine.predict("new", pictures(4))
+        await engine.reset(stream)
+        await engine.adapt("new", learn=True)
+        assert engine.streams == {}
+        assert value(engine, "ttc_images_total") == 4
+        assert value(engine, "ttc_optimizer_steps_total") == 0
+
+    run(engine, walk())

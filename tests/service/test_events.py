@@ -1,7 +1,9 @@
 """What happened is kept within bounds of count, time and length, whatever happens."""
 
 import logging
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -54,6 +56,25 @@ def test_what_differs_beyond_the_bound_is_one_entry(clock):
     assert "stream" not in last
     assert (last["event"], last["count"]) == ("skipped", 3 * 500)
     assert len(list(kept)) == EVENTS_KEPT
+
+
+def test_any_thread_may_note_what_repeats(monkeypatch):
+    """The event loop and the device's thread do, and make room in the same table."""
+    monkeypatch.setattr(events, "MOST_REPEATED", 3)
+    monkeypatch.setattr(events, "REPEAT_SECONDS", 0.0)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    kept = Events()
+
+    def note(_):
+        for number in range(3000):
+            skip(kept, number % 7)
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(note, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_the_bound_is_free_again_after_a_minute(clock):

@@ -300,6 +300,30 @@ def test_a_gzip_bomb_is_refused_with_little_memory():
         run_one((body, "image/png", GZIP), max_queue_bytes=8 * MEBIBYTE)
 
 
+def test_a_request_that_comes_slowly_holds_no_streams_place():
+    """A thousand heads alone, each of another camera, shut nobody out."""
+    door = Door()
+    admitted = []
+    door.intake._engine.admit = lambda stream, _: admitted.append(stream)
+
+    async def silent():
+        await asyncio.Event().wait()
+
+    async def walk():
+        scope = {"type": "http", "headers": [], "method": "POST", "path": "/"}
+        given = {"ids": [], "labels": [], "timeout": None, "most_images": 1}
+        slow = asyncio.create_task(
+            door.intake.predict(Request(scope, silent), stream="slow", **given)
+        )
+        await door.post(GOOD, "image/png")
+        assert admitted == ["default"]
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+
+    door.run(walk())
+    assert admitted == ["default"]
+
+
 def test_two_content_types_are_refused():
     """Which of them holds nobody can say."""
     with pytest.raises(Unreadable, match="2 Content-Types"):

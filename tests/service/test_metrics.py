@@ -106,15 +106,12 @@ def declared(metrics):
     return names
 
 
-def answers(classes, *, confidence=0.9, selected=None, broken=()):
+def answers(classes, *, confidence=0.9, selected=None):
     """Answers of a model of ten classes that is this confident."""
     count = len(classes)
     probabilities = np.full((count, 10), (1 - confidence) / 9, np.float32)
     probabilities[np.arange(count), classes] = confidence
     logits = np.log(probabilities)
-    for row in broken:
-        logits[row] = np.nan
-        probabilities[row] = np.nan
     entropy = -(probabilities * np.log(probabilities)).sum(axis=1)
     chosen = np.ones(count, bool) if selected is None else np.array(selected)
     return Answers(logits, probabilities, entropy, chosen, version=0)
@@ -242,16 +239,6 @@ def test_the_selection_rate_is_of_methods_that_select(metrics):
     metrics.count_answers(answers([1, 2, 3], selected=[1, 0, 1]), [None] * 3, selects=True)
     assert value(metrics, "ttc_considered_images_total") == 3
     assert value(metrics, "ttc_selected_images_total") == 2
-
-
-def test_what_is_no_number_is_no_answer(metrics):
-    """Neither an image answered, nor selected, nor a truth told."""
-    metrics.count_answers(answers([1, 2, 3], broken=[0, 2]), [0, 2, 0], selects=True)
-    assert value(metrics, "ttc_images_total") == 1
-    assert value(metrics, "ttc_selected_images_total") == 1
-    assert value(metrics, "ttc_labelled_images_total") == 1
-    assert value(metrics, "ttc_correct_images_total") == 1
-    assert value(metrics, "ttc_entropy_nats_count") == 1
 
 
 def test_accuracy_is_that_of_the_labelled_images(metrics):

@@ -120,6 +120,7 @@ def test_a_variable_is_read_as_its_flag_is(monkeypatch, name, text, value):
         ("cors_origin", "*"),
         ("cors_origin", "cameras.example"),
         ("cors_origin", "https://cameras.example/page"),
+        ("cors_origin", "http://[1.2]"),
         ("token_reads", "true"),
     ],
 )

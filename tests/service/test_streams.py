@@ -1,102 +1,16 @@
-"""The table of streams: bounds, pins, who makes room, and what comes back from the folder."""
+"""The table of streams: bounds, pins, and who makes room."""
 
 import asyncio
-import logging
-import os
 
 import numpy as np
 import pytest
 import torch
-from prometheus_client import CollectorRegistry
 
 from service import streams as streams_module
-from service.engine import Engine, Image
-from service.errors import StateNotRemoved, TooManyStreams
-from service.metrics import Metrics
+from service.engine import Image
+from service.errors import TooManyStreams
 from tests.fixtures.methods import Plain
-from tests.fixtures.networks import make_model
-from ttc_core.methods import create
-
-PIXELS = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def source():
-    return create("ttc", make_model("batch-norm"), statistics="moving", samples_per_step=8)
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The table's clock, which a test may put forward."""
-
-    class Clock:
-        now = 1000.0
-
-        def monotonic(self):
-            return self.now
-
-    clock = Clock()
-    monkeypatch.setattr(streams_module, "time", clock)
-    return clock
-
-
-@pytest.fixture
-def engine(source):
-    """Make engines; all are closed in the end."""
-    made = []
-
-    def make(state_dir=None, source=source, **options):
-        metrics = Metrics(CollectorRegistry(), classes=source.model.classes, model={})
-        made.append(
-            Engine(
-                source,
-                metrics,
-                method_name="ttc",
-                model_spec="small",
-                state_dir=state_dir,
-                **options,
-            )
-        )
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-async def batch(engine, stream, pixels=PIXELS):
-    """A batch as the batcher runs it, without a request behind it; its logits."""
-    answers = await engine.predict(stream, [Image(one) for one in pixels])
-    await engine.adapt(stream, learn=True)
-    return answers[0].answers.logits
-
-
-def request(engine, stream, pixels=PIXELS):
-    """A request as the service runs it: admitted, answered, released."""
-
-    async def run():
-        engine.admit(stream)
-        try:
-            return await batch(engine, stream, pixels)
-        finally:
-            engine.release(stream)
-
-    return asyncio.run(run())
-
-
-def reset(engine, stream):
-    return asyncio.run(engine.reset(stream))
-
-
-def stop(engine):
-    saved = asyncio.run(engine.save())
-    engine.close()
-    return saved
-
-
-def events(engine, kind):
-    return [event for event in engine.events if event["event"] == kind]
-
+from tests.fixtures.streams import PIXELS, events, request
 
 # The bound
 
@@ -221,6 +135,32 @@ def test_a_stream_asked_for_while_it_goes_is_kept_or_comes_back(engine, tmp_path
     assert len(table.streams) == 2
 
 
+def test_who_is_refused_late_is_not_among_those_that_are_there(engine):
+    """Admitted while another stream's first batch was not yet adapted to, it finds no place."""
+    table = engine(max_streams=1)
+
+    async def walk():
+        answered = await table.predict("a", [Image(PIXELS[0])])
+        table.admit("b")
+        await table.adapt("a", learn=True)
+        with pytest.raises(TooManyStreams, match="There are 1 streams already"):
+            await table.predict("b", [Image(PIXELS[0])])
+        return answered
+
+    asyncio.run(walk())
+
+
+def test_those_that_will_make_room_are_not_counted_beside_those_they_make_it_for(engine, tmp_path):
+    """A refusal tells the places there are, also while newcomers are on their way to them."""
+    table = engine(tmp_path, max_streams=2)
+    for name in ("a", "b"):
+        request(table, name)
+    for name in ("c", "d"):
+        table.admit(name)
+    with pytest.raises(TooManyStreams, match="There are 2 streams already"):
+        table.admit("e")
+
+
 def test_bytes_are_bounded_beside_the_count(engine, tmp_path, source):
     """Room is made as for the count; a lone stream may be as large as it is."""
     one = streams_module._state_bytes(source)
@@ -264,196 +204,19 @@ def test_a_stream_that_grows_takes_the_room_of_others(engine, tmp_path, source):
     assert table.streams["large"].bytes > 20_000
 
 
-# What lasts
-
-
-def test_more_saved_streams_than_places_come_when_asked_for(engine, tmp_path, monkeypatch):
-    """Nothing is restored before; none is left out, also not with one place for three."""
-    first = engine(tmp_path)
-    for name in ("a", "b", "c"):
-        request(first, name)
-        request(first, name)
-    assert stop(first)
-    second = engine(tmp_path, max_streams=1)
-    asyncio.run(second.start())
-    assert second.streams == {}
-    assert asyncio.run(second.saved_streams()) == 3
-    for name in ("c", "a", "b"):
-        request(second, name)
-        assert second.streams[name].version == 1
-    assert [event["stream"] for event in events(second, "restored")] == ["c", "a", "b"]
-
-
-def test_a_start_opens_no_saved_stream(engine, tmp_path, monkeypatch):
-    """With ten thousand of them it takes as long as with none."""
-    for number in range(10_000):
-        (tmp_path / f"s{number}.safetensors").touch()
-    opened = []
-    monkeypatch.setattr(
-        "service.state_folder.load_state", lambda path, *_, **__: opened.append(path)
-    )
-    table = engine(tmp_path)
-    asyncio.run(table.start())
-    assert opened == []
-    assert asyncio.run(table.saved_streams()) == 10_000
-
-
-@pytest.mark.parametrize("stream", ["gate", None], ids=["one", "all"])
-@pytest.mark.parametrize("loaded", [True, False], ids=["in-memory", "on-disk-only"])
-def test_a_reset_outlasts_a_restart(engine, tmp_path, stream, loaded):
-    """What was saved of it goes too, whether it had been asked for since the start or not."""
-    first = engine(tmp_path)
-    at_source = request(first, "gate")
-    request(first, "gate")
-    assert stop(first)
-    second = engine(tmp_path)
-    if loaded:
-        second.admit("gate")
-        asyncio.run(second.predict("gate", [Image(one) for one in PIXELS]))
-        second.release("gate")
-    assert reset(second, stream) == (["gate"], 1, 0)
-    assert stop(second)
-    third = engine(tmp_path)
-    assert asyncio.run(third.saved_streams()) == 0
-    assert np.array_equal(request(third, "gate"), at_source)
-
-
-def test_a_reset_that_cannot_remove_the_file_says_so(engine, tmp_path, monkeypatch):
-    """The stream is at the source here, the answer and the log tell that it would come back."""
-    first = engine(tmp_path)
-    at_source = request(first, "gate")
-    request(first, "gate")
-    assert stop(first)
-    second = engine(tmp_path)
-
-    def read_only(path, **_):
-        raise OSError(30, "Read-only file system")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.unlink", read_only)
-        with pytest.raises(StateNotRemoved, match="gate: Read-only file system"):
-            reset(second, "gate")
-        assert np.array_equal(request(second, "gate"), at_source)
-    assert reset(second, "gate")[0] == ["gate"]
-    assert asyncio.run(second.saved_streams()) == 0
-    assert not list(tmp_path.glob("gate*"))
-
-
-def test_a_reset_puts_another_programs_file_aside(engine, tmp_path):
-    """It is no state of this stream: kept, under a name of its own."""
-    (tmp_path / "gate.safetensors").write_bytes(b"somebody's")
-    table = engine(tmp_path)
-    reset(table, "gate")
-    assert (tmp_path / "gate.rejected").read_bytes() == b"somebody's"
-
-
-def test_what_cannot_be_saved_keeps_its_place(engine, tmp_path, monkeypatch):
-    """A full disk: the newcomer is refused, nobody loses what was learned, and it mends itself."""
-    table = engine(tmp_path, max_streams=1)
+def test_streams_that_fill_the_bytes_are_answered_and_learn_no_more(engine, clock, source):
+    """None has to go without answers for an hour because all have grown; a new one has."""
+    table = engine(source=Growing(source.model), max_stream_bytes=20_000)
+    for _ in range(6):
+        for name in ("a", "b"):
+            request(table, name)
+    sizes = [record.bytes for record in table.streams.values()]
+    assert 20_000 < sum(sizes) < 30_000
+    assert [record.images for record in table.streams.values()] == [24, 24]
+    assert table._metrics.skipped.labels("shed")._value.get() > 2
+    with pytest.raises(TooManyStreams, match="bytes"):
+        table.admit("c")
+    clock.now += 3601
     request(table, "a")
-    learned = table.streams["a"].method
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(TooManyStreams):
-            request(table, "b")
-        assert table.streams["a"].method is learned
-        assert not list(tmp_path.glob("*.safetensors*"))
-        assert events(table, "not_saved")[0]["reason"] == "No space left on device"
-    request(table, "b")
-    assert list(table.streams) == ["b"]
-
-
-def test_a_stream_that_cannot_be_told_apart_fails_alone_when_all_are_saved(engine, tmp_path):
-    """What a method of a user's own raises is said of its stream; the others are saved."""
-    table = engine(tmp_path)
-    for name in ("a", "b"):
-        request(table, name)
-
-    def broken():
-        raise ZeroDivisionError("mine")
-
-    table.streams["a"].method.state = broken
-    assert not stop(table)
-    assert [(e["stream"], e["reason"]) for e in events(table, "not_saved")] == [("a", "mine")]
-    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["b.safetensors"]
-
-
-@pytest.mark.parametrize("unreadable", [False, True], ids=["damaged", "not-permitted"])
-def test_what_is_no_state_of_the_stream_is_never_written_over(
-    engine, tmp_path, monkeypatch, unreadable
-):
-    """A damaged one is set aside at once; what may be good, only when its place is needed."""
-    file = tmp_path / "gate.safetensors"
-    file.write_bytes(b"precious")
-    table = engine(tmp_path)
-    if unreadable:
-        monkeypatch.setattr("ttc_core.state.os.open", refuse_to_open(file))
-    request(table, "gate")
-    assert file.exists() == unreadable
-    (rejected,) = events(table, "rejected")
-    assert rejected["stream"] == "gate"
-    assert stop(table)
-    assert (tmp_path / "gate.rejected").read_bytes() == b"precious"
-    assert file.exists()
-
-
-def refuse_to_open(refused):
-    real = os.open
-
-    def open_file(path, *arguments, **options):
-        if path == refused:
-            raise PermissionError(13, "Permission denied")
-        return real(path, *arguments, **options)
-
-    return open_file
-
-
-def test_each_rejected_state_is_kept(engine, tmp_path):
-    """Three foreign files one after another in one stream's place are three files afterwards."""
-    for content in (b"one", b"two", b"three"):
-        (tmp_path / "gate.safetensors").write_bytes(content)
-        table = engine(tmp_path)
-        request(table, "gate")
-        table.close()
-    kept = {path.name: path.read_bytes() for path in tmp_path.glob("gate.rejected*")}
-    assert kept == {
-        "gate.rejected": b"one",
-        "gate.rejected.1": b"two",
-        "gate.rejected.2": b"three",
-    }
-
-
-def test_a_folder_that_cannot_be_written_is_read(engine, tmp_path, monkeypatch):
-    """A warning at the start; what it holds is taken up, what does not fit stays where it is."""
-    first = engine(tmp_path)
-    request(first, "gate")
-    assert stop(first)
-    (tmp_path / "foreign.safetensors").write_bytes(b"foreign")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    second = engine(tmp_path, max_streams=2)
-    asyncio.run(second.start())
-    assert events(second, "not_saving")[0]["reason"] == "it cannot be written to"
-    request(second, "gate")
-    request(second, "foreign")
-    assert [event["stream"] for event in events(second, "restored")] == ["gate"]
-    assert (tmp_path / "foreign.safetensors").read_bytes() == b"foreign"
-    with pytest.raises(TooManyStreams, match="idle for 3600 s"):
-        second.admit("new")
-    with pytest.raises(StateNotRemoved):
-        reset(second, "gate")
-    assert not stop(second)
-
-
-def test_nothing_of_this_is_a_trace(engine, tmp_path, caplog):
-    """Events are warnings in a sentence."""
-    (tmp_path / "gate.safetensors").mkdir()
-    table = engine(tmp_path)
-    with caplog.at_level(logging.WARNING):
-        request(table, "gate")
-    assert caplog.records
-    assert not any(record.exc_info for record in caplog.records)
-    assert (tmp_path / "gate.rejected").is_dir()
+    assert table.streams["a"].bytes > sizes[0]
+    assert list(table.streams) == ["a"]

@@ -1,0 +1,229 @@
+"""What lasts of streams: saved, restored, reset, set aside."""
+
+import asyncio
+import logging
+import os
+
+import numpy as np
+import pytest
+
+from service.engine import Image
+from service.errors import StateNotRemoved, TooManyStreams
+from tests.fixtures.streams import PIXELS, events, request, reset, stop
+
+
+def test_more_saved_streams_than_places_come_when_asked_for(engine, tmp_path, monkeypatch):
+    """Nothing is restored before; none is left out, also not with one place for three."""
+    first = engine(tmp_path)
+    for name in ("a", "b", "c"):
+        request(first, name)
+        request(first, name)
+    assert stop(first)
+    second = engine(tmp_path, max_streams=1)
+    asyncio.run(second.start())
+    assert second.streams == {}
+    assert asyncio.run(second.saved_streams()) == 3
+    for name in ("c", "a", "b"):
+        request(second, name)
+        assert second.streams[name].version == 1
+    assert [event["stream"] for event in events(second, "restored")] == ["c", "a", "b"]
+
+
+def test_a_start_opens_no_saved_stream(engine, tmp_path, monkeypatch):
+    """With ten thousand of them it takes as long as with none."""
+    for number in range(10_000):
+        (tmp_path / f"s{number}.safetensors").touch()
+    opened = []
+    monkeypatch.setattr(
+        "service.state_folder.load_state", lambda path, *_, **__: opened.append(path)
+    )
+    table = engine(tmp_path)
+    asyncio.run(table.start())
+    assert opened == []
+    assert asyncio.run(table.saved_streams()) == 10_000
+
+
+@pytest.mark.parametrize("stream", ["gate", None], ids=["one", "all"])
+@pytest.mark.parametrize("loaded", [True, False], ids=["in-memory", "on-disk-only"])
+def test_a_reset_outlasts_a_restart(engine, tmp_path, stream, loaded):
+    """What was saved of it goes too, whether it had been asked for since the start or not."""
+    first = engine(tmp_path)
+    at_source = request(first, "gate")
+    request(first, "gate")
+    assert stop(first)
+    second = engine(tmp_path)
+    if loaded:
+        second.admit("gate")
+        asyncio.run(second.predict("gate", [Image(one) for one in PIXELS]))
+        second.release("gate")
+    assert reset(second, stream) == (["gate"], 1, 0)
+    assert stop(second)
+    third = engine(tmp_path)
+    assert asyncio.run(third.saved_streams()) == 0
+    assert np.array_equal(request(third, "gate"), at_source)
+
+
+def test_a_reset_that_cannot_remove_the_file_says_so(engine, tmp_path, monkeypatch):
+    """The stream is at the source here, the answer and the log tell that it would come back."""
+    first = engine(tmp_path)
+    at_source = request(first, "gate")
+    request(first, "gate")
+    assert stop(first)
+    second = engine(tmp_path)
+
+    def read_only(path, **_):
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", read_only)
+        with pytest.raises(StateNotRemoved, match="gate: Read-only file system"):
+            reset(second, "gate")
+        assert np.array_equal(request(second, "gate"), at_source)
+    assert reset(second, "gate")[0] == ["gate"]
+    assert asyncio.run(second.saved_streams()) == 0
+    assert not list(tmp_path.glob("gate*"))
+
+
+def test_a_reset_puts_another_programs_file_aside(engine, tmp_path):
+    """It is no state of this stream: kept, under a name of its own."""
+    (tmp_path / "gate.safetensors").write_bytes(b"somebody's")
+    table = engine(tmp_path)
+    reset(table, "gate")
+    assert (tmp_path / "gate.rejected").read_bytes() == b"somebody's"
+
+
+def test_what_cannot_be_saved_keeps_its_place(engine, tmp_path, monkeypatch):
+    """A full disk: the newcomer is refused, nobody loses what was learned, and it mends itself."""
+    table = engine(tmp_path, max_streams=1)
+    request(table, "a")
+    learned = table.streams["a"].method
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for newcomer in ("b", "c", "b"):
+            with pytest.raises(TooManyStreams):
+                request(table, newcomer)
+        assert table.streams["a"].method is learned
+        assert not list(tmp_path.glob("*.safetensors*"))
+        (event,) = events(table, "not_saved")
+        assert (event["reason"], event["count"]) == ("No space left on device", 3)
+    request(table, "b")
+    assert list(table.streams) == ["b"]
+
+
+def test_a_stream_that_cannot_be_told_apart_fails_alone_when_all_are_saved(engine, tmp_path):
+    """What a method of a user's own raises is said of its stream; the others are saved."""
+    table = engine(tmp_path)
+    for name in ("a", "b"):
+        request(table, name)
+
+    def broken():
+        raise ZeroDivisionError("mine")
+
+    table.streams["a"].method.state = broken
+    assert not stop(table)
+    assert [(e["stream"], e["reason"]) for e in events(table, "not_saved")] == [("a", "mine")]
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["b.safetensors"]
+
+
+@pytest.mark.parametrize("unreadable", [False, True], ids=["damaged", "not-permitted"])
+def test_what_is_no_state_of_the_stream_is_never_written_over(
+    engine, tmp_path, monkeypatch, unreadable
+):
+    """A damaged one is set aside at once; what may be good, only when its place is needed."""
+    file = tmp_path / "gate.safetensors"
+    file.write_bytes(b"precious")
+    table = engine(tmp_path)
+    if unreadable:
+        monkeypatch.setattr("ttc_core.state.os.open", refuse_to_open(file))
+    request(table, "gate")
+    assert file.exists() == unreadable
+    (rejected,) = events(table, "rejected")
+    assert rejected["stream"] == "gate"
+    assert stop(table)
+    assert (tmp_path / "gate.rejected").read_bytes() == b"precious"
+    assert file.exists()
+
+
+def refuse_to_open(refused):
+    real = os.open
+
+    def open_file(path, *arguments, **options):
+        if path == refused:
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments, **options)
+
+    return open_file
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError, StopIteration])
+def test_a_users_method_that_cannot_take_up_what_it_saved_starts_at_the_source(
+    engine, tmp_path, monkeypatch, error
+):
+    """Whatever it raises when asked for its state: the file stays, and is not written over."""
+    first = engine(tmp_path)
+    request(first, "gate")
+    assert stop(first)
+    second = engine(tmp_path)
+
+    def state(self):
+        raise error("its own database is away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(second._source), "state", state)
+        request(second, "gate")
+    (event,) = events(second, "rejected")
+    assert "its own database is away" in event["reason"]
+    saved = (tmp_path / "gate.safetensors").read_bytes()
+    assert stop(second)
+    assert (tmp_path / "gate.rejected").read_bytes() == saved
+
+
+def test_each_rejected_state_is_kept(engine, tmp_path):
+    """Three foreign files one after another in one stream's place are three files afterwards."""
+    for content in (b"one", b"two", b"three"):
+        (tmp_path / "gate.safetensors").write_bytes(content)
+        table = engine(tmp_path)
+        request(table, "gate")
+        table.close()
+    kept = {path.name: path.read_bytes() for path in tmp_path.glob("gate.rejected*")}
+    assert kept == {
+        "gate.rejected": b"one",
+        "gate.rejected.1": b"two",
+        "gate.rejected.2": b"three",
+    }
+
+
+def test_a_folder_that_cannot_be_written_is_read(engine, tmp_path, monkeypatch):
+    """A warning at the start; what it holds is taken up, what does not fit stays where it is."""
+    first = engine(tmp_path)
+    request(first, "gate")
+    assert stop(first)
+    (tmp_path / "foreign.safetensors").write_bytes(b"foreign")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    second = engine(tmp_path, max_streams=2)
+    asyncio.run(second.start())
+    assert events(second, "not_saving")[0]["reason"] == "it cannot be written to"
+    request(second, "gate")
+    request(second, "foreign")
+    assert [event["stream"] for event in events(second, "restored")] == ["gate"]
+    assert (tmp_path / "foreign.safetensors").read_bytes() == b"foreign"
+    with pytest.raises(TooManyStreams, match="idle for 3600 s"):
+        second.admit("new")
+    with pytest.raises(StateNotRemoved):
+        reset(second, "gate")
+    assert not stop(second)
+
+
+def test_nothing_of_this_is_a_trace(engine, tmp_path, caplog):
+    """Events are warnings in a sentence."""
+    (tmp_path / "gate.safetensors").mkdir()
+    table = engine(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        request(table, "gate")
+    assert caplog.records
+    assert not any(record.exc_info for record in caplog.records)
+    assert (tmp_path / "gate.rejected").is_dir()
