@@ -24,6 +24,7 @@ from ttc_core.normalization import (
     batch_norm_layers,
     wide,
 )
+from ttc_core.plugins import torch_kept
 from ttc_core.trial import Trial, first_tensor, precisions
 
 
@@ -88,7 +89,8 @@ class SourceModel:
             module = module.module  # the copies of a training run
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError("a scripted module cannot be adapted; give the module it was made of.")
-        self.module = module.eval().requires_grad_(False)
+        module.eval()  # what it returns is not relied on: many a `train` of one's own returns None
+        self.module = module.requires_grad_(False)
         self.mean, self.std = tuple(mean), tuple(std)
         self.size, self.crop = size, crop
         self.accuracy = accuracy
@@ -100,6 +102,11 @@ class SourceModel:
         self.trial_side = trial.side
         self.feature_dimension = pooled(trial.features).shape[1]
         self.notices: list[str] = []
+        if not trial.repeats:
+            self.notices.append(
+                "the network answers the same images otherwise when asked again (it draws at random, "
+                "or keeps something between calls): no answer can be repeated, not after a reset."
+            )
         if size is None and not trial.takes_any_size:
             self.size = self.trial_side
             self.notices.append(
@@ -186,10 +193,12 @@ class SourceModel:
             ModelError: the network failed on them, or answered with something else than N rows of
                 K logits.
         """
-        own = {name: given.to(self.affine[name].dtype) for name, given in (affine or {}).items()}
+        own = {name: moved.to(self.affine[name].dtype) for name, moved in (affine or {}).items()}
         try:
-            with Routing(self.batch_norms, look), _without_checkpoints():
-                logits = torch.func.functional_call(self.module, own, (inputs,), tie_weights=False)
+            with torch_kept(), Routing(self.batch_norms, look), _without_checkpoints():
+                # A copy, into which it may write.
+                given = (inputs.clone(),)
+                logits = torch.func.functional_call(self.module, own, given, tie_weights=False)
         except (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
             raise  # fewer images may fit
         except BaseException as error:  # a network of somebody's own may raise anything
@@ -210,7 +219,10 @@ class SourceModel:
                 "for each."
             )
         features = pooled(features)
-        return Output(logits.to(wide(logits.dtype)), features.to(wide(features.dtype)))
+        # A copy: the network may answer the next pass in the same memory.
+        return Output(
+            logits.to(wide(logits.dtype), copy=True), features.to(wide(features.dtype), copy=True)
+        )
 
 
 def _described(inputs: Tensor) -> str:
