@@ -6,7 +6,6 @@ normalisation statistics of its own. Knows nothing of methods or files.
 
 import contextlib
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +25,9 @@ from ttc_core.normalization import (
 )
 from ttc_core.plugins import torch_kept
 from ttc_core.trial import Trial, first_tensor, precisions
+
+# Of a preprocessing for values in [0, 1]: beyond, pixels overflow.
+MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,13 @@ class SourceModel:
         split: str | None = None,
         accuracy: float | None = None,
     ) -> None:
-        sound = all(map(math.isfinite, (*mean, *std))) and min(std, default=0) > 0
+        sound = all(abs(each) <= MOST for each in mean) and all(
+            1 / MOST <= each <= MOST for each in std
+        )
         if len(mean) != 3 or len(std) != 3 or not sound:
             raise ValueError(
-                f"mean and std must be three numbers each, std positive; got {mean} and {std}."
+                f"mean and std must be three numbers each, at most {MOST:,} and std at least "
+                f"1/{MOST:,}; got {mean} and {std}."
             )
         if (size is not None and size < 1) or (crop is not None and not 1 <= crop <= (size or 0)):
             raise ValueError(
@@ -104,8 +109,8 @@ class SourceModel:
         self.notices: list[str] = []
         if not trial.repeats:
             self.notices.append(
-                "the network answers the same images otherwise when asked again (it draws at random, "
-                "or keeps something between calls): no answer can be repeated, not after a reset."
+                "the network answers the same images otherwise when asked again (it draws at "
+                "random, or keeps something): no answer can be repeated, not even after a reset."
             )
         if size is None and not trial.takes_any_size:
             self.size = self.trial_side

@@ -401,6 +401,17 @@ def test_what_is_no_state_of_the_stream_is_never_written_over(
     assert file.exists()
 
 
+def test_what_lay_in_a_streams_place_may_be_gone_when_it_is_saved(engine, tmp_path):
+    """A link that leads nowhere and back, say, that somebody has removed meanwhile."""
+    file = tmp_path / "gate.safetensors"
+    file.symlink_to(file)
+    table = engine(state_dir=tmp_path)
+    request(table, "gate")
+    file.unlink()
+    assert stop(table)
+    assert file.is_file()
+
+
 def refuse_to_open(refused):
     real = os.open
 
