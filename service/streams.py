@@ -6,6 +6,7 @@ when it is asked for, and the least recently used is saved and makes room. Witho
 adapted is not thrown away for another's sake before it has been idle for `expiry`.
 """
 
+import contextlib
 import logging
 import math
 import threading
@@ -348,7 +349,8 @@ class Streams:
         assert self._folder is not None
         try:
             if record.misplaced:
-                self._folder.set_aside(name)
+                with contextlib.suppress(FileNotFoundError):  # gone meanwhile, by other hands
+                    self._folder.set_aside(name)
                 record.misplaced = False
             self._folder.save(name, record.method)
         except Exception as error:  # a user's own method may raise anything

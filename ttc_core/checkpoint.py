@@ -6,8 +6,10 @@ containers and under prefixes that wrappers put in front of the names.
 
 import argparse
 import contextlib
+import datetime
 import pathlib
 import re
+import types
 import zipfile
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -32,7 +34,7 @@ CONTAINERS = (
 WRAPPERS = frozenset(
     ("_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 )
-# The attribute in which a training script's own module held the network; the preferred first.
+# The attribute in which a training script's own module often held the network; preferred first.
 PREFIXES = (
     *("ema_model.", "model_ema.", "ema.", "teacher.", "model.", "net.", "network.", "backbone."),
     *("encoder.", "base_model.", "student.", "online_model."),
@@ -42,9 +44,11 @@ _OTHERS = re.compile(r"optim|sched|scaler|criterion|loss", re.IGNORECASE)
 NAMED, MOST_SETS = 5, 20
 _DEPTH = 4
 _NUMPY_KINDS = "biuf"
-# Classes that hold data only, often beside the weights: options, paths, arrays, numbers of numpy.
+# Classes that hold data only, often beside the weights: options, times, paths, arrays of numpy.
 _HARMLESS: list[Any] = [
     argparse.Namespace,
+    types.SimpleNamespace,
+    *(datetime.datetime, datetime.date, datetime.timedelta, datetime.timezone),
     pathlib.PosixPath,
     np.ndarray,
     np.dtype,
@@ -167,7 +171,7 @@ def fill(module: nn.Module, found: Mapping[str, Weights], origin: object) -> lis
     for place, weights in found.items():
         given = {name: tensor for name, tensor in weights.items() if not _is_counter(name)}
         for names in _without_common_prefixes(own):
-            for prefix, state in _variants(given, "", _DEPTH):
+            for prefix, state in _variants(given, "", _DEPTH, len(own)):
                 problems = _problems({n: expected[names[n]] for n in names}, state, names)
                 if not problems:
                     _load(module, {names[name]: state[name] for name in names}, origin)
@@ -192,13 +196,17 @@ def _without_common_prefixes(names: dict[str, str]) -> Iterator[dict[str, str]]:
             yield from _without_common_prefixes(shorter)
 
 
-def _variants(given: Weights, taken: str, depth: int) -> Iterator[tuple[str, Weights]]:
-    """The weights as they are, then those under each known prefix, without it."""
+def _variants(given: Weights, taken: str, depth: int, needed: int) -> Iterator[tuple[str, Weights]]:
+    """The weights as they are, then those under each prefix, without it: the known ones first.
+
+    Any other that has as many as are needed may hold the network, too.
+    """
     yield taken, given
-    for prefix in PREFIXES if depth else ():
+    others = dict.fromkeys(f"{name.partition('.')[0]}." for name in given)
+    for prefix in dict.fromkeys(PREFIXES) | others if depth else ():
         inner = {n.removeprefix(prefix): t for n, t in given.items() if n.startswith(prefix)}
-        if inner:
-            yield from _variants(inner, taken + prefix, depth - 1)
+        if inner and (prefix in PREFIXES or len(inner) >= needed):
+            yield from _variants(inner, taken + prefix, depth - 1, needed)
 
 
 def _problems(expected: Weights, given: Weights, names: Mapping[str, str]) -> list[str]:

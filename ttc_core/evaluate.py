@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ttc_core.datasets import DataSet, Stream
-from ttc_core.errors import UserError
+from ttc_core.errors import UserError, told
 from ttc_core.features import FeatureRecorder
 from ttc_core.methods import Method, Prediction
 from ttc_core.rows import Rows
@@ -246,12 +246,11 @@ class Evaluation:
             yield
         except UserError:
             raise
-        except (Exception, SystemExit) as error:  # a user's own code may raise anything
-            if not self.own_code:
+        except BaseException as error:  # a user's own code may raise anything
+            if isinstance(error, KeyboardInterrupt) or not self.own_code:
                 raise
             raise EvaluationError(
-                f"{run.name} with {self.fields.get('model')} failed {where}: "
-                f"{type(error).__name__}: {str(error)[:500]}."
+                f"{run.name} with {self.fields.get('model')} failed {where}: {told(error)}."
             ) from error
 
     def _pass(self, run: Run, stream: Stream, watcher: Watcher | None) -> Tally:

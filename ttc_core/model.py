@@ -6,7 +6,6 @@ normalisation statistics of its own. Knows nothing of methods or files.
 
 import contextlib
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +23,11 @@ from ttc_core.normalization import (
     batch_norm_layers,
     wide,
 )
+from ttc_core.plugins import torch_kept
 from ttc_core.trial import Trial, first_tensor, precisions
+
+# Of a preprocessing for values in [0, 1]: beyond, pixels overflow.
+MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,13 @@ class SourceModel:
         split: str | None = None,
         accuracy: float | None = None,
     ) -> None:
-        sound = all(map(math.isfinite, (*mean, *std))) and min(std, default=0) > 0
+        sound = all(abs(each) <= MOST for each in mean) and all(
+            1 / MOST <= each <= MOST for each in std
+        )
         if len(mean) != 3 or len(std) != 3 or not sound:
             raise ValueError(
-                f"mean and std must be three numbers each, std positive; got {mean} and {std}."
+                f"mean and std must be three numbers each, at most {MOST:,} and std at least "
+                f"1/{MOST:,}; got {mean} and {std}."
             )
         if (size is not None and size < 1) or (crop is not None and not 1 <= crop <= (size or 0)):
             raise ValueError(
@@ -88,7 +94,8 @@ class SourceModel:
             module = module.module  # the copies of a training run
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError("a scripted module cannot be adapted; give the module it was made of.")
-        self.module = module.eval().requires_grad_(False)
+        module.eval()  # what it returns is not relied on: many a `train` of one's own returns None
+        self.module = module.requires_grad_(False)
         self.mean, self.std = tuple(mean), tuple(std)
         self.size, self.crop = size, crop
         self.accuracy = accuracy
@@ -100,6 +107,11 @@ class SourceModel:
         self.trial_side = trial.side
         self.feature_dimension = pooled(trial.features).shape[1]
         self.notices: list[str] = []
+        if not trial.repeats:
+            self.notices.append(
+                "the network answers the same images otherwise when asked again (it draws at "
+                "random, or keeps something): no answer can be repeated, not even after a reset."
+            )
         if size is None and not trial.takes_any_size:
             self.size = self.trial_side
             self.notices.append(
@@ -186,10 +198,12 @@ class SourceModel:
             ModelError: the network failed on them, or answered with something else than N rows of
                 K logits.
         """
-        own = {name: given.to(self.affine[name].dtype) for name, given in (affine or {}).items()}
+        own = {name: moved.to(self.affine[name].dtype) for name, moved in (affine or {}).items()}
         try:
-            with Routing(self.batch_norms, look), _without_checkpoints():
-                logits = torch.func.functional_call(self.module, own, (inputs,), tie_weights=False)
+            with torch_kept(), Routing(self.batch_norms, look), _without_checkpoints():
+                # A copy, into which it may write.
+                given = (inputs.clone(),)
+                logits = torch.func.functional_call(self.module, own, given, tie_weights=False)
         except (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
             raise  # fewer images may fit
         except BaseException as error:  # a network of somebody's own may raise anything
@@ -210,7 +224,10 @@ class SourceModel:
                 "for each."
             )
         features = pooled(features)
-        return Output(logits.to(wide(logits.dtype)), features.to(wide(features.dtype)))
+        # A copy: the network may answer the next pass in the same memory.
+        return Output(
+            logits.to(wide(logits.dtype), copy=True), features.to(wide(features.dtype), copy=True)
+        )
 
 
 def _described(inputs: Tensor) -> str:

@@ -80,7 +80,7 @@ def guarded(what: str) -> Iterator[None]:
         PluginError: it raised anything but KeyboardInterrupt and our own errors, which pass.
     """
     try:
-        with _process_kept(), _torch_kept(), contextlib.redirect_stdout(sys.stderr):
+        with _process_kept(), torch_kept(), contextlib.redirect_stdout(sys.stderr):
             yield
     except (KeyboardInterrupt, UserError):
         raise
@@ -116,7 +116,7 @@ def _working_directory() -> str | None:
 
 
 @contextlib.contextmanager
-def _torch_kept() -> Iterator[None]:
+def torch_kept() -> Iterator[None]:
     """Put back what would change the answers of other code, or how fast they come."""
     if "torch" not in sys.modules:  # it takes seconds to import, and not every verb needs it
         yield

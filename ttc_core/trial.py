@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ttc_core.errors import told
 from ttc_core.normalization import NORMALIZATION_LAYERS
+from ttc_core.plugins import torch_kept
 
 # Sides of images, in pixels, tried in turn with a network whose factory states none.
 TRIAL_SIDES = (
@@ -33,6 +34,7 @@ class Trial:
         split, classes, side, dtype: the head's name, K, and the images that it took.
         features: what the head read.
         takes_any_size: whether it takes images of another size and shape, too.
+        repeats: whether it answers the same images twice alike.
 
     Raises:
         ValueError: the network cannot be served; the sentence says the first cause.
@@ -44,7 +46,13 @@ class Trial:
         watched = _watched(module, split)
         logits = self._run(side, watched)
         self.classes = logits.shape[1]
-        _check_logits(logits, _last_function(module, self._images(self.side, self.side)))
+        logits = logits.clone()  # it may answer the next pass in the same memory
+        again = self._again()
+        _check_logits(logits, _last_function(again))
+        scale = logits.abs().max()
+        self.repeats = again is None or bool(
+            ((again.detach() - logits).abs() <= _tolerance(logits) * scale).all()
+        )
         self.split, self.features = self._head(logits, watched, split)
         if len(self.features) != IMAGES:
             raise ValueError(
@@ -73,7 +81,7 @@ class Trial:
                 for name, layer in watched.items()
             ]
             try:
-                with torch.no_grad():
+                with torch.no_grad(), torch_kept():
                     logits = self._module(images)
             except KeyboardInterrupt:
                 raise
@@ -128,10 +136,21 @@ class Trial:
             "input are the features."
         )
 
+    def _again(self) -> Tensor | None:
+        """Its answer to the images of the trial with a graph; None: with one it does not run."""
+        try:
+            with torch.enable_grad(), torch_kept():
+                # A leaf could not be written into.
+                answer = self._module(self._images(self.side, self.side).requires_grad_() * 1)
+        except Exception:  # without gradients it did run
+            return None
+        return answer if isinstance(answer, Tensor) and len(answer) == IMAGES else None
+
     @torch.no_grad()
     def _takes(self, height: int, width: int) -> bool:
         try:
-            logits = self._module(self._images(height, width))
+            with torch_kept():
+                logits = self._module(self._images(height, width))
         except KeyboardInterrupt:
             raise
         except BaseException:
@@ -247,17 +266,16 @@ def _where_it_begins(module: nn.Module, images: Tensor) -> str:
     return f"{sentence}; {kind} begins in {where}{because}."
 
 
-def _last_function(module: nn.Module, images: Tensor) -> str:
+def _last_function(answer: Tensor | None) -> str:
     """Name the function that made the network's answer, as autograd does; "" if unknown."""
-    try:
-        with torch.enable_grad():
-            answer = module(images.requires_grad_() * 1)  # a leaf could not be written into
-    except Exception:  # without gradients it did run
-        return ""
     node = getattr(answer, "grad_fn", None)
     while node is not None and node.name().startswith(_PASSING) and node.next_functions:
         node = next((before for before, _ in node.next_functions if before is not None), None)
     return "" if node is None else str(node.name())
+
+
+def _tolerance(logits: Tensor) -> float:
+    return 1e-4 if logits.dtype in (torch.float32, torch.float64) else 2e-2
 
 
 def _check_logits(logits: Tensor, function: str) -> None:
@@ -269,7 +287,7 @@ def _check_logits(logits: Tensor, function: str) -> None:
         ValueError: they are probabilities, or the function that made them bounds them.
     """
     values = logits.double()
-    tolerance = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 2e-2
+    tolerance = _tolerance(logits)
 
     def adds_up(numbers: Tensor, dimension: int, total: float = 1.0) -> bool:
         sums = numbers.sum(dimension)

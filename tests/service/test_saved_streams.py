@@ -227,3 +227,14 @@ def test_nothing_of_this_is_a_trace(engine, tmp_path, caplog):
     assert caplog.records
     assert not any(record.exc_info for record in caplog.records)
     assert (tmp_path / "gate.rejected").is_dir()
+
+
+def test_what_lay_in_a_streams_place_may_be_gone_when_it_is_saved(engine, tmp_path):
+    """A link that leads nowhere and back, say, that somebody has removed meanwhile."""
+    file = tmp_path / "gate.safetensors"
+    file.symlink_to(file)
+    table = engine(state_dir=tmp_path)
+    request(table, "gate")
+    file.unlink()
+    assert stop(table)
+    assert file.is_file()

@@ -1,8 +1,10 @@
 """Weight files as people have them: what is taken of them, and what a refusal says."""
 
 import argparse
+import datetime
 import os
 import pickle
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -277,7 +279,7 @@ SETS = (
 )
 PREFIXES = (
     *("_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "net.", "backbone.", "encoder."),
-    *("model.backbone.", "module.model.net."),
+    *("model.backbone.", "module.model.net.", "feature_extractor.", "_model.", "model.of_my_own."),
 )
 
 
@@ -360,6 +362,7 @@ def test_averaged_weights_bring_a_counter(tmp_path):
 def test_options_and_arrays_of_numpy_are_read(tmp_path):
     """They are data; most training scripts save some beside the weights."""
     beside = {"args": argparse.Namespace(lr=0.1), "best": np.float64(93.2)}
+    beside |= {"options": types.SimpleNamespace(a=1), "when": datetime.datetime.now(datetime.UTC)}
     refilled({"state_dict": marked(), **beside}, tmp_path)
     refilled({name: tensor.numpy() for name, tensor in marked().items()}, tmp_path)
 

@@ -108,10 +108,12 @@ def test_class_names_must_be_as_many_as_classes():
         ((0.5,) * 3, (1.0,) * 4),
         ((0.5,) * 3, (1.0, float("nan"), 1.0)),
         ((0.5, 0.5, float("inf")), (1.0,) * 3),
+        ((1e308,) * 3, (1.0,) * 3),
+        ((0.5,) * 3, (1e-300,) * 3),
     ],
 )
 def test_mean_and_deviation_are_three_numbers(mean, std):
-    """And no deviation is 0."""
+    """And no deviation is 0, nor any number so odd that pixels overflow."""
     with pytest.raises(ValueError, match="mean and std must be three numbers each"):
         SourceModel(make_network("batch-norm"), mean=mean, std=std, size=SIZE)
 

@@ -75,6 +75,90 @@ def test_a_network_of_any_size_is_left_alone():
     assert (model.size, model.notices) == (None, [])
 
 
+# What it writes, changes or keeps
+
+
+class Buffered(nn.Module):
+    """Without a graph it answers in the same memory each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.memory = plain(), torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.net(x)
+        return logits if logits.requires_grad else self.memory.resize_(logits.shape).copy_(logits)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("source", {}),
+        ("norm", {"statistics": "batch", "flip": True}),
+        ("tent", {"statistics": "batch", "flip": True}),
+        ("ttc", {"statistics": "batch"}),
+        ("tipi", {"statistics": "batch"}),
+    ],
+)
+@pytest.mark.parametrize("odd", ["writes into its input", "answers in the same memory"])
+def test_what_a_network_does_to_its_memory_changes_no_answer(odd, method, settings):
+    """Neither an input normalised in place nor an answer written over by the second view's."""
+    torch.manual_seed(0)
+    if odd == "writes into its input":
+        odd_network: nn.Module = Odd(lambda net, x: net(x.sub_(0.5).mul_(3)))
+        usual: nn.Module = Odd(lambda net, x: net(x.sub(0.5).mul(3)))
+    else:
+        odd_network, usual = Buffered(), Odd(lambda net, x: net(x))
+    usual.net.load_state_dict(odd_network.net.state_dict())
+    images = make_images(6, size=32)
+    answers = [
+        create(method, model_of(each), **settings).predict(images, learn=False).logits
+        for each in (odd_network, usual)
+    ]
+    torch.testing.assert_close(*answers, rtol=0, atol=0)
+
+
+def test_what_a_pass_changes_in_torch_is_put_back():
+    """A pass may set defaults; they would change all that is computed afterwards."""
+
+    def answer(net: nn.Module, x: Tensor) -> Tensor:
+        logits = net(x)
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        torch.use_deterministic_algorithms(True)
+        return logits
+
+    method = create("tent", model_of(Odd(answer)))
+    assert method.adapt(method.predict(make_images(4, size=32))).stepped
+    assert (torch.is_grad_enabled(), torch.get_default_dtype()) == (True, torch.float32)
+    assert torch.get_default_device().type == "cpu"
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def keeping(net: nn.Module, x: Tensor) -> Tensor:
+    net[1].weight.data.mul_(0.9)
+    return net(x)
+
+
+@pytest.mark.parametrize(
+    "answer", [keeping, lambda net, x: net(nn.functional.dropout(x, training=True))]
+)
+def test_a_network_that_does_not_repeat_its_answers_is_told(answer):
+    """Its streams touch each other, and a reset is none: whoever serves it should know."""
+    assert "answers the same images otherwise" in model_of(Odd(answer)).notices[0]
+
+
+def test_a_train_that_returns_nothing_is_put_in_eval_mode_all_the_same():
+    """Overriding `train` to keep BatchNorm frozen, many forget to return the network."""
+
+    class Kept(Odd):
+        def train(self, mode: bool = True) -> None:  # type: ignore[override]
+            super().train(mode)
+
+    assert not model_of(Kept(lambda net, x: net(x))).module.training
+
+
 # What is raised or answered later
 
 
@@ -130,9 +214,10 @@ def test_a_network_that_nothing_can_be_learned_through_says_so(answer, sentence)
     model = model_of(Odd(answer))
     images = make_images(4, size=32)
     assert create("source", model).predict(images).is_finite()
-    method = create("tent", model)
-    with pytest.raises(ModelError, match=sentence):
-        method.adapt(method.predict(images))
+    for name in ("tent", "tipi"):
+        method = create(name, model)
+        with pytest.raises(ModelError, match=sentence):
+            method.adapt(method.predict(images))
 
 
 # The first true cause

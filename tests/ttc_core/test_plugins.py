@@ -134,6 +134,12 @@ def test_what_a_factory_changed_in_the_process_is_put_back(module, tmp_path, cap
         ("class Own:\n def __init__(self, model): raise SystemExit", "it ended the program"),
         ("class Own:\n def __init__(self, model): raise KeyError('k')", "KeyError: 'k'"),
         ("class Own: pass", r"TypeError: Own\(\) takes no arguments"),
+        ("class Own:\n settings = 5\n def __init__(self, model): pass", "TypeError: 'int' object"),
+        (
+            "class Own:\n def __init__(self, model): pass\n"
+            " @property\n def selects(self): raise KeyError('s')",
+            "could not be made: KeyError: 's'",
+        ),
         ("Own = 3", r"is no class but an object \(int\)"),
     ],
 )

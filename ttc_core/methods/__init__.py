@@ -91,6 +91,10 @@ def create(name: str, model: SourceModel, **settings: Any) -> Method:
         raise ValueError(f"{name} is no class but an object ({type(made).__name__}).")
     try:
         method = made(model, **settings)
+        # What is shown and written down of it is asked for here, not after the first answer.
+        dict(getattr(method, "settings", {}))
+        frozenset(getattr(method, "adapts", ()))
+        bool(getattr(method, "selects", True))
     except (KeyboardInterrupt, ValueError):  # a ValueError's text is meant for the user
         raise
     except BaseException as error:  # whatever the user's own code does

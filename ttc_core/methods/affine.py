@@ -50,6 +50,25 @@ class Gradient:
     skipped: str | None
 
 
+def differentiated(loss: Tensor, inputs: Sequence[Tensor], called: str) -> list[Tensor]:
+    """The gradient of a loss with respect to `inputs`; zeros where it does not depend on them.
+
+    Raises:
+        ModelError: the network lets no gradient through to what is `called` so.
+    """
+    try:
+        found = torch.autograd.grad(loss, list(inputs), allow_unused=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"The network lets no gradient through to {called} ({told(error)}); its forward must "
+            "not run under no_grad or inference_mode, nor detach what it computes."
+        ) from error
+    return [
+        torch.zeros_like(given) if tensor is None else tensor
+        for tensor, given in zip(found, inputs, strict=True)
+    ]
+
+
 def gradient(loss: Loss, parameters: Sequence[Tensor]) -> Gradient:
     """Differentiate a loss with respect to the parameters a batch was predicted with.
 
@@ -58,17 +77,7 @@ def gradient(loss: Loss, parameters: Sequence[Tensor]) -> Gradient:
     Raises:
         ModelError: the network lets no gradient through.
     """
-    try:
-        found = torch.autograd.grad(loss.total, list(parameters), allow_unused=True)
-    except RuntimeError as error:
-        raise ModelError(
-            f"The network lets no gradient through to its scales and shifts ({told(error)}); its "
-            "forward must not run under no_grad or inference_mode, nor detach what it computes."
-        ) from error
-    tensors = [
-        torch.zeros_like(parameter) if tensor is None else tensor
-        for tensor, parameter in zip(found, parameters, strict=True)
-    ]
+    tensors = differentiated(loss.total, parameters, "its scales and shifts")
     similarity = loss.entropy if loss.similarity is None else loss.similarity
     terms = (loss.total, loss.entropy, similarity, loss.selected.to(loss.total.dtype))
     # One transfer for all numbers: each would make a GPU wait.

@@ -157,8 +157,8 @@ class T3A:
 
     def state(self) -> State:
         """The supports and the moments."""
-        # Never written in place, so they need not be copied.
-        return {"supports": {**vars(self._supports)}, "moments": self._statistics.state()}
+        supports = {name: tensor.clone() for name, tensor in vars(self._supports).items()}
+        return {"supports": supports, "moments": self._statistics.state()}
 
     def restore(self, state: State) -> None:
         supports = Supports(

@@ -12,7 +12,7 @@ import torch
 from pydantic import BeforeValidator, Field, PositiveInt
 from torch import Tensor
 
-from ttc_core.methods.affine import AffineMethod, Gradient, Loss
+from ttc_core.methods.affine import AffineMethod, Gradient, Loss, differentiated
 from ttc_core.methods.contract import Pending, Prediction, State
 from ttc_core.methods.settings import (
     CIFAR100_CLASSES,
@@ -190,7 +190,7 @@ class Tipi(AffineMethod):
         if direction is None:
             moved = start.clone().requires_grad_()
             logits = self._run(pending, pending.images + moved)
-            (slope,) = torch.autograd.grad(divergence(logits, plain).mean(), moved)
+            (slope,) = differentiated(divergence(logits, plain).mean(), [moved], "the images")
             direction = slope.sign()
         return (start + epsilon * direction.to(start)).clamp(-epsilon, epsilon)
 
