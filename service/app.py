@@ -112,7 +112,8 @@ def build(settings: Settings, source: Method) -> FastAPI:
             allow_origins=list(settings.cors_origin),
             allow_methods=["GET", "POST"],
             allow_headers=[
-                *("Authorization", "Content-Type", "X-Session-Id", "X-Request-Id"),
+                *("Authorization", "Content-Type", "Content-Encoding"),
+                *("X-Session-Id", "X-Request-Id"),
                 *("traceparent", "tracestate"),
             ],
         )

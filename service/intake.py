@@ -71,7 +71,7 @@ class _Chunk(Generic[File]):
         done = []
         for index, file in enumerate(self.files, self.start):
             if not hold.wanted:
-                break
+                raise ClientGone
             try:
                 done.append(do(file))
             except Refused as error:
@@ -133,6 +133,7 @@ class Intake:
         images = 0
         hold = _Hold()
         place: Place[Image, Answer] | None = None
+        gone: asyncio.Task[None] | None = None
         notes: dict[str, str | int] = {"stream": stream}
         request.scope[NOTES] = notes
         try:
@@ -141,6 +142,7 @@ class Intake:
             if learn:  # nobody holds a stream's place by sending slowly
                 self._engine.admit(stream, self._batcher.retry_after)
                 hold.admitted = True
+            gone = asyncio.create_task(_gone(request, hold))
             place = self._batcher.enter(stream, deadline=deadline, learn=learn)
             request.scope[DELIVERED] = place.delivered.set
             upload = await self._parse(request, body, ids, labels, hold)
@@ -159,7 +161,7 @@ class Intake:
             self._metrics.stage_seconds.labels("decode").observe(decode_seconds)
             tracing.stage("decode", decode_seconds)
             place.fill(items)
-            answers = await self._answers(place, request)
+            answers = await self._answers(place, gone)
         except Refused as error:
             if error.reason is not None:
                 self._metrics.rejected.labels(error.reason).inc(max(1, images))
@@ -170,6 +172,8 @@ class Intake:
         finally:
             if hold.admitted:
                 self._engine.release(stream)
+            if gone is not None:
+                gone.cancel()
             hold.wanted = False  # what is still being decoded stops at its next image
             self._bytes_held -= hold.bytes
             if place is not None and not place.is_answered:
@@ -343,21 +347,20 @@ class Intake:
                 done += chunk
         return done
 
-    async def _answers(self, place: Place[Image, Answer], request: Request) -> list[Answer]:
+    async def _answers(self, place: Place[Image, Answer], gone: asyncio.Task[None]) -> list[Answer]:
         """Wait for the answers, or for the client to go away."""
         answers = asyncio.ensure_future(place.answers())
-        gone = asyncio.ensure_future(_disconnected(request))
         try:
             await asyncio.wait((answers, gone), return_when=asyncio.FIRST_COMPLETED)
             if answers.done():
                 return answers.result()
             raise ClientGone
         finally:
-            gone.cancel()
             answers.cancel()
 
 
-async def _disconnected(request: Request) -> None:
+async def _gone(request: Request, hold: _Hold) -> None:
     """Return when the client has closed the connection; the body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    hold.wanted = False

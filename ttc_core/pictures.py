@@ -268,7 +268,10 @@ def _bytes_beside_the_pixels(warning: str, scan: bytes, is_closed: bool) -> int:
     is_padding = not stray.strip(b"\0\xff") or len(stray) <= _MAX_STRAY_BYTES
     if not is_padding and (is_closed or b"\xff\0" in stray):
         raise Damaged(warning)
-    return len(stray)
+    # A file that was made in its full length and written in part ends in zeros. Zeros are codes
+    # too: the pixels must be there without them.
+    zeros = 0 if stray.strip(b"\0") else len(scan) - len(scan.rstrip(b"\0")) - 2
+    return max(len(stray), zeros)
 
 
 # PNG
@@ -286,6 +289,7 @@ def _load_png(body: Buffer) -> Image.Image:
     parts: list[Buffer | memoryview] = []
     beside: list[Buffer | memoryview] = []  # what may say how to turn the picture
     data: list[memoryview] = []
+    is_sound = True
     while at + 8 <= len(view):
         count += 1
         if count > MAX_PARTS:
@@ -294,6 +298,8 @@ def _load_png(body: Buffer) -> Image.Image:
         content, chunk = view[at + 8 : at + 8 + length], view[at : at + 12 + length]
         if name == b"IDAT":
             data.append(content)
+            if len(chunk) == length + 12:
+                is_sound &= zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
         elif name in (b"IHDR", b"PLTE", b"tRNS") and not data:
             parts.append(chunk)
         elif name == b"eXIf" or (
@@ -313,23 +319,31 @@ def _load_png(body: Buffer) -> Image.Image:
     # Rows that never came are left at 0. Interlaced, the odd ones come last.
     is_interlaced = body[28] and image.height > 1
     last = image.height // 2 * 2 - 1 if is_interlaced else image.height - 1
-    if not image.crop((0, last, image.width, last + 1)).getbbox(alpha_only=False):
-        _check_rows(data, _png_bytes(bytes(view[16:29])))
+    is_blank = not image.crop((0, last, image.width, last + 1)).getbbox(alpha_only=False)
+    if is_blank or not is_sound:
+        _check_rows(data, _png_bytes(bytes(view[16:29])), is_sound)
     return image
 
 
-def _check_rows(data: Sequence[memoryview], expected: int) -> None:
-    """Count the bytes of the rows, for the decoder is content with fewer."""
+def _check_rows(data: Sequence[memoryview], expected: int, is_sound: bool) -> None:
+    """Count the bytes of the rows, for the decoder is content with fewer.
+
+    Where chunks are not `is_sound` by their own sums, the sum over all rows must be right: zlib
+    holds it against them at the end of its stream.
+    """
     inflate, count = zlib.decompressobj(), 0
+    most = expected if is_sound else expected + _PIECE
     for part in data:
         for start in range(0, len(part), _PIECE):
             rest: Buffer | memoryview = part[start : start + _PIECE]
-            while rest and count < expected:
+            while rest and count < most and not inflate.eof:
                 count += len(inflate.decompress(rest, _PIECE))
                 rest = inflate.unconsumed_tail
     count += len(inflate.decompress(b"", _PIECE))
     if count < expected:
         raise Damaged(f"{count:,} bytes of rows are there of {expected:,}")
+    if not (is_sound or inflate.eof):
+        raise Damaged("its check sums are wrong")
 
 
 def _png_bytes(header: bytes) -> int:
@@ -414,7 +428,7 @@ def _open_webp(body: Buffer) -> Picture:
     view, at, count = memoryview(body), 12, 0
     parts: list[Buffer | memoryview] = []
     size = (0, 0)
-    has_pixels = False
+    has_pixels, lost, coded = False, 0, view[:0]
     while at + 8 <= len(view):
         count += 1
         if count > MAX_PARTS:
@@ -424,13 +438,17 @@ def _open_webp(body: Buffer) -> Picture:
         at += 8 + length + length % 2
         if name not in _WEBP_PARTS or (has_pixels and name in _WEBP_PIXELS):
             continue
+        if name in (*_WEBP_PIXELS, b"ALPH"):
+            lost = max(lost, length - len(content))
+        if name in (b"VP8 ", b"VP8L"):
+            coded = content
         if size == (0, 0):
             size = _webp_size(name, content)
         has_pixels |= name in _WEBP_PIXELS
         parts += [struct.pack("<4sI", name, len(content)), content, bytes(len(content) % 2)]
     if not has_pixels:
         raise Damaged("it has no pixels")
-    return Picture("WEBP", *size, lambda: _load_webp(parts), bytes_per_pixel=22)
+    return Picture("WEBP", *size, lambda: _load_webp(parts, size, coded, lost), bytes_per_pixel=22)
 
 
 def _webp_size(name: bytes, content: memoryview) -> tuple[int, int]:
@@ -447,7 +465,16 @@ def _webp_size(name: bytes, content: memoryview) -> tuple[int, int]:
     return 0, 0
 
 
-def _load_webp(parts: Sequence[Buffer | memoryview]) -> Image.Image:
+def _load_webp(
+    parts: Sequence[Buffer | memoryview], size: tuple[int, int], coded: memoryview, lost: int
+) -> Image.Image:
+    # Its decoder makes pixels of any bytes, and tells of missing ones near the end alone.
+    if lost > _MAX_STRAY_BYTES:
+        raise Damaged(f"{lost:,} of its bytes are missing")
+    # One colour all over is a zero for 40 blocks of 16 x 16 pixels, at most.
+    zeros = 64 + size[0] * size[1] // (16 * 256)
+    if bytes(zeros) in bytes(coded):
+        raise Damaged(f"more than {zeros:,} zeros lie where pixels were")
     return _pillow("WEBP", b"RIFF", struct.pack("<I4s", 4 + sum(map(len, parts)), b"WEBP"), *parts)
 
 

@@ -19,7 +19,7 @@ from service.engine import Answer, Engine, Image
 from service.errors import Forbidden, OutOfRange, Unauthorized
 from service.intake import Intake
 from service.metrics import Metrics
-from service.schemas import Problem
+from service.schemas import DEFAULT_STREAM, Problem
 from service.settings import Settings
 from ttc_core.methods import Method
 
@@ -90,6 +90,29 @@ def _query_names(dependant: Dependant) -> Iterator[tuple[str, bool]]:
         yield field.alias, any(get_origin(each) is list for each in (kind, *get_args(kind)))
     for inner in dependant.dependencies:
         yield from _query_names(inner)
+
+
+def stream_named(request: Request, stream: str | None) -> str:
+    """The one stream that a request names, in its query or its header.
+
+    Raises:
+        OutOfRange: it names several.
+    """
+    named = {*request.headers.getlist("x-session-id"), *([stream] if stream else [])}
+    if len(named) > 1:
+        raise OutOfRange(f"The request names {len(named)} streams; at most one is accepted.")
+    return named.pop() if named else DEFAULT_STREAM
+
+
+async def without_body(request: Request) -> None:
+    """Let a request pass that has no body: a name in it would go unread.
+
+    Raises:
+        OutOfRange: it has one.
+    """
+    headers = request.headers
+    if headers.get("content-length", "0").strip("0") or "transfer-encoding" in headers:
+        raise OutOfRange("The request has a body; none is accepted: stream goes in the query.")
 
 
 async def known_host(request: Request, service: ServiceNow) -> None:

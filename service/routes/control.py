@@ -2,13 +2,19 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Header, Query, Request
 
 from service.metrics import versions
-from service.routes.context import MAY_ADMINISTER, MAY_READ, ServiceNow, problems
+from service.routes.context import (
+    MAY_ADMINISTER,
+    MAY_READ,
+    ServiceNow,
+    problems,
+    stream_named,
+    without_body,
+)
 from service.schemas import (
     ALL_STREAMS,
-    DEFAULT_STREAM,
     STREAM_PATTERN,
     Discarded,
     ModelStatus,
@@ -21,15 +27,28 @@ from service.settings import SECRETS
 router = APIRouter()
 
 
-@router.post("/reset", dependencies=MAY_ADMINISTER, responses=problems(401, 500, 503))
+@router.post(
+    "/reset",
+    dependencies=[*MAY_ADMINISTER, Depends(without_body)],
+    responses=problems(401, 500, 503),
+)
 async def reset(
+    request: Request,
     service: ServiceNow,
     stream: Annotated[
-        str, Query(description="which stream; * for all", pattern=rf"{STREAM_PATTERN}|^\*$")
-    ] = DEFAULT_STREAM,
+        str | None,
+        Query(
+            description="which stream, default if none is named; * for all",
+            pattern=rf"{STREAM_PATTERN}|^\*$",
+        ),
+    ] = None,
+    x_session_id: Annotated[
+        str | None, Header(pattern=STREAM_PATTERN, description="the stream, as a header")
+    ] = None,
 ) -> ResetResponse:
     """Restore source weights, optimizer, counters and statistics of a stream, a saved one too."""
-    names, steps, pending = await service.engine.reset(None if stream == ALL_STREAMS else stream)
+    name = stream_named(request, stream)
+    names, steps, pending = await service.engine.reset(None if name == ALL_STREAMS else name)
     return ResetResponse(streams=names, discarded=Discarded(steps=steps, pending_batches=pending))
 
 

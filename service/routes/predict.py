@@ -11,8 +11,8 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from service.engine import Answer
 from service.errors import OutOfRange
 from service.intake import Answered
-from service.routes.context import MAY_POST, Service, ServiceNow, problems
-from service.schemas import DEFAULT_STREAM, STREAM_PATTERN, EncodedImage, PredictResponse
+from service.routes.context import MAY_POST, Service, ServiceNow, problems, stream_named
+from service.schemas import STREAM_PATTERN, EncodedImage, PredictResponse
 from service.settings import DAY
 from ttc_core.methods import Answers
 
@@ -103,10 +103,7 @@ async def predict(
     classes = service.source.model.classes
     if top_k > classes:
         raise OutOfRange(f"top_k must be 1 to {classes}, the number of classes; got {top_k}.")
-    named = {*request.headers.getlist("x-session-id"), *([stream] if stream else [])}
-    if len(named) > 1:
-        raise OutOfRange(f"The request names {len(named)} streams; at most one is accepted.")
-    name = stream or x_session_id or DEFAULT_STREAM
+    name = stream_named(request, stream)
     answered = await service.intake.predict(
         request,
         stream=name,

@@ -457,3 +457,24 @@ def test_afterwards_the_process_is_well(server, http):
     assert "ttc_http_requests_in_progress 0.0" in metrics
     assert "ttc_queue_images 0.0" in metrics
     assert not re.search(r'code="500"\} [1-9]', metrics)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"json": {"stream": "gate-4"}},
+        {"data": {"stream": "gate-4"}},
+        {"content": iter([b"stream=gate-4"])},
+        {"params": {"stream": "gate-4"}, "headers": {"X-Session-Id": "gate-5"}},
+    ],
+)
+def test_a_reset_that_names_its_stream_where_it_is_not_read_resets_nothing(http, sent):
+    """Else it were the stream `default` that forgets what it learned."""
+    assert http.post("/reset", **sent).status_code == 422
+
+
+def test_a_reset_names_its_stream_as_a_prediction_does(http):
+    """In the query, or in the header that a proxy sets."""
+    named = http.post("/reset", headers={"X-Session-Id": "gate-4"}).json()
+    assert named == http.post("/reset", params={"stream": "gate-4"}).json()
+    assert named["streams"] == ["gate-4"]

@@ -19,7 +19,7 @@ from starlette.requests import Request
 
 from service.engine import Image
 from service.errors import OutOfRange, QueueFull, TooLarge, UnknownType, Unreadable
-from service.intake import DECODE_CHUNK, Intake
+from service.intake import DECODE_CHUNK, ClientGone, Intake
 from service.metrics import Metrics
 from service.settings import Settings
 from service.uploads import memory_to_parse, parse_upload
@@ -82,8 +82,8 @@ class Door:
         self.places.append(Place())
         return self.places[-1]
 
-    async def post(self, body, content_type=None, *, headers=()):
-        """Send a request; return the pixels that reached the queue."""
+    async def post(self, body, content_type=None, *, headers=(), gone=None):
+        """Send a request; return the pixels that reached the queue. `gone`: the client has left."""
         named = [(b"content-type", content_type.encode())] if content_type else []
         view = memoryview(body)
         messages = [
@@ -91,12 +91,13 @@ class Door:
             for at in range(0, len(view), 65536)
         ]
         messages.append({"type": "http.request", "body": b"", "more_body": False})
-        forever = asyncio.Event()
+        gone = gone or asyncio.Event()
 
         async def receive():
             if messages:
                 return messages.pop(0)
-            await forever.wait()
+            await gone.wait()
+            return {"type": "http.disconnect"}
 
         scope = {"type": "http", "headers": [*named, *headers], "method": "POST", "path": "/"}
         before = len(self.places)
@@ -202,6 +203,30 @@ def test_a_request_waits_for_the_memory_that_its_own_and_other_decoding_gives_ba
     answers = door.run(*(door.post(*as_form(*[BOMB] * (DECODE_CHUNK + 1))) for _ in range(3)))
     assert [len(answer) for answer in answers] == [DECODE_CHUNK + 1] * 3
     assert most == 1
+
+
+def test_nothing_more_is_decoded_for_a_client_that_went_away(monkeypatch):
+    """Else a few that send much and leave would keep all threads busy for minutes."""
+    decoded = []
+    gone = asyncio.Event()
+
+    def decode(picture, **geometry):
+        decoded.append(picture)
+        loop.call_soon_threadsafe(gone.set)
+        threading.Event().wait(0.01)
+        return np.zeros((1, 1, 3), np.uint8)
+
+    async def post():
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        return await door.post(*as_form(*[GOOD] * 200), gone=gone)
+
+    loop = None
+    monkeypatch.setattr("service.intake.decode", decode)
+    door = Door()
+    (answer,) = door.run(post())
+    assert isinstance(answer, ClientGone)
+    assert len(decoded) < DECODE_CHUNK
 
 
 def test_what_does_not_fit_beside_others_is_told_to_come_back():

@@ -293,8 +293,51 @@ def test_a_webp_is_judged_by_its_data_not_by_its_size_field(options):
         assert np.array_equal(read(stated + b"junk"), pillow(body))
     half = body[: len(body) // 2]
     for cut in (half, half[:4] + struct.pack("<I", len(half) - 8) + half[8:]):
-        with pytest.raises(OSError, match=r"frame|decoder"):
+        with pytest.raises(Damaged, match="missing"):
             read(cut)
+
+
+NOISE = Image.fromarray(RANDOM.normal(127, 40, (240, 320, 3)).clip(0, 255).astype(np.uint8))
+CODED = {
+    "jpeg": write(NOISE, "JPEG", subsampling=0, quality=95),
+    "png": write(NOISE.convert("L"), "PNG"),
+    "transparent png": write(NOISE.convert("RGBA"), "PNG"),
+    "gif": write(NOISE.convert("L"), "GIF"),
+    "webp": write(NOISE, "WEBP"),
+    "lossless webp": write(NOISE, "WEBP", lossless=True),
+}
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+@pytest.mark.parametrize("name", CODED)
+def test_a_file_that_was_written_in_part_and_is_zeros_from_there_is_damaged(name, share):
+    """Copies and recorders make a file in its full length first; zeros are codes of pixels too."""
+    body = CODED[name]
+    written = int(share * len(body))
+    with pytest.raises((Damaged, OSError, zlib.error)):
+        read(body[:written] + bytes(len(body) - written))
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_a_file_with_zeros_for_a_block_or_without_it_is_damaged(name):
+    """A disk's block that came back empty, and one that is not there."""
+    body = CODED[name]
+    at = len(body) // 2
+    for block in (bytes(4096), b""):
+        with pytest.raises((Damaged, OSError, zlib.error)):
+            read(body[:at] + block + body[at + 4096 :])
+    with pytest.raises((Damaged, OSError, zlib.error)):
+        read(body[:at] + body[at + 300 :])
+
+
+@pytest.mark.parametrize("colour", ["black", "white", "grey"])
+def test_a_picture_of_one_colour_is_whole_though_its_data_are_zeros(colour):
+    """The encoder writes hardly anything else; metadata may be zeros too, and cut short."""
+    flat = Image.new("RGB", (2000, 2000), colour)
+    for options in ({}, {"lossless": True}, {"exif": b"Exif\0\0" + bytes(5000)}):
+        body = write(flat, "WEBP", **options)
+        assert np.array_equal(read(body), pillow(body))
+    assert np.array_equal(read(body[:-3000]), pillow(body))
 
 
 def test_a_bmp_is_judged_by_its_rows_not_by_its_size_field():
