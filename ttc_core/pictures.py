@@ -97,6 +97,12 @@ def open_picture(body: Buffer, formats: Sequence[str]) -> Picture:
     return Picture(image.format or "", image.width, image.height, lambda: _loaded(image))
 
 
+def _next_part(count: int) -> int:
+    if count == MAX_PARTS:
+        raise TooManyParts(f"it has more than {MAX_PARTS:,} parts")
+    return count + 1
+
+
 def _loaded(image: Image.Image) -> Image.Image:
     image.load()
     return image
@@ -150,9 +156,7 @@ def _walk_jpeg(body: Buffer) -> _Jpeg:
     jpeg, view, at, count = _Jpeg(), memoryview(body), 2, 0
     exif: list[bytes] = []
     while not jpeg.is_whole and (found := _MARKER.search(body, at)):
-        count += 1
-        if count > MAX_PARTS:
-            raise TooManyParts(f"it has more than {MAX_PARTS:,} segments")
+        count = _next_part(count)
         code, start, at = body[found.start() + 1], found.start(), found.end()
         if code == _EOI or (code == _SOI and jpeg.scans):
             break
@@ -286,14 +290,14 @@ def _load_png(body: Buffer) -> Image.Image:
     parts: list[Buffer | memoryview] = []
     beside: list[Buffer | memoryview] = []  # what may say how to turn the picture
     data: list[memoryview] = []
+    is_sound = True
     while at + 8 <= len(view):
-        count += 1
-        if count > MAX_PARTS:
-            raise TooManyParts(f"it has more than {MAX_PARTS:,} chunks")
+        count = _next_part(count)
         length, name = struct.unpack(">I4s", view[at : at + 8])
         content, chunk = view[at + 8 : at + 8 + length], view[at : at + 12 + length]
         if name == b"IDAT":
             data.append(content)
+            is_sound &= zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
         elif name in (b"IHDR", b"PLTE", b"tRNS") and not data:
             parts.append(chunk)
         elif name == b"eXIf" or (
@@ -310,25 +314,30 @@ def _load_png(body: Buffer) -> Image.Image:
     except Exception:  # beyond a limit, or nonsense: then it stays as it lies
         image = Image.open(io.BytesIO(b"".join([_PNG, *parts, *end])), formats=("PNG",))
     image.load()
-    # Rows that never came are left at 0. Interlaced, the odd ones come last.
+    # Rows that never came are left at 0, and the decoder does not look behind the last one, where
+    # it would see that bytes before were others. Interlaced, the odd ones come last.
     is_interlaced = body[28] and image.height > 1
     last = image.height // 2 * 2 - 1 if is_interlaced else image.height - 1
-    if not image.crop((0, last, image.width, last + 1)).getbbox(alpha_only=False):
-        _check_rows(data, _png_bytes(bytes(view[16:29])))
+    is_filled = image.crop((0, last, image.width, last + 1)).getbbox(alpha_only=False)
+    if not (is_sound and is_filled):
+        _check_rows(data, _png_bytes(bytes(view[16:29])), is_sound=is_sound)
     return image
 
 
-def _check_rows(data: Sequence[memoryview], expected: int) -> None:
-    """Count the bytes of the rows, for the decoder is content with fewer."""
+def _check_rows(data: Sequence[memoryview], expected: int, *, is_sound: bool) -> None:
+    """Count the bytes of the rows; if they are not sound, more are as wrong as fewer."""
     inflate, count = zlib.decompressobj(), 0
-    for part in data:
-        for start in range(0, len(part), _PIECE):
-            rest: Buffer | memoryview = part[start : start + _PIECE]
-            while rest and count < expected:
-                count += len(inflate.decompress(rest, _PIECE))
-                rest = inflate.unconsumed_tail
-    count += len(inflate.decompress(b"", _PIECE))
-    if count < expected:
+    try:
+        for part in data:
+            for start in range(0, len(part), _PIECE):
+                rest: Buffer | memoryview = part[start : start + _PIECE]
+                while rest and count <= expected:
+                    count += len(inflate.decompress(rest, _PIECE))
+                    rest = inflate.unconsumed_tail
+        count += len(inflate.decompress(inflate.unconsumed_tail, _PIECE))
+    except zlib.error as error:
+        raise Damaged(str(error)) from error
+    if count < expected or (count > expected and not is_sound):
         raise Damaged(f"{count:,} bytes of rows are there of {expected:,}")
 
 
@@ -354,9 +363,7 @@ def _open_gif(body: Buffer) -> Picture:
     head = 13 + _palette_bytes(flags)
     at, control, count = head, b"", 0
     while at < len(body) and body[at] != 0x3B:
-        count += 1
-        if count > MAX_PARTS:
-            raise TooManyParts(f"it has more than {MAX_PARTS:,} blocks")
+        count = _next_part(count)
         if body[at] == 0x21:
             end = _after_blocks(body, at + 2)
             if body[at + 1] == 0xF9:
@@ -414,23 +421,22 @@ def _open_webp(body: Buffer) -> Picture:
     view, at, count = memoryview(body), 12, 0
     parts: list[Buffer | memoryview] = []
     size = (0, 0)
-    has_pixels = False
+    pixels = memoryview(b"")
     while at + 8 <= len(view):
-        count += 1
-        if count > MAX_PARTS:
-            raise TooManyParts(f"it has more than {MAX_PARTS:,} chunks")
+        count = _next_part(count)
         name, length = struct.unpack("<4sI", view[at : at + 8])
         content = view[at + 8 : at + 8 + length]
         at += 8 + length + length % 2
-        if name not in _WEBP_PARTS or (has_pixels and name in _WEBP_PIXELS):
+        if name not in _WEBP_PARTS or (pixels and name in _WEBP_PIXELS):
             continue
         if size == (0, 0):
             size = _webp_size(name, content)
-        has_pixels |= name in _WEBP_PIXELS
+        if name in _WEBP_PIXELS:
+            pixels = content
         parts += [struct.pack("<4sI", name, len(content)), content, bytes(len(content) % 2)]
-    if not has_pixels:
+    if not pixels:
         raise Damaged("it has no pixels")
-    return Picture("WEBP", *size, lambda: _load_webp(parts), bytes_per_pixel=22)
+    return Picture("WEBP", *size, lambda: _load_webp(parts, pixels), bytes_per_pixel=22)
 
 
 def _webp_size(name: bytes, content: memoryview) -> tuple[int, int]:
@@ -447,7 +453,12 @@ def _webp_size(name: bytes, content: memoryview) -> tuple[int, int]:
     return 0, 0
 
 
-def _load_webp(parts: Sequence[Buffer | memoryview]) -> Image.Image:
+def _load_webp(parts: Sequence[Buffer | memoryview], pixels: memoryview) -> Image.Image:
+    # What was never written to a file whose room was set aside is 0, and the decoder makes pixels
+    # of it. Encoders end one colour alone in zeros, a twentieth of the file.
+    zeros = len(pixels) - len(bytes(pixels).rstrip(b"\0"))
+    if zeros > max(64, len(pixels) // 8):
+        raise Damaged(f"the last {zeros:,} bytes of its pixels are 0")
     return _pillow("WEBP", b"RIFF", struct.pack("<I4s", 4 + sum(map(len, parts)), b"WEBP"), *parts)
 
 
