@@ -1,6 +1,7 @@
 """Weight files as people have them: what is taken of them, and what a refusal says."""
 
 import argparse
+import datetime
 import os
 import pickle
 import zipfile
@@ -277,7 +278,7 @@ SETS = (
 )
 PREFIXES = (
     *("_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "net.", "backbone.", "encoder."),
-    *("model.backbone.", "module.model.net."),
+    *("model.backbone.", "module.model.net.", "module.encoder_q.", "classifier.", "of.my.own."),
 )
 
 
@@ -360,6 +361,7 @@ def test_averaged_weights_bring_a_counter(tmp_path):
 def test_options_and_arrays_of_numpy_are_read(tmp_path):
     """They are data; most training scripts save some beside the weights."""
     beside = {"args": argparse.Namespace(lr=0.1), "best": np.float64(93.2)}
+    beside["saved"] = datetime.datetime(2024, 5, 17)
     refilled({"state_dict": marked(), **beside}, tmp_path)
     refilled({name: tensor.numpy() for name, tensor in marked().items()}, tmp_path)
 
