@@ -11,7 +11,8 @@ import pathlib
 import re
 import types
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,8 @@ CONTAINERS = (
 WRAPPERS = frozenset(
     ("_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 )
-# The attribute in which a training script's own module often held the network; preferred first.
-PREFIXES = (
-    *("ema_model.", "model_ema.", "ema.", "teacher.", "model.", "net.", "network.", "backbone."),
-    *("encoder.", "base_model.", "student.", "online_model."),
-)
+# Where a file's names say of several networks which is the one to serve; the preferred first.
+PREFERRED = ("ema_model", "model_ema", "ema", "averaged_model", "teacher", "model", "net")
 # Never weights of a network, though full of tensors.
 _OTHERS = re.compile(r"optim|sched|scaler|criterion|loss", re.IGNORECASE)
 NAMED, MOST_SETS = 5, 20
@@ -171,7 +169,7 @@ def fill(module: nn.Module, found: Mapping[str, Weights], origin: object) -> lis
     for place, weights in found.items():
         given = {name: tensor for name, tensor in weights.items() if not _is_counter(name)}
         for names in _without_common_prefixes(own):
-            for prefix, state in _variants(given, "", _DEPTH, len(own)):
+            for prefix, state in _variants(given, names):
                 problems = _problems({n: expected[names[n]] for n in names}, state, names)
                 if not problems:
                     _load(module, {names[name]: state[name] for name in names}, origin)
@@ -190,23 +188,32 @@ def _is_counter(name: str) -> bool:
 def _without_common_prefixes(names: dict[str, str]) -> Iterator[dict[str, str]]:
     """A network's own names may begin with what a file's lack."""
     yield names
-    for prefix in PREFIXES:
-        if names and all(name.startswith(prefix) for name in names):
-            shorter = {name.removeprefix(prefix): own for name, own in names.items()}
-            yield from _without_common_prefixes(shorter)
+    first = {name.partition(".")[0] for name in names}
+    if len(first) == 1 and names.keys().isdisjoint(first):
+        shorter = {name.partition(".")[2]: own for name, own in names.items()}
+        yield from _without_common_prefixes(shorter)
 
 
-def _variants(given: Weights, taken: str, depth: int, needed: int) -> Iterator[tuple[str, Weights]]:
-    """The weights as they are, then those under each prefix, without it: the known ones first.
+def _variants(given: Weights, expected: Collection[str]) -> Iterator[tuple[str, Weights]]:
+    """The weights as they are, then those under each prefix that expected names lie under.
 
-    Any other that has as many as are needed may hold the network, too.
+    It may be any: the attribute in which a training script's own module held the network.
     """
-    yield taken, given
-    others = dict.fromkeys(f"{name.partition('.')[0]}." for name in given)
-    for prefix in dict.fromkeys(PREFIXES) | others if depth else ():
-        inner = {n.removeprefix(prefix): t for n, t in given.items() if n.startswith(prefix)}
-        if inner and (prefix in PREFIXES or len(inner) >= needed):
-            yield from _variants(inner, taken + prefix, depth - 1, needed)
+    yield "", given
+    found: Counter[str] = Counter()
+    for name in given:
+        parts = name.split(".")
+        for place in range(1, len(parts)):
+            if ".".join(parts[place:]) in expected:
+                found[".".join(parts[:place]) + "."] += 1
+    prefixes = [prefix for prefix, _ in found.most_common(MOST_SETS)]
+    for prefix in sorted(prefixes, key=_rank):
+        yield prefix, {n.removeprefix(prefix): t for n, t in given.items() if n.startswith(prefix)}
+
+
+def _rank(prefix: str) -> int:
+    parts = prefix.split(".")
+    return min((n for n, name in enumerate(PREFERRED) if name in parts), default=len(PREFERRED))
 
 
 def _problems(expected: Weights, given: Weights, names: Mapping[str, str]) -> list[str]:

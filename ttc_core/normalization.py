@@ -49,28 +49,37 @@ def batch_norm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
-class Look(Protocol):
-    """Answers the BatchNorm calls of one forward pass."""
+@dataclass(frozen=True)
+class Call:
+    """A call of a BatchNorm layer in a forward pass.
 
-    def __call__(
-        self,
-        layer: str,
-        x: Tensor,
-        mean: Tensor,
-        variance: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        call: int = 0,
-        /,
-    ) -> Tensor:
-        """Return x (N, C, …) normalised, of its own type.
+    Attributes:
+        layer: the layer's name.
+        x: what is to be normalised, (N, C, …); the answer is of its type.
+        mean, variance: the source's, (C,).
+        weight, bias, eps: as the layer's.
+        number: how often the layer was called before in this pass.
+    """
 
-        Args:
-            layer: the layer's name.
-            mean, variance: the source's, (C,).
-            call: how often the layer was called before in this pass.
-        """
+    layer: str
+    x: Tensor
+    mean: Tensor
+    variance: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    number: int = 0
+
+    def normalized(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """In float32 at least: squares of half precision overflow at 256."""
+        wider = _widened(self.x)
+        weight, bias = _like(self.weight, wider), _like(self.bias, wider)
+        mean, variance = mean.to(wider.dtype), variance.to(wider.dtype)
+        return F.batch_norm(wider, mean, variance, weight, bias, eps=self.eps).to(self.x.dtype)
+
+
+# Answers the BatchNorm calls of one forward pass.
+Look = Callable[[Call], Tensor]
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -78,18 +87,9 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def SOURCE(
-    _layer: str,
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    _call: int = 0,
-) -> Tensor:
+def SOURCE(call: Call) -> Tensor:
     """Normalise with the source's running statistics."""
-    return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+    return F.batch_norm(call.x, call.mean, call.variance, call.weight, call.bias, eps=call.eps)
 
 
 @dataclass(frozen=True)
@@ -104,28 +104,20 @@ class BatchLook:
 
     source_images: int = 0
 
-    def __call__(
-        self,
-        _layer: str,
-        x: Tensor,
-        mean: Tensor,
-        variance: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        _call: int = 0,
-    ) -> Tensor:
+    def __call__(self, call: Call) -> Tensor:
+        x = call.x
         if self.source_images == 0:
-            return _batch_normalize(x, weight, bias, eps)
+            return _batch_normalize(x, call.weight, call.bias, call.eps)
         values = x.numel() // x.shape[1]
         dimensions = _all_but_channels(x)
         batch_variance, batch_mean = torch.var_mean(
             _widened(x), dimensions, correction=min(1, values - 1)
         )
         share = len(x) / (self.source_images + len(x))
-        blended_mean = torch.lerp(mean.to(batch_mean), batch_mean, share)
-        blended_variance = torch.lerp(variance.to(batch_mean), batch_variance, share)
-        return _normalize(x, blended_mean, blended_variance, weight, bias, eps)
+        return call.normalized(
+            torch.lerp(call.mean.to(batch_mean), batch_mean, share),
+            torch.lerp(call.variance.to(batch_mean), batch_variance, share),
+        )
 
 
 # E[x] and E[x²] of each channel, (C,) each.
@@ -280,44 +272,22 @@ class MovingLook:
         self._batch: dict[str, Moments] = {}
         self._used: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
-    def __call__(
-        self,
-        layer: str,
-        x: Tensor,
-        _mean: Tensor,
-        _variance: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        call: int = 0,
-    ) -> Tensor:
+    def __call__(self, call: Call) -> Tensor:
         with torch.no_grad():
-            moments = _moments(x)
-            if call > 0:
-                moments = _move(self._batch[layer], moments, 1 / (call + 1))
-            self._batch[layer] = moments
-            used = _mean_and_variance(_move(self._moments[layer], moments, self._weight))
-        self._used.setdefault(layer, []).append(used)
-        return _normalize(x, *used, weight, bias, eps)
+            moments = _moments(call.x)
+            if call.number > 0:
+                moments = _move(self._batch[call.layer], moments, 1 / (call.number + 1))
+            self._batch[call.layer] = moments
+            used = _mean_and_variance(_move(self._moments[call.layer], moments, self._weight))
+        self._used.setdefault(call.layer, []).append(used)
+        return call.normalized(*used)
 
-    def again(
-        self,
-        layer: str,
-        x: Tensor,
-        _mean: Tensor,
-        _variance: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        call: int = 0,
-    ) -> Tensor:
+    def again(self, call: Call) -> Tensor:
         """A look of its own: the mean and variance that the finished pass used, call by call."""
-        used = self._used.get(layer)
-        # A pass over altered images may take other turns: the last call's, or what has not moved.
-        chosen = (
-            used[min(call, len(used) - 1)] if used else _mean_and_variance(self._moments[layer])
-        )
-        return _normalize(x, *chosen, weight, bias, eps)
+        used = self._used.get(call.layer)
+        if used is None:  # a pass over altered images may take other turns
+            return call.normalized(*_mean_and_variance(self._moments[call.layer]))
+        return call.normalized(*used[min(call.number, len(used) - 1)])
 
     @property
     def share(self) -> Share:
@@ -367,28 +337,13 @@ class Routing(TorchFunctionMode):
         name = self._names.get(id(running_mean))
         if name is None or running_mean is None or running_var is None:
             return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        call = self._calls.get(name, 0)
-        self._calls[name] = call + 1
-        return self._look(name, x, running_mean, running_var, weight, bias, eps, call)
+        number = self._calls.get(name, 0)
+        self._calls[name] = number + 1
+        return self._look(Call(name, x, running_mean, running_var, weight, bias, eps, number))
 
 
 def _widened(tensor: Tensor) -> Tensor:
     return tensor.to(wide(tensor.dtype))
-
-
-def _normalize(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-) -> Tensor:
-    """Normalise in float32 at least: squares of half precision overflow at 256."""
-    wider = _widened(x)
-    weight, bias = _like(weight, wider), _like(bias, wider)
-    mean, variance = mean.to(wider.dtype), variance.to(wider.dtype)
-    return F.batch_norm(wider, mean, variance, weight, bias, eps=eps).to(x.dtype)
 
 
 def _like(parameter: Tensor | None, x: Tensor) -> Tensor | None:

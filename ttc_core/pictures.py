@@ -97,6 +97,12 @@ def open_picture(body: Buffer, formats: Sequence[str]) -> Picture:
     return Picture(image.format or "", image.width, image.height, lambda: _loaded(image))
 
 
+def _next_part(count: int) -> int:
+    if count == MAX_PARTS:
+        raise TooManyParts(f"it has more than {MAX_PARTS:,} parts")
+    return count + 1
+
+
 def _loaded(image: Image.Image) -> Image.Image:
     image.load()
     return image
@@ -150,9 +156,7 @@ def _walk_jpeg(body: Buffer) -> _Jpeg:
     jpeg, view, at, count = _Jpeg(), memoryview(body), 2, 0
     exif: list[bytes] = []
     while not jpeg.is_whole and (found := _MARKER.search(body, at)):
-        count += 1
-        if count > MAX_PARTS:
-            raise TooManyParts(f"it has more than {MAX_PARTS:,} segments")
+        count = _next_part(count)
         code, start, at = body[found.start() + 1], found.start(), found.end()
         if code == _EOI or (code == _SOI and jpeg.scans):
             break
@@ -291,9 +295,7 @@ def _load_png(body: Buffer) -> Image.Image:
     data: list[memoryview] = []
     is_sound = True
     while at + 8 <= len(view):
-        count += 1
-        if count > MAX_PARTS:
-            raise TooManyParts(f"it has more than {MAX_PARTS:,} chunks")
+        count = _next_part(count)
         length, name = struct.unpack(">I4s", view[at : at + 8])
         content, chunk = view[at + 8 : at + 8 + length], view[at : at + 12 + length]
         if name == b"IDAT":
@@ -316,7 +318,8 @@ def _load_png(body: Buffer) -> Image.Image:
     except Exception:  # beyond a limit, or nonsense: then it stays as it lies
         image = Image.open(io.BytesIO(b"".join([_PNG, *parts, *end])), formats=("PNG",))
     image.load()
-    # Rows that never came are left at 0. Interlaced, the odd ones come last.
+    # Rows that never came are left at 0, and the decoder does not look behind the last one, where
+    # it would see that bytes before were others. Interlaced, the odd ones come last.
     is_interlaced = body[28] and image.height > 1
     last = image.height // 2 * 2 - 1 if is_interlaced else image.height - 1
     is_blank = not image.crop((0, last, image.width, last + 1)).getbbox(alpha_only=False)
@@ -333,13 +336,16 @@ def _check_rows(data: Sequence[memoryview], expected: int, is_sound: bool) -> No
     """
     inflate, count = zlib.decompressobj(), 0
     most = expected if is_sound else expected + _PIECE
-    for part in data:
-        for start in range(0, len(part), _PIECE):
-            rest: Buffer | memoryview = part[start : start + _PIECE]
-            while rest and count < most and not inflate.eof:
-                count += len(inflate.decompress(rest, _PIECE))
-                rest = inflate.unconsumed_tail
-    count += len(inflate.decompress(b"", _PIECE))
+    try:
+        for part in data:
+            for start in range(0, len(part), _PIECE):
+                rest: Buffer | memoryview = part[start : start + _PIECE]
+                while rest and count < most and not inflate.eof:
+                    count += len(inflate.decompress(rest, _PIECE))
+                    rest = inflate.unconsumed_tail
+        count += len(inflate.decompress(b"", _PIECE))
+    except zlib.error as error:
+        raise Damaged(str(error)) from error
     if count < expected:
         raise Damaged(f"{count:,} bytes of rows are there of {expected:,}")
     if not (is_sound or inflate.eof):
@@ -368,9 +374,7 @@ def _open_gif(body: Buffer) -> Picture:
     head = 13 + _palette_bytes(flags)
     at, control, count = head, b"", 0
     while at < len(body) and body[at] != 0x3B:
-        count += 1
-        if count > MAX_PARTS:
-            raise TooManyParts(f"it has more than {MAX_PARTS:,} blocks")
+        count = _next_part(count)
         if body[at] == 0x21:
             end = _after_blocks(body, at + 2)
             if body[at + 1] == 0xF9:
@@ -428,15 +432,13 @@ def _open_webp(body: Buffer) -> Picture:
     view, at, count = memoryview(body), 12, 0
     parts: list[Buffer | memoryview] = []
     size = (0, 0)
-    has_pixels, lost, coded = False, 0, view[:0]
+    pixels, lost, coded = view[:0], 0, view[:0]
     while at + 8 <= len(view):
-        count += 1
-        if count > MAX_PARTS:
-            raise TooManyParts(f"it has more than {MAX_PARTS:,} chunks")
+        count = _next_part(count)
         name, length = struct.unpack("<4sI", view[at : at + 8])
         content = view[at + 8 : at + 8 + length]
         at += 8 + length + length % 2
-        if name not in _WEBP_PARTS or (has_pixels and name in _WEBP_PIXELS):
+        if name not in _WEBP_PARTS or (pixels and name in _WEBP_PIXELS):
             continue
         if name in (*_WEBP_PIXELS, b"ALPH"):
             lost = max(lost, length - len(content))
@@ -444,9 +446,10 @@ def _open_webp(body: Buffer) -> Picture:
             coded = content
         if size == (0, 0):
             size = _webp_size(name, content)
-        has_pixels |= name in _WEBP_PIXELS
+        if name in _WEBP_PIXELS:
+            pixels = content
         parts += [struct.pack("<4sI", name, len(content)), content, bytes(len(content) % 2)]
-    if not has_pixels:
+    if not pixels:
         raise Damaged("it has no pixels")
     return Picture("WEBP", *size, lambda: _load_webp(parts, size, coded, lost), bytes_per_pixel=22)
 

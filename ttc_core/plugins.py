@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ttc_core.errors import PluginError, UserError, told
@@ -123,22 +123,20 @@ def torch_kept() -> Iterator[None]:
         return
     import torch
 
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
-    threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    deterministic = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
+    kept: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
+        (torch.get_default_dtype, torch.set_default_dtype),
+        (torch.get_num_threads, torch.set_num_threads),
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     )
+    before = [get() for get, _ in kept]
+    device = torch.get_default_device()
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled()):
             yield
     finally:
-        torch.set_default_dtype(dtype)
+        for (get, put), value in zip(kept, before, strict=True):
+            if get() != value:
+                put(value)
         if torch.get_default_device() != device:
             torch.set_default_device(None if device.type == "cpu" else device)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        if torch.get_float32_matmul_precision() != matmul:
-            torch.set_float32_matmul_precision(matmul)
-        if torch.are_deterministic_algorithms_enabled() != deterministic[0]:
-            torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])

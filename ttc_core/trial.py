@@ -14,7 +14,8 @@ from ttc_core.plugins import torch_kept
 # Sides of images, in pixels, tried in turn with a network whose factory states none.
 TRIAL_SIDES = (
     *(32, 224, 64, 28, 299, 96, 128, 256, 384, 160, 192, 48, 84, 100, 112, 144, 150, 200, 227, 240),
-    *(260, 288, 300, 320, 331, 336, 380, 448, 456, 480, 512, 528, 600, 16, 8),
+    *(260, 288, 300, 320, 331, 336, 380, 448, 456, 480, 512, 528, 600, 416, 640, 40, 56, 72),
+    *(80, 120, 176, 208, 16, 8),
 )
 IMAGES = 2
 # A network that ran so often without answering with logits is not asked at further sides.

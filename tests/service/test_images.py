@@ -3,7 +3,6 @@
 import io
 import resource
 import struct
-import time
 import warnings
 import zlib
 
@@ -15,6 +14,7 @@ from PIL import Image
 
 from service.errors import Refused, TooLarge, UnknownType, Unreadable
 from service.images import FORMATS, MEDIA_TYPES, check_media_type, decode, read_header
+from ttc_core import pictures
 from ttc_core.pictures import MAX_JPEG_SCANS
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -175,20 +175,19 @@ def test_what_is_no_accepted_image_is_refused_with_what_is(body):
 def test_a_huge_header_is_refused_at_once_with_little_memory():
     """30,000 x 30,000 pixels are announced in the header: nothing is decoded."""
     body = one_bit_png(30_000, 30_000, b"")
-    before, start = peak_memory_mb(), time.perf_counter()
+    before = peak_memory_mb()
     with pytest.raises(TooLarge, match="at most 8,192 pixels along a side"):
         read(body)
-    assert time.perf_counter() - start < 0.5
     assert peak_memory_mb() - before < 50
 
 
-def test_a_real_compression_bomb_is_refused_at_once():
+def test_a_real_compression_bomb_is_refused_at_once(monkeypatch):
     """A complete 13,000 x 13,000 PNG in 21 kB: Pillow alone would only warn."""
     compressor, row = zlib.compressobj(9), bytes(1 + 13_000 // 8)
     rows = b"".join(compressor.compress(row) for _ in range(13_000)) + compressor.flush()
     body = one_bit_png(13_000, 13_000, rows)
     assert len(body) < 50_000
-    start = time.perf_counter()
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("pixels are decoded"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with pytest.raises(TooLarge, match="at most 8,192 pixels along a side"):
@@ -199,7 +198,6 @@ def test_a_real_compression_bomb_is_refused_at_once():
         warnings.simplefilter("error")  # a warning made an error is the same refusal
         with pytest.raises(TooLarge):
             read(body)
-    assert time.perf_counter() - start < 0.5
 
 
 @pytest.mark.parametrize(
@@ -232,16 +230,15 @@ def test_the_models_own_size_is_never_too_large():
     assert read(VALID["png"], 64, max_pixels=240).shape == (64, 64, 3)
 
 
-def test_a_jpeg_of_many_scans_is_refused_at_once():
+def test_a_jpeg_of_many_scans_is_refused_at_once(monkeypatch):
     """Each scan of 33 bytes repaints the picture; thousands would hold a core for minutes."""
     body = write(Image.new("RGB", (512, 512)), "JPEG", progressive=True)
     at = body.index(b"\xff\xda")
     scan = body[at : body.index(b"\xff\xc4", at)]
     many = body[:at] + 10_000 * scan + body[at:]
-    start = time.perf_counter()
+    monkeypatch.setattr(pictures, "_decode_jpeg", lambda *_: pytest.fail("pixels are decoded"))
     with pytest.raises(TooLarge, match=f"more than {MAX_JPEG_SCANS} scans"):
         read(many)
-    assert time.perf_counter() - start < 0.5
 
 
 def test_contradicting_geometry_is_our_mistake_not_the_clients():

@@ -236,10 +236,10 @@ def test_open_loop_latency_counts_from_the_schedule(fake, data):
     (opened,) = run(ReplayPlan(data, fake.url, batch_size=1, **paced))
     (closed,) = run(ReplayPlan(data, fake.url, batch_size=1, mode="closed"))
     assert opened["images"] == 25
-    # 25 requests take 1 s; the last is due after 0.24 s.
-    assert opened["latency_max"] > 0.7
+    # 25 requests take 25 service times; the last is due after 6 of them.
+    assert opened["latency_max"] > 10 * closed["latency_p50"]
     assert opened["latency_p50"] > 2 * closed["latency_p50"]
-    assert opened["lateness_p99"] < 0.5, "the client itself does not wait for answers"
+    assert opened["lateness_p99"] < opened["latency_p50"], "the client does not wait itself"
     assert opened["late"] <= 25
 
 

@@ -279,7 +279,8 @@ SETS = (
 )
 PREFIXES = (
     *("_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "net.", "backbone.", "encoder."),
-    *("model.backbone.", "module.model.net.", "feature_extractor.", "_model.", "model.of_my_own."),
+    *("model.backbone.", "module.model.net.", "feature_extractor.", "_model.", "of.my.own."),
+    *("module.encoder_q.", "classifier."),
 )
 
 

@@ -22,6 +22,7 @@ from ttc_core.model import SourceModel
 from ttc_core.normalization import (
     SOURCE,
     BatchLook,
+    Call,
     MovingStatistics,
     affine_parameters,
     batch_norm_layers,
@@ -69,7 +70,7 @@ def test_the_batch_look_blends_with_the_source(source_images):
     layer = model.batch_norms["norm1"]
     x = torch.randn(6, 8, 4, 4) * 2 + 1
     got = BatchLook(source_images)(
-        "norm1", x, layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps
+        Call("norm1", x, layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
     )
     values = x.transpose(0, 1).flatten(1).double()
     share = source_images / (source_images + 6)
@@ -86,9 +87,9 @@ def test_one_value_a_channel_is_its_own_mean():
     """On a 1×1 map a single image's batch statistics leave the bias alone."""
     x, weight, bias = torch.randn(1, 3, 1, 1), torch.rand(3), torch.rand(3)
     zeros, ones = torch.zeros(3), torch.ones(3)
-    got = BatchLook()("layer", x, zeros, ones, weight, bias, 1e-5)
+    got = BatchLook()(Call("layer", x, zeros, ones, weight, bias, 1e-5))
     torch.testing.assert_close(got.flatten(), bias, atol=1e-3, rtol=0)
-    assert BatchLook(16)("layer", x, zeros, ones, weight, bias, 1e-5).isfinite().all()
+    assert BatchLook(16)(Call("layer", x, zeros, ones, weight, bias, 1e-5)).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_a_pass_normalises_with_the_moments_after_the_move():
     x = torch.randn(4, 8, 5, 5) * 3
     look = statistics.look(4)
     arguments = (layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
-    got = look("norm1", x, *arguments)
+    got = look(Call("norm1", x, *arguments))
     weight = 1 - (15 / 16) ** 4
     m1 = torch.lerp(layer.running_mean, x.mean((0, 2, 3)), weight)
     m2 = layer.running_var + layer.running_mean**2
@@ -147,7 +148,7 @@ def test_moving_statistics_are_constants_for_the_gradient():
     statistics = MovingStatistics({"norm1": layer}, warm_start=16, floor=0.001)
     x = torch.randn(4, 8, 5, 5, requires_grad=True)
     arguments = (layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
-    statistics.look(4)("norm1", x, *arguments).sum().backward()
+    statistics.look(4)(Call("norm1", x, *arguments)).sum().backward()
     per_channel = x.grad.transpose(0, 1).flatten(1)
     assert torch.equal(per_channel, per_channel[:, :1].expand_as(per_channel))
     assert per_channel.abs().min() > 0
@@ -204,8 +205,8 @@ def test_a_constant_channel_stays_finite():
     layer.running_mean, layer.running_var = torch.full((2,), 1e3), torch.zeros(2)
     statistics = MovingStatistics({"bn": layer}, warm_start=16, floor=0.001)
     x = torch.full((3, 2, 4, 4), 1000.1)
-    look = statistics.look(3)
-    got = look("bn", x, layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
+    arguments = (layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
+    got = statistics.look(3)(Call("bn", x, *arguments))
     assert got.isfinite().all()
 
 

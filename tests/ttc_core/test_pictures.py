@@ -238,6 +238,24 @@ def test_a_png_that_lost_pixels_is_damaged(body):
         read(body)
 
 
+@pytest.mark.parametrize("lost", [60, 300, 1000])
+def test_a_picture_whose_last_bytes_were_never_written_is_damaged(lost):
+    """Room set aside and not filled is 0; a decoder that is done with its rows looks no further."""
+    noisy = Image.fromarray(RANDOM.integers(90, 99, (64, 80, 3), dtype=np.uint8))
+    body = write(noisy, "PNG")
+    with pytest.raises(Damaged):
+        read(body[: -12 - lost] + bytes(lost) + body[-12:])
+    body = write(noisy, "WEBP", lossless=True)
+    with pytest.raises(Damaged, match="are 0"):
+        read(body[: -lost - 1500] + bytes(lost + 1500))
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}])
+def test_a_webp_of_one_colour_is_whole(options):
+    """An encoder ends it in zeros."""
+    assert not read(write(Image.new("RGB", (3000, 3000)), "WEBP", **options)).any()
+
+
 @pytest.mark.parametrize("interlace", [0, 1])
 @pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 5), (8, 8), (9, 7)])
 @pytest.mark.parametrize(("depth", "colour"), [(1, 0), (16, 2), (8, 6)])

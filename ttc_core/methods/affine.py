@@ -392,3 +392,26 @@ class AffineMethod:
 
     def fork(self) -> Self:
         return type(self)(self.model, **self.settings)
+
+
+class DrawingMethod(AffineMethod):
+    """One that draws anew for each batch: adapting to the same batch again draws the same."""
+
+    # Batches whose gradient was taken since the start; restarts with `reset`.
+    _learned_batches = 0
+
+    def _learned(self, prediction: Prediction) -> None:
+        self._learned_batches += 1
+
+    def reset(self) -> None:
+        super().reset()
+        self._learned_batches = 0
+
+    def state(self) -> State:
+        state = super().state()
+        state["counters"]["learned_batches"] = self._learned_batches
+        return state
+
+    def restore(self, state: State) -> None:
+        super().restore(state)
+        self._learned_batches = int(state["counters"]["learned_batches"])

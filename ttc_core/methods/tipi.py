@@ -12,8 +12,8 @@ import torch
 from pydantic import BeforeValidator, Field, PositiveInt
 from torch import Tensor
 
-from ttc_core.methods.affine import AffineMethod, Gradient, Loss, differentiated
-from ttc_core.methods.contract import Pending, Prediction, State
+from ttc_core.methods.affine import DrawingMethod, Gradient, Loss, differentiated
+from ttc_core.methods.contract import Pending, Prediction
 from ttc_core.methods.settings import (
     CIFAR100_CLASSES,
     IMAGENET_CLASSES,
@@ -74,14 +74,12 @@ class TipiPending(Pending):
     gradient: Gradient | None = None
 
 
-class Tipi(AffineMethod):
+class Tipi(DrawingMethod):
     """One step on the divergence of perturbed answers from the plain ones, batch by batch."""
 
     name: ClassVar[str] = "tipi"
     Settings: ClassVar[type[TipiSettings]] = TipiSettings
     _settings: TipiSettings
-    # Batches learned from; with the seed it fixes each batch's random start.
-    _learned_batches = 0
 
     def predict(
         self,
@@ -205,19 +203,3 @@ class Tipi(AffineMethod):
     def _rate(self, images: int) -> float:
         s = self._settings
         return s.lr if s.lr_images is None else s.lr * images / s.lr_images
-
-    def _learned(self, prediction: Prediction) -> None:
-        self._learned_batches += 1
-
-    def reset(self) -> None:
-        super().reset()
-        self._learned_batches = 0
-
-    def state(self) -> State:
-        state = super().state()
-        state["counters"]["learned_batches"] = self._learned_batches
-        return state
-
-    def restore(self, state: State) -> None:
-        super().restore(state)
-        self._learned_batches = int(state["counters"]["learned_batches"])

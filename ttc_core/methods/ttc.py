@@ -16,9 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ttc_core.methods.affine import AffineMethod, Loss
+from ttc_core.methods.affine import DrawingMethod, Loss
 from ttc_core.methods.augmentation import augment
-from ttc_core.methods.contract import Prediction, State
+from ttc_core.methods.contract import Prediction
 from ttc_core.methods.settings import LARGEST_SEED, OptimizerSettings
 from ttc_core.methods.views import two_views
 from ttc_core.model import Output
@@ -53,14 +53,12 @@ class TTCSettings(OptimizerSettings):
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the random augmentations")
 
 
-class TTC(AffineMethod):
+class TTC(DrawingMethod):
     """Predict with two views averaged; adapt on the selected images, every few batches."""
 
     name: ClassVar[str] = "ttc"
     Settings: ClassVar[type[TTCSettings]] = TTCSettings
     _settings: TTCSettings
-    # Batches whose gradient was taken since the start; restarts with `reset`.
-    _learned_batches = 0
 
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         s = self._settings
@@ -151,22 +149,6 @@ class TTC(AffineMethod):
         """The stream is over: step on what waits, if `flush_at_end` says so; return whether."""
         due = self._settings.flush_at_end and self._learner.pending_batches > 0
         return due and self._learner.step()
-
-    def _learned(self, prediction: Prediction) -> None:
-        self._learned_batches += 1
-
-    def reset(self) -> None:
-        super().reset()
-        self._learned_batches = 0
-
-    def state(self) -> State:
-        state = super().state()
-        state["counters"]["learned_batches"] = self._learned_batches
-        return state
-
-    def restore(self, state: State) -> None:
-        super().restore(state)
-        self._learned_batches = int(state["counters"]["learned_batches"])
 
 
 def _average(logits: Tensor, others: Tensor, of: str) -> Tensor:
