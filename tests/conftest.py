@@ -1,5 +1,6 @@
 """What the tests of every room share: check data that a user's clone does not have, and devices."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"check data is not at {folder}")
     return folder
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C: a suite in a shell's background ignores it, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
