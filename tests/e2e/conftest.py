@@ -195,3 +195,10 @@ def source_server(serve):
     """A server whose answers never change, so that tests may share it."""
     with serve(method="source", max_batch=8) as running:
         yield running
+
+
+@pytest.fixture
+def http(server):
+    """A client of the server that a file starts for itself."""
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client

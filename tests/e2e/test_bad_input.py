@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from service.launch import launch
+from tests.fixtures.requests import problem
 
 PNG, JSON = {"Content-Type": "image/png"}, {"Content-Type": "application/json"}
 MEBIBYTE = 1 << 20
@@ -26,12 +27,6 @@ def server():
     """One process for the whole file: what one test does to it, the others would see."""
     with launch("--method", "tent", "--device", "cpu", "--threads", "1") as launched:
         yield launched
-
-
-@pytest.fixture
-def http(server):
-    with httpx.Client(base_url=server.url, timeout=60) as client:
-        yield client
 
 
 @pytest.fixture(autouse=True)
@@ -80,18 +75,6 @@ def image_part(content, name="image", more=""):
 def as_json(*images, **more):
     entries = [{"b64": base64.b64encode(image).decode(), **more} for image in images]
     return {"json": {"images": entries}}
-
-
-def problem(response, status):
-    """Check that it is a problem document of this status, and return it."""
-    assert response.status_code == status, response.text
-    assert response.headers["Content-Type"] == "application/problem+json"
-    document = response.json()
-    assert document["status"] == status
-    assert document["title"]
-    assert document["detail"].endswith(".")
-    assert document["request_id"] == response.headers["X-Request-Id"]
-    return document
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)

@@ -3,10 +3,10 @@
 import contextlib
 import socket
 
-import httpx
 import pytest
 
 from service.launch import launch
+from tests.fixtures.requests import problem
 
 
 @pytest.fixture(scope="module")
@@ -14,24 +14,6 @@ def server():
     """One process for the whole file: what one test does to it, the others would see."""
     with launch("--method", "source", "--device", "cpu", "--threads", "1") as launched:
         yield launched
-
-
-@pytest.fixture
-def http(server):
-    with httpx.Client(base_url=server.url, timeout=60) as client:
-        yield client
-
-
-def problem(response, status):
-    """Check that it is a problem document of this status, and return it."""
-    assert response.status_code == status, response.text
-    assert response.headers["Content-Type"] == "application/problem+json"
-    document = response.json()
-    assert document["status"] == status
-    assert document["title"]
-    assert document["detail"].endswith(".")
-    assert document["request_id"] == response.headers["X-Request-Id"]
-    return document
 
 
 @pytest.mark.parametrize(

@@ -6,22 +6,10 @@ import json
 import pytest
 
 from service.errors import OutOfRange, Refused, TooLarge, UnknownType, Unreadable
-from service.uploads import parse_upload
+from tests.fixtures.uploads import parse
 
 FORM = "multipart/form-data; boundary=b"
 B64 = base64.b64encode(b"A").decode()
-
-
-def parse(body, content_type=None, *, ids=(), labels=(), max_images=4):
-    return parse_upload(
-        body,
-        content_type,
-        ids=list(ids),
-        labels=list(labels),
-        classes=10,
-        max_images=max_images,
-        max_image_bytes=100,
-    )
 
 
 def in_query(name, value):

@@ -9,21 +9,10 @@ from hypothesis import strategies as st
 
 from service.errors import OutOfRange, Refused, TooLarge, UnknownType, Unreadable
 from service.images import MEDIA_TYPES
-from service.uploads import MAX_ID_CHARACTERS, Upload, parse_upload
+from service.uploads import MAX_ID_CHARACTERS, Upload
+from tests.fixtures.uploads import parse
 
 FORM = "multipart/form-data; boundary=b"
-
-
-def parse(body, content_type=None, *, ids=(), labels=(), max_images=4, max_image_bytes=100):
-    return parse_upload(
-        body,
-        content_type,
-        ids=list(ids),
-        labels=list(labels),
-        classes=10,
-        max_images=max_images,
-        max_image_bytes=max_image_bytes,
-    )
 
 
 def form(*parts):

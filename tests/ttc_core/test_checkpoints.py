@@ -26,10 +26,9 @@ from ttc_core.model import SourceModel
 from ttc_core.zoo import ARCHITECTURES
 
 NETWORKS = "tests.fixtures.networks"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # wrn28-10 and resnet50 hold 36 and 24 million numbers: their layouts are those of smaller kin.
 CIFAR = {
-    "resnet20": (IMAGENET_MEAN, IMAGENET_STD, 64),
+    "resnet20": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 64),
     "wrn40-2": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 128),
 }
 

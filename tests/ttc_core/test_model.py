@@ -21,15 +21,6 @@ from tests.fixtures.networks import (
 from ttc_core.methods import create
 from ttc_core.model import SourceModel
 
-NETWORKS = "tests.fixtures.networks"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# wrn28-10 and resnet50 hold 36 and 24 million numbers: their layouts are those of smaller kin.
-CIFAR = {
-    "resnet20": (IMAGENET_MEAN, IMAGENET_STD, 64),
-    "wrn40-2": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 128),
-}
-
-
 # The split, the names, the input
 
 
