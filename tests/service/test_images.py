@@ -14,8 +14,7 @@ from PIL import Image
 
 from service.errors import Refused, TooLarge, UnknownType, Unreadable
 from service.images import FORMATS, MEDIA_TYPES, check_media_type, decode, read_header
-from ttc_core import pictures
-from ttc_core.pictures import MAX_JPEG_SCANS
+from ttc_core.pictures import MAX_JPEG_SCANS, jpeg
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 RED, BLUE = Image.new("RGB", (9, 6), "red"), Image.new("RGB", (9, 6), "blue")
@@ -236,7 +235,7 @@ def test_a_jpeg_of_many_scans_is_refused_at_once(monkeypatch):
     at = body.index(b"\xff\xda")
     scan = body[at : body.index(b"\xff\xc4", at)]
     many = body[:at] + 10_000 * scan + body[at:]
-    monkeypatch.setattr(pictures, "_decode_jpeg", lambda *_: pytest.fail("pixels are decoded"))
+    monkeypatch.setattr(jpeg, "_decode_jpeg", lambda *_: pytest.fail("pixels are decoded"))
     with pytest.raises(TooLarge, match=f"more than {MAX_JPEG_SCANS} scans"):
         read(many)
 

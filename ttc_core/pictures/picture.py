@@ -1,0 +1,56 @@
+"""What the formats share: a file whose header is read, what it lost, and Pillow."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL import Image
+
+Buffer = bytes | bytearray
+
+# A file may be one part after another, of four bytes each: walking them would keep a core busy.
+MAX_PARTS = 50_000
+# Webcams leave a few bytes between the last pixel and the end marker; more is picture, shifted.
+MAX_STRAY_BYTES = 8
+
+
+class Damaged(ValueError):
+    """Pixels are missing or wrong."""
+
+
+class TooManyParts(ValueError):
+    """The file is in more pieces than a picture needs."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file whose header is read.
+
+    Args:
+        format: as Pillow names it.
+        width, height: in pixels, before the EXIF orientation is applied; 0 is possible.
+        bytes_per_pixel: the most memory that `load` and the conversion to upright RGB take.
+        load: decodes, and returns a Pillow image with the EXIF block in its `info`. Raises
+            Damaged, or whatever Pillow raises for damaged bytes.
+    """
+
+    format: str
+    width: int
+    height: int
+    load: Callable[[], Image.Image]
+    bytes_per_pixel: int = 12  # as decoded, in RGB and turned, at four bytes each
+
+
+def next_part(count: int) -> int:
+    if count == MAX_PARTS:
+        raise TooManyParts(f"it has more than {MAX_PARTS:,} parts")
+    return count + 1
+
+
+def loaded(image: Image.Image) -> Image.Image:
+    image.load()
+    return image
+
+
+def with_pillow(name: str, *parts: Buffer | memoryview) -> Image.Image:
+    return loaded(Image.open(io.BytesIO(b"".join(parts)), formats=(name,)))
