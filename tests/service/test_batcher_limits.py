@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from service.batcher import Pace
 from service.errors import DeadlineExpired, PredictionFailed, QueueFull, TooLarge
+from service.pace import Pace
 from service.settings import DAY
 from tests.fixtures.queue import FakeWorker, Queue, in_loop, settle
 
