@@ -17,7 +17,8 @@ from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.problems import install
 from service.routes import control, health, predict
-from service.routes.context import EVERY_ROUTE, Service, problems
+from service.routes.context import Service, problems
+from service.routes.guards import EVERY_ROUTE
 from service.settings import Settings
 from ttc_core.methods import Method
 

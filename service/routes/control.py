@@ -5,14 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request
 
 from service.metrics import versions
-from service.routes.context import (
-    MAY_ADMINISTER,
-    MAY_READ,
-    ServiceNow,
-    problems,
-    stream_named,
-    without_body,
-)
+from service.routes.context import ServiceNow, problems
+from service.routes.guards import MAY_ADMINISTER, MAY_READ, stream_named, without_body
 from service.schemas import (
     ALL_STREAMS,
     STREAM_PATTERN,

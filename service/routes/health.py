@@ -8,7 +8,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client.exposition import choose_encoder
 
 from service.errors import NotReady
-from service.routes.context import MAY_READ, ServiceNow, problems
+from service.routes.context import ServiceNow, problems
+from service.routes.guards import MAY_READ
 from service.schemas import Health
 
 router = APIRouter()

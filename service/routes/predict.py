@@ -11,7 +11,8 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from service.engine import Answer
 from service.errors import OutOfRange
 from service.intake import Answered
-from service.routes.context import MAY_POST, Service, ServiceNow, problems, stream_named
+from service.routes.context import Service, ServiceNow, problems
+from service.routes.guards import MAY_POST, stream_named
 from service.schemas import STREAM_PATTERN, EncodedImage, PredictResponse
 from service.settings import DAY
 from ttc_core.methods import Answers

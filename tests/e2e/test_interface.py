@@ -6,7 +6,7 @@ import json
 import pytest
 
 from service.client import Client
-from service.routes import context, predict
+from service.routes import guards, predict
 from service.schemas import StatusResponse
 from tests.fixtures.requests import ask, encoded
 
@@ -19,7 +19,7 @@ def test_what_changes_something_asks_for_the_token(serve, pictures, monkeypatch)
         compared.append((given, wanted))
         return compare(given, wanted)
 
-    monkeypatch.setattr(context.hmac, "compare_digest", noting)
+    monkeypatch.setattr(guards.hmac, "compare_digest", noting)
     with serve(method="source", token="open sesame") as running:
         http = running.http
         for headers in (
