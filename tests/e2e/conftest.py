@@ -80,6 +80,7 @@ class Gates:
     predict: threading.Event = field(default_factory=threading.Event)
     adapt: threading.Event = field(default_factory=threading.Event)
     predicting: threading.Event = field(default_factory=threading.Event)
+    images: int = 0  # of the batch that stands at the first gate, or went through it last
     adapting: threading.Event = field(default_factory=threading.Event)
 
     def open(self):
@@ -97,6 +98,7 @@ class Held:
         return getattr(self._inner, name)
 
     def predict(self, images):
+        self._gates.images = len(images)
         self._gates.predicting.set()
         assert self._gates.predict.wait(PATIENCE)
         return self._inner.predict(images)

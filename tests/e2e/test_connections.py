@@ -23,6 +23,7 @@ def hasty(serve):
         patch.setattr(module, "SEND_SECONDS", 0.4)
         patch.setattr(module, "LINGER_SECONDS", 0.2)
         with serve(method="source", receive_timeout=0.2) as running:
+            running.http.headers["Connection"] = "close"  # a kept one would be closed under us
             yield running
 
 
@@ -130,8 +131,8 @@ def test_connections_at_work_stay_and_health_is_answered_beside_them(serve, held
             working = [stack.enter_context(connect(running.url)) for _ in range(2)]
             for each in working:
                 each.sendall(request)
-            waiting = running.service.batcher
-            running.wait_for(lambda: waiting.waiting_images + gates.predicting.is_set() >= 2)
+            queue = running.service.batcher
+            running.wait_for(lambda: queue.waiting_images + gates.images == 2)
             assert status_of(talk(running.url, HEALTH, until=b"alive")) == 200
             status = HEALTH.replace(b"healthz", b"status")
             refused = talk(running.url, status)
