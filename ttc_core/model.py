@@ -6,6 +6,7 @@ normalisation statistics of its own. Knows nothing of methods or files.
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,17 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from ttc_core.errors import ModelError, told
+from ttc_core.flat import Layout, tensor_bytes
 from ttc_core.normalization import (
-    SOURCE,
     Look,
     Routing,
+    Rows,
     affine_parameters,
     batch_norm_layers,
+    source_look,
     wide,
 )
 from ttc_core.plugins import torch_kept
 from ttc_core.trial import Trial, first_tensor, precisions
 
+# What the head reads in a pass, by thread: several may be at once.
+_passing = threading.local()
 # Of a preprocessing for values in [0, 1]: beyond, pixels overflow.
 MOST = 1_000_000
 
@@ -118,10 +123,8 @@ class SourceModel:
                 f"the network does not take images of any size: they are resized to {self.size} × "
                 f"{self.size} pixels; SourceModel(..., size=…) states another."
             )
-        self._features: Tensor | None = None
-        module.get_submodule(self.split).register_forward_pre_hook(
-            self._keep_features, with_kwargs=True
-        )
+        head = module.get_submodule(self.split)
+        head.register_forward_pre_hook(_note_features, with_kwargs=True)
         if class_names is not None and len(class_names) != self.classes:
             raise ValueError(
                 f"The network has {self.classes} classes, but {len(class_names)} class names "
@@ -138,10 +141,34 @@ class SourceModel:
             self._first_precision = self.dtype = first
         self.affine = affine_parameters(self.module)
         self.batch_norms = batch_norm_layers(self.module)
+        self._flatten()
         self._mean, self._std = (
             torch.tensor(numbers, device=self.device, dtype=wide(self.dtype))[:, None, None]
             for numbers in (self.mean, self.std)
         )
+
+    def _flatten(self) -> None:
+        """Lay scales and shifts, and the moments of the layers, one behind the other.
+
+        Every stream begins with these tensors, float32 at least; nobody writes to them.
+        """
+        wider = {name: p.detach().to(wide(p.dtype)) for name, p in self.affine.items()}
+        self.affine_layout = Layout.of(wider)
+        self.source_affine = self.affine_layout.flattened(wider)
+        self.narrower = {p.dtype for p in self.affine.values()} - {self.source_affine.dtype}
+        means, squares = {}, {}
+        for name, layer in self.batch_norms.items():
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            means[name] = layer.running_mean.to(wide(layer.running_mean.dtype))
+            squares[name] = layer.running_var.to(means[name].dtype) + means[name].square()
+        self.moments_layout = Layout.of(means)
+        shapes = self.moments_layout.shapes.items()
+        self.moments_in_state = Layout(
+            {f"moment{n}.{k}": shape for n in (1, 2) for k, shape in shapes}
+        )
+        flat = [self.moments_layout.flattened(each) for each in (means, squares)]
+        self.source_moments = torch.stack(flat).to(self.device)
 
     def to(self, device: torch.device | str) -> Self:
         """Move the network; do so before any method is made on it."""
@@ -157,11 +184,6 @@ class SourceModel:
             digest.update(name.encode())
             digest.update(_bytes(tensor))
         return digest.hexdigest()[:16]
-
-    def _keep_features(
-        self, _head: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
-    ) -> None:
-        self._features = first_tensor((*inputs, *named.values()))
 
     def to_unit(self, images: Tensor) -> Tensor:
         """Bring images (N, 3, H, W), uint8 or float in [0, 1], to floats in [0, 1] on the device.
@@ -185,25 +207,35 @@ class SourceModel:
         return ((unit - self._mean) / self._std).to(self.dtype)
 
     def run(
-        self, inputs: Tensor, *, affine: Mapping[str, Tensor] | None = None, look: Look = SOURCE
+        self,
+        inputs: Tensor,
+        *,
+        affine: Mapping[str, Tensor] | None = None,
+        look: Look = source_look,
+        rows: Rows | None = None,
     ) -> Output:
-        """Run the network on normalised inputs (N, 3, H, W).
+        """Run the network on normalised inputs (N, 3, H, W). Any number of threads may at once.
 
         Args:
             affine: replaces the source's normalisation parameters of these names; of any precision,
                 the network sees its own.
             look: where the BatchNorm layers take their statistics from (`normalization`).
+            rows: whose row is whose, where several streams share the pass: then each tensor of
+                `affine` holds every stream's, (S, …). An answer is the one that its stream alone
+                would have got, up to rounding.
 
         Raises:
             ModelError: the network failed on them, or answered with something else than N rows of
                 K logits.
         """
-        own = {name: moved.to(self.affine[name].dtype) for name, moved in (affine or {}).items()}
+        own = [
+            (self.affine[name], moved.to(self.affine[name].dtype))
+            for name, moved in (affine or {}).items()
+        ]
+        _passing.features = None
         try:
-            with torch_kept(), Routing(self.batch_norms, look), _without_checkpoints():
-                # A copy, into which it may write.
-                given = (inputs.clone(),)
-                logits = torch.func.functional_call(self.module, own, given, tie_weights=False)
+            with torch_kept(), Routing(self.batch_norms, look, own, rows), _without_checkpoints():
+                logits = self.module(inputs.clone())  # a copy, into which it may write
         except (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
             raise  # fewer images may fit
         except BaseException as error:  # a network of somebody's own may raise anything
@@ -211,7 +243,7 @@ class SourceModel:
                 f"The network failed on {_described(inputs)}: {told(error)}."
             ) from error
         finally:
-            features, self._features = self._features, None
+            features, _passing.features = _passing.features, None
         if not isinstance(logits, Tensor) or logits.shape != (len(inputs), self.classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ModelError(
@@ -228,6 +260,10 @@ class SourceModel:
         return Output(
             logits.to(wide(logits.dtype), copy=True), features.to(wide(features.dtype), copy=True)
         )
+
+
+def _note_features(_head: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    _passing.features = first_tensor((*inputs, *named.values()))
 
 
 def _described(inputs: Tensor) -> str:
@@ -259,7 +295,7 @@ def _bytes(value: object) -> bytes:
     if value.is_quantized:
         value = value.int_repr()
     dense = value.detach().to_dense() if value.layout != torch.strided else value.detach()
-    return dense.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return tensor_bytes(dense)
 
 
 def pooled(features: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
-"""Where a BatchNorm layer takes its statistics from, and which parameters adapt.
+"""How the normalisation layers of a frozen network get scales, shifts and statistics from outside.
 
-A forward pass is given a *look* at the statistics: `SOURCE` (the layers' own running averages), a
-`BatchLook` (those of the batch itself, as in the paper) or a `MovingLook` (averages that follow
-the stream image by image). The network is not rebuilt for it: a look answers the calls of
-`torch.nn.functional.batch_norm` while it runs. LayerNorm and GroupNorm take part with their
-affine parameters alone.
+A forward pass is given a *look* at the BatchNorm statistics: `source_look` (the layers' own
+running averages), or one that a statistics part made (`ttc_core.parts.statistics`). The network is
+neither rebuilt nor written to: while a pass runs, a `Routing` stands between its layers and torch
+and hands on other scales and shifts than the network's own. It is the thread's alone, so that
+several threads may run the network at once, each with its own.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,27 +17,28 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-NORMALIZATION_LAYERS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+NORMALIZATION_LAYERS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def affine_parameters(module: nn.Module) -> dict[str, Tensor]:
     """Return scale and shift of every normalisation layer, under the network's own names.
 
+    A parameter that several layers share is there once, under its first name.
+
     Raises:
         ValueError: there is none, so nothing could adapt.
     """
-    found: dict[str, Tensor] = {
-        f"{prefix}.{name}" if prefix else name: parameter
-        for prefix, layer in module.named_modules()
-        if isinstance(layer, NORMALIZATION_LAYERS)
-        for name, parameter in layer.named_parameters(recurse=False)
-    }
-    if not found:
+    first: dict[int, tuple[str, Tensor]] = {}
+    for prefix, layer in module.named_modules():
+        if isinstance(layer, NORMALIZATION_LAYERS):
+            for name, parameter in layer.named_parameters(prefix, recurse=False):
+                first.setdefault(id(parameter), (name, parameter))
+    if not first:
         raise ValueError(
-            "The network has no BatchNorm, LayerNorm or GroupNorm layer with scale and shift; "
-            "there is nothing that test-time adaptation could move."
+            "The network has no BatchNorm, LayerNorm, GroupNorm or RMSNorm layer with scale and "
+            "shift; there is nothing that test-time adaptation could move."
         )
-    return found
+    return dict(first.values())
 
 
 def batch_norm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
@@ -50,6 +51,40 @@ def batch_norm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Which of S streams each of the N rows of a pass belongs to.
+
+    Attributes:
+        index: (N,) int64, each in 0 … S − 1, on the model's device.
+        counts: (S,) how many rows each stream has.
+    """
+
+    index: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, counts: Sequence[int], device: torch.device, *, views: int = 1) -> "Rows":
+        """Rows stream after stream, so many of each; then again for every further view of them."""
+        each = torch.tensor(counts)
+        index = torch.arange(len(counts)).repeat_interleave(each).repeat(views)
+        return cls(index.to(device), (views * each).to(device))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """(S, …): the mean over each stream's rows of (N, …)."""
+        sums = values.new_zeros(len(self.counts), *values.shape[1:])
+        sums.index_add_(0, self.index, values)
+        return sums / self.counts.view(-1, *[1] * (values.ndim - 1))
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError where a layer's rows are not the pass's."""
+        if len(x) != len(self.index):
+            raise ValueError(
+                f"a normalisation layer is given {len(x)} rows for {len(self.index)} images, so "
+                "that it cannot be told whose they are; this network takes one stream at a time"
+            )
+
+
+@dataclass(frozen=True)
 class Call:
     """A call of a BatchNorm layer in a forward pass.
 
@@ -57,8 +92,9 @@ class Call:
         layer: the layer's name.
         x: what is to be normalised, (N, C, …); the answer is of its type.
         mean, variance: the source's, (C,).
-        weight, bias, eps: as the layer's.
+        weight, bias, eps: as the pass has them: (C,), or (N, C) where each row has its own.
         number: how often the layer was called before in this pass.
+        rows: whose row is whose; None: all are one stream's.
     """
 
     layer: str
@@ -69,26 +105,47 @@ class Call:
     bias: Tensor | None
     eps: float
     number: int = 0
+    rows: Rows | None = None
 
     def normalized(self, mean: Tensor, variance: Tensor) -> Tensor:
-        """In float32 at least: squares of half precision overflow at 256."""
-        wider = _widened(self.x)
+        """Normalise x with these statistics: (C,), or (N, C) where each row has its own.
+
+        In float32 at least: squares of half precision overflow at 256.
+        """
+        wider = widened(self.x)
         weight, bias = _like(self.weight, wider), _like(self.bias, wider)
         mean, variance = mean.to(wider.dtype), variance.to(wider.dtype)
-        return F.batch_norm(wider, mean, variance, weight, bias, eps=self.eps).to(self.x.dtype)
+        if self.rows is None:
+            done = F.batch_norm(wider, mean, variance, weight, bias, eps=self.eps)
+        else:
+            scale = (variance + self.eps).rsqrt()
+            scale = scale if weight is None else scale * weight
+            shift = -mean * scale if bias is None else bias - mean * scale
+            done = torch.addcmul(_spread(shift, wider, 1, 1), wider, _spread(scale, wider, 1, 1))
+        return done.to(self.x.dtype)
+
+    def moments(self) -> Tensor:
+        """Mean and mean square of each channel: (2, C), or (S, 2, C), each stream's of its rows."""
+        if self.rows is not None:
+            return self.rows.mean(self.image_moments())
+        x = widened(self.x)
+        dimensions = [dimension for dimension in range(x.ndim) if dimension != 1]
+        return torch.stack((x.mean(dimensions), x.square().mean(dimensions)))
+
+    def image_moments(self) -> Tensor:
+        """Mean and mean square of each channel in each row: (N, 2, C)."""
+        x = widened(self.x).flatten(2) if self.x.ndim > 2 else widened(self.x)[..., None]
+        return torch.stack((x.mean(2), x.square().mean(2)), dim=1)
 
 
 # Answers the BatchNorm calls of one forward pass.
 Look = Callable[[Call], Tensor]
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """At least float32: what statistics, parameters that adapt and answers are kept in."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def SOURCE(call: Call) -> Tensor:
+def source_look(call: Call) -> Tensor:
     """Normalise with the source's running statistics."""
+    if call.rows is not None:
+        return call.normalized(call.mean, call.variance)
     return F.batch_norm(call.x, call.mean, call.variance, call.weight, call.bias, eps=call.eps)
 
 
@@ -105,13 +162,15 @@ class BatchLook:
     source_images: int = 0
 
     def __call__(self, call: Call) -> Tensor:
+        if call.rows is not None:
+            raise ValueError("statistics of the batch are of one stream's images only")
         x = call.x
         if self.source_images == 0:
             return _batch_normalize(x, call.weight, call.bias, call.eps)
         values = x.numel() // x.shape[1]
-        dimensions = _all_but_channels(x)
+        dimensions = [dimension for dimension in range(x.ndim) if dimension != 1]
         batch_variance, batch_mean = torch.var_mean(
-            _widened(x), dimensions, correction=min(1, values - 1)
+            widened(x), dimensions, correction=min(1, values - 1)
         )
         share = len(x) / (self.source_images + len(x))
         return call.normalized(
@@ -120,192 +179,29 @@ class BatchLook:
         )
 
 
-# E[x] and E[x²] of each channel, (C,) each.
-Moments = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one batch adds to moving statistics: its moments by layer, and its number of images."""
-
-    images: int
-    moments: Mapping[str, Moments]
-
-    def tensors(self) -> list[Tensor]:
-        """All its moments; one that is not finite would spoil every later answer."""
-        return [moment for moments in self.moments.values() for moment in moments]
-
-
-class Statistics(Protocol):
-    """Where one stream's BatchNorm layers take their statistics from."""
-
-    moves: bool
-
-    def look(self, images: int) -> Look:
-        """A look for a pass over `images` images (each may come in several views)."""
-
-    def repeated(self, look: Look) -> Look:
-        """A look for further passes over altered copies of a finished pass's images."""
-
-    def share(self, look: Look) -> Share | None:
-        """What the batch of a finished pass adds; None where nothing moves."""
-
-    def commit(self, share: Share | None) -> None:
-        """Let a batch's share move the statistics."""
-
-    def reset(self) -> None:
-        """Back to the source's statistics."""
-
-    def state(self) -> dict[str, Any]:
-        """What has moved."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` gave."""
-
-
-class FixedStatistics:
-    """The source's or each batch's own statistics: nothing follows the stream."""
-
-    moves = False
-
-    def __init__(self, look: Look) -> None:
-        self._look = look
-
-    def look(self, images: int) -> Look:
-        return self._look
-
-    def repeated(self, look: Look) -> Look:
-        return look
-
-    def share(self, look: Look) -> None:
-        return None
-
-    def commit(self, share: Share | None) -> None:
-        """Nothing moves."""
-
-    def reset(self) -> None:
-        """Nothing has moved."""
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing has moved."""
-
-
-class MovingStatistics:
-    """Moments E[x] and E[x²] of each BatchNorm layer that follow a stream image by image.
-
-    They start from the source's. A batch of n images moves them by
-    m ← m + (1 − (1 − a)ⁿ)(m_batch − m), a = max(1 / (warm_start + images seen), floor).
-    A pass normalises with the moments *after* the move, the current images included, and takes
-    them for constants in the gradient; `commit` makes the move last. METHOD §1.8.
-
-    A layer that a pass calls several times moves by the mean of its calls' moments; each call is
-    normalised with the mean of those so far. Moments are float32 at least, whatever the network's
-    precision.
-    """
-
-    moves = True
-
-    def __init__(self, layers: Mapping[str, _BatchNorm], *, warm_start: int, floor: float) -> None:
-        self._layers = layers
-        self._warm_start, self._floor = warm_start, floor
-        self.reset()
-
-    def reset(self) -> None:
-        self.images_seen = 0
-        self.moments = {name: _source_moments(layer) for name, layer in self._layers.items()}
-
-    def look(self, images: int) -> Look:
-        return MovingLook(self.moments, self._weight(images), images)
-
-    def repeated(self, look: Look) -> Look:
-        """Normalise as the finished pass did; nothing more moves."""
-        assert isinstance(look, MovingLook)
-        return look.again
-
-    def share(self, look: Look) -> Share:
-        assert isinstance(look, MovingLook)
-        return look.share
-
-    def commit(self, share: Share | None) -> None:
-        assert share is not None
-        weight = self._weight(share.images)
-        # A layer that the pass left out (an auxiliary head, say) keeps its moments.
-        self.moments = self.moments | {
-            name: _move(self.moments[name], moments, weight)
-            for name, moments in share.moments.items()
-        }
-        self.images_seen += share.images
-
-    def _weight(self, images: int) -> float:
-        rate = max(1 / (self._warm_start + self.images_seen), self._floor)
-        return float(1 - (1 - rate) ** images)
-
-    def state(self) -> dict[str, Any]:
-        """The moments and the number of images seen."""
-        moments = {
-            f"moment{order}.{name}": moment.clone()
-            for name, moments in self.moments.items()
-            for order, moment in enumerate(moments, start=1)
-        }
-        return {**moments, "images_seen": self.images_seen}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.moments = {
-            name: (
-                state[f"moment1.{name}"].to(moments[0], copy=True),
-                state[f"moment2.{name}"].to(moments[1], copy=True),
-            )
-            for name, moments in self.moments.items()
-        }
-        self.images_seen = int(state["images_seen"])
-
-
-class MovingLook:
-    """Normalise with moving statistics, moved by the batch at hand; `share` keeps its part."""
-
-    def __init__(self, moments: Mapping[str, Moments], weight: float, images: int) -> None:
-        self._moments, self._weight, self._images = moments, weight, images
-        # By layer: the mean of its calls' moments, and the mean and variance that each call used.
-        self._batch: dict[str, Moments] = {}
-        self._used: dict[str, list[tuple[Tensor, Tensor]]] = {}
-
-    def __call__(self, call: Call) -> Tensor:
-        with torch.no_grad():
-            moments = _moments(call.x)
-            if call.number > 0:
-                moments = _move(self._batch[call.layer], moments, 1 / (call.number + 1))
-            self._batch[call.layer] = moments
-            used = _mean_and_variance(_move(self._moments[call.layer], moments, self._weight))
-        self._used.setdefault(call.layer, []).append(used)
-        return call.normalized(*used)
-
-    def again(self, call: Call) -> Tensor:
-        """A look of its own: the mean and variance that the finished pass used, call by call."""
-        used = self._used.get(call.layer)
-        if used is None:  # a pass over altered images may take other turns
-            return call.normalized(*_mean_and_variance(self._moments[call.layer]))
-        return call.normalized(*used[min(call.number, len(used) - 1)])
-
-    @property
-    def share(self) -> Share:
-        """The batch's own moments; complete after the forward pass."""
-        return Share(self._images, self._batch)
-
-
 class Routing(TorchFunctionMode):
-    """While active, hands the BatchNorm calls of a network to a look.
+    """While active, in this thread: gives a network's normalisation layers what is not their own.
 
-    Layers are recognised by their running mean. Those that keep none always use the batch's
-    statistics, here as everywhere.
+    Calls of BatchNorm layers, which it knows by their running mean, are handed to a look; those
+    that keep none always use the batch's statistics, here as everywhere. Wherever the network
+    uses a parameter that is replaced, it gets the replacement.
+
+    Args:
+        replaced: pairs of a parameter of the network's and what stands in its place; with `rows`
+            each stream's own, (S, …).
     """
 
-    def __init__(self, layers: Mapping[str, _BatchNorm], look: Look) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, _BatchNorm],
+        look: Look,
+        replaced: Iterable[tuple[Tensor, Tensor]] = (),
+        rows: Rows | None = None,
+    ) -> None:
         super().__init__()
         self._names = {id(layer.running_mean): name for name, layer in layers.items()}
-        self._look = look
+        self._look, self._rows = look, rows
+        self._replaced = {id(parameter): moved for parameter, moved in replaced}
         self._calls: dict[str, int] = {}
 
     def __torch_function__(
@@ -316,13 +212,90 @@ class Routing(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if function is not F.batch_norm:
+        if function is F.batch_norm:
+            return self._batch_norm(*args, **kwargs)
+        if not self._replaced:
             return function(*args, **kwargs)
-        return self._batch_norm(*args, **kwargs)
+        if self._rows is None:
+            own = {name: self._own(value) for name, value in kwargs.items()}
+            return function(*map(self._own, args), **own)
+        return self._by_row(self._rows, function, args, kwargs)
+
+    def _own(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._replaced.get(id(value), value)
+        if type(value) in (list, tuple) and any(isinstance(each, Tensor) for each in value):
+            return type(value)(map(self._own, value))
+        return value
+
+    def _by_row(
+        self, rows: Rows, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call a function of torch's where scales and shifts are each stream's own."""
+        layers: dict[Callable[..., Any], Callable[..., Tensor]] = {
+            F.layer_norm: self._layer_norm,
+            F.group_norm: self._group_norm,
+            F.rms_norm: self._rms_norm,
+        }
+        if function in layers:
+            rows.check(args[0] if args else kwargs["input"])
+            return layers[function](*args, **kwargs)
+        used = any(self._own(value) is not value for value in (*args, *kwargs.values()))
+        if used and getattr(function, "__name__", "") != "__get__":  # its shape, say, is the same
+            raise ValueError(
+                "this network uses a scale or shift elsewhere than in its layer's own function; it "
+                "takes one stream at a time"
+            )
+        return function(*args, **kwargs)
+
+    def _layer_norm(
+        self,
+        input: Tensor,
+        normalized_shape: Sequence[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        done = F.layer_norm(input, normalized_shape, eps=eps)
+        return self._scaled(done, weight, bias, input.ndim - len(normalized_shape))
+
+    def _group_norm(
+        self,
+        input: Tensor,
+        num_groups: int,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        return self._scaled(F.group_norm(input, num_groups, eps=eps), weight, bias, 1)
+
+    def _rms_norm(
+        self,
+        input: Tensor,
+        normalized_shape: list[int],
+        weight: Tensor | None = None,
+        eps: float | None = None,
+    ) -> Tensor:
+        done = F.rms_norm(input, normalized_shape, eps=eps)
+        return self._scaled(done, weight, None, input.ndim - len(normalized_shape))
+
+    def _scaled(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, place: int) -> Tensor:
+        """Scale and shift x (N, …) row by row; the parameters stand at dimension `place` of it."""
+        for parameter, combine in ((weight, torch.mul), (bias, torch.add)):
+            if parameter is not None:
+                x = combine(x, _spread(self._each(parameter), x, place, parameter.ndim))
+        return x
+
+    def _each(self, parameter: Tensor) -> Tensor:
+        """What stands in a parameter's place; each row's own, (N, …), where streams have theirs."""
+        moved = self._replaced.get(id(parameter))
+        if moved is None:
+            return parameter
+        return moved if self._rows is None else moved[self._rows.index]
 
     def _batch_norm(
         self,
-        x: Tensor,
+        input: Tensor,
         running_mean: Tensor | None,
         running_var: Tensor | None,
         weight: Tensor | None = None,
@@ -332,17 +305,30 @@ class Routing(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Tensor:
         """Stands in for `torch.nn.functional.batch_norm`, whose arguments these are."""
-        if running_mean is None and running_var is None:
-            return _batch_normalize(x, weight, bias, eps)
+        weight, bias = (None if p is None else self._each(p) for p in (weight, bias))
         name = self._names.get(id(running_mean))
-        if name is None or running_mean is None or running_var is None:
-            return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        number = self._calls.get(name, 0)
-        self._calls[name] = number + 1
-        return self._look(Call(name, x, running_mean, running_var, weight, bias, eps, number))
+        if name is not None and running_mean is not None and running_var is not None:
+            if self._rows is not None:
+                self._rows.check(input)
+            number = self._calls.get(name, 0)
+            self._calls[name] = number + 1
+            return self._look(
+                Call(name, input, running_mean, running_var, weight, bias, eps, number, self._rows)
+            )
+        if self._rows is not None:
+            raise ValueError("a layer that keeps no running mean is of one stream's images only")
+        if running_mean is None and running_var is None:
+            return _batch_normalize(input, weight, bias, eps)
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-def _widened(tensor: Tensor) -> Tensor:
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """At least float32: what statistics, parameters that adapt and answers are kept in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """In float32 at least."""
     return tensor.to(wide(tensor.dtype))
 
 
@@ -350,40 +336,22 @@ def _like(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.to(x.dtype)
 
 
+def _spread(values: Tensor, x: Tensor, place: int, dimensions: int) -> Tensor:
+    """Bring values (…), or each row's own (N, …), into a form that meets x (N, …) elementwise.
+
+    Args:
+        place: the dimension of x at which they stand, `dimensions` of them.
+    """
+    behind = [1] * (x.ndim - place - dimensions)
+    if values.ndim == dimensions:
+        return values.reshape(*values.shape, *behind)
+    return values.reshape(len(values), *[1] * (place - 1), *values.shape[1:], *behind)
+
+
 def _batch_normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    wider = _widened(x)
+    wider = widened(x)
     weight, bias = _like(weight, wider), _like(bias, wider)
     # Not F.batch_norm, which refuses one value a channel (a single image on a 1×1 map).
     return torch.batch_norm(
         wider, weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled
     ).to(x.dtype)
-
-
-def _all_but_channels(x: Tensor) -> list[int]:
-    return [dimension for dimension in range(x.ndim) if dimension != 1]
-
-
-def _moments(x: Tensor) -> Moments:
-    """Mean and mean square of each channel of x (N, C, …)."""
-    x, dimensions = _widened(x), _all_but_channels(x)
-    return x.mean(dimensions), x.square().mean(dimensions)
-
-
-def _source_moments(layer: _BatchNorm) -> Moments:
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    mean = layer.running_mean.to(wide(layer.running_mean.dtype), copy=True)
-    return mean, layer.running_var.to(mean.dtype) + mean.square()
-
-
-def _mean_and_variance(moments: Moments) -> tuple[Tensor, Tensor]:
-    mean, square = moments
-    # Rounding may leave a constant channel's variance a little below 0.
-    return mean, (square - mean.square()).clamp_(min=0)
-
-
-def _move(moments: Moments, towards: Moments, weight: float) -> Moments:
-    return (
-        torch.lerp(moments[0], towards[0].to(moments[0].dtype), weight),
-        torch.lerp(moments[1], towards[1].to(moments[1].dtype), weight),
-    )

@@ -4,7 +4,7 @@ It shows where adaptation without labels could arrive (the paper's Figure 3), so
 `METHODS` and never served.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,10 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from ttc_core.datasets import Stream
-from ttc_core.methods.affine import AffineMethod, Loss, gradient
+from ttc_core.methods.composed import AffineMethod
 from ttc_core.methods.contract import Adaptation, Prediction
+from ttc_core.methods.parts.learner import Loss, gradient
 from ttc_core.methods.settings import OptimizerSettings
-from ttc_core.methods.source import unselected_prediction
 from ttc_core.objective import entropy
 
 
@@ -33,9 +33,9 @@ class SupervisedSettings(OptimizerSettings):
 class Supervised(AffineMethod):
     """Cross-entropy with the labels, several passes over the stream; then it only answers."""
 
-    name: ClassVar[str] = "supervised"
-    Settings: ClassVar[type[SupervisedSettings]] = SupervisedSettings
-    selects: ClassVar[bool] = False
+    name = "supervised"
+    Settings = SupervisedSettings
+    selects = False
     _settings: SupervisedSettings
 
     def fit(self, stream: Stream, batch_size: int) -> None:
@@ -51,17 +51,20 @@ class Supervised(AffineMethod):
                         entropy=entropy(logits).mean(),
                         selected=torch.tensor(len(labels)),
                     )
-                found = gradient(loss, list(self._learner.parameters.values()))
+                found = gradient(loss, self._learner.parameters)
                 self._learner.learn(found, images=len(labels), step=True)
 
     def _run(self, images: Tensor) -> Tensor:
         inputs = self.model.normalize(self.model.to_unit(images))
         look = self._statistics.look(len(inputs))
-        return self.model.run(inputs, affine=self._learner.parameters, look=look).logits
+        return self.model.run(inputs, affine=self._learner.affine, look=look).logits
 
     @torch.no_grad()
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
-        return unselected_prediction(self._run(images))
+        return Prediction.of(self._run(images))
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         return Adaptation(drift=self.drift)
+
+    def _loss(self, prediction: Prediction) -> Loss:
+        raise NotImplementedError("without labels there is nothing that the reference learns")

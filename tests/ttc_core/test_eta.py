@@ -58,6 +58,6 @@ def test_nothing_sure_moves_nothing_and_forgets_nothing(model):
     prediction = method.predict(make_images(16, seed=1))
     prediction.selected[:] = False
     assert method.adapt(prediction).skipped == "none_selected"
-    assert method.state()["mean_answer"]["probabilities"] is mean
+    assert method.state()["mean_answer"]["probabilities"].equal(mean)
     method.reset()
     assert method.state()["mean_answer"] == {}

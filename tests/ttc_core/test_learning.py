@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.fixtures.contract import same
 from tests.fixtures.networks import MEAN, SIZE, STD, make_images, make_model, make_network
-from ttc_core.methods import METHODS, State, create
+from ttc_core.methods import METHODS, create
+from ttc_core.methods.parts.statistics import MovingShare
 from ttc_core.model import SourceModel
-from ttc_core.normalization import Share
 
 LEARNERS: dict[str, dict[str, Any]] = {
     "tent": {},
@@ -20,21 +21,6 @@ LEARNERS: dict[str, dict[str, Any]] = {
     "ttc": {"samples_per_step": 6},
 }
 SIX = 6
-
-
-def same(a: State, b: State) -> bool:
-    flat = [
-        {
-            f"{section}/{key}": value
-            for section, entries in state.items()
-            for key, value in entries.items()
-        }
-        for state in (a, b)
-    ]
-    return flat[0].keys() == flat[1].keys() and all(
-        torch.equal(value, flat[1][key]) if isinstance(value, Tensor) else value == flat[1][key]
-        for key, value in flat[0].items()
-    )
 
 
 @pytest.mark.parametrize("statistics", ["batch", "moving"])
@@ -85,10 +71,10 @@ def test_moments_that_are_no_numbers_are_not_taken(name, learn, value):
     before = method.state()
     prediction = method.predict(make_images(SIX, 1))
     share = prediction.pending.share
-    assert share is not None
-    broken = share.moments["norm1"][0], share.moments["norm1"][1].clone()
-    broken[1][3] = value
-    share = Share(share.images, {**share.moments, "norm1": broken})
+    assert isinstance(share, MovingShare)
+    broken = share.moments["norm1"].clone()
+    broken[1, 3] = value
+    share = MovingShare(share.images, {**share.moments, "norm1": broken})
     prediction = replace(prediction, pending=replace(prediction.pending, share=share))
     assert method.adapt(prediction, learn=learn).skipped == "non_finite"
     assert same(method.state(), before)
@@ -146,4 +132,4 @@ def test_forks_of_t3a_share_the_first_supports():
     method.adapt(method.predict(make_images(SIX)))
     fork = method.fork()
     assert same(fork.state(), first())
-    assert fork._supports.features.data_ptr() == method._first_supports.features.data_ptr()
+    assert fork._memory.kept.features.data_ptr() == method._first_supports.features.data_ptr()

@@ -72,7 +72,7 @@ def test_a_model_is_frozen_and_in_eval_mode():
         (f"{NETWORKS}:missing", r"networks:missing cannot be imported"),
         (f"{NETWORKS}:wants_two_arguments", r"missing 1 required positional argument"),
         (f"{NETWORKS}:returns_text", r"must return an nn\.Module or a SourceModel.*str"),
-        (f"{NETWORKS}:without_normalization", r"no BatchNorm, LayerNorm or GroupNorm"),
+        (f"{NETWORKS}:without_normalization", r"no BatchNorm, LayerNorm, GroupNorm or RMSNorm"),
         (f"{NETWORKS}:HeadlessSum", r"split into features and head was not found.*split='NAME'"),
         (f"{NETWORKS}:small_network@missing.pt", r"no weight file missing\.pt"),
     ],

@@ -69,7 +69,9 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("module", "sentence"),
     [
-        pytest.param(without_normalization(), "no BatchNorm, LayerNorm or GroupNorm", id="no-norm"),
+        pytest.param(
+            without_normalization(), "no BatchNorm, LayerNorm, GroupNorm or RMSNorm", id="no-norm"
+        ),
         pytest.param(Odd(lambda x: x), r"must answer with logits.*\(2, 3, 8, 8\)", id="a-map"),
         pytest.param(Odd(lambda x: (x, x)), "must answer with logits.*tuple", id="a-tuple"),
         pytest.param(

@@ -239,7 +239,7 @@ def damaged(value: float, layer: int = 0, name: str = "weight") -> nn.Module:
         (damaged(math.nan, 1, "bias"), r"1\.bias holds NaN"),
         (Odd(lambda net, x: net(x) / 0), r"infinity begins in Odd|NaN begins in Odd"),
         (plain().to("meta"), r"0\.weight is on the device meta"),
-        (nn.Sequential(), "no BatchNorm, LayerNorm or GroupNorm"),
+        (nn.Sequential(), "no BatchNorm, LayerNorm, GroupNorm or RMSNorm"),
         (3, r"must be an nn\.Module; got int"),
         (Odd(lambda net, x: {"logits": net(x)}), "answers with dict"),
         (Odd(lambda net, x: net(x).argmax(1)), r"answers with \(2,\) torch\.int64"),

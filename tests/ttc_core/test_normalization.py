@@ -18,14 +18,15 @@ from tests.fixtures.networks import (
 )
 from ttc_core.errors import ModelError
 from ttc_core.methods import create
+from ttc_core.methods.contract import Pending, Prediction
+from ttc_core.methods.parts.statistics import MovingStatistics
 from ttc_core.model import SourceModel
 from ttc_core.normalization import (
-    SOURCE,
     BatchLook,
     Call,
-    MovingStatistics,
     affine_parameters,
     batch_norm_layers,
+    source_look,
 )
 
 BATCH_NORM_NETWORKS = ["batch-norm", "batch-norm-on-1x1", "batch-norm-with-own-forward"]
@@ -48,7 +49,7 @@ def test_the_source_look_is_eval_mode(network):
     inputs = model.normalize(unit(7))
     with torch.no_grad():
         expected = make_network(network)(inputs)
-        assert torch.equal(model.run(inputs, look=SOURCE).logits, expected)
+        assert torch.equal(model.run(inputs, look=source_look).logits, expected)
 
 
 @pytest.mark.parametrize("network", BATCH_NORM_NETWORKS)
@@ -126,7 +127,7 @@ def test_a_pass_normalises_with_the_moments_after_the_move():
     """The current images are included before they are committed: variance m2 − m1²."""
     model = make_model()
     layer = model.batch_norms["norm1"]
-    statistics = MovingStatistics({"norm1": layer}, warm_start=16, floor=0.001)
+    statistics = MovingStatistics(model, warm_start=16, floor=0.001)
     x = torch.randn(4, 8, 5, 5) * 3
     look = statistics.look(4)
     arguments = (layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
@@ -138,14 +139,16 @@ def test_a_pass_normalises_with_the_moments_after_the_move():
     expected = F.batch_norm(x, m1, m2 - m1**2, layer.weight, layer.bias, eps=layer.eps)
     torch.testing.assert_close(got, expected)
     assert torch.equal(statistics.moments["norm1"][0], layer.running_mean)
-    statistics.commit(statistics.share(look))
+    pending = Pending(share=statistics.share(look))
+    statistics.commit(Prediction.of(torch.zeros(4, 2), pending=pending), learned=False)
     torch.testing.assert_close(statistics.moments["norm1"][0], m1)
 
 
 def test_moving_statistics_are_constants_for_the_gradient():
     """The gradient of a normalised value is weight/deviation: nothing flows through the mean."""
-    layer = make_model().batch_norms["norm1"]
-    statistics = MovingStatistics({"norm1": layer}, warm_start=16, floor=0.001)
+    model = make_model()
+    layer = model.batch_norms["norm1"]
+    statistics = MovingStatistics(model, warm_start=16, floor=0.001)
     x = torch.randn(4, 8, 5, 5, requires_grad=True)
     arguments = (layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
     statistics.look(4)(Call("norm1", x, *arguments)).sum().backward()
@@ -201,12 +204,14 @@ def test_two_views_count_as_one_look_at_the_stream():
 
 def test_a_constant_channel_stays_finite():
     """Rounding may put m2 − m1² a little below 0; the answer is no NaN for it."""
-    layer = nn.BatchNorm2d(2)
-    layer.running_mean, layer.running_var = torch.full((2,), 1e3), torch.zeros(2)
-    statistics = MovingStatistics({"bn": layer}, warm_start=16, floor=0.001)
-    x = torch.full((3, 2, 4, 4), 1000.1)
+    network = make_network("batch-norm")
+    layer = network.get_submodule("norm1")
+    layer.running_mean, layer.running_var = torch.full((8,), 1e3), torch.zeros(8)
+    model = SourceModel(network, mean=MEAN, std=STD, size=SIZE)
+    statistics = MovingStatistics(model, warm_start=16, floor=0.001)
+    x = torch.full((3, 8, 4, 4), 1000.1)
     arguments = (layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
-    got = statistics.look(3)(Call("bn", x, *arguments))
+    got = statistics.look(3)(Call("norm1", x, *arguments))
     assert got.isfinite().all()
 
 
@@ -217,7 +222,7 @@ def test_layers_without_running_averages_always_use_the_batch():
     inputs = model.normalize(unit(5))
     with torch.no_grad():
         expected = make_network("batch-norm-without-running")(inputs)
-        for look in (SOURCE, BatchLook(), BatchLook(16)):
+        for look in (source_look, BatchLook(), BatchLook(16)):
             assert torch.equal(model.run(inputs, look=look).logits, expected)
     pixel = nn.Sequential(
         nn.Conv2d(3, 4, SIZE),

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from tests.fixtures.networks import make_images
 from ttc_core.methods import create
+from ttc_core.methods.parts.statistics import MovingStatistics
 from ttc_core.model import SourceModel
-from ttc_core.normalization import MovingStatistics
 
 
 class Twice(nn.Module):
@@ -46,7 +46,7 @@ def unit(count: int = 8) -> Tensor:
 def test_a_repeated_pass_repeats(warm_start):
     """Call by call what the first pass used, as often as one likes."""
     model = make()
-    moving = MovingStatistics(model.batch_norms, warm_start=warm_start, floor=0.001)
+    moving = MovingStatistics(model, warm_start=warm_start, floor=0.001)
     look = moving.look(8)
     inputs = model.normalize(unit())
     first = model.run(inputs, look=look).logits
@@ -59,7 +59,7 @@ def test_moments_are_the_mean_of_the_calls():
     model = make()
     seen: list[Tensor] = []
     model.module.norm.register_forward_pre_hook(lambda _layer, given: seen.append(given[0]))
-    moving = MovingStatistics(model.batch_norms, warm_start=16, floor=0.001)
+    moving = MovingStatistics(model, warm_start=16, floor=0.001)
     look = moving.look(8)
     model.run(model.normalize(unit()), look=look)
     mean, square = moving.share(look).moments["norm"]
@@ -74,7 +74,7 @@ def test_moments_are_the_mean_of_the_calls():
 def test_a_pass_that_takes_other_turns_still_runs():
     """A call that the first pass did not make is normalised as its last."""
     model = make(ByTurns, split="head")
-    moving = MovingStatistics(model.batch_norms, warm_start=16, floor=0.001)
+    moving = MovingStatistics(model, warm_start=16, floor=0.001)
     look = moving.look(8)
     inputs = model.normalize(unit())
     model.run(inputs - 5, look=look)

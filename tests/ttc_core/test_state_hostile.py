@@ -148,7 +148,7 @@ def first_tensor(**fields):
         pytest.param(texts(settings='{"\\u001b[2J": 1}'), id="settings-escape"),
         pytest.param(texts(method="\x1b[2J" + "x" * 100_000), id="method-long"),
         pytest.param(texts(model=None, weights=None), id="identity-missing"),
-        pytest.param(texts(format="ttc-state-2"), id="format"),
+        pytest.param(texts(format="ttc-state-3"), id="format"),
         pytest.param(raw(b"\xff\xfe"), id="header-no-text"),
         pytest.param(raw(b""), id="header-empty"),
         pytest.param(raw([]), id="header-list"),

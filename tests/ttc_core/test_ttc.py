@@ -7,7 +7,7 @@ import torch
 
 from tests.fixtures.networks import make_images, make_model
 from ttc_core.methods import Method, create
-from ttc_core.methods.augmentation import augment
+from ttc_core.methods.parts.augmentation import augment
 from ttc_core.objective import entropy
 
 OFF = {"rla": False, "spc": False, "ss": False, "ga": False}

@@ -16,9 +16,17 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from ttc_core.model import SourceModel
-from ttc_core.normalization import Share
+from ttc_core.objective import entropy
 
-State = dict[str, dict[str, Any]]
+# Tensors, numbers and texts, by section.
+State = Mapping[str, Mapping[str, Any]]
+
+
+class Share(Protocol):
+    """What one batch adds to the statistics that its stream follows."""
+
+    def tensors(self) -> Sequence[Tensor]:
+        """All its numbers; one that is not finite would spoil every later answer."""
 
 
 class UnsuitableNetworkError(ValueError):
@@ -27,15 +35,20 @@ class UnsuitableNetworkError(ValueError):
 
 @dataclass(frozen=True)
 class Pending:
-    """What `adapt` needs of a prediction: the terms of the loss with their graph, and more.
+    """What `adapt` needs of a prediction; a method that needs more has a subclass of its own.
 
-    A method that needs other things has a subclass of its own.
+    Attributes:
+        parameters: those that the batch was answered with; None where no graph was kept.
+        entropy, similarity: (N,), the terms of the loss, with their graph.
+        share: what the batch adds to the statistics.
+        images: (N, 3, H, W) in [0, 1], for a part that learns from them later.
     """
 
-    parameters: Sequence[Tensor] = ()
+    parameters: Tensor | None = None
     entropy: Tensor | None = None
     similarity: Tensor | None = None
     share: Share | None = None
+    images: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,34 @@ class Prediction:
     selected: Tensor
     version: int
     pending: Pending = field(default_factory=Pending, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        logits: Tensor,
+        *,
+        entropies: Tensor | None = None,
+        selected: Tensor | None = None,
+        version: int = 0,
+        pending: Pending | None = None,
+    ) -> Self:
+        """The prediction that logits (N, K) make.
+
+        Args:
+            entropies: (N,), where they are known.
+            selected: (N,); None: no image is selected to learn from.
+        """
+        logits = logits.detach()
+        return cls(
+            logits=logits,
+            probabilities=logits.softmax(dim=1),
+            entropy=entropy(logits) if entropies is None else entropies.detach(),
+            selected=torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+            if selected is None
+            else selected,
+            version=version,
+            pending=pending or Pending(),
+        )
 
     def __len__(self) -> int:
         return len(self.logits)

@@ -5,14 +5,18 @@ Forgetting", ICML 2022; METHOD §1.5.
 """
 
 import math
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ttc_core.methods.affine import AffineMethod, Loss
-from ttc_core.methods.contract import Prediction, State
+from ttc_core.methods.composed import AffineMethod
+from ttc_core.methods.contract import Prediction
+from ttc_core.methods.parts import Part
+from ttc_core.methods.parts.learner import Loss
+from ttc_core.methods.parts.memory import MeanAnswer
 from ttc_core.methods.settings import IMAGENET_CLASSES, OptimizerSettings
 from ttc_core.objective import entropy
 
@@ -43,29 +47,22 @@ class EtaSettings(OptimizerSettings):
 class Eta(AffineMethod):
     """One step on the weighted entropy of the images that are selected, after the answer."""
 
-    name: ClassVar[str] = "eta"
-    Settings: ClassVar[type[EtaSettings]] = EtaSettings
+    name = "eta"
+    Settings = EtaSettings
     _settings: EtaSettings
-    # q, the moving mean (K,) of the probabilities learned from; None before the first.
-    _mean_answer: Tensor | None = None
+
+    def _compose(self) -> Sequence[Part]:
+        self._mean_answer = MeanAnswer(self.model, self._settings.momentum)
+        return (*super()._compose(), self._mean_answer)
 
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         inputs = self.model.normalize(self.model.to_unit(images))
         look = self._statistics.look(len(inputs))
-        affine = self._learner.parameters
         with torch.set_grad_enabled(learn):
-            logits = self.model.run(inputs, affine=affine, look=look).logits
+            logits = self.model.run(inputs, affine=self._learner.affine, look=look).logits
             entropies = entropy(logits)
-        answer = logits.detach()
-        probabilities = answer.softmax(dim=1)
-        return Prediction(
-            logits=answer,
-            probabilities=probabilities,
-            entropy=entropies.detach(),
-            selected=self._select(probabilities, entropies.detach()),
-            version=self.version,
-            pending=self._pending(entropies, look, learn=learn),
-        )
+        selected = self._select(logits.detach().softmax(dim=1), entropies.detach())
+        return self._answered(logits, entropies, selected, look, learn=learn)
 
     @property
     def _entropy_limit(self) -> float:
@@ -74,9 +71,10 @@ class Eta(AffineMethod):
     def _select(self, probabilities: Tensor, entropies: Tensor) -> Tensor:
         """The reliable ones that are not redundant: (N,) bool."""
         reliable = entropies < self._entropy_limit
-        if self._mean_answer is None:
+        mean = self._mean_answer.value
+        if mean is None:
             return reliable
-        likeness = torch.cosine_similarity(self._mean_answer[None], probabilities, dim=1)
+        likeness = torch.cosine_similarity(mean[None], probabilities, dim=1)
         return reliable & (likeness.abs() < self._settings.redundancy_margin)
 
     def _loss(self, prediction: Prediction) -> Loss:
@@ -87,25 +85,3 @@ class Eta(AffineMethod):
         return Loss(
             total=(weights * entropies).mean(), entropy=entropies.mean(), selected=selected.sum()
         )
-
-    def _learned(self, prediction: Prediction) -> None:
-        mean = prediction.probabilities[prediction.selected].mean(dim=0)
-        if self._mean_answer is not None:
-            mean = torch.lerp(mean, self._mean_answer, self._settings.momentum)
-        self._mean_answer = mean
-
-    def reset(self) -> None:
-        super().reset()
-        self._mean_answer = None
-
-    def state(self) -> State:
-        # Never written in place, so it need not be copied.
-        mean = {} if self._mean_answer is None else {"probabilities": self._mean_answer}
-        return {**super().state(), "mean_answer": mean}
-
-    def restore(self, state: State) -> None:
-        mean = state["mean_answer"].get("probabilities")
-        if mean is not None and not (mean.shape == (self.model.classes,) and mean.isfinite().all()):
-            raise ValueError("its mean answer is none of this network's")
-        super().restore(state)
-        self._mean_answer = None if mean is None else mean.to(self.model.device)

@@ -4,14 +4,25 @@ import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    model_validator,
 )
 
-StatisticsSource = Literal["batch", "source", "moving"]
+from ttc_core.methods.parts.statistics import STATISTICS
+
+
+def _known(statistics: str) -> str:
+    if statistics not in STATISTICS:
+        raise ValueError(f"accepted are {', '.join(map(repr, STATISTICS))}")
+    return statistics
+
+
+StatisticsSource = Annotated[str, AfterValidator(_known)]
 CONFIG = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 # From this many classes on, a data set's defaults are the paper's for CIFAR-100 and for ImageNet.
 CIFAR100_CLASSES, IMAGENET_CLASSES = 100, 1000
@@ -55,6 +66,11 @@ class StatisticsSettings(MethodSettings):
     statistics: StatisticsSource = Field("batch", description="batch (the paper), source, moving")
     moving: MovingSettings = Field(default_factory=MovingSettings)
 
+    @property
+    def prior_images(self) -> int:
+        """How many images the source's statistics are worth beside a batch's own."""
+        return 0
+
 
 # Numbers of batches are added to it, and torch takes 64 bits.
 LARGEST_SEED = 2**63 - 2**32
@@ -90,6 +106,12 @@ class OptimizerSettings(StatisticsSettings):
         optimizer = given.get("optimizer", "sgd" if classes >= IMAGENET_CLASSES else "adam")
         return {"optimizer": optimizer, "lr": 2.5e-4 if optimizer == "sgd" else 1e-3}
 
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.optimizer == "sgd" and self.nesterov and self.optimizer_momentum == 0:
+            raise ValueError("nesterov=true needs a momentum above 0")
+        return self
+
     @property
     def optimizer_momentum(self) -> float:
         """SGD's momentum; ETA has a `momentum` of its own and calls it otherwise."""
@@ -99,6 +121,8 @@ class OptimizerSettings(StatisticsSettings):
 def _sentence(method: str, settings: type[BaseModel], error: ValidationError) -> str:
     """Say the first thing that is wrong with what was given."""
     first = error.errors()[0]
+    if not first["loc"]:  # values that do not go together
+        return f"{method}: {first['msg'].removeprefix('Value error, ')}."
     name = ".".join((method, *map(str, first["loc"])))
     if first["type"] == "extra_forbidden":
         known = ", ".join(settings.model_fields) or "none"

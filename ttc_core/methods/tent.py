@@ -4,16 +4,15 @@ Source: Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization",
 METHOD §1.3. `flip` averages the answer (not the loss) with the mirrored image's.
 """
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ttc_core.methods.affine import AffineMethod, Loss
+from ttc_core.methods.composed import AffineMethod
 from ttc_core.methods.contract import Prediction
+from ttc_core.methods.parts.learner import Loss
+from ttc_core.methods.parts.views import two_views
 from ttc_core.methods.settings import OptimizerSettings
-from ttc_core.methods.views import two_views
 from ttc_core.normalization import Look
 from ttc_core.objective import entropy
 
@@ -27,8 +26,8 @@ class TentSettings(OptimizerSettings):
 class Tent(AffineMethod):
     """One step on the mean entropy of each batch, after it is answered."""
 
-    name: ClassVar[str] = "tent"
-    Settings: ClassVar[type[TentSettings]] = TentSettings
+    name = "tent"
+    Settings = TentSettings
     _settings: TentSettings
 
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
@@ -37,30 +36,23 @@ class Tent(AffineMethod):
         with torch.set_grad_enabled(learn):
             logits, answer = self._answer(inputs, look)
             entropies = entropy(logits)
-        given = answer.detach()
-        return Prediction(
-            logits=given,
-            probabilities=given.softmax(dim=1),
-            entropy=entropies.detach() if answer is logits else entropy(given),
-            selected=torch.ones(len(logits), dtype=torch.bool, device=logits.device),
-            version=self.version,
-            pending=self._pending(entropies, look, learn=learn),
-        )
+        return self._answered(logits, entropies, None, look, learn=learn, answer=answer)
 
-    def _answer(self, inputs: Tensor, look: Look) -> tuple[Tensor, Tensor]:
-        """The logits that are learned from, and those that are given out."""
-        affine = self._learner.parameters
-        if self._settings.flip and self._statistics.moves:
-            plain, mirrored = two_views(
-                self.model, inputs, inputs.flip(3), look, affine=affine, together=True
-            )
-            return plain.logits, (plain.logits + mirrored.logits) / 2
-        logits = self.model.run(inputs, affine=affine, look=look).logits
+    def _answer(self, inputs: Tensor, look: Look) -> tuple[Tensor, Tensor | None]:
+        """The logits that are learned from, and those that are given out where they differ."""
+        affine = self._learner.affine
         if not self._settings.flip:
-            return logits, logits
+            return self.model.run(inputs, affine=affine, look=look).logits, None
+        mirrored = inputs.flip(3)
+        if self._statistics.moves:
+            plain, other = two_views(
+                self.model, inputs, mirrored, look, affine=affine, together=True
+            )
+            return plain.logits, (plain.logits + other.logits) / 2
+        logits = self.model.run(inputs, affine=affine, look=look).logits
         with torch.no_grad():
-            other = self.model.run(inputs.flip(3), affine=affine, look=look).logits
-        return logits, (logits + other) / 2
+            others = self.model.run(mirrored, affine=affine, look=look).logits
+        return logits, (logits + others) / 2
 
     def _loss(self, prediction: Prediction) -> Loss:
         assert prediction.pending.entropy is not None

@@ -5,15 +5,19 @@ METHOD §1.6. Its authors answer after the step (`answer=after`); the default he
 like all others.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, PositiveInt
 from torch import Tensor
 
-from ttc_core.methods.affine import DrawingMethod, Gradient, Loss, differentiated
+from ttc_core.methods.composed import AffineMethod
 from ttc_core.methods.contract import Pending, Prediction
+from ttc_core.methods.parts import Part
+from ttc_core.methods.parts.learner import Gradient, Loss, differentiated
+from ttc_core.methods.parts.memory import LearnedBatches
 from ttc_core.methods.settings import (
     CIFAR100_CLASSES,
     IMAGENET_CLASSES,
@@ -58,7 +62,7 @@ class TipiSettings(OptimizerSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class TipiPending(Pending):
-    """The images in [0, 1], and the answer to them with its graph.
+    """The answer to the images, with its graph, and what perturbed ones are answered with.
 
     Attributes:
         look: where passes over the perturbed images take their statistics from.
@@ -66,7 +70,6 @@ class TipiPending(Pending):
         gradient: taken already, where the answer is the one after the step.
     """
 
-    images: Tensor
     logits: Tensor
     look: Look
     start: Tensor | None
@@ -74,12 +77,16 @@ class TipiPending(Pending):
     gradient: Gradient | None = None
 
 
-class Tipi(DrawingMethod):
+class Tipi(AffineMethod):
     """One step on the divergence of perturbed answers from the plain ones, batch by batch."""
 
-    name: ClassVar[str] = "tipi"
-    Settings: ClassVar[type[TipiSettings]] = TipiSettings
+    name = "tipi"
+    Settings = TipiSettings
     _settings: TipiSettings
+
+    def _compose(self) -> Sequence[Part]:
+        self._learned_batches = LearnedBatches()
+        return (*super()._compose(), self._learned_batches)
 
     def predict(
         self,
@@ -101,13 +108,12 @@ class Tipi(DrawingMethod):
         if unit is images and learn:
             unit = unit.clone()  # adapting reads it again, whatever became of the caller's by then
         look = self._statistics.look(len(unit))
-        parameters = self._learner.parameters
         # Without the entropy's share the answer itself is a constant of the loss.
         answers_after = self._settings.answer == "after"
         with torch.set_grad_enabled((learn or answers_after) and self._settings.entropy_weight > 0):
-            logits = self.model.run(self.model.normalize(unit), affine=parameters, look=look).logits
+            logits = self._run(self._learner.parameters, look, unit)
         pending = TipiPending(
-            parameters=tuple(parameters.values()),
+            parameters=self._learner.parameters,
             share=self._statistics.share(look),
             images=unit,
             logits=logits,
@@ -115,7 +121,7 @@ class Tipi(DrawingMethod):
             start=start,
             direction=direction,
         )
-        prediction = self._prediction(logits.detach(), pending)
+        prediction = self._prediction(logits, pending)
         if answers_after and prediction.can_teach():
             prediction = self._answered_after_the_step(prediction, pending)
         if learn:
@@ -123,14 +129,8 @@ class Tipi(DrawingMethod):
         return replace(prediction, pending=Pending(share=pending.share))
 
     def _prediction(self, logits: Tensor, pending: Pending) -> Prediction:
-        return Prediction(
-            logits=logits,
-            probabilities=logits.softmax(dim=1),
-            entropy=entropy(logits),
-            selected=torch.ones(len(logits), dtype=torch.bool, device=logits.device),
-            version=self.version,
-            pending=pending,
-        )
+        everything = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        return Prediction.of(logits, selected=everything, version=self.version, pending=pending)
 
     @torch.no_grad()
     def _answered_after_the_step(self, prediction: Prediction, pending: TipiPending) -> Prediction:
@@ -139,7 +139,8 @@ class Tipi(DrawingMethod):
         images = len(prediction)
         stepped = self._learner.copy()
         stepped.learn(found, images=images, step=True, lr=self._rate(images))
-        logits = self._run(pending, pending.images, stepped.parameters).detach()
+        assert pending.images is not None
+        logits = self._run(stepped.parameters, pending.look, pending.images)
         return self._prediction(logits, replace(pending, gradient=found))
 
     def _gradient(self, prediction: Prediction) -> Gradient:
@@ -154,50 +155,46 @@ class Tipi(DrawingMethod):
     def _loss(self, prediction: Prediction) -> Loss:
         pending = prediction.pending
         assert isinstance(pending, TipiPending)
+        assert pending.images is not None
+        assert pending.parameters is not None
         plain = pending.logits
         # Not clipped to [0, 1], as its authors do not.
-        perturbed = pending.images + self._perturbation(pending, plain.detach())
-        loss = divergence(self._run(pending, perturbed), plain.detach()).mean()
+        perturbed = pending.images + self._perturbation(pending, pending.images, plain.detach())
+        logits = self._run(pending.parameters, pending.look, perturbed)
+        loss = divergence(logits, plain.detach()).mean()
         entropy_term = entropy(plain).mean()
-        if self._settings.entropy_weight:
-            total = loss + self._settings.entropy_weight * entropy_term
-        else:
-            total = loss
+        weight = self._settings.entropy_weight
         return Loss(
-            total=total,
+            total=loss + weight * entropy_term if weight else loss,
             entropy=entropy_term,
             similarity=loss,
             selected=prediction.selected.sum(),
         )
 
-    def _run(
-        self, pending: TipiPending, images: Tensor, affine: dict[str, Tensor] | None = None
-    ) -> Tensor:
-        """Logits (N, K), by default with the parameters that the batch was answered with."""
-        if affine is None:
-            affine = dict(zip(self._learner.parameters, pending.parameters, strict=True))
-        inputs = self.model.normalize(images)
-        return self.model.run(inputs, affine=affine, look=pending.look).logits
+    def _run(self, parameters: Tensor, look: Look, images: Tensor) -> Tensor:
+        """Logits (N, K) of images in [0, 1]."""
+        affine = self.model.affine_layout.views(parameters)
+        return self.model.run(self.model.normalize(images), affine=affine, look=look).logits
 
-    def _perturbation(self, pending: TipiPending, plain: Tensor) -> Tensor:
+    def _perturbation(self, pending: TipiPending, images: Tensor, plain: Tensor) -> Tensor:
         """Steps 2 to 4 of METHOD §1.6: from the start, ε towards the largest divergence."""
         epsilon = self._settings.epsilon
-        start = self._start(pending.images) if pending.start is None else pending.start
-        start = start.to(pending.images)
+        start = self._start(images) if pending.start is None else pending.start
+        start = start.to(images)
         direction = pending.direction
         if direction is None:
+            assert pending.parameters is not None
             moved = start.clone().requires_grad_()
-            logits = self._run(pending, pending.images + moved)
-            (slope,) = differentiated(divergence(logits, plain).mean(), [moved], "the images")
+            logits = self._run(pending.parameters, pending.look, images + moved)
+            slope = differentiated(divergence(logits, plain).mean(), moved, "the images")
             direction = slope.sign()
         return (start + epsilon * direction.to(start)).clamp(-epsilon, epsilon)
 
     def _start(self, inputs: Tensor) -> Tensor:
         if self._settings.start == "zero":
             return torch.zeros_like(inputs)
-        # Each batch draws anew, yet adapting to the same batch again draws the same.
-        generator = torch.Generator().manual_seed(self._settings.seed + self._learned_batches)
-        draws = torch.rand(inputs.shape, generator=generator)
+        seed = self._settings.seed + self._learned_batches.count
+        draws = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(seed))
         return (2 * draws - 1) * self._settings.epsilon
 
     def _rate(self, images: int) -> float:

@@ -10,17 +10,21 @@ Source: Lin et al., "Improving Entropy-Based Test-Time Adaptation from a Cluster
 Eq. 7-13 and Algorithm 1; METHOD §1.7, with its ambiguities in §2.
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ttc_core.methods.affine import DrawingMethod, Loss
-from ttc_core.methods.augmentation import augment
+from ttc_core.methods.composed import AffineMethod
 from ttc_core.methods.contract import Prediction
+from ttc_core.methods.parts import Part
+from ttc_core.methods.parts.augmentation import augment
+from ttc_core.methods.parts.learner import Loss
+from ttc_core.methods.parts.memory import LearnedBatches
+from ttc_core.methods.parts.views import two_views
 from ttc_core.methods.settings import LARGEST_SEED, OptimizerSettings
-from ttc_core.methods.views import two_views
 from ttc_core.model import Output
 from ttc_core.normalization import Look
 from ttc_core.objective import entropy, select_confident, similarity_constraint
@@ -53,12 +57,16 @@ class TTCSettings(OptimizerSettings):
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the random augmentations")
 
 
-class TTC(DrawingMethod):
+class TTC(AffineMethod):
     """Predict with two views averaged; adapt on the selected images, every few batches."""
 
-    name: ClassVar[str] = "ttc"
-    Settings: ClassVar[type[TTCSettings]] = TTCSettings
+    name = "ttc"
+    Settings = TTCSettings
     _settings: TTCSettings
+
+    def _compose(self) -> Sequence[Part]:
+        self._learned_batches = LearnedBatches()
+        return (*super()._compose(), self._learned_batches)
 
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         s = self._settings
@@ -74,29 +82,17 @@ class TTC(DrawingMethod):
             if s.spc and learn:
                 assert second is not None
                 similarity = self._similarity(view, second)
-        answer = logits.detach()
-        selected = (
-            select_confident(entropies.detach())
-            if s.ss
-            else torch.ones(len(answer), dtype=torch.bool, device=answer.device)
-        )
-        return Prediction(
-            logits=answer,
-            probabilities=answer.softmax(dim=1),
-            entropy=entropies.detach(),
-            selected=selected,
-            version=self.version,
-            pending=self._pending(entropies, look, learn=learn, similarity=similarity),
-        )
+        selected = select_confident(entropies.detach()) if s.ss else None
+        return self._answered(logits, entropies, selected, look, learn=learn, similarity=similarity)
 
     def _views(self, images: Tensor, look: Look) -> tuple[Output, Output | None]:
         """Run the image, and the second view if a part of the method wants it."""
-        s, model, affine = self._settings, self.model, self._learner.parameters
+        s, model, affine = self._settings, self.model, self._learner.affine
         unit = model.to_unit(images)
         if not (s.rla or s.spc):
             return model.run(model.normalize(unit), affine=affine, look=look), None
         # Each batch draws anew, yet predicting twice draws the same.
-        other = augment(unit, s.augmentation, seed=s.seed + self._learned_batches)
+        other = augment(unit, s.augmentation, seed=s.seed + self._learned_batches.count)
         return two_views(
             model,
             model.normalize(unit),
@@ -141,7 +137,7 @@ class TTC(DrawingMethod):
     def _step_is_due(self, images: int) -> bool:
         """Whether the batch at hand completes an accumulation (METHOD §2.3 and §2.5)."""
         s = self._settings
-        if not s.ga or (s.counter_start == 0 and self._learned_batches == 0):
+        if not s.ga or (s.counter_start == 0 and self._learned_batches.count == 0):
             return True
         return self._learner.pending_images + images + images / 2 >= s.samples_per_step
 

@@ -1,30 +1,12 @@
-"""Running the network on two views of each image, with the statistics a method was set to."""
+"""Running the network on two views of each image."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ttc_core.methods.settings import StatisticsSettings
 from ttc_core.model import Output, SourceModel
-from ttc_core.normalization import (
-    SOURCE,
-    BatchLook,
-    FixedStatistics,
-    Look,
-    MovingStatistics,
-    Statistics,
-)
-
-
-def stream_statistics(
-    model: SourceModel, settings: StatisticsSettings, *, source_images: int = 0
-) -> Statistics:
-    """Make what `settings.statistics` asks for, at the source."""
-    if settings.statistics == "moving":
-        moving = settings.moving
-        return MovingStatistics(model.batch_norms, warm_start=moving.warm_start, floor=moving.floor)
-    return FixedStatistics(SOURCE if settings.statistics == "source" else BatchLook(source_images))
+from ttc_core.normalization import Look
 
 
 def two_views(

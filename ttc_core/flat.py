@@ -1,0 +1,87 @@
+"""Many small tensors kept as one: the scales and shifts of a network, the moments of its layers."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which numbers of a flat tensor belong to which name.
+
+    Attributes:
+        shapes: of each name's tensor, in the order in which they lie behind one another.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Layout":
+        """The layout of these tensors."""
+        return cls({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [prod(shape) for shape in self.shapes.values()]
+
+    @cached_property
+    def total(self) -> int:
+        """How many numbers there are."""
+        return sum(self._sizes)
+
+    def flattened(self, tensors: Mapping[str, Any]) -> Tensor:
+        """(total,) a copy of these tensors, one behind the other.
+
+        Raises:
+            KeyError: one is missing. ValueError: one has another shape.
+        """
+        if isinstance(tensors, NamedTensors) and tensors.layout == self:
+            return tensors.flat.clone()
+        for name, shape in self.shapes.items():
+            if tensors[name].shape != shape:
+                raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {shape}")
+        parts = [tensors[name].flatten() for name in self.shapes]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Each name's part of a flat tensor (…, total), in its shape, on the same memory."""
+        parts = torch.split(flat, self._sizes, dim=-1)
+        return {
+            name: part if len(shape) == 1 else part.reshape(*part.shape[:-1], *shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+
+class NamedTensors(Mapping[str, Any]):
+    """A flat tensor, its parts by name, and what else belongs to them.
+
+    Args:
+        flat: (layout.total,); the parts are views of it.
+        others: numbers and texts by name.
+    """
+
+    def __init__(self, layout: Layout, flat: Tensor, **others: Any) -> None:
+        self.layout, self.flat, self.others = layout, flat, others
+
+    @cached_property
+    def _entries(self) -> dict[str, Any]:
+        return {**self.layout.views(self.flat), **self.others}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self.layout.shapes) + len(self.others)
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The numbers of a tensor as they lie in memory; numpy has no bfloat16."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

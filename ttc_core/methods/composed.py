@@ -1,0 +1,198 @@
+"""What the methods share: each is composed of parts, and its state is theirs."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from copy import copy
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from ttc_core.methods.contract import Adaptation, Pending, Prediction, State
+from ttc_core.methods.parts import Part
+from ttc_core.methods.parts.learner import AffineLearner, Gradient, Loss, gradient
+from ttc_core.methods.parts.statistics import STATISTICS
+from ttc_core.methods.settings import MethodSettings, OptimizerSettings, StatisticsSettings
+from ttc_core.model import SourceModel
+from ttc_core.normalization import Look
+
+
+class ComposedMethod(ABC):
+    """A method made of parts. A subclass composes them and predicts.
+
+    Batches whose answers, or whose share in the statistics, are not finite move no part.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[MethodSettings]]
+    adapts: ClassVar[frozenset[str]] = frozenset()
+    selects: ClassVar[bool] = False
+
+    def __init__(self, model: SourceModel, **settings: Any) -> None:
+        self._settings = self.Settings.create(self.name, model.classes, settings)
+        self.model = model
+        self._parts = self._compose()
+
+    def _compose(self) -> Sequence[Part]:
+        """Make the parts, at the source."""
+        return ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self._settings.model_dump()
+
+    @property
+    def version(self) -> int:
+        return 0
+
+    @property
+    def pending_batches(self) -> int:
+        return 0
+
+    @property
+    def drift(self) -> float:
+        return 0.0
+
+    @abstractmethod
+    def predict(self, images: Tensor, *, learn: bool = True) -> Prediction: ...
+
+    def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
+        if not prediction.can_teach():
+            return Adaptation(skipped="non_finite", drift=self.drift)
+        # Where only statistics follow the stream there is nothing to be left out.
+        if learn or not self.adapts - {"moments"}:
+            outcome = self._learn(prediction)
+        else:
+            outcome = Adaptation(skipped="shed", drift=self.drift)
+        if outcome.skipped != "non_finite":
+            for part in self._parts:
+                part.commit(prediction, learned=outcome.skipped is None)
+        return outcome
+
+    def _learn(self, prediction: Prediction) -> Adaptation:
+        """Learn from a batch by other means than a part's `commit`."""
+        return Adaptation()
+
+    def end(self) -> bool:
+        """The stream is over: return whether a last step was taken."""
+        return False
+
+    def reset(self) -> None:
+        for part in self._parts:
+            part.reset()
+
+    def state(self) -> State:
+        return {
+            section: entries for part in self._parts for section, entries in part.state().items()
+        }
+
+    def restore(self, state: State) -> None:
+        for part in self._parts:
+            part.restore(state)
+
+    def fork(self) -> Self:
+        other = copy(self)
+        other._parts = other._compose()
+        return other
+
+
+class StatisticsMethod(ComposedMethod):
+    """One whose BatchNorm layers take their statistics from where the settings say."""
+
+    adapts = frozenset({"moments"})
+    _settings: StatisticsSettings
+
+    def _compose(self) -> Sequence[Part]:
+        self._statistics = STATISTICS[self._settings.statistics](self.model, self._settings)
+        return (self._statistics,)
+
+
+class AffineMethod(StatisticsMethod):
+    """One that moves scales and shifts by the gradient of a loss on what it just answered.
+
+    A subclass predicts, keeping in `Prediction.pending` what its loss needs, and says what that
+    loss is and when the optimizer steps.
+    """
+
+    adapts = frozenset({"affine", "moments"})
+    selects = True
+    _settings: OptimizerSettings
+
+    def _compose(self) -> Sequence[Part]:
+        self._learner = AffineLearner(self.model, self._settings)
+        return (self._learner, *super()._compose())
+
+    @property
+    def version(self) -> int:
+        return self._learner.steps
+
+    @property
+    def pending_batches(self) -> int:
+        return self._learner.pending_batches
+
+    @property
+    def drift(self) -> float:
+        return self._learner.drift
+
+    def _answered(
+        self,
+        logits: Tensor,
+        entropies: Tensor,
+        selected: Tensor | None,
+        look: Look,
+        *,
+        learn: bool,
+        answer: Tensor | None = None,
+        similarity: Tensor | None = None,
+    ) -> Prediction:
+        """The prediction of a pass.
+
+        Args:
+            logits: (N, K), which `entropies` (N,) are of, with their graph.
+            selected: (N,); None: all images.
+            learn: off, only the share in the statistics is kept.
+            answer: (N, K), what is given out where it is not the logits.
+        """
+        pending = Pending(share=self._statistics.share(look))
+        if learn:
+            pending = Pending(self._learner.parameters, entropies, similarity, pending.share)
+        if selected is None:
+            selected = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        return Prediction.of(
+            logits if answer is None else answer,
+            entropies=entropies if answer is None else None,
+            selected=selected,
+            version=self.version,
+            pending=pending,
+        )
+
+    def _learn(self, prediction: Prediction) -> Adaptation:
+        if prediction.pending.parameters is None:
+            raise ValueError(
+                "This prediction was made with learn=False and has no graph to learn by; adapt to "
+                "it with learn=False."
+            )
+        images = len(prediction)
+        return self._learner.learn(
+            self._gradient(prediction),
+            images=images,
+            step=self._step_is_due(images),
+            lr=self._rate(images),
+        )
+
+    def _gradient(self, prediction: Prediction) -> Gradient:
+        assert prediction.pending.parameters is not None
+        with torch.enable_grad():
+            loss = self._loss(prediction)
+        return gradient(loss, prediction.pending.parameters)
+
+    @abstractmethod
+    def _loss(self, prediction: Prediction) -> Loss: ...
+
+    def _step_is_due(self, images: int) -> bool:
+        """Whether the optimizer moves after the batch at hand, of that many images."""
+        return True
+
+    def _rate(self, images: int) -> float | None:
+        """The learning rate of a step on that many images; None: the settings'."""
+        return None

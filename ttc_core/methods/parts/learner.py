@@ -1,0 +1,261 @@
+"""Scales and shifts that a loss moves, step by step, and the gradients that wait for a step."""
+
+import math
+from collections.abc import Iterable
+from copy import copy
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ttc_core.errors import ModelError, told
+from ttc_core.flat import NamedTensors
+from ttc_core.methods.contract import Adaptation, Prediction, State
+from ttc_core.methods.settings import OptimizerSettings
+from ttc_core.model import SourceModel
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one batch's gradient is taken on; scalars.
+
+    Attributes:
+        total: on which backward is called.
+        entropy, similarity: its terms, for the report only; None where there is none.
+        selected: the number of images it is over.
+    """
+
+    total: Tensor
+    entropy: Tensor
+    selected: Tensor
+    similarity: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of one batch's loss, and the loss's numbers on the host.
+
+    Attributes:
+        flat: (P,) over all adapted parameters.
+        skipped: None, or why nothing is to be learned from it.
+    """
+
+    flat: Tensor
+    total: float
+    entropy: float
+    similarity: float | None
+    selected: int
+    skipped: str | None
+
+
+def differentiated(loss: Tensor, given: Tensor, called: str) -> Tensor:
+    """The gradient of a loss with respect to `given`; zeros where it does not depend on it.
+
+    Raises:
+        ModelError: the network lets no gradient through to what is `called` so.
+    """
+    try:
+        (found,) = torch.autograd.grad(loss, [given], allow_unused=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"The network lets no gradient through to {called} ({told(error)}); its forward must "
+            "not run under no_grad or inference_mode, nor detach what it computes."
+        ) from error
+    return torch.zeros_like(given) if found is None else found
+
+
+def gradient(loss: Loss, parameters: Tensor) -> Gradient:
+    """Differentiate a loss with respect to the parameters (P,) a batch was predicted with.
+
+    A loss over nothing, and one that is not finite or has such a gradient, is marked to be skipped.
+
+    Raises:
+        ModelError: the network lets no gradient through.
+    """
+    flat = differentiated(loss.total, parameters, "its scales and shifts")
+    similarity = loss.entropy if loss.similarity is None else loss.similarity
+    terms = (loss.total, loss.entropy, similarity, loss.selected, flat.norm())
+    # One transfer for all numbers: each would make a GPU wait.
+    numbers = torch.stack([term.detach().to(flat.dtype) for term in terms])
+    total, entropy_term, similarity_term, count, norm = numbers.tolist()
+    skipped = None
+    if count == 0:
+        skipped = "none_selected"
+    elif not (math.isfinite(total) and math.isfinite(norm)):
+        skipped = "non_finite"
+    return Gradient(
+        flat=flat,
+        total=total,
+        entropy=entropy_term,
+        similarity=None if loss.similarity is None else similarity_term,
+        selected=int(count) if math.isfinite(count) else 0,
+        skipped=skipped,
+    )
+
+
+class AffineLearner:
+    """The affine parameters of one stream, their optimizer, and the gradients waiting for a step.
+
+    No tensor of it is ever written in place: a step makes new ones, so that predictions made
+    before it keep a valid graph, and what has not moved is the source's own.
+
+    Attributes:
+        parameters: (P,) all scales and shifts; what a batch's loss is differentiated by.
+        steps: optimizer steps since the start or the last reset.
+        pending_batches, pending_images: what waits for the next step.
+        drift: ‖θ − θ_source‖₂ / ‖θ_source‖₂.
+    """
+
+    def __init__(self, model: SourceModel, settings: OptimizerSettings) -> None:
+        self._model, self._settings = model, settings
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the source's parameters, a fresh optimizer, nothing pending."""
+        self._publish(self._model.source_affine)
+        # What the optimizer keeps of the parameters, (P,) each, and its count of steps.
+        self._optimizer: dict[str, Tensor] = {}
+        self._pending: Tensor | None = None
+        self.pending_batches = self.pending_images = self.steps = 0
+        self.drift = 0.0
+
+    def _publish(self, parameters: Tensor) -> None:
+        self.parameters = parameters.detach().requires_grad_()
+
+    @property
+    def affine(self) -> dict[str, Tensor]:
+        """Scales and shifts under the network's own names, as a pass takes them."""
+        return self._model.affine_layout.views(self.parameters)
+
+    def commit(self, prediction: Prediction, *, learned: bool) -> None:
+        """`learn` has moved everything."""
+
+    def learn(
+        self, batch: Gradient, *, images: int, step: bool, lr: float | None = None
+    ) -> Adaptation:
+        """Add a batch's gradient to what waits, and step if it is time to.
+
+        A gradient that is to be skipped leaves everything as it was; so does a step after which
+        anything that lasts would not be finite.
+
+        Args:
+            images: how many were predicted.
+            step: whether the optimizer moves after this batch.
+            lr: of this step; None: the settings'.
+        """
+        if batch.skipped is not None:
+            return Adaptation(skipped=batch.skipped, drift=self.drift)
+        before = self._pending, self.pending_batches, self.pending_images
+        self._pending = batch.flat if self._pending is None else self._pending + batch.flat
+        self.pending_batches += 1
+        self.pending_images += images
+        if step and not self.step(lr):
+            self._pending, self.pending_batches, self.pending_images = before
+            return Adaptation(skipped="non_finite", drift=self.drift)
+        return Adaptation(
+            loss=batch.total,
+            entropy=batch.entropy,
+            similarity=batch.similarity,
+            selected=batch.selected,
+            stepped=step,
+            drift=self.drift,
+        )
+
+    def step(self, lr: float | None = None) -> bool:
+        """Let the optimizer move the parameters by what waits; return whether it did.
+
+        A step that would leave a number that is not finite is not made.
+        """
+        moved = self.parameters.detach().clone()
+        moved.grad = self._pending
+        optimizer = self._new_optimizer(moved, self._settings.lr if lr is None else lr)
+        optimizer.state[moved] = {key: value.clone() for key, value in self._optimizer.items()}
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            # A step too large for the parameters' type raises instead of overflowing.
+            if "overflow" not in str(error):
+                raise
+            return False
+        kept = {k: v for k, v in optimizer.state[moved].items() if isinstance(v, Tensor)}
+        drift, finite = self._measure(moved, kept.values())
+        if not finite:
+            return False
+        self._publish(moved)
+        self._optimizer, self._pending, self.drift = kept, None, drift
+        self.pending_batches = self.pending_images = 0
+        self.steps += 1
+        return True
+
+    def _new_optimizer(self, parameters: Tensor, lr: float) -> torch.optim.Optimizer:
+        s = self._settings
+        if s.optimizer == "sgd":
+            return torch.optim.SGD(
+                [parameters],
+                lr=lr,
+                weight_decay=s.weight_decay,
+                momentum=s.optimizer_momentum,
+                nesterov=s.nesterov,
+            )
+        return torch.optim.Adam(
+            [parameters], lr=lr, weight_decay=s.weight_decay, betas=s.betas, eps=s.eps
+        )
+
+    def _measure(self, parameters: Tensor, others: Iterable[Tensor]) -> tuple[float, bool]:
+        """The parameters' drift, and whether all is finite, in the network's precision too.
+
+        One transfer to the host for both.
+        """
+        source = self._model.source_affine
+        norm = source.norm()
+        distance = (parameters - source).norm() / torch.where(norm > 0, norm, 1)
+        largest = [tensor.abs().max().to(distance) for tensor in (parameters, *others)]
+        for dtype in self._model.narrower:
+            largest.append(parameters.to(dtype).abs().max().to(distance))
+        drift, *numbers = torch.stack([distance, *largest]).tolist()
+        return drift, all(map(math.isfinite, (drift, *numbers)))
+
+    def copy(self) -> Self:
+        """Another learner that goes on from here, on its own."""
+        return copy(self)
+
+    def state(self) -> State:
+        """Copies of the parameters, the pending gradients, the optimizer's moments, counters.
+
+        "affine", "gradients" and each moment of "optimizer" are under the network's own names.
+        """
+        layout = self._model.affine_layout
+        pending = self._pending
+        return {
+            "affine": NamedTensors(layout, self.parameters.detach().clone()),
+            "gradients": {} if pending is None else NamedTensors(layout, pending.clone()),
+            "optimizer": {
+                key: value.clone() if value.ndim == 0 else NamedTensors(layout, value.clone())
+                for key, value in self._optimizer.items()
+            },
+            "counters": {
+                "steps": self.steps,
+                "pending_batches": self.pending_batches,
+                "pending_images": self.pending_images,
+            },
+        }
+
+    def restore(self, state: State) -> None:
+        """Take up what `state` gave."""
+        layout, source = self._model.affine_layout, self._model.source_affine
+        affine = layout.flattened(state["affine"]).to(source)
+        waiting, counters = state["gradients"], state["counters"]
+        # Adam counts its steps on the host, whatever the device of the parameters.
+        self._optimizer = {
+            key: value.to("cpu", copy=True)
+            if isinstance(value, Tensor)
+            else layout.flattened(value).to(source)
+            for key, value in state["optimizer"].items()
+        }
+        self._pending = layout.flattened(waiting).to(source) if waiting else None
+        self._publish(affine)
+        self.steps = int(counters["steps"])
+        self.pending_batches = int(counters["pending_batches"])
+        self.pending_images = int(counters["pending_images"])
+        self.drift = self._measure(affine, ())[0]
