@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ttc_core.datasets import DataSet, Stream
-from ttc_core.errors import UserError, told
+from ttc_core.errors import UserError
 from ttc_core.features import FeatureRecorder
 from ttc_core.methods import Method, Prediction
 from ttc_core.rows import Rows
+from ttc_core.supervised import Supervised
 
 ResetProtocol = Literal["episodic", "continual"]
 
@@ -135,6 +136,11 @@ def run_stream(
         started = time.perf_counter()
         prediction: Prediction = method.predict(as_batch(images))
         answers = prediction.to_host()
+        if not answers.sound.all():
+            first = tally.images + int(answers.sound.argmin()) + 1
+            raise EvaluationError(
+                f"the scores for image {first} are not finite numbers, so that it has no answer"
+            )
         outcome = method.adapt(prediction)
         seconds = time.perf_counter() - started
         predicted = answers.predicted
@@ -155,11 +161,9 @@ def run_stream(
             tally.keep("features", recorder.take(len(labels)))
         if watcher is not None:
             watcher.progressed(tally, seconds)
-    end = getattr(method, "end", None)  # few methods do anything at the end of a stream
-    if end is not None:
-        started = time.perf_counter()
-        tally.steps += end()
-        tally.seconds += time.perf_counter() - started
+    started = time.perf_counter()
+    tally.steps += method.end()
+    tally.seconds += time.perf_counter() - started
     return tally
 
 
@@ -170,7 +174,6 @@ class Evaluation:
     Attributes:
         protocol: episodic resets before each corruption, continual never.
         fields: what is the same in every row (data, model, versions).
-        own_code: whether method or network is a user's, who needs a sentence where it fails.
         logits: keep them among each pass's columns.
         channels: of the features, kept beside each row; a figure needs them.
     """
@@ -186,7 +189,6 @@ class Evaluation:
     fields: dict[str, Any]
     logits: bool = False
     channels: Sequence[int] = ()
-    own_code: bool = False
 
     def run(
         self, rows: Rows, watcher: Watcher | None = None, *, anew: bool = False
@@ -231,7 +233,7 @@ class Evaluation:
                     if watcher is not None:
                         watcher.started(run, stream)
                     tally = self._pass(run, stream, watcher)
-                row |= tally.results(selects=getattr(run.method, "selects", True))
+                row |= tally.results(selects=run.method.selects)
                 columns = tally.columns
                 if existing is None:
                     row = rows.append(row, {k: v for k, v in columns.items() if k != "logits"})
@@ -244,19 +246,14 @@ class Evaluation:
     def _sentences(self, run: Run, where: str) -> Iterator[None]:
         try:
             yield
-        except UserError:
-            raise
-        except BaseException as error:  # a user's own code may raise anything
-            if isinstance(error, KeyboardInterrupt) or not self.own_code:
-                raise
+        except UserError as error:
             raise EvaluationError(
-                f"{run.name} with {self.fields.get('model')} failed {where}: {told(error)}."
+                f"{run.name} with {self.fields.get('model')} failed {where}: {error}"
             ) from error
 
     def _pass(self, run: Run, stream: Stream, watcher: Watcher | None) -> Tally:
-        fit = getattr(run.method, "fit", None)  # a reference that is trained with the labels first
-        if fit is not None:
-            fit(stream, run.batch_size)
+        if isinstance(run.method, Supervised):
+            run.method.fit(stream, run.batch_size)
         if not self.channels:
             return run_stream(run.method, stream, run.batch_size, watcher, logits=self.logits)
         with FeatureRecorder(run.method.model, self.channels) as recorder:
@@ -284,7 +281,7 @@ class Evaluation:
             "batch_size": run.batch_size,
             "limit": self.limit,
             "seed": self.seed,
-            "settings": dict(getattr(run.method, "settings", {})),
+            "settings": dict(run.method.settings),
             **self.fields,
         }
         if self.channels:

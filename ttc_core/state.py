@@ -324,7 +324,7 @@ def _identity(method: Method, name: str, model: str) -> dict[str, str]:
         "method": name,
         "model": model,
         "weights": method.model.digest,
-        "settings": json.dumps(dict(getattr(method, "settings", {})), default=str),
+        "settings": json.dumps(dict(method.settings), default=str),
     }
 
 

@@ -135,7 +135,6 @@ def evaluate(
             "versions": versions(),
         },
         logits=predictions is not None,
-        own_code=any(":" in name for name in (model, *(run.name for run in runs))),
         channels=weightiest_channels(source_model, wanted.channels) if wanted.channels else (),
     )
     passes = [kind_of(run) for run in runs for _ in chosen]

@@ -1,21 +1,25 @@
 """What makes a row another one: weights, images, device, history; and what a user's code raises."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
+from torch import Tensor
 
 from service.cli import cli
 from tests.fixtures.networks import CLASSES, SIZE, make_images, make_model
 from ttc_core.datasets import CleanData, Geometry
 from ttc_core.errors import UserError
 from ttc_core.evaluate import Evaluation, Run
-from ttc_core.methods import create
+from ttc_core.methods import Prediction, create
+from ttc_core.methods.own import OwnMethod
 from ttc_core.rows import Rows
 from ttc_core.zoo import ARCHITECTURES
 
@@ -60,20 +64,21 @@ IMAGES = 10
 class Odd:
     """A method of a user's own that fails where it is told to."""
 
-    settings: ClassVar[dict[str, Any]] = {}
-
     def __init__(self, where: str, error: BaseException) -> None:
         self._inner, self._where, self._error = create("source", make_model()), where, error
-        self.model = self._inner.model
 
     def __getattr__(self, name: str) -> Any:
         if name == self._where:
-            raise self._error
+            return self._fail
         return getattr(self._inner, name)
 
+    def _fail(self, *_: Any, **__: Any) -> NoReturn:
+        raise self._error
 
-def run(method: Any, *, own_code: bool = True) -> Iterator[Any]:
+
+def run(inner: Any) -> list[dict[str, Any]]:
     images = make_images(IMAGES).permute(0, 2, 3, 1).contiguous().numpy()
+    method = OwnMethod("my.own:Method", make_model(), inner)
     return Evaluation(
         runs=[Run("my.own:Method", method, 8)],
         data=CleanData(images, np.arange(IMAGES) % CLASSES, Geometry(SIZE)),
@@ -84,7 +89,6 @@ def run(method: Any, *, own_code: bool = True) -> Iterator[Any]:
         protocol="episodic",
         seed=0,
         fields={"model": "small"},
-        own_code=own_code,
     ).run(Rows(None))
 
 
@@ -101,10 +105,48 @@ def test_what_a_method_of_ones_own_raises_ends_in_a_sentence(where, error):
     assert len(str(failed.value)) < 700
 
 
-def test_our_own_mistakes_keep_their_trace():
-    """A method of ours that fails is no fault of the user's."""
-    with pytest.raises(ZeroDivisionError):
-        run(Odd("predict", ZeroDivisionError()), own_code=False)
+class Saying:
+    """A method of a user's own whose answers are what a function makes of SOURCE's."""
+
+    def __init__(self, change: Callable[[Prediction], Any]) -> None:
+        self._inner, self._change = create("source", make_model()), change
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def predict(self, images: Tensor) -> Any:
+        return self._change(self._inner.predict(images))
+
+    def fork(self) -> "Saying":
+        return Saying(self._change)
+
+
+def said(**changed: Callable[[Tensor], Any]) -> Callable[[Prediction], Prediction]:
+    return lambda p: replace(p, **{name: to(getattr(p, name)) for name, to in changed.items()})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (said(logits=lambda t: t * torch.nan), "scores for image 1 are not finite"),
+        (said(entropy=lambda t: t.where(t > t.min(), torch.inf)), "scores for image . are not"),
+        (said(logits=lambda t: t[:1]), r"logits \(1, 5\) in place of \(8, 5\)"),
+        (said(logits=lambda t: t.repeat(1, 2)), r"logits \(8, 10\) in place of \(8, 5\)"),
+        (said(logits=lambda t: t.argmax(1)), r"logits \(8,\) in place of \(8, 5\)"),
+        (said(logits=lambda t: t.long()), "logits of type torch.int64"),
+        (said(logits=lambda t: t.numpy()), "logits ndarray in place of"),
+        (said(probabilities=lambda t: 2 * t), "probabilities .* whose sum is not 1"),
+        (said(probabilities=lambda t: t - 0.2), "probabilities that are below 0"),
+        (said(entropy=lambda t: -t), "an entropy outside of 0 to ln 5"),
+        (said(version=lambda _: "7"), "a version that is str"),
+        (lambda p: p.logits, "Tensor, not a Prediction"),
+        (lambda _: None, "NoneType, not a Prediction"),
+    ],
+)
+def test_what_is_no_answer_makes_no_row(change, sentence):
+    """NaN is no class 0, and one row no answer to eight images."""
+    with pytest.raises(UserError, match=f"my.own:Method with small failed .*{sentence}"):
+        run(Saying(change))
 
 
 def test_ctrl_c_in_a_method_of_ones_own_is_ctrl_c():

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ttc_core.errors import told
 from ttc_core.methods.contract import (
     Adaptation,
     Answers,
@@ -17,6 +16,7 @@ from ttc_core.methods.contract import (
 )
 from ttc_core.methods.eta import Eta
 from ttc_core.methods.norm import Norm
+from ttc_core.methods.own import wrapped
 from ttc_core.methods.settings import MethodSettings, MovingSettings
 from ttc_core.methods.source import Source
 from ttc_core.methods.t3a import T3A
@@ -39,9 +39,6 @@ METHODS: dict[str, MethodClass] = {
     "tent": Tent,
     "ttc": TTC,
 }
-
-# What a class of a user's own must have.
-VERBS = ("predict", "adapt", "reset", "state", "restore", "fork")
 
 __all__ = [
     "METHODS",
@@ -85,25 +82,7 @@ def create(name: str, model: SourceModel, **settings: Any) -> Method:
         ValueError: no such method or setting, a value out of range, or a network it cannot adapt.
     """
     made = method_class(name)
-    if name in METHODS:
-        return made(model, **settings)
-    if not callable(made):
-        raise ValueError(f"{name} is no class but an object ({type(made).__name__}).")
-    try:
-        method = made(model, **settings)
-        # What is shown and written down of it is asked for here, not after the first answer.
-        dict(getattr(method, "settings", {}))
-        frozenset(getattr(method, "adapts", ()))
-        bool(getattr(method, "selects", True))
-    except (KeyboardInterrupt, ValueError):  # a ValueError's text is meant for the user
-        raise
-    except BaseException as error:  # whatever the user's own code does
-        raise ValueError(f"{name} could not be made: {told(error)}.") from error
-    if missing := [verb for verb in VERBS if not callable(getattr(method, verb, None))]:
-        raise ValueError(
-            f"{name} is no method: it has no {', '.join(missing)}; expected are {', '.join(VERBS)}."
-        )
-    return method
+    return made(model, **settings) if name in METHODS else wrapped(name, made, model, settings)
 
 
 def settings_for(name: str, given: Mapping[str, str], *, statistics: str | None) -> dict[str, Any]:

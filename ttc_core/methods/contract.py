@@ -7,7 +7,7 @@ happened. A stream of images is one method object on the shared source model.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -147,6 +147,12 @@ class Answers:
     version: int
 
     @property
+    def sound(self) -> NDArray[np.bool_]:
+        """(N,) which rows are answers: all their numbers are finite."""
+        table = (self.logits, self.probabilities, self.entropy[:, None])
+        return np.asarray(np.isfinite(np.concatenate(table, axis=1)).all(axis=1))
+
+    @property
     def predicted(self) -> NDArray[np.int64]:
         """(N,) the most probable class of each image."""
         best: NDArray[np.int64] = self.logits.argmax(axis=1)
@@ -185,9 +191,13 @@ class Method(Protocol):
         settings: every hyperparameter used, by name.
     """
 
-    adapts: ClassVar[frozenset[str]]
-    selects: ClassVar[bool]
     model: SourceModel
+
+    @property
+    def adapts(self) -> frozenset[str]: ...
+
+    @property
+    def selects(self) -> bool: ...
 
     @property
     def settings(self) -> Mapping[str, Any]: ...
@@ -218,6 +228,9 @@ class Method(Protocol):
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         """Learn from a batch just answered, once. With `learn` off only moving statistics move."""
+
+    def end(self) -> bool:
+        """The stream is over: return whether a last step was taken."""
 
     def reset(self) -> None:
         """Back to the source, bit for bit: parameters, statistics, optimizer, counters."""
