@@ -64,8 +64,7 @@ def test_whatever_arrives_every_request_ends_in_order(requests, max_batch, drain
         task.cancel()
 
     class Worker(FakeWorker):
-        async def predict(self, stream, items):
-            self.batches.append((stream, list(items)))
+        async def answer(self, items):
             await asyncio.sleep(0)
             kinds = [requests[number]["kind"] for number, _ in items]
             if "poison" in kinds:
@@ -76,8 +75,7 @@ def test_whatever_arrives_every_request_ends_in_order(requests, max_batch, drain
             ]
 
     async def walk():
-        async with Queue(max_batch=max_batch) as queue:
-            queue.batcher._worker = queue.worker = Worker()
+        async with Queue(Worker(), max_batch=max_batch) as queue:
             async with asyncio.TaskGroup() as group:
                 for number, plan in enumerate(requests):
                     task = group.create_task(request(queue, number, plan))
@@ -137,17 +135,9 @@ def test_the_wait_of_a_queue_with_nothing_in_it_is_endless_not_busy():
 
     async def walk():
         async with Queue() as queue:
-            looks = 0
-            compose = queue.batcher._compose
-
-            def counting(places):
-                nonlocal looks
-                looks += 1
-                return compose(places)
-
-            queue.batcher._compose = counting
+            looks = queue.looks()
             await asyncio.sleep(0.05)
-            assert looks == 0
+            assert looks == []
             assert math.isfinite(queue.batcher.oldest_age)
 
     in_loop(walk())

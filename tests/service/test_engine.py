@@ -14,6 +14,7 @@ from tests.fixtures.engine import (
     CLASSES,
     WHITE,
     Careless,
+    ask,
     engine_of,
     events_of,
     logits_of,
@@ -94,10 +95,9 @@ def test_a_first_pass_that_fails_takes_no_place(model):
     async def walk():
         mixed = [Image(np.zeros((16, 16, 3), np.uint8)), Image(np.zeros((8, 8, 3), np.uint8))]
         with pytest.raises(ValueError, match="same shape"):
-            await engine.predict("a", mixed)
+            await ask(engine, mixed, stream="a")
         await step(engine, [WHITE], stream="b")
-        await engine.predict("c", pictures(2), learn=False)
-        await engine.count("c")
+        await engine.count(await ask(engine, pictures(2), stream="c", learn=False))
         assert engine.streams == {}
         await step(engine, pictures(2), stream="d")
         assert list(engine.streams) == ["d"]
@@ -115,7 +115,7 @@ def test_a_stream_whose_state_answers_nothing_goes_back_to_the_source(model, fau
 
     async def walk():
         await step(engine, pictures(8))
-        fresh = logits_of(await engine.predict("fresh", pictures(4)))
+        fresh = logits_of((await ask(engine, pictures(4), stream="fresh")).rows)
         method = engine.streams["s"].method
         state = method.state()
         for tensor in state["affine"].values():
@@ -200,8 +200,8 @@ def test_what_is_only_counted_moves_nothing(model, name):
         await step(engine, pictures(8))
         record = engine.streams["s"]
         before, images = record.method.state(), record.images
-        await engine.predict("s", [Image(image.pixels, 1) for image in pictures(4)], learn=False)
-        await engine.count("s")
+        labelled = [Image(image.pixels, 1) for image in pictures(4)]
+        await engine.count(await ask(engine, labelled, learn=False))
         for section, entries in record.method.state().items():
             for key, entry in entries.items():
                 same = before[section][key]
@@ -280,9 +280,9 @@ def test_what_was_answered_before_a_reset_is_not_learned_after_it(model, stream)
     engine = engine_of(create("tent", model))
 
     async def walk():
-        await engine.predict("new", pictures(4))
+        answered = await ask(engine, pictures(4), stream="new")
         await engine.reset(stream)
-        await engine.adapt("new", learn=True)
+        await engine.adapt(answered, learn=True)
         assert engine.streams == {}
         assert value(engine, "ttc_images_total") == 4
         assert value(engine, "ttc_optimizer_steps_total") == 0
