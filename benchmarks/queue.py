@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from service.batcher import Batcher
+from service.lines import Lines
 
 STREAMS = (10, 100, 2000)
-PACES = 3  # of which the quickest counts: a busy machine only ever adds
+TIMES = 3  # of which the quickest counts: a busy machine only ever adds
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Pass:
 
 
 class Refill:
-    """A worker that takes no time. Whoever was answered waits again: as many do all the time."""
+    """A worker that takes no time; whoever was answered waits again, so that as many always do."""
 
     def __init__(self) -> None:
         self.batcher: Batcher[str, str]
@@ -78,11 +79,35 @@ def seconds(work: Callable[[], object], times: int) -> float:
     return (time.thread_time() - began) / times
 
 
-async def cost(streams: int, *, batches: int = 2000, max_wait: float = 0.0) -> dict[str, float]:
+async def forming(streams: int, batches: int) -> float:
+    """Seconds of forming a batch alone, without the worker, while so many streams wait."""
+    lines: Lines[str, str] = Lines(
+        max_batch=100, max_wait=0.0, max_images=2 * streams, retry_after=lambda: 1.0
+    )
+
+    def wait(stream: str) -> None:
+        place = lines.enter(stream, None, True)
+        place.count(1)
+        place.fill(["image"])
+
+    for number in range(streams):
+        wait(f"camera {number}")
+    taken = 0.0
+    for _ in range(batches):
+        began = time.thread_time()
+        batch = await lines.next()
+        assert batch is not None
+        lines.served(batch.stream, time.monotonic())
+        taken += time.thread_time() - began
+        wait(batch.stream)
+    return taken / batches
+
+
+async def cost(streams: int, *, batches: int) -> dict[str, float]:
     """Seconds that the queue takes for each of its works while so many streams wait."""
     worker = Refill()
     worker.batcher = batcher = Batcher(
-        worker, Nobody(), max_batch=100, max_wait=max_wait, max_images=10 * streams + 1000
+        worker, Nobody(), max_batch=100, max_wait=0.0, max_images=2 * streams
     )
     loop = asyncio.create_task(batcher.run())
     await asyncio.sleep(0)
@@ -97,16 +122,16 @@ async def cost(streams: int, *, batches: int = 2000, max_wait: float = 0.0) -> d
         place.leave()
 
     found = {
-        "an arrival": seconds(arrive, 200),
-        "Retry-After": seconds(batcher.retry_after, 200),
-        "oldest age": seconds(lambda: batcher.oldest_age, 200),
+        "forming a batch": await forming(streams, batches),
+        "an arrival": seconds(arrive, 1000),
+        "Retry-After": seconds(batcher.retry_after, 1000),
+        "oldest age": seconds(lambda: batcher.oldest_age, 1000),
     }
-    await asyncio.sleep(max_wait)
     worker.left = batches
     began = time.thread_time()
     worker.open.set()
     await worker.ended.wait()
-    found["a batch"] = (time.thread_time() - began) / batches
+    found["a batch, all told"] = (time.thread_time() - began) / batches
     worker.left = -streams - 1
     worker.open.set()
     batcher.drain()
@@ -114,10 +139,13 @@ async def cost(streams: int, *, batches: int = 2000, max_wait: float = 0.0) -> d
     return found
 
 
-def quickest(streams: int, *, batches: int = 2000, times: int = PACES) -> dict[str, float]:
-    """The least of each over a few measurements."""
-    runs = [asyncio.run(cost(streams, batches=batches)) for _ in range(times)]
-    return {work: min(run[work] for run in runs) for work in runs[0]}
+def quickest(streams: Sequence[int], *, batches: int) -> list[dict[str, float]]:
+    """The least of a few measurements of each, taken in turns."""
+    runs = [[asyncio.run(cost(count, batches=batches)) for count in streams] for _ in range(TIMES)]
+    return [
+        {work: min(run[work] for run in of_count) for work in of_count[0]}
+        for of_count in zip(*runs, strict=True)
+    ]
 
 
 @click.command()
@@ -125,7 +153,7 @@ def quickest(streams: int, *, batches: int = 2000, times: int = PACES) -> dict[s
 def main(batches: int) -> None:
     """Print what each work of the queue costs, and how it grows with the streams."""
     table = Table("microseconds", *(f"{streams:,} waiting" for streams in STREAMS), "last / first")
-    found = [quickest(streams, batches=batches) for streams in STREAMS]
+    found = quickest(STREAMS, batches=batches)
     for work in found[0]:
         each = [1e6 * costs[work] for costs in found]
         table.add_row(work, *(f"{cost:.1f}" for cost in each), f"{each[-1] / each[0]:.1f}")

@@ -12,6 +12,24 @@ from tests.fixtures.queue import FakeWorker, Queue, in_loop, no_logs
 
 # All together
 
+
+def assert_counted(lines):
+    """What is counted as it comes and goes is what counting anew would find."""
+    waiting = defaultdict(int)
+    for place in lines:
+        waiting[place.stream] += place.waiting
+    sizes = [
+        size
+        for images in waiting.values()
+        for size in [lines._max_batch] * (images // lines._max_batch) + [images % lines._max_batch]
+    ]
+    assert lines.images == sum(waiting.values())
+    assert +lines.batches == Counter(size for size in sizes if size)
+    assert len(lines) == len(waiting)
+    arrivals = [place.arrived for place in lines]
+    assert arrivals == sorted(arrivals)
+
+
 REQUEST = st.fixed_dictionaries(
     {
         "stream": st.sampled_from("xyz"),
@@ -66,6 +84,7 @@ def test_whatever_arrives_every_request_ends_in_order(requests, max_batch, drain
     class Worker(FakeWorker):
         async def answer(self, items):
             await asyncio.sleep(0)
+            assert_counted(self.lines)
             kinds = [requests[number]["kind"] for number, _ in items]
             if "poison" in kinds:
                 raise RuntimeError("the model broke")
@@ -76,6 +95,7 @@ def test_whatever_arrives_every_request_ends_in_order(requests, max_batch, drain
 
     async def walk():
         async with Queue(Worker(), max_batch=max_batch) as queue:
+            queue.worker.lines = queue.batcher._lines
             async with asyncio.TaskGroup() as group:
                 for number, plan in enumerate(requests):
                     task = group.create_task(request(queue, number, plan))

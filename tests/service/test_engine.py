@@ -274,17 +274,74 @@ def test_resetting_a_stream_that_never_was_counts_nothing(model):
     run(engine, walk())
 
 
-@pytest.mark.parametrize("stream", [None, "new"])
-def test_what_was_answered_before_a_reset_is_not_learned_after_it(model, stream):
+# What was answered is all that adapting needs
+
+
+@pytest.mark.parametrize("batches", [0, 2])
+@pytest.mark.parametrize("named", [True, False])
+def test_what_was_answered_before_a_reset_is_not_learned_after_it(model, batches, named):
     """Not even by a stream whose first batch it was, which stands in no table yet."""
     engine = engine_of(create("tent", model))
 
     async def walk():
-        answered = await ask(engine, pictures(4), stream="new")
-        await engine.reset(stream)
+        for _ in range(batches):
+            await step(engine, pictures(4))
+        answered = await ask(engine, pictures(4))
+        await engine.reset("s" if named else None)
         await engine.adapt(answered, learn=True)
         assert engine.streams == {}
-        assert value(engine, "ttc_images_total") == 4
-        assert value(engine, "ttc_optimizer_steps_total") == 0
+        assert value(engine, "ttc_images_total") == 4 * (batches + 1)
+        assert value(engine, "ttc_optimizer_steps_total") == batches
+        await step(engine, pictures(4))
+        assert engine.streams["s"].version == 1
+
+    run(engine, walk())
+
+
+def test_a_reset_stops_its_own_stream_only(model):
+    """Of a pass with three streams' images two still learn."""
+    engine = engine_of(create("tent", model))
+
+    async def walk():
+        answered = await engine.predict([(name, pictures(4)) for name in "abc"])
+        await engine.reset("b")
+        await engine.adapt(answered, learn=True)
+        assert {name: record.version for name, record in engine.streams.items()} == {"a": 1, "c": 1}
+
+    run(engine, walk())
+
+
+@pytest.mark.parametrize("name", ["source", "norm", "tent", "ttc"])
+def test_streams_in_one_pass_are_answered_and_taught_as_alone(model, name):
+    """The rows stand in the order of the parts; so do what they taught."""
+    engines = [engine_of(create(name, model)) for _ in range(2)]
+    images = {"a": pictures(3, seed=3), "b": pictures(5, seed=5)}
+
+    async def together():
+        for _ in range(3):
+            answered = await engines[0].predict(list(images.items()))
+            await engines[0].adapt(answered, learn=True)
+        return logits_of((await engines[0].predict(list(images.items()))).rows)
+
+    async def alone():
+        for stream, some in images.items():
+            for _ in range(3):
+                await step(engines[1], some, stream=stream)
+        return [logits_of(await step(engines[1], some, stream=s)) for s, some in images.items()]
+
+    expected = np.concatenate(run(engines[1], alone()))
+    assert np.array_equal(run(engines[0], together()), expected)
+
+
+def test_several_passes_may_wait_to_be_learned_from(model):
+    """In any order: nobody remembers the batch just answered."""
+    engine = engine_of(create("tent", model))
+
+    async def walk():
+        answered = [await ask(engine, pictures(4), stream=name) for name in "abba"]
+        for each in reversed(answered):
+            await engine.adapt(each, learn=True)
+        assert {name: record.batches for name, record in engine.streams.items()} == {"a": 2, "b": 2}
+        assert value(engine, "ttc_optimizer_steps_total") == 4
 
     run(engine, walk())
