@@ -81,9 +81,7 @@ def seconds(work: Callable[[], object], times: int) -> float:
 
 async def forming(streams: int, batches: int) -> float:
     """Seconds of forming a batch alone, without the worker, while so many streams wait."""
-    lines: Lines[str, str] = Lines(
-        max_batch=100, max_wait=0.0, max_images=2 * streams, retry_after=lambda: 1.0
-    )
+    lines = Lines[str, str](100, 0.0, 2 * streams, lambda: 1.0)
 
     def wait(stream: str) -> None:
         place = lines.enter(stream, None, True)

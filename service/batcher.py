@@ -53,13 +53,8 @@ class Batcher(Generic[Item, Answer]):
         adapt: AdaptPolicy = "always",
     ) -> None:
         self._observer, self._adapt = observer, adapt
-        self._lines: Lines[Item, Answer] = Lines(
-            max_batch=max_batch,
-            max_wait=max_wait,
-            max_images=max_images,
-            retry_after=self.retry_after,
-        )
-        self._passes: Passes[Item, Answer] = Passes(worker, self._learns)
+        self._lines = Lines[Item, Answer](max_batch, max_wait, max_images, self.retry_after)
+        self._passes = Passes[Item, Answer](worker, self._learns)
         self._draining = self._running = False
 
     # What a request does

@@ -187,8 +187,7 @@ class Lines(Generic[Item, Answer]):
     to others, and those for `LATELY_SECONDS` at most: no stream starves.
 
     Args:
-        max_batch, max_wait, max_images: see `Batcher`.
-        retry_after: the seconds in which there should be room again.
+        retry_after: tells the seconds in which there should be room again.
 
     Attributes:
         images: how many wait, decoded or not; a request not yet counted is one.
@@ -196,12 +195,7 @@ class Lines(Generic[Item, Answer]):
     """
 
     def __init__(
-        self,
-        *,
-        max_batch: int,
-        max_wait: float,
-        max_images: int,
-        retry_after: Callable[[], float],
+        self, max_batch: int, max_wait: float, max_images: int, retry_after: Callable[[], float]
     ) -> None:
         self._max_batch, self._max_wait, self._max_images = max_batch, max_wait, max_images
         self._retry_after = retry_after
@@ -212,9 +206,8 @@ class Lines(Generic[Item, Answer]):
         # Heaps. What no longer holds of a stream stays in them until it comes up.
         self._ready: list[tuple[float, float, str]] = []  # turn, arrival of the oldest, stream
         self._due: list[tuple[float, str]] = []
-        # Before when a stream's turn does not come, for what it had; the same as a heap.
-        self._turns: dict[str, float] = {}
-        self._ends: list[tuple[float, str]] = []
+        # Before when a stream's turn does not come, in the order in which they were served.
+        self._turns: OrderedDict[str, float] = OrderedDict()
         self._draining = False
         self._wake = asyncio.Event()
         self._wakes_at = -math.inf  # by itself; -inf while nobody waits for the next batch
@@ -307,14 +300,12 @@ class Lines(Generic[Item, Answer]):
     def served(self, stream: str, began: float) -> None:
         """Note that the batch taken of a stream had the device from `began` until now."""
         now = monotonic()
-        while self._ends and self._ends[0][0] <= now:
-            end, name = heappop(self._ends)
-            if self._turns.get(name) == end:
-                del self._turns[name]
         waiting = len(self._lines) + (stream not in self._lines)
         turn = max(began, self._turns.get(stream, began)) + waiting * (now - began)
-        self._turns[stream] = turn = min(turn, now + LATELY_SECONDS)
-        heappush(self._ends, (turn, stream))
+        self._turns[stream] = min(turn, now + LATELY_SECONDS)
+        self._turns.move_to_end(stream)
+        while self._turns and next(iter(self._turns.values())) <= now:
+            self._turns.popitem(last=False)
         self.look(stream, anew=True)
 
     def drain(self) -> None:
