@@ -129,26 +129,23 @@ class Batcher(Generic[Item, Answer]):
 
     async def run(self) -> None:
         """Form batches and run them until drained and empty. The lifespan owns this task."""
+        batch: Batch[Item, Answer] | None = None
         while True:
+            self._running = True
             try:
-                await self._loop()
+                while (batch := await self._lines.next()) is not None:
+                    await self._run(batch)
+                    batch = None  # its images need no memory any more
                 return
             except Exception as error:
                 log.exception(
                     "the batching loop failed; it starts again",
                     extra={"fields": {"event": "batching_restarted", "reason": repr(error)}},
                 )
-
-    async def _loop(self) -> None:
-        self._running = True
-        batch: Batch[Item, Answer] | None = None
-        try:
-            while (batch := await self._lines.next()) is not None:
-                await self._run(batch)
-                batch = None  # its images need no memory any more
-        finally:
-            self._running = False
-            self._fail_all(batch, NotReady("The service stopped before it came to this request."))
+            finally:
+                self._running = False
+                stopped = NotReady("The service stopped before it came to this request.")
+                self._fail_all(batch, stopped)
 
     async def _run(self, batch: Batch[Item, Answer]) -> None:
         """Run a batch; whatever happens to it, the next must not suffer, nor wait for ever."""

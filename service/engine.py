@@ -331,15 +331,13 @@ class Engine:
 
     async def adapt(self, answered: Pass, *, learn: bool) -> None:
         """Count what was answered and learn from it."""
-        await self._on_device(self._each, answered, lambda part: self._adapt(part, learn))
+        for part in answered.parts:
+            await self._on_device(self._adapt, part, learn)
 
     async def count(self, answered: Pass) -> None:
         """Count what was answered; nothing is learned from it, and nothing moves."""
-        await self._on_device(self._each, answered, lambda part: self._count(part, learn=False))
-
-    def _each(self, answered: Pass, do: Callable[[_Part], None]) -> None:
         for part in answered.parts:
-            do(part)
+            await self._on_device(self._count, part, learn=False)
 
     def _adapt(self, part: _Part, learn: bool) -> None:
         started = time.perf_counter()
@@ -428,7 +426,8 @@ class Engine:
             try:
                 names = self._streams.names()
             except OSError as error:
-                names, problem = list(self.streams), f"the state folder: {error.strerror}"
+                names = self._streams.names(saved=False)
+                problem = f"the state folder: {error.strerror}"
         known = [name for name in names if name in self._streams]
         # At the source a stream is as good as none: its place is free for another.
         steps, pending, kept = self._streams.forget(names)

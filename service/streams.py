@@ -112,9 +112,10 @@ class Streams:
         """How many streams are on disk only. Reads the folder."""
         return len(self._on_disk() - self.records.keys())
 
-    def names(self) -> list[str]:
-        """All streams: in memory, answering their first images, saved."""
-        return list(self.records | dict(self._new) | dict.fromkeys(sorted(self._on_disk())))
+    def names(self, *, saved: bool = True) -> list[str]:
+        """All streams: in memory, answering their first images, saved or without those."""
+        on_disk = sorted(self._on_disk()) if saved else ()
+        return list(self.records | dict(self._new) | dict.fromkeys(on_disk))
 
     def __contains__(self, name: str) -> bool:
         """Whether a stream is in memory or saved."""

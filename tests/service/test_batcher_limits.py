@@ -1,6 +1,8 @@
 """Bounds on count and time: a full queue, deadlines, clients that go away."""
 
 import asyncio
+import sys
+import threading
 import time
 
 import pytest
@@ -433,3 +435,36 @@ def test_what_others_see_of_the_queue():
             assert batcher.is_idle
 
     in_loop(walk())
+
+
+def test_another_thread_may_ask_how_many_wait():
+    """While requests of many streams come and go; a signal's handler and the metrics do."""
+
+    async def walk():
+        async with Queue(max_images=10_000) as queue:
+            await queue.make_busy()
+            seen, stop = [], threading.Event()
+
+            def read():
+                while not stop.is_set():
+                    seen.append(queue.batcher.waiting_images)
+
+            reader = asyncio.create_task(asyncio.to_thread(read))
+            while not seen:
+                await asyncio.sleep(0)
+            for _ in range(50):
+                places = [queue.enter("ab", f"stream {number}") for number in range(50)]
+                for place in places:
+                    place.leave()
+            stop.set()
+            await reader
+            assert min(seen) >= 0
+            assert max(seen) <= 100
+            assert queue.batcher.waiting_images == 0
+
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        in_loop(walk())
+    finally:
+        sys.setswitchinterval(switch)

@@ -122,6 +122,46 @@ def test_a_stream_is_not_starved_by_ever_new_ones(clock):
     in_loop(walk())
 
 
+def test_one_batch_of_ages_is_not_held_against_a_stream_for_ever(clock):
+    """It took 200 seconds while ten waited; a minute later it has its turns again."""
+
+    async def walk():
+        worker = TimedWorker(clock, lambda items: 200.0 if "slow" in items else 1.0)
+        async with Queue(worker, max_batch=1, max_images=10_000) as queue:
+            await queue.make_busy()
+            slow = [queue.ask(["slow"], "slow"), queue.ask("s", "slow")]
+            for number in range(200):
+                queue.ask("o", f"other {number % 10}")
+            queue.worker.gate.set()
+            await slow[1]
+            assert 0 < len(queue.batches) - 2 <= 60 + 2 * 10
+
+    in_loop(walk())
+
+
+def test_who_comes_back_has_no_claim_to_the_time_it_was_away(clock):
+    """Nor while something is remembered of another for longer."""
+
+    async def walk():
+        worker = TimedWorker(clock, lambda items: 30.0 if "slow" in items else 1.0)
+        async with Queue(worker, max_batch=1, max_images=10_000) as queue:
+            await queue.make_busy()
+            tasks = [queue.ask(*each) for each in ((["slow"], "slow"), ("b", "back"))]
+            queue.worker.gate.set()
+            await asyncio.gather(*tasks)
+            await settle()
+            clock.now += 25.0
+            await queue.make_busy()
+            begun = len(queue.worker.batches)
+            tasks = [queue.ask("x", name) for name in ("back", "other") * 10]
+            queue.worker.gate.set()
+            await asyncio.gather(*tasks)
+            streams = [stream for stream, _ in queue.worker.batches[begun:]]
+            assert streams == ["back", "other"] * 10
+
+    in_loop(walk())
+
+
 def test_among_those_that_had_nothing_the_oldest_is_next(clock):
     """In order of arrival, however full their batches are."""
 
