@@ -343,8 +343,9 @@ class Engine:
         started = time.perf_counter()
         self._count(part)
         stream, record = part.stream, part.record
-        if not self._streams.is_current(stream, record):
-            return  # a reset came between: that batch is not to be learned from
+        if not self._streams.is_current(stream, record):  # a reset came between
+            self._metrics.forget_answers(stream)
+            return
         if not part.said.sound.all():
             outcome = Adaptation(skipped="non_finite")  # it answers nobody, and moves nothing
         else:

@@ -298,6 +298,21 @@ def test_what_was_answered_before_a_reset_is_not_learned_after_it(model, batches
     run(engine, walk())
 
 
+def test_what_was_answered_before_a_reset_is_no_sign_of_after_it(model):
+    """It counts, but not towards the class that the streams' answers now have most."""
+    engine = engine_of(create("source", model))
+
+    async def walk():
+        await step(engine, pictures(4))
+        answered = await ask(engine, pictures(200))
+        await engine.reset("s")
+        await engine.adapt(answered, learn=True)
+        assert value(engine, "ttc_images_total") == 204
+        assert math.isnan(value(engine, "ttc_dominant_class_ratio"))
+
+    run(engine, walk())
+
+
 def test_a_reset_stops_its_own_stream_only(model):
     """Of a pass with three streams' images two still learn."""
     engine = engine_of(create("tent", model))
