@@ -181,8 +181,9 @@ class Batcher(Generic[Item, Answer]):
         for place in [*self._lines, *(batch.places if batch else ())]:
             place.fail(error)
 
-    def _learns(self) -> bool:
-        return self._adapt == "always" or (self._adapt == "idle" and not self._lines)
+    def _learns(self, batch: Batch[Item, Answer]) -> bool:
+        policy = self._adapt == "always" or (self._adapt == "idle" and not self._lines)
+        return batch.learn and policy
 
 
 def _hung() -> NotReady:

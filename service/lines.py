@@ -180,11 +180,11 @@ class _Line(Generic[Item, Answer]):
 class Lines(Generic[Item, Answer]):
     """A line of places for each stream, and the order in which their batches are next.
 
-    Among the streams that may close a batch, whoever had least of the device lately is next. A turn
-    is the time at which a stream's oldest image came; after a batch of so many seconds not before
-    each of those that wait could have had as many, counted from its beginning. So what nobody else
-    wanted costs nothing later, and who comes new overtakes only those that had more than they left
-    to others, and those for `LATELY_SECONDS` at most: no stream starves.
+    Among the streams that may close a batch, whoever had least of the device lately is next: the
+    one whose turn came first. A turn comes with a stream's oldest image; after a batch, however,
+    not before each stream that waits could have had as many seconds, from the batch's beginning. So
+    what nobody else wanted costs nothing later, and who comes new overtakes only those that had
+    more than they left to others, and those for `LATELY_SECONDS` at most: no stream starves.
 
     Args:
         retry_after: tells the seconds in which there should be room again.

@@ -57,13 +57,15 @@ class Passes(Generic[Item, Answer]):
     """Runs a batch in one pass, or in those that it takes to leave out who makes it fail.
 
     Args:
-        learns: whether a batch that may be learned from is to be, as things stand.
+        learns: whether a batch is to be learned from, as things stand.
 
     Attributes:
         began, images: of the pass at hand; `began` is None between batches.
     """
 
-    def __init__(self, worker: Worker[Item, Any], learns: Callable[[], bool]) -> None:
+    def __init__(
+        self, worker: Worker[Item, Any], learns: Callable[[Batch[Item, Answer]], bool]
+    ) -> None:
         self._worker, self._learns = worker, learns
         self.pace = Pace()
         self.began: float | None = None
@@ -105,7 +107,7 @@ class Passes(Generic[Item, Answer]):
     async def _run_together(self, batch: Batch[Item, Answer]) -> bool:
         """Predict, hand out the answers, then adapt; return whether its requests are answered."""
         began = monotonic()
-        learn = batch.learn and self._learns()
+        learn = self._learns(batch)
         try:
             answered = await self._predict(batch.stream, batch.items, learn)
         except Refused as error:  # of the whole stream, whoever asks
@@ -130,7 +132,7 @@ class Passes(Generic[Item, Answer]):
             return True
         batch.answer([row for row in answered.rows if not isinstance(row, Refused)])
         await _delivered(batch.places)
-        await self._take_note(batch, answered, learn=learn and self._learns())
+        await self._take_note(batch, answered, learn=learn and self._learns(batch))
         self.pace.measured(batch.images, monotonic() - began)
         return True
 
@@ -172,7 +174,7 @@ class Passes(Generic[Item, Answer]):
         Returns:
             Its place in the batch; None where the images fail together only.
         """
-        learn, items = batch.learn and self._learns(), batch.items
+        learn, items = self._learns(batch), batch.items
 
         async def fails(start: int, stop: int) -> bool:
             try:
