@@ -55,8 +55,8 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """What a method said to a batch: `sound` (N,) tells which rows are numbers."""
+class _Said:
+    """What a method said to images: `sound` (N,) tells which rows are numbers."""
 
     prediction: Prediction
     answers: Answers
@@ -64,14 +64,31 @@ class _Pass:
 
 
 @dataclass(frozen=True)
-class _Answered:
-    """A batch that was answered and waits to be learned from."""
+class _Part:
+    """A stream's images of a pass. They may teach it as long as `record` is the stream's."""
 
     stream: str
     record: StreamRecord
-    said: _Pass
+    said: _Said
     labels: list[int | None]
     seconds: float
+
+    @property
+    def rows(self) -> list[Answer | Refused]:
+        return [
+            Answer(self.said.answers, row, self.seconds)
+            if sound
+            else PredictionFailed("the model's scores for it are not finite numbers.")
+            for row, sound in enumerate(self.said.sound)
+        ]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Images that were answered, in parts by stream, and the rows of all in order."""
+
+    parts: Sequence[_Part]
+    rows: Sequence[Answer | Refused]
 
 
 def _contained(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -169,7 +186,6 @@ class Engine:
             most_bytes=max_stream_bytes,
             expiry=stream_expiry,
         )
-        self._answered: _Answered | None = None
         self._predict_takes_learn = _takes_learn(source.predict)
         self._adapt_takes_learn = _takes_learn(source.adapt)
         self.last_adapt_seconds = 0.0
@@ -242,32 +258,26 @@ class Engine:
     # Batches
 
     async def predict(
-        self, stream: str, items: Sequence[Image], *, learn: bool = True
-    ) -> Sequence[Answer | Refused]:
-        """Answer a batch; what fails, fails alone. Nothing is learned before `adapt`."""
-        return await self._on_device(self._predict, stream, items, learn)
+        self, parts: Sequence[tuple[str, Sequence[Image]]], *, learn: bool = True
+    ) -> Pass:
+        """Answer images of streams; what fails, fails alone. Nothing is learned before `adapt`."""
+        return await self._on_device(self._predict, parts, learn)
 
-    def _predict(
-        self, stream: str, items: Sequence[Image], learn: bool
-    ) -> Sequence[Answer | Refused]:
+    def _predict(self, parts: Sequence[tuple[str, Sequence[Image]]], learn: bool) -> Pass:
+        answered = [self._answer(stream, items, learn) for stream, items in parts]
+        return Pass(answered, [row for part in answered for row in part.rows])
+
+    def _answer(self, stream: str, items: Sequence[Image], learn: bool) -> _Part:
         started = time.perf_counter()
-        self._answered = None
         # It is kept once it is adapted: nothing that fails takes a stream's place.
         record = self._streams.get(stream)
         images = as_batch([item.pixels for item in items])
         with tracing.span("forward"):
             said = self._ask(stream, record, images, learn)
         seconds = time.perf_counter() - started
-        labels = [item.label for item in items]
-        self._answered = _Answered(stream, record, said, labels, seconds)
-        return [
-            Answer(said.answers, row, seconds)
-            if said.sound[row]
-            else PredictionFailed("the model's scores for it are not finite numbers.")
-            for row in range(len(items))
-        ]
+        return _Part(stream, record, said, [item.label for item in items], seconds)
 
-    def _ask(self, stream: str, record: StreamRecord, images: Tensor, learn: bool) -> _Pass:
+    def _ask(self, stream: str, record: StreamRecord, images: Tensor, learn: bool) -> _Said:
         """Have a stream's method answer.
 
         Where it has no answer at all and the source has, it is not the images: the stream goes
@@ -297,7 +307,7 @@ class Engine:
             self._put_back(stream, record, source)
         return answer
 
-    def _run(self, method: Method, images: Tensor, learn: bool) -> _Pass:
+    def _run(self, method: Method, images: Tensor, learn: bool) -> _Said:
         options = {"learn": False} if self._predict_takes_learn and not learn else {}
         prediction = method.predict(images, **options)
         answers = prediction.to_host()
@@ -310,33 +320,39 @@ class Engine:
                 f"int; got logits, probabilities, entropy and selected of shapes {shapes} and a "
                 f"version that is {type(answers.version).__name__}"
             )
-        return _Pass(prediction, answers, _sound_rows(answers))
+        return _Said(prediction, answers, _sound_rows(answers))
 
     def _put_back(self, stream: str, record: StreamRecord, source: Method) -> None:
         """Give a stream that cannot go on a method at the source."""
         record.method = source
         record.take_note()
         self._metrics.count_reset("failure", stream)
-        self._note("reset", stream, level=logging.ERROR, reason="failure")
+        self.events.note("reset", stream=stream, level=logging.ERROR, reason="failure")
 
-    async def adapt(self, stream: str, *, learn: bool) -> None:
-        """Count the batch just answered and learn from it."""
-        await self._on_device(self._adapt, stream, learn)
+    async def adapt(self, answered: Pass, *, learn: bool) -> None:
+        """Count what was answered and learn from it."""
+        for part in answered.parts:
+            await self._on_device(self._adapt, part, learn)
 
-    def _adapt(self, stream: str, learn: bool) -> None:
-        answered, self._answered = self._answered, None
-        if answered is None or answered.stream != stream:
-            return  # a reset came between: that batch is not to be learned from
+    async def count(self, answered: Pass) -> None:
+        """Count what was answered; nothing is learned from it, and nothing moves."""
+        for part in answered.parts:
+            await self._on_device(self._count, part, learn=False)
+
+    def _adapt(self, part: _Part, learn: bool) -> None:
         started = time.perf_counter()
-        self._count(answered)
-        record = answered.record
-        if not answered.said.sound.all():
+        self._count(part)
+        stream, record = part.stream, part.record
+        if not self._streams.is_current(stream, record):  # a reset came between
+            self._metrics.forget_answers(stream)
+            return
+        if not part.said.sound.all():
             outcome = Adaptation(skipped="non_finite")  # it answers nobody, and moves nothing
         else:
-            record.images += len(answered.labels)
+            record.images += len(part.labels)
             record.batches += 1
             if self._streams.keep(stream, record):
-                outcome = self._learn(stream, record, answered.said.prediction, learn)
+                outcome = self._learn(stream, record, part.said.prediction, learn)
                 record.take_note()
                 self._streams.measure(stream)
             else:
@@ -363,8 +379,12 @@ class Engine:
                 options = {} if learn else {"learn": False}
                 return _checked(_contained(method.adapt, prediction, **options))
         except Exception as error:
-            self._note(
-                "adaptation_failed", stream, level=logging.ERROR, error=error, reason=told(error)
+            self.events.note(
+                "adaptation_failed",
+                stream=stream,
+                level=logging.ERROR,
+                error=error,
+                reason=told(error),
             )
         try:
             if before is None:
@@ -374,27 +394,16 @@ class Engine:
             self._put_back(stream, record, self._source.fork())
         return Adaptation(skipped="failed")
 
-    async def count(self, stream: str) -> None:
-        """Count the batch just answered; nothing is learned from it, and nothing moves."""
-        await self._on_device(self._count_only, stream)
-
-    def _count_only(self, stream: str) -> None:
-        answered, self._answered = self._answered, None
-        if answered is not None and answered.stream == stream:
-            self._count(answered, learn=False)
-
-    def _count(self, answered: _Answered, *, learn: bool = True) -> None:
-        """Count a batch's answers, once the clients have them."""
-        said = answered.said
+    def _count(self, part: _Part, *, learn: bool = True) -> None:
+        """Count a part's answers, once the clients have them."""
+        said = part.said
         if not said.sound.all():  # then nobody has an answer
-            failed = {"stream": answered.stream, "images": int((~said.sound).sum())}
+            failed = {"stream": part.stream, "images": int((~said.sound).sum())}
             log.error("the model's scores are not finite numbers", extra={"fields": failed})
             return
-        self._metrics.stage_seconds.labels("forward").observe(answered.seconds)
-        selects = learn and getattr(answered.record.method, "selects", True)
-        self._metrics.count_answers(
-            said.answers, answered.labels, selects=selects, stream=answered.stream
-        )
+        self._metrics.stage_seconds.labels("forward").observe(part.seconds)
+        selects = learn and getattr(part.record.method, "selects", True)
+        self._metrics.count_answers(said.answers, part.labels, selects=selects, stream=part.stream)
 
     # Control
 
@@ -418,20 +427,17 @@ class Engine:
             try:
                 names = self._streams.names()
             except OSError as error:
-                names, problem = list(self.streams), f"the state folder: {error.strerror}"
-        # One that is answered and not yet adapted may stand in no table.
-        if self._answered is not None and stream in (None, self._answered.stream):
-            self._count(self._answered)
-            self._answered = None
+                names = self._streams.names(saved=False)
+                problem = f"the state folder: {error.strerror}"
         known = [name for name in names if name in self._streams]
         # At the source a stream is as good as none: its place is free for another.
         steps, pending, kept = self._streams.forget(names)
         for name in known:
             self._metrics.count_reset("request", name)
         for name in names:
-            self._note("reset", name, reason="request")
+            self.events.note("reset", stream=name, reason="request")
         for name, reason in kept.items():
-            self._note("not_removed", name, level=logging.ERROR, reason=reason)
+            self.events.note("not_removed", stream=name, level=logging.ERROR, reason=reason)
             problem = problem or f"stream {name}: {reason}"
         if problem is not None:
             raise StateNotRemoved(
@@ -439,9 +445,6 @@ class Engine:
                 f"restart ({problem})."
             )
         return names, steps, pending
-
-    def _note(self, kind: str, stream: str, **more: Any) -> None:
-        self.events.note(kind, stream=stream, **more)
 
     # Saved state
 

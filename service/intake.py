@@ -12,10 +12,11 @@ from typing import Generic, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from service import tracing
-from service.batcher import Batcher, Place
+from service.batcher import Batcher
 from service.engine import Answer, Engine, Image
 from service.errors import OutOfRange, QueueFull, ReceiveTimeout, Refused, TooLarge, Unreadable
 from service.images import decode, memory_needed, read_header
+from service.lines import Place
 from service.metrics import Metrics
 from service.settings import Settings
 from service.uploads import PIECE_BYTES, Upload, codings, gunzip, memory_to_parse, parse_upload

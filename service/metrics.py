@@ -314,9 +314,13 @@ class Metrics:
                 self.loss.labels(term).set(value)
 
     def count_reset(self, cause: str, stream: str) -> None:
-        """Count a stream put back to the source; what it answered before is no sign of now."""
+        """Count a stream put back to the source."""
         self.resets.labels(cause).inc()
         self.last_reset.set_to_current_time()
+        self.forget_answers(stream)
+
+    def forget_answers(self, stream: str) -> None:
+        """What a stream answered before a reset is no sign of now."""
         kept = [(name, answer) for name, answer in self._answered if name != stream]
         self._answered = deque(kept, maxlen=DOMINANCE_WINDOW)
         self._show_dominant_class()

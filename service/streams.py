@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 
@@ -88,6 +89,8 @@ class Streams:
         self._events, self._metrics = events, metrics
         self._most, self._most_bytes, self._expiry = most, most_bytes, expiry
         self._records: dict[str, StreamRecord] = {}
+        # Answering their first images, as long as somebody has them; `keep` puts them in the table.
+        self._new: WeakValueDictionary[str, StreamRecord] = WeakValueDictionary()
         self._pins: Counter[str] = Counter()
         # Reset, but the folder would not let go of their files.
         self._undead: set[str] = set()
@@ -109,9 +112,10 @@ class Streams:
         """How many streams are on disk only. Reads the folder."""
         return len(self._on_disk() - self.records.keys())
 
-    def names(self) -> list[str]:
-        """All streams, in memory and saved."""
-        return list(self.records | dict.fromkeys(sorted(self._on_disk())))
+    def names(self, *, saved: bool = True) -> list[str]:
+        """All streams: in memory, answering their first images, saved or without those."""
+        on_disk = sorted(self._on_disk()) if saved else ()
+        return list(self.records | dict(self._new) | dict.fromkeys(on_disk))
 
     def __contains__(self, name: str) -> bool:
         """Whether a stream is in memory or saved."""
@@ -197,14 +201,19 @@ class Streams:
         Raises:
             TooManyStreams: it has been admitted, yet nobody makes room for it.
         """
-        record = self._records.get(name)
+        record = self._records.get(name) or self._new.get(name)
         if record is not None:
             return record
         size = 0 if self._folder is None else self._folder.size(name)
         if self._pins[name] and not self._make_room(name, max(self._fresh_bytes, size)):
             with self._lock:
                 raise self._refusal(name, 1.0, saves=False)
-        return self.load(name)
+        record = self._new[name] = self.load(name)
+        return record
+
+    def is_current(self, name: str, record: StreamRecord) -> bool:
+        """Whether what `get` gave is still the stream; not after `forget`."""
+        return (self._records.get(name) or self._new.get(name)) is record
 
     def keep(self, name: str, record: StreamRecord) -> bool:
         """Keep what `get` gave, as the last that was of use.
@@ -220,6 +229,7 @@ class Streams:
         with self._lock:
             self._records.pop(name, None)
             self._records[name] = record
+        self._new.pop(name, None)
         record.used = time.monotonic()
         return fits
 
@@ -313,6 +323,7 @@ class Streams:
         """
         steps, pending, kept = 0, 0, {}
         for name in names:
+            self._new.pop(name, None)
             with self._lock:
                 record = self._records.pop(name, None)
             counts, reason = self._remove(name)

@@ -69,6 +69,7 @@ def test_the_science_knows_no_service(module):
     ("module", "forbidden"),
     [
         pytest.param("service.batcher", (*WEB, "torch"), id="batcher"),
+        pytest.param("service.lines", (*WEB, "torch"), id="lines"),
         pytest.param("service.images", (*WEB, "torch", "http"), id="images"),
         pytest.param("ttc_core.corruptions", ("torch",), id="corruptions"),
         pytest.param("ttc_core.geometry", ("torch", "numpy"), id="geometry"),

@@ -5,9 +5,8 @@ import asyncio
 import pytest
 
 from service import batcher
-from service.batcher import Batcher
 from service.errors import NotReady, OutOfRange, PredictionFailed
-from tests.fixtures.queue import FakeWorker, Queue, in_loop, no_logs, settle
+from tests.fixtures.queue import FakePass, FakeWorker, Queue, in_loop, no_logs, settle
 
 # What goes wrong
 
@@ -32,12 +31,11 @@ def test_a_refusal_of_the_worker_reaches_the_client_as_it_is():
     """A worker that knows better than "failed" says so in its own sentence."""
 
     class Picky(FakeWorker):
-        async def predict(self, stream, items):
+        async def answer(self, items):
             raise OutOfRange("The stream is closed.")
 
     async def walk():
-        async with Queue() as queue:
-            queue.batcher._worker = Picky()
+        async with Queue(Picky()) as queue:
             with pytest.raises(OutOfRange, match=r"The stream is closed\."):
                 await queue.ask("a")
 
@@ -117,8 +115,7 @@ class Together(FakeWorker):
 
     bad = frozenset({"nan"})
 
-    async def predict(self, stream, items, *, learn=True):
-        self.batches.append((stream, list(items)))
+    async def answer(self, items):
         if self.bad <= set(items):
             return [PredictionFailed("not a number.") for _ in items]
         return [f"{item}!" for item in items]
@@ -131,8 +128,7 @@ def test_the_image_that_spoils_its_request_is_named(place):
     images[place] = "nan"
 
     async def walk():
-        async with Queue(max_batch=16) as queue:
-            queue.batcher._worker = queue.worker = Together()
+        async with Queue(Together(), max_batch=16) as queue:
             with pytest.raises(PredictionFailed) as failed:
                 await queue.ask(images)
             assert failed.value.index == place
@@ -146,8 +142,7 @@ def test_images_that_fail_together_only_blame_none_of_them():
     """Each is fine alone: the sentence is about the request."""
 
     async def walk():
-        async with Queue(max_batch=16) as queue:
-            queue.batcher._worker = queue.worker = Together()
+        async with Queue(Together(), max_batch=16) as queue:
             queue.worker.bad = frozenset("ad")
             with pytest.raises(PredictionFailed, match="images together: not a number") as failed:
                 await queue.ask("abcd")
@@ -161,12 +156,11 @@ def test_a_worker_that_answers_nonsense_fails_the_request(rows):
     """Whatever comes back in place of two rows."""
 
     class Odd(FakeWorker):
-        async def predict(self, stream, items, *, learn=True):
+        async def answer(self, items):
             return rows
 
     async def walk():
-        async with Queue() as queue:
-            queue.batcher._worker = Odd()
+        async with Queue(Odd()) as queue:
             with pytest.raises(PredictionFailed):
                 await queue.ask("ab")
 
@@ -182,12 +176,11 @@ def test_an_error_whose_own_text_fails_is_one_as_any_other():
             raise RuntimeError("no words")
 
     class Odd(FakeWorker):
-        async def predict(self, stream, items, *, learn=True):
+        async def answer(self, items):
             raise Unspeakable
 
     async def walk():
-        async with Queue() as queue:
-            queue.batcher._worker = Odd()
+        async with Queue(Odd()) as queue:
             with pytest.raises(PredictionFailed, match="Image 1 of 1: the model failed on it"):
                 await queue.ask("a")
 
@@ -212,13 +205,11 @@ def test_too_few_answers_are_an_error_not_a_hang():
     """A worker that forgets a row fails the batch; nobody waits for ever."""
 
     class Forgetful(FakeWorker):
-        async def predict(self, stream, items):
-            await super().predict(stream, items)
+        async def answer(self, items):
             return ["only one"]
 
     async def walk():
-        async with Queue() as queue:
-            queue.batcher._worker = Forgetful()
+        async with Queue(Forgetful()) as queue:
             with pytest.raises(PredictionFailed):
                 await queue.ask("ab")
 
@@ -241,18 +232,15 @@ def test_a_failing_adaptation_costs_no_answer():
 def test_a_failing_loop_starts_again():
     """Who waited gets a refusal to act upon; who comes next is served; readiness comes back."""
 
-    class Fragile(Batcher):
-        breaks = False
-
-        def _compose(self, queue):
-            if self.breaks:
-                self.breaks = False
-                raise RuntimeError("the loop broke")
-            return super()._compose(queue)
-
     async def walk():
-        async with Queue(Fragile) as queue:
-            queue.batcher.breaks = True
+        async with Queue() as queue:
+            take = queue.batcher._lines._take
+
+            def failing():
+                queue.batcher._lines._take = take
+                raise RuntimeError("a mistake of ours")
+
+            queue.batcher._lines._take = failing
             with pytest.raises(NotReady):
                 await queue.ask("a")
             await settle()
@@ -288,19 +276,18 @@ def test_nobody_waits_for_a_worker_that_hangs(monkeypatch, hangs_in):
     monkeypatch.setattr(batcher, "HUNG_SECONDS", 0.1)
 
     class Hanging(FakeWorker):
-        async def adapt(self, stream, *, learn):
+        async def adapt(self, answered, *, learn):
             if hangs_in == "adapt":
                 self.started.set()
                 await self.gate.wait()
 
-        async def predict(self, stream, items, *, learn=True):
+        async def predict(self, parts, *, learn):
             if hangs_in == "predict":
-                return await super().predict(stream, items)
-            return items
+                return await super().predict(parts, learn=learn)
+            return FakePass(*[[item for _, items in parts for item in items]] * 2)
 
     async def walk():
-        async with Queue() as queue:
-            queue.batcher._worker = queue.worker = Hanging()
+        async with Queue(Hanging()) as queue:
             queue.worker.gate.clear()
             first = queue.ask("a")
             await queue.worker.started.wait()

@@ -1,6 +1,8 @@
 """Bounds on count and time: a full queue, deadlines, clients that go away."""
 
 import asyncio
+import sys
+import threading
 import time
 
 import pytest
@@ -89,15 +91,14 @@ def test_a_client_that_leaves_while_others_are_run_apart_is_not_run():
     """A batch failed; before its turn to be run alone came, the client was gone."""
 
     class Patient(FakeWorker):
-        async def predict(self, stream, items):
+        async def answer(self, items):
             if items == ["poison"]:  # now run alone
                 self.leaving.cancel()
                 await settle()
-            return await super().predict(stream, items)
+            return await super().answer(items)
 
     async def walk():
-        async with Queue() as queue:
-            queue.batcher._worker = queue.worker = Patient()
+        async with Queue(Patient()) as queue:
             await queue.make_busy()
             tasks = [queue.ask(["poison"]), queue.ask(["a"]), queue.ask(["b"])]
             queue.worker.leaving = tasks[1]
@@ -166,18 +167,10 @@ def test_a_deadline_passed_in_the_middle_of_a_long_request_is_no_refusal():
     async def walk():
         async with Queue(max_batch=2, max_wait=0.3) as queue:
             long = queue.ask("abc", deadline=time.monotonic() + 0.05)
-            looks = 0
-            next_batch = queue.batcher._compose
-
-            def counting(places):
-                nonlocal looks
-                looks += 1
-                return next_batch(places)
-
-            queue.batcher._compose = counting
+            looks = queue.looks()
             assert await long == ["a!", "b!", "c!"]
             assert queue.batches == [("s", ["a", "b"]), ("s", ["c"])]
-            assert looks < 20
+            assert len(looks) < 20
 
     in_loop(walk())
 
@@ -230,20 +223,19 @@ def test_a_deadline_that_passes_before_a_second_try_is_kept():
     """Its batch failed for another's sake; by its turn to be run apart its time is over."""
 
     class Slow(FakeWorker):
-        async def predict(self, stream, items, *, learn=True):
+        async def answer(self, items):
             await asyncio.sleep(0.1)
-            return await super().predict(stream, items)
+            return await super().answer(items)
 
     async def walk():
-        async with Queue() as queue:
+        async with Queue(Slow()) as queue:
             await queue.make_busy()
-            queue.batcher._worker = worker = Slow()
             tasks = [queue.ask(["poison"]), queue.ask("a", deadline=time.monotonic() + 0.15)]
             queue.worker.gate.set()
             bad, late = await asyncio.gather(*tasks, return_exceptions=True)
             assert isinstance(bad, PredictionFailed)
             assert isinstance(late, DeadlineExpired)
-            assert [images for _, images in worker.batches] == [["poison", "a"], ["poison"]]
+            assert [images for _, images in queue.batches] == [["poison", "a"], ["poison"]]
 
     in_loop(walk())
 
@@ -347,8 +339,8 @@ def test_retry_after_is_the_time_that_the_queue_takes():
     async def walk():
         async with Queue(max_batch=6, max_images=60) as queue:
             for _ in range(10):
-                queue.batcher._pace.measured(6, 1.0)
-                queue.batcher._pace.measured(1, 0.5)
+                queue.batcher._passes.pace.measured(6, 1.0)
+                queue.batcher._passes.pace.measured(1, 0.5)
             assert queue.batcher.retry_after() == 1
             place = queue.enter("x" * 60)
             assert queue.batcher.retry_after() == 10
@@ -368,11 +360,11 @@ def test_retry_after_sees_that_the_batch_at_hand_takes_longer_than_its_like():
 
     async def walk():
         async with Queue(max_batch=1, max_images=60) as queue:
-            queue.batcher._pace.measured(1, 0.05)
+            queue.batcher._passes.pace.measured(1, 0.05)
             await queue.make_busy()
             place = queue.enter("x" * 60)
             assert queue.batcher.retry_after() <= 4
-            queue.batcher._batch_began -= 0.5
+            queue.batcher._passes.began -= 0.5
             assert queue.batcher.retry_after() >= 30
             place.leave()
 
@@ -384,9 +376,10 @@ def test_a_request_has_an_image_or_more():
 
     async def walk():
         async with Queue() as queue:
+            place = queue.batcher.enter("s")
             with pytest.raises(ValueError, match="1 image or more"):
-                queue.enter([])
-            queue.batcher._queues["s"][0].leave()
+                place.count(0)
+            place.leave()
 
     in_loop(walk())
 
@@ -431,14 +424,47 @@ def test_what_others_see_of_the_queue():
             busy = await queue.make_busy()
             assert (batcher.waiting_images, batcher.is_idle) == (0, False)
             tasks = [queue.ask("abc")]
-            batcher.enter("s")
+            uncounted = batcher.enter("s")
             await asyncio.sleep(0.02)
             assert batcher.waiting_images == 4
             assert batcher.oldest_age >= 0.02
-            batcher._queues["s"][-1].leave()
+            uncounted.leave()
             queue.worker.gate.set()
             await asyncio.gather(busy, *tasks)
             await settle()
             assert batcher.is_idle
 
     in_loop(walk())
+
+
+def test_another_thread_may_ask_how_many_wait():
+    """While requests of many streams come and go; a signal's handler and the metrics do."""
+
+    async def walk():
+        async with Queue(max_images=10_000) as queue:
+            await queue.make_busy()
+            seen, stop = [], threading.Event()
+
+            def read():
+                while not stop.is_set():
+                    seen.append(queue.batcher.waiting_images)
+
+            reader = asyncio.create_task(asyncio.to_thread(read))
+            while not seen:
+                await asyncio.sleep(0)
+            for _ in range(50):
+                places = [queue.enter("ab", f"stream {number}") for number in range(50)]
+                for place in places:
+                    place.leave()
+            stop.set()
+            await reader
+            assert min(seen) >= 0
+            assert max(seen) <= 100
+            assert queue.batcher.waiting_images == 0
+
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        in_loop(walk())
+    finally:
+        sys.setswitchinterval(switch)

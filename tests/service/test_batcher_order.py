@@ -50,36 +50,6 @@ def test_a_batch_holds_one_stream_only():
     in_loop(walk())
 
 
-def test_the_oldest_request_is_next_whatever_its_stream():
-    """A full batch of a younger stream does not overtake an older single image."""
-
-    async def walk():
-        async with Queue() as queue:
-            await queue.make_busy()
-            tasks = [queue.ask("a", "old"), queue.ask("bcde", "full"), queue.ask("f", "young")]
-            queue.worker.gate.set()
-            await asyncio.gather(*tasks)
-            assert [stream for stream, _ in queue.batches] == ["old", "full", "young"]
-
-    in_loop(walk())
-
-
-def test_no_stream_starves_beside_a_busy_one():
-    """A single image of a quiet camera waits for at most what stood before it."""
-
-    async def walk():
-        async with Queue(max_batch=2) as queue:
-            await queue.make_busy()
-            flood = [queue.ask("ab", "flood") for _ in range(5)]
-            quiet = queue.ask("q", "quiet")
-            flood += [queue.ask("cd", "flood") for _ in range(5)]
-            queue.worker.gate.set()
-            await asyncio.gather(quiet, *flood)
-            assert [stream for stream, _ in queue.batches].index("quiet") == 5
-
-    in_loop(walk())
-
-
 def test_a_place_is_taken_on_arrival_not_when_decoding_ends():
     """A first request that is slow to decode keeps its turn before a quick second one."""
 

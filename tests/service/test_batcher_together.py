@@ -12,6 +12,24 @@ from tests.fixtures.queue import FakeWorker, Queue, in_loop, no_logs
 
 # All together
 
+
+def assert_counted(lines):
+    """What is counted as it comes and goes is what counting anew would find."""
+    waiting = defaultdict(int)
+    for place in lines:
+        waiting[place.stream] += place.waiting
+    sizes = [
+        size
+        for images in waiting.values()
+        for size in [lines._max_batch] * (images // lines._max_batch) + [images % lines._max_batch]
+    ]
+    assert lines.images == sum(waiting.values())
+    assert +lines.batches == Counter(size for size in sizes if size)
+    assert len(lines) == len(waiting)
+    arrivals = [place.arrived for place in lines]
+    assert arrivals == sorted(arrivals)
+
+
 REQUEST = st.fixed_dictionaries(
     {
         "stream": st.sampled_from("xyz"),
@@ -64,9 +82,9 @@ def test_whatever_arrives_every_request_ends_in_order(requests, max_batch, drain
         task.cancel()
 
     class Worker(FakeWorker):
-        async def predict(self, stream, items):
-            self.batches.append((stream, list(items)))
+        async def answer(self, items):
             await asyncio.sleep(0)
+            assert_counted(self.lines)
             kinds = [requests[number]["kind"] for number, _ in items]
             if "poison" in kinds:
                 raise RuntimeError("the model broke")
@@ -76,8 +94,8 @@ def test_whatever_arrives_every_request_ends_in_order(requests, max_batch, drain
             ]
 
     async def walk():
-        async with Queue(max_batch=max_batch) as queue:
-            queue.batcher._worker = queue.worker = Worker()
+        async with Queue(Worker(), max_batch=max_batch) as queue:
+            queue.worker.lines = queue.batcher._lines
             async with asyncio.TaskGroup() as group:
                 for number, plan in enumerate(requests):
                     task = group.create_task(request(queue, number, plan))
@@ -137,17 +155,9 @@ def test_the_wait_of_a_queue_with_nothing_in_it_is_endless_not_busy():
 
     async def walk():
         async with Queue() as queue:
-            looks = 0
-            compose = queue.batcher._compose
-
-            def counting(places):
-                nonlocal looks
-                looks += 1
-                return compose(places)
-
-            queue.batcher._compose = counting
+            looks = queue.looks()
             await asyncio.sleep(0.05)
-            assert looks == 0
+            assert looks == []
             assert math.isfinite(queue.batcher.oldest_age)
 
     in_loop(walk())

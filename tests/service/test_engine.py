@@ -14,6 +14,7 @@ from tests.fixtures.engine import (
     CLASSES,
     WHITE,
     Careless,
+    ask,
     engine_of,
     events_of,
     logits_of,
@@ -94,10 +95,9 @@ def test_a_first_pass_that_fails_takes_no_place(model):
     async def walk():
         mixed = [Image(np.zeros((16, 16, 3), np.uint8)), Image(np.zeros((8, 8, 3), np.uint8))]
         with pytest.raises(ValueError, match="same shape"):
-            await engine.predict("a", mixed)
+            await ask(engine, mixed, stream="a")
         await step(engine, [WHITE], stream="b")
-        await engine.predict("c", pictures(2), learn=False)
-        await engine.count("c")
+        await engine.count(await ask(engine, pictures(2), stream="c", learn=False))
         assert engine.streams == {}
         await step(engine, pictures(2), stream="d")
         assert list(engine.streams) == ["d"]
@@ -115,7 +115,7 @@ def test_a_stream_whose_state_answers_nothing_goes_back_to_the_source(model, fau
 
     async def walk():
         await step(engine, pictures(8))
-        fresh = logits_of(await engine.predict("fresh", pictures(4)))
+        fresh = logits_of((await ask(engine, pictures(4), stream="fresh")).rows)
         method = engine.streams["s"].method
         state = method.state()
         for tensor in state["affine"].values():
@@ -200,8 +200,8 @@ def test_what_is_only_counted_moves_nothing(model, name):
         await step(engine, pictures(8))
         record = engine.streams["s"]
         before, images = record.method.state(), record.images
-        await engine.predict("s", [Image(image.pixels, 1) for image in pictures(4)], learn=False)
-        await engine.count("s")
+        labelled = [Image(image.pixels, 1) for image in pictures(4)]
+        await engine.count(await ask(engine, labelled, learn=False))
         for section, entries in record.method.state().items():
             for key, entry in entries.items():
                 same = before[section][key]
@@ -274,17 +274,89 @@ def test_resetting_a_stream_that_never_was_counts_nothing(model):
     run(engine, walk())
 
 
-@pytest.mark.parametrize("stream", [None, "new"])
-def test_what_was_answered_before_a_reset_is_not_learned_after_it(model, stream):
+# What was answered is all that adapting needs
+
+
+@pytest.mark.parametrize("batches", [0, 2])
+@pytest.mark.parametrize("named", [True, False])
+def test_what_was_answered_before_a_reset_is_not_learned_after_it(model, batches, named):
     """Not even by a stream whose first batch it was, which stands in no table yet."""
     engine = engine_of(create("tent", model))
 
     async def walk():
-        await engine.predict("new", pictures(4))
-        await engine.reset(stream)
-        await engine.adapt("new", learn=True)
+        for _ in range(batches):
+            await step(engine, pictures(4))
+        answered = await ask(engine, pictures(4))
+        await engine.reset("s" if named else None)
+        await engine.adapt(answered, learn=True)
         assert engine.streams == {}
-        assert value(engine, "ttc_images_total") == 4
-        assert value(engine, "ttc_optimizer_steps_total") == 0
+        assert value(engine, "ttc_images_total") == 4 * (batches + 1)
+        assert value(engine, "ttc_optimizer_steps_total") == batches
+        await step(engine, pictures(4))
+        assert engine.streams["s"].version == 1
+
+    run(engine, walk())
+
+
+def test_what_was_answered_before_a_reset_is_no_sign_of_after_it(model):
+    """It counts, but not towards the class that the streams' answers now have most."""
+    engine = engine_of(create("source", model))
+
+    async def walk():
+        await step(engine, pictures(4))
+        answered = await ask(engine, pictures(200))
+        await engine.reset("s")
+        await engine.adapt(answered, learn=True)
+        assert value(engine, "ttc_images_total") == 204
+        assert math.isnan(value(engine, "ttc_dominant_class_ratio"))
+
+    run(engine, walk())
+
+
+def test_a_reset_stops_its_own_stream_only(model):
+    """Of a pass with three streams' images two still learn."""
+    engine = engine_of(create("tent", model))
+
+    async def walk():
+        answered = await engine.predict([(name, pictures(4)) for name in "abc"])
+        await engine.reset("b")
+        await engine.adapt(answered, learn=True)
+        assert {name: record.version for name, record in engine.streams.items()} == {"a": 1, "c": 1}
+
+    run(engine, walk())
+
+
+@pytest.mark.parametrize("name", ["source", "norm", "tent", "ttc"])
+def test_streams_in_one_pass_are_answered_and_taught_as_alone(model, name):
+    """The rows stand in the order of the parts; so do what they taught."""
+    engines = [engine_of(create(name, model)) for _ in range(2)]
+    images = {"a": pictures(3, seed=3), "b": pictures(5, seed=5)}
+
+    async def together():
+        for _ in range(3):
+            answered = await engines[0].predict(list(images.items()))
+            await engines[0].adapt(answered, learn=True)
+        return logits_of((await engines[0].predict(list(images.items()))).rows)
+
+    async def alone():
+        for stream, some in images.items():
+            for _ in range(3):
+                await step(engines[1], some, stream=stream)
+        return [logits_of(await step(engines[1], some, stream=s)) for s, some in images.items()]
+
+    expected = np.concatenate(run(engines[1], alone()))
+    assert np.array_equal(run(engines[0], together()), expected)
+
+
+def test_several_passes_may_wait_to_be_learned_from(model):
+    """In any order: nobody remembers the batch just answered."""
+    engine = engine_of(create("tent", model))
+
+    async def walk():
+        answered = [await ask(engine, pictures(4), stream=name) for name in "abba"]
+        for each in reversed(answered):
+            await engine.adapt(each, learn=True)
+        assert {name: record.batches for name, record in engine.streams.items()} == {"a": 2, "b": 2}
+        assert value(engine, "ttc_optimizer_steps_total") == 4
 
     run(engine, walk())

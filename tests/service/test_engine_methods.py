@@ -12,6 +12,7 @@ from service.metrics import SKIP_REASONS
 from tests.fixtures.engine import (
     CLASSES,
     Odd,
+    ask,
     engine_of,
     events_of,
     logits_of,
@@ -65,10 +66,10 @@ def test_whatever_is_raised_while_predicting_ends_as_an_ordinary_error(odd, erro
         before = engine.streams["s"].method.state()["supports"]["counts"].clone()
         make(predicts=raiser(error))
         with pytest.raises(Exception, match=r".*") as raised:
-            await engine.predict("s", pictures(4))
+            await ask(engine, pictures(4))
         assert isinstance(raised.value, Exception)
         make(predicts=lambda method, images, prediction: prediction)
-        assert len(await engine.predict("s", pictures(4))) == len(first)
+        assert len((await ask(engine, pictures(4))).rows) == len(first)
         assert torch.equal(engine.streams["s"].method.state()["supports"]["counts"], before)
 
     run(engine, walk())
@@ -82,10 +83,10 @@ def test_a_failure_while_learning_leaves_the_stream_as_it_was(odd, error):
     async def walk():
         for _ in range(3):
             await step(engine, pictures(4))
-        expected = logits_of(await engine.predict("s", pictures(2)))
+        expected = logits_of((await ask(engine, pictures(2))).rows)
         make(adapts_by=raiser(error))  # after the counts have moved
         await step(engine, pictures(4, seed=2))
-        assert np.array_equal(logits_of(await engine.predict("s", pictures(2))), expected)
+        assert np.array_equal(logits_of((await ask(engine, pictures(2))).rows), expected)
         assert value(engine, "ttc_resets_total", cause="failure") == 0
         assert value(engine, "ttc_adaptation_skipped_total", reason="failed") == 1
         assert events_of(engine) == ["adaptation_failed"]
@@ -131,9 +132,9 @@ def test_where_the_state_before_cannot_be_had_the_stream_goes_back_to_the_source
         await step(engine, pictures(4))
         assert value(engine, "ttc_resets_total", cause="failure") == 1
         assert events_of(engine) == ["adaptation_failed", "reset"]
-        fresh = await engine.predict("fresh", pictures(2))
-        back = await engine.predict("s", pictures(2))
-        assert np.array_equal(logits_of(back), logits_of(fresh))
+        fresh = await ask(engine, pictures(2), stream="fresh")
+        back = await ask(engine, pictures(2))
+        assert np.array_equal(logits_of(back.rows), logits_of(fresh.rows))
 
     run(engine, walk())
 
@@ -210,7 +211,7 @@ def test_an_answer_of_another_shape_fails_the_request(odd, prediction):
     async def walk():
         make(predicts=lambda method, images, _: prediction)
         with pytest.raises((TypeError, AttributeError)):
-            await engine.predict("s", pictures(4))
+            await ask(engine, pictures(4))
         assert engine.streams == {}
 
     run(engine, walk())

@@ -54,7 +54,7 @@ def test_a_reset_outlasts_a_restart(engine, tmp_path, stream, loaded):
     second = engine(tmp_path)
     if loaded:
         second.admit("gate")
-        asyncio.run(second.predict("gate", [Image(one) for one in PIXELS]))
+        asyncio.run(second.predict([("gate", [Image(one) for one in PIXELS])]))
         second.release("gate")
     assert reset(second, stream) == (["gate"], 1, 0)
     assert stop(second)

@@ -54,8 +54,8 @@ def test_a_stream_whose_answers_were_all_refused_holds_no_place(engine, source):
     table = engine(source=Overflowing(source.model), max_streams=1)
 
     async def run():
-        await table.predict("a", [Image(PIXELS[0])])
-        await table.adapt("a", learn=True)
+        answered = await table.predict([("a", [Image(PIXELS[0])])])
+        await table.adapt(answered, learn=True)
 
     asyncio.run(run())
     assert table.streams == {}
@@ -140,11 +140,11 @@ def test_who_is_refused_late_is_not_among_those_that_are_there(engine):
     table = engine(max_streams=1)
 
     async def walk():
-        answered = await table.predict("a", [Image(PIXELS[0])])
+        answered = await table.predict([("a", [Image(PIXELS[0])])])
         table.admit("b")
-        await table.adapt("a", learn=True)
+        await table.adapt(answered, learn=True)
         with pytest.raises(TooManyStreams, match="There are 1 streams already"):
-            await table.predict("b", [Image(PIXELS[0])])
+            await table.predict([("b", [Image(PIXELS[0])])])
         return answered
 
     asyncio.run(walk())

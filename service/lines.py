@@ -1,0 +1,379 @@
+"""Who waits, stream by stream, and whose turn it is. Knows neither HTTP nor torch.
+
+Nothing here takes longer because more streams wait: images are counted as they come and go, and
+the streams that may close a batch stand in a heap, by their turn.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import math
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from time import monotonic
+from typing import Generic, TypeVar
+
+from service.errors import DeadlineExpired, QueueFull, Refused, TooLarge
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+# For how long at most what a stream had of the device counts against it.
+LATELY_SECONDS = 60.0
+
+
+class Place(Generic[Item, Answer]):
+    """A request's place in the queue, taken when it has arrived whole.
+
+    It is `count`ed when the number of its images is known, `fill`ed when they are decoded, and
+    left again if anything goes wrong before.
+    """
+
+    def __init__(
+        self, lines: "Lines[Item, Answer]", stream: str, deadline: float | None, learn: bool
+    ) -> None:
+        self._lines = lines
+        # What the request's own log lines and spans know of it.
+        self.context = contextvars.copy_context()
+        self.stream, self.deadline, self.learn = stream, deadline, learn
+        self.arrived = self.filled = monotonic()
+        self.images = self.taken = 0
+        self.items: Sequence[Item] | None = None
+        self.queue_seconds = 0.0
+        self.delivered = asyncio.Event()
+        self._answers: list[Answer] = []
+        loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[list[Answer]] = loop.create_future()
+        if deadline is not None:
+            timer = loop.call_later(max(0.0, deadline - self.arrived), self._expire)
+            self._done.add_done_callback(lambda _: timer.cancel())
+
+    def count(self, images: int) -> None:
+        """State how many images come, 1 or more.
+
+        Raises:
+            QueueFull: there is no room for them now.
+            TooLarge: there never would be.
+        """
+        if images < 1:
+            raise ValueError(f"a request has 1 image or more; got {images}")
+        self._lines.count(self, images)
+
+    def fill(self, items: Sequence[Item]) -> None:
+        """Hand in the decoded images; from now on they may be batched."""
+        if len(items) != self.images:
+            raise ValueError(f"{self.images} images were counted, {len(items)} came")
+        self.items, self.filled = items, monotonic()
+        self._lines.look(self.stream)
+
+    async def answers(self) -> list[Answer]:
+        """Wait for the answers, in order.
+
+        Raises:
+            Refused: the deadline passed, the model failed on them, or the service stopped.
+        """
+        return await asyncio.shield(self._done)
+
+    def leave(self) -> None:
+        """Give the place up; harmless when answered already."""
+        if not self._done.done():
+            self._lines.remove(self)
+            self._done.cancel()
+        self.delivered.set()
+
+    def fail(self, error: Refused) -> None:
+        """Answer the whole request with an error."""
+        if not self._done.done():
+            self._lines.remove(self)
+            self._done.set_exception(error)
+            # The client may have gone: then nobody asks for the error, and that is no mistake.
+            self._done.exception()
+
+    def answer(self, answers: Sequence[Answer]) -> None:
+        """Add the answers of one of its batches; after the last, the request is answered."""
+        self._answers.extend(answers)
+        if len(self._answers) == self.images and not self._done.done():
+            self._done.set_result(self._answers)
+
+    def _expire(self) -> None:
+        if not self.taken:
+            self.fail(DeadlineExpired("The request's deadline passed before its turn came."))
+
+    @property
+    def waiting(self) -> int:
+        """Images that wait; one where their number is not known yet."""
+        return max(1, self.images - self.taken)
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether it is no longer to be run; never, once a part of it was answered."""
+        return self.deadline is not None and not (self._answers or self.deadline > monotonic())
+
+    @property
+    def is_done(self) -> bool:
+        return self._done.done()
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether all answers are there (they may still be on their way to the client)."""
+        return self._done.done() and not self._done.cancelled()
+
+
+@dataclass(frozen=True)
+class Batch(Generic[Item, Answer]):
+    """Parts of requests of one stream, in order of arrival: (place, first image, last + 1).
+
+    All of them are to be learned from, or none.
+    """
+
+    stream: str
+    parts: Sequence[tuple[Place[Item, Answer], int, int]]
+    reason: str
+
+    @property
+    def learn(self) -> bool:
+        return self.parts[0][0].learn
+
+    @property
+    def places(self) -> list[Place[Item, Answer]]:
+        return [place for place, _, _ in self.parts]
+
+    @property
+    def items(self) -> list[Item]:
+        return [
+            item for place, start, stop in self.parts for item in (place.items or ())[start:stop]
+        ]
+
+    @property
+    def images(self) -> int:
+        return sum(stop - start for _, start, stop in self.parts)
+
+    def answer(self, answers: Sequence[Answer]) -> None:
+        """Give each request its rows."""
+        position = 0
+        for place, start, stop in self.parts:
+            place.answer(answers[position : position + stop - start])
+            position += stop - start
+
+    def fail(self, error: Refused) -> None:
+        """Answer all its requests with an error."""
+        for place in self.places:
+            place.fail(error)
+
+
+@dataclass(eq=False)
+class _Line(Generic[Item, Answer]):
+    """A stream's places in order of arrival.
+
+    Its `entry` is the one that counts among those whose turn may come, None if it may not. `due`
+    is until when it waits for company, as the lines know.
+    """
+
+    places: deque[Place[Item, Answer]] = field(default_factory=deque)
+    images: int = 0
+    entry: tuple[float, float, str] | None = None
+    due: float = -math.inf
+
+
+class Lines(Generic[Item, Answer]):
+    """A line of places for each stream, and the order in which their batches are next.
+
+    Among the streams that may close a batch, whoever had least of the device lately is next: the
+    one whose turn came first. A turn comes with a stream's oldest image; after a batch, however,
+    not before each stream that waits could have had as many seconds, from the batch's beginning. So
+    what nobody else wanted costs nothing later, and who comes new overtakes only those that had
+    more than they left to others, and those for `LATELY_SECONDS` at most: no stream starves.
+
+    Args:
+        retry_after: tells the seconds in which there should be room again.
+
+    Attributes:
+        images: how many wait, decoded or not; a request not yet counted is one.
+        batches: how many batches the waiting images make, by size.
+    """
+
+    def __init__(
+        self, max_batch: int, max_wait: float, max_images: int, retry_after: Callable[[], float]
+    ) -> None:
+        self._max_batch, self._max_wait, self._max_images = max_batch, max_wait, max_images
+        self._retry_after = retry_after
+        self.images = 0
+        self.batches: Counter[int] = Counter()
+        self._lines: dict[str, _Line[Item, Answer]] = {}
+        self._places: OrderedDict[Place[Item, Answer], None] = OrderedDict()
+        # Heaps. What no longer holds of a stream stays in them until it comes up.
+        self._ready: list[tuple[float, float, str]] = []  # turn, arrival of the oldest, stream
+        self._due: list[tuple[float, str]] = []
+        # Before when a stream's turn does not come, in the order in which they were served.
+        self._turns: OrderedDict[str, float] = OrderedDict()
+        self._draining = False
+        self._wake = asyncio.Event()
+        self._wakes_at = -math.inf  # by itself; -inf while nobody waits for the next batch
+
+    def __len__(self) -> int:
+        """How many streams wait."""
+        return len(self._lines)
+
+    def __iter__(self) -> Iterator[Place[Item, Answer]]:
+        """The places in order of arrival, whatever their stream."""
+        return iter(self._places)
+
+    # What requests do
+
+    def make_room(self, images: int, *, instead_of: int = 0) -> None:
+        """Raise TooLarge or QueueFull unless so many images may wait, some instead of others."""
+        waiting = self.images - instead_of
+        if images > self._max_images:
+            raise TooLarge(
+                f"The request has {images:,} images; at most {self._max_images:,} can wait at once."
+            )
+        if waiting + images > self._max_images:
+            raise QueueFull(
+                f"The queue is full: {waiting:,} of at most {self._max_images:,} images wait.",
+                retry_after=self._retry_after(),
+            )
+
+    def enter(self, stream: str, deadline: float | None, learn: bool) -> Place[Item, Answer]:
+        """Take a place at the end of a stream's line."""
+        place = Place(self, stream, deadline, learn)
+        line = self._lines.setdefault(stream, _Line())
+        line.places.append(place)
+        self._places[place] = None
+        self._recount(line, 1)
+        return place
+
+    def count(self, place: Place[Item, Answer], images: int) -> None:
+        """Let a place have so many images, if there is room for them."""
+        before = place.waiting
+        self.make_room(images, instead_of=before)
+        place.images = images
+        if place in self._places:
+            self._recount(self._lines[place.stream], place.waiting - before)
+
+    def remove(self, place: Place[Item, Answer]) -> None:
+        """Take a place out, if it is in."""
+        if place in self._places:
+            line = self._lines[place.stream]
+            line.places.remove(place)
+            self._recount(line, -place.waiting)
+            self._strike(line, place)
+            self.look(place.stream, anew=True)
+
+    def look(self, stream: str, *, anew: bool = False) -> None:
+        """Find out whether a stream's turn may come, if that is not known or no longer holds."""
+        line = self._lines.get(stream)
+        if line is None or (line.entry is not None and not anew):
+            return
+        line.entry, first = None, line.places[0]
+        due = first.arrived + self._max_wait
+        if first.items is None:
+            return
+        if self._draining or due <= monotonic() or self._compose(line.places)[1]:
+            turn = max(first.arrived, self._turns.get(stream, first.arrived))
+            line.entry = (turn, first.arrived, stream)
+            heappush(self._ready, line.entry)
+            self._wake.set()
+        elif due != line.due:
+            line.due = due
+            heappush(self._due, (due, stream))
+            if due < self._wakes_at:
+                self._wake.set()
+
+    # What the loop does
+
+    async def next(self) -> Batch[Item, Answer] | None:
+        """Wait for the next batch and take it out; `served` is to follow. None once drained."""
+        while (batch := self._take()) is None:
+            if self._draining and not self._lines:
+                return None
+            self._wake.clear()
+            self._wakes_at = self._due[0][0] if self._due else math.inf
+            rest = self._wakes_at - monotonic() if self._due else None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(rest):
+                    await self._wake.wait()
+            self._wakes_at = -math.inf
+        return batch
+
+    def served(self, stream: str, began: float) -> None:
+        """Note that the batch taken of a stream had the device from `began` until now."""
+        now = monotonic()
+        waiting = len(self._lines) + (stream not in self._lines)
+        turn = max(began, self._turns.get(stream, began)) + waiting * (now - began)
+        self._turns[stream] = min(turn, now + LATELY_SECONDS)
+        self._turns.move_to_end(stream)
+        while self._turns and next(iter(self._turns.values())) <= now:
+            self._turns.popitem(last=False)
+        self.look(stream, anew=True)
+
+    def drain(self) -> None:
+        """Have nobody wait for company any more."""
+        self._draining = True
+        for stream in self._lines:
+            self.look(stream)
+        self._wake.set()
+
+    def _take(self) -> Batch[Item, Answer] | None:
+        """Take out the batch whose turn it is, if any may close."""
+        now = monotonic()
+        while self._due and self._due[0][0] <= now:
+            self.look(heappop(self._due)[1])
+        while self._ready:
+            entry = heappop(self._ready)
+            line = self._lines.get(entry[-1])
+            if line is not None and line.entry is entry:
+                break
+        else:
+            return None
+        parts, full = self._compose(line.places)
+        for place, _, stop in parts:
+            place.taken = stop
+            if stop == place.images:
+                line.places.popleft()
+                self._strike(line, place)
+        batch = Batch(entry[-1], parts, "full" if full else "drain" if self._draining else "wait")
+        self._recount(line, -batch.images)
+        return batch
+
+    def _strike(self, line: _Line[Item, Answer], place: Place[Item, Answer]) -> None:
+        del self._places[place]
+        if not line.places:
+            del self._lines[place.stream]
+        if self._draining:  # it may have been the last
+            self._wake.set()
+
+    def _recount(self, line: _Line[Item, Answer], change: int) -> None:
+        """Note that so many more images wait in a line."""
+        for images, sign in ((line.images, -1), (line.images + change, 1)):
+            full, rest = divmod(images, self._max_batch)
+            self.batches[self._max_batch] += sign * full
+            if rest:
+                self.batches[rest] += sign
+        line.images += change
+        self.images += change
+
+    def _compose(
+        self, places: deque[Place[Item, Answer]]
+    ) -> tuple[list[tuple[Place[Item, Answer], int, int]], bool]:
+        """Return what the next batch of a stream would hold, and whether it can hold no more.
+
+        A request still being decoded ends the batch: those behind it keep the order of arrival.
+        So does one that is not to be learned from behind those that are, and the reverse.
+        """
+        parts: list[tuple[Place[Item, Answer], int, int]] = []
+        room = self._max_batch
+        for place in places:
+            if place.items is None:
+                return parts, False
+            if parts and place.learn != parts[0][0].learn:
+                return parts, True
+            rest = place.images - place.taken
+            if rest >= self._max_batch and not parts:
+                return [(place, place.taken, place.taken + self._max_batch)], True
+            if rest > room:
+                return parts, True
+            parts.append((place, place.taken, place.images))
+            room -= rest
+        return parts, room == 0

@@ -1,0 +1,200 @@
+"""Batches on the device: their passes, and whose fault it is when one fails."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from time import monotonic
+from typing import Any, Generic, Protocol, TypeVar
+
+from service import tracing
+from service.errors import DeadlineExpired, PredictionFailed, Refused
+from service.lines import Answer, Batch, Item, Place
+from service.pace import Pace
+from ttc_core.errors import UserError, told
+
+log = logging.getLogger(__name__)
+
+# Adaptation waits until the answers have left, but not for a client that is slow to read.
+DELIVERY_SECONDS = 0.05
+
+ItemIn = TypeVar("ItemIn", contravariant=True)
+AnswerOut = TypeVar("AnswerOut", covariant=True)
+
+
+class Pass(Protocol[AnswerOut]):
+    """Images that a worker has answered; what adapting needs of them is in it, and its own."""
+
+    @property
+    def rows(self) -> Sequence[AnswerOut | Refused]:
+        """The answer of each image in order; one that failed by itself has its error."""
+
+
+PassMade = TypeVar("PassMade", bound=Pass[Any])
+
+
+class Worker(Protocol[ItemIn, PassMade]):
+    """What runs a batch: one at a time, first `predict`, then `adapt` or `count`."""
+
+    async def predict(
+        self, parts: Sequence[tuple[str, Sequence[ItemIn]]], *, learn: bool
+    ) -> PassMade:
+        """Answer the images of one stream or several: a part for each, (stream, images).
+
+        Args:
+            learn: off where it is known that `adapt` will not learn from these images.
+        """
+
+    async def adapt(self, answered: PassMade, *, learn: bool) -> None:
+        """Learn from what was answered; without `learn`, only take note of it."""
+
+    async def count(self, answered: PassMade) -> None:
+        """Count what was answered; nothing else moves."""
+
+
+class Passes(Generic[Item, Answer]):
+    """Runs a batch in one pass, or in those that it takes to leave out who makes it fail.
+
+    Args:
+        learns: whether a batch is to be learned from, as things stand.
+
+    Attributes:
+        began, images: of the pass at hand; `began` is None between batches.
+    """
+
+    def __init__(
+        self, worker: Worker[Item, Any], learns: Callable[[Batch[Item, Answer]], bool]
+    ) -> None:
+        self._worker, self._learns = worker, learns
+        self.pace = Pace()
+        self.began: float | None = None
+        self.images = 0
+
+    @property
+    def age(self) -> float:
+        """Seconds that the worker has been at its pass; 0 without one."""
+        return 0.0 if self.began is None else monotonic() - self.began
+
+    async def run(self, batch: Batch[Item, Answer]) -> None:
+        """Run a batch; all its requests are answered then, or have failed."""
+        self.began = monotonic()
+        try:
+            await self._run(batch)
+        finally:
+            self.began = None
+
+    async def _run(self, batch: Batch[Item, Answer]) -> None:
+        """Run a batch; if a row fails, run its requests in halves: only the culprits fail.
+
+        That takes at most twice as many passes as there are requests, and few for one culprit.
+        """
+        # A client that went away, or whose time is over, takes no place in this pass.
+        for place in batch.places:
+            if place.has_expired:
+                place.fail(DeadlineExpired("The request's deadline passed before it was answered."))
+        parts = [part for part in batch.parts if not part[0].is_done]
+        if not parts:
+            return
+        batch = replace(batch, parts=parts)
+        contexts = [place.context for place in batch.places]
+        with tracing.batch(contexts, stream=batch.stream, images=batch.images, reason=batch.reason):
+            answered = await self._run_together(batch)
+        if not answered:
+            for half in (parts[: len(parts) // 2], parts[len(parts) // 2 :]):
+                await self._run(replace(batch, parts=half))
+
+    async def _run_together(self, batch: Batch[Item, Answer]) -> bool:
+        """Predict, hand out the answers, then adapt; return whether its requests are answered."""
+        began = monotonic()
+        learn = self._learns(batch)
+        try:
+            answered = await self._predict(batch.stream, batch.items, learn)
+        except Refused as error:  # of the whole stream, whoever asks
+            batch.fail(error)
+            return True
+        except Exception as error:
+            if len(batch.parts) > 1:
+                return False
+            log.error("the model failed on a request of stream %s: %s", batch.stream, told(error))
+            # A network's failure comes with a sentence; anything else is for the log alone.
+            sentence = str(error) if isinstance(error, UserError) else "the model failed on it."
+            await self._refuse(batch, PredictionFailed(sentence), None)
+            return True
+        failed = [(at, row) for at, row in enumerate(answered.rows) if isinstance(row, Refused)]
+        if failed and len(batch.parts) > 1:
+            return False
+        if failed:
+            await self._take_note(batch, answered, learn=False)
+            index, refusal = failed[0]
+            all_failed = len(failed) == batch.images  # then it may be one image's fault
+            await self._refuse(batch, refusal, None if all_failed else index)
+            return True
+        batch.answer([row for row in answered.rows if not isinstance(row, Refused)])
+        await _delivered(batch.places)
+        await self._take_note(batch, answered, learn=learn and self._learns(batch))
+        self.pace.measured(batch.images, monotonic() - began)
+        return True
+
+    async def _predict(self, stream: str, items: Sequence[Item], learn: bool) -> Pass[Answer]:
+        self.began, self.images = monotonic(), len(items)
+        answered: Pass[Answer] = await self._worker.predict([(stream, items)], learn=learn)
+        if len(answered.rows) != len(items):
+            raise ValueError(f"{len(items)} images were to be answered, {len(answered.rows)} were")
+        return answered
+
+    async def _take_note(
+        self, batch: Batch[Item, Answer], answered: Pass[Answer], *, learn: bool
+    ) -> None:
+        """Have the worker learn from the batch, or count it; no answer hangs on that."""
+        try:
+            if batch.learn:
+                await self._worker.adapt(answered, learn=learn)
+            else:
+                await self._worker.count(answered)
+        except Exception:
+            log.exception("what follows a batch of stream %s failed", batch.stream)
+
+    async def _refuse(
+        self, batch: Batch[Item, Answer], refusal: Refused, index: int | None
+    ) -> None:
+        """Refuse the only request of a batch, and name the image at fault where it can be found."""
+        ((place, start, _),) = batch.parts
+        if index is None:
+            index = await self._culprit(batch)
+        if index is None:
+            place.fail(type(refusal)(f"The request's images together: {refusal}"))
+        else:
+            where = f"Image {start + index + 1} of {place.images}: "
+            place.fail(type(refusal)(f"{where}{refusal}", index=start + index))
+
+    async def _culprit(self, batch: Batch[Item, Answer]) -> int | None:
+        """Find the first image that fails by itself, in passes that add up to one or two batches.
+
+        Returns:
+            Its place in the batch; None where the images fail together only.
+        """
+        learn, items = self._learns(batch), batch.items
+
+        async def fails(start: int, stop: int) -> bool:
+            try:
+                answered = await self._predict(batch.stream, items[start:stop], learn)
+            except Exception:
+                return True
+            return any(isinstance(row, Refused) for row in answered.rows)
+
+        start, stop = 0, batch.images
+        while stop - start > 1:
+            middle = (start + stop) // 2
+            start, stop = (start, middle) if await fails(start, middle) else (middle, stop)
+        # A lone image has failed already.
+        return start if batch.images == 1 or await fails(start, stop) else None
+
+
+async def _delivered(places: Sequence[Place[Item, Answer]]) -> None:
+    """Wait until the answers are with the clients, for a short while at most."""
+    waits = [place.delivered.wait() for place in places if place.is_answered]
+    if waits:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DELIVERY_SECONDS):
+                await asyncio.gather(*waits)
