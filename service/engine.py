@@ -7,14 +7,13 @@ are messages to the one thread; they run in the order in which they were sent.
 import asyncio
 import contextlib
 import contextvars
-import inspect
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_Said = tuple[Prediction, Answers]
 
 
 @dataclass(frozen=True)
@@ -55,31 +55,23 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What a method said to images: `sound` (N,) tells which rows are numbers."""
-
-    prediction: Prediction
-    answers: Answers
-    sound: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
 class _Part:
     """A stream's images of a pass. They may teach it as long as `record` is the stream's."""
 
     stream: str
     record: StreamRecord
-    said: _Said
+    prediction: Prediction
+    answers: Answers
     labels: list[int | None]
     seconds: float
 
     @property
     def rows(self) -> list[Answer | Refused]:
         return [
-            Answer(self.said.answers, row, self.seconds)
+            Answer(self.answers, row, self.seconds)
             if sound
             else PredictionFailed("the model's scores for it are not finite numbers.")
-            for row, sound in enumerate(self.said.sound)
+            for row, sound in enumerate(self.answers.sound)
         ]
 
 
@@ -91,54 +83,9 @@ class Pass:
     rows: Sequence[Answer | Refused]
 
 
-def _contained(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call what may be a user's own: whatever it raises is an ordinary error.
-
-    SystemExit would end the event loop, a cancellation be taken for one of ours, and a
-    StopIteration is lost on its way: nobody would hear of the end.
-    """
-    try:
-        return call(*args, **kwargs)
-    except BaseException as error:
-        ordinary = isinstance(error, Exception)
-        if ordinary and not isinstance(error, StopIteration | CancelledError):
-            raise
-        raise RuntimeError(told(error)) from error
-
-
-def _sound_rows(answers: Answers) -> NDArray[np.bool_]:
-    """(N,) which rows are answers: all their numbers are finite."""
-    table = (answers.logits, answers.probabilities, answers.entropy[:, None])
-    return np.asarray(np.isfinite(np.concatenate(table, axis=1)).all(axis=1))
-
-
-def _takes_learn(verb: Callable[..., Any]) -> bool:
-    """Whether a method's verb has the option `learn`; one of a user's own may not."""
-    try:
-        parameters = inspect.signature(verb).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return any(p.name == "learn" or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def _checked(outcome: object) -> Adaptation:
-    """What a method says that it did, in the types it should have.
-
-    Raises:
-        TypeError, ValueError: it says something else.
-    """
-    if not isinstance(outcome, Adaptation):
-        raise TypeError(f"adapt must return an Adaptation; got {type(outcome).__name__}")
-    terms = (outcome.loss, outcome.entropy, outcome.similarity)
-    loss, entropy, similarity = (None if term is None else float(term) for term in terms)
-    return Adaptation(
-        loss=loss,
-        entropy=entropy,
-        similarity=similarity,
-        selected=int(outcome.selected),
-        stepped=bool(outcome.stepped),
-        skipped=None if outcome.skipped is None else str(outcome.skipped),
-    )
+def _said(method: Method, images: Tensor, learn: bool) -> _Said:
+    prediction = method.predict(images, learn=learn)
+    return prediction, prediction.to_host()
 
 
 class Engine:
@@ -186,8 +133,6 @@ class Engine:
             most_bytes=max_stream_bytes,
             expiry=stream_expiry,
         )
-        self._predict_takes_learn = _takes_learn(source.predict)
-        self._adapt_takes_learn = _takes_learn(source.adapt)
         self.last_adapt_seconds = 0.0
         self._device = ThreadPoolExecutor(
             1,
@@ -217,9 +162,7 @@ class Engine:
 
     async def _on_device(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
-        return await loop.run_in_executor(
-            self._device, lambda: context.run(lambda: _contained(call, *args, **kwargs))
-        )
+        return await loop.run_in_executor(self._device, lambda: context.run(call, *args, **kwargs))
 
     async def start(self) -> None:
         """Run one throw-away batch, so that the first is not slow."""
@@ -275,7 +218,7 @@ class Engine:
         with tracing.span("forward"):
             said = self._ask(stream, record, images, learn)
         seconds = time.perf_counter() - started
-        return _Part(stream, record, said, [item.label for item in items], seconds)
+        return _Part(stream, record, *said, [item.label for item in items], seconds)
 
     def _ask(self, stream: str, record: StreamRecord, images: Tensor, learn: bool) -> _Said:
         """Have a stream's method answer.
@@ -285,7 +228,7 @@ class Engine:
         """
         said = None
         try:
-            said = _contained(self._run, record.method, images, learn)
+            said = _said(record.method, images, learn)
         except (MemoryError, torch.OutOfMemoryError):
             raise  # fewer images may fit: the queue tries that
         except Exception:
@@ -293,34 +236,19 @@ class Engine:
                 raise
         if said is None:
             with contextlib.suppress(Exception):  # what was the matter may be over
-                said = _contained(self._run, record.method, images, learn)
-        if said is not None and (said.sound.any() or record.is_new):
+                said = _said(record.method, images, learn)
+        if said is not None and (said[1].sound.any() or record.is_new):
             return said
         try:
             source = self._source.fork()
-            answer = _contained(self._run, source, images, learn)
+            answer = _said(source, images, learn)
         except Exception:
             if said is None:
                 raise
             return said
-        if answer.sound.any():
+        if answer[1].sound.any():
             self._put_back(stream, record, source)
         return answer
-
-    def _run(self, method: Method, images: Tensor, learn: bool) -> _Said:
-        options = {"learn": False} if self._predict_takes_learn and not learn else {}
-        prediction = method.predict(images, **options)
-        answers = prediction.to_host()
-        rows, classes = len(images), self._source.model.classes
-        shapes = [np.shape(part) for part in (answers.logits, answers.probabilities)]
-        shapes += [np.shape(part) for part in (answers.entropy, answers.selected)]
-        if shapes != [(rows, classes)] * 2 + [(rows,)] * 2 or not isinstance(answers.version, int):
-            raise TypeError(
-                f"predict must answer {rows} images of {classes} classes with a version that is an "
-                f"int; got logits, probabilities, entropy and selected of shapes {shapes} and a "
-                f"version that is {type(answers.version).__name__}"
-            )
-        return _Said(prediction, answers, _sound_rows(answers))
 
     def _put_back(self, stream: str, record: StreamRecord, source: Method) -> None:
         """Give a stream that cannot go on a method at the source."""
@@ -346,13 +274,13 @@ class Engine:
         if not self._streams.is_current(stream, record):  # a reset came between
             self._metrics.forget_answers(stream)
             return
-        if not part.said.sound.all():
+        if not part.answers.sound.all():
             outcome = Adaptation(skipped="non_finite")  # it answers nobody, and moves nothing
         else:
             record.images += len(part.labels)
             record.batches += 1
             if self._streams.keep(stream, record):
-                outcome = self._learn(stream, record, part.said.prediction, learn)
+                outcome = self._learn(stream, record, part.prediction, learn)
                 record.take_note()
                 self._streams.measure(stream)
             else:
@@ -369,15 +297,12 @@ class Engine:
         self, stream: str, record: StreamRecord, prediction: Prediction, learn: bool
     ) -> Adaptation:
         """Have a stream's method learn; if it fails, the stream is as it was before."""
-        if not learn and not self._adapt_takes_learn:
-            return Adaptation(skipped="shed")
         method, before = record.method, None
         try:
             with tracing.span("adapt"):
                 with contextlib.suppress(Exception):  # then a failure leads back to the source
-                    before = _contained(method.state)
-                options = {} if learn else {"learn": False}
-                return _checked(_contained(method.adapt, prediction, **options))
+                    before = method.state()
+                return method.adapt(prediction, learn=learn)
         except Exception as error:
             self.events.note(
                 "adaptation_failed",
@@ -389,21 +314,21 @@ class Engine:
         try:
             if before is None:
                 raise LookupError
-            _contained(method.restore, before)
+            method.restore(before)
         except Exception:
             self._put_back(stream, record, self._source.fork())
         return Adaptation(skipped="failed")
 
     def _count(self, part: _Part, *, learn: bool = True) -> None:
         """Count a part's answers, once the clients have them."""
-        said = part.said
-        if not said.sound.all():  # then nobody has an answer
-            failed = {"stream": part.stream, "images": int((~said.sound).sum())}
+        sound = part.answers.sound
+        if not sound.all():  # then nobody has an answer
+            failed = {"stream": part.stream, "images": int((~sound).sum())}
             log.error("the model's scores are not finite numbers", extra={"fields": failed})
             return
         self._metrics.stage_seconds.labels("forward").observe(part.seconds)
-        selects = learn and getattr(part.record.method, "selects", True)
-        self._metrics.count_answers(said.answers, part.labels, selects=selects, stream=part.stream)
+        selects = learn and part.record.method.selects
+        self._metrics.count_answers(part.answers, part.labels, selects=selects, stream=part.stream)
 
     # Control
 

@@ -16,15 +16,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
-from torch import Tensor
-
 from service.errors import TooManyStreams
 from service.events import Events
 from service.metrics import Metrics
 from service.state_folder import StateFolder
 from ttc_core.errors import UserError
 from ttc_core.methods import Method
-from ttc_core.state import StateError, StateUnreadable
+from ttc_core.state import StateError, StateUnreadable, size_bytes
 
 # Streams that cannot be saved one after another: then it is the folder, and all will fail.
 MOST_FAILURES = 3
@@ -55,9 +53,9 @@ class StreamRecord:
 
     def take_note(self) -> None:
         """Publish where the method stands."""
-        self.version = int(_reading(self.method, "version"))
-        self.pending_batches = int(_reading(self.method, "pending_batches"))
-        self.drift = _reading(self.method, "drift")
+        self.version = self.method.version
+        self.pending_batches = self.method.pending_batches
+        self.drift = self.method.drift
 
 
 class Streams:
@@ -378,23 +376,9 @@ class Streams:
 def _state_bytes(method: Method) -> int:
     """The size of a method's tensors; 0 where it cannot tell, as saving it will."""
     try:
-        return sum(
-            value.numel() * value.element_size()
-            for section in method.state().values()
-            for value in section.values()
-            if isinstance(value, Tensor)
-        )
+        return size_bytes(method.state())
     except Exception:  # a user's own method may raise anything
         return 0
-
-
-def _reading(method: Method, name: str) -> float:
-    """A number that a method shows; 0 for one of a user's own that knows of none."""
-    try:
-        value = float(getattr(method, name, 0.0))
-    except Exception:
-        return 0.0
-    return value if math.isfinite(value) else 0.0
 
 
 def _reason(error: Exception) -> str:

@@ -105,6 +105,19 @@ def save_state(path: Path, method: Method, *, name: str, model: str) -> None:
     sync_folder(path.parent)
 
 
+def size_bytes(entries: Mapping[str, Any]) -> int:
+    """The memory of all tensors of a state."""
+    total = 0
+    for value in entries.values():
+        if isinstance(value, NamedTensors):
+            total += value.flat.nbytes
+        elif isinstance(value, Mapping):
+            total += size_bytes(value)
+        elif isinstance(value, Tensor):
+            total += value.nbytes
+    return total
+
+
 def encode(state: State, identity: Mapping[str, str]) -> bytes:
     """The content of a state file: a safetensors file of the tensors by section and name.
 

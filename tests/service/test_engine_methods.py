@@ -24,6 +24,7 @@ from tests.fixtures.engine import (
     step,
     value,
 )
+from ttc_core.errors import PluginError
 from ttc_core.methods import Adaptation, Prediction, create
 
 
@@ -210,7 +211,7 @@ def test_an_answer_of_another_shape_fails_the_request(odd, prediction):
 
     async def walk():
         make(predicts=lambda method, images, _: prediction)
-        with pytest.raises((TypeError, AttributeError)):
+        with pytest.raises(PluginError):
             await ask(engine, pictures(4))
         assert engine.streams == {}
 

@@ -9,6 +9,7 @@ import torch
 from service import streams as streams_module
 from service.engine import Image
 from service.errors import TooManyStreams
+from tests.fixtures.engine import own
 from tests.fixtures.methods import Plain
 from tests.fixtures.streams import PIXELS, events, request
 
@@ -51,7 +52,7 @@ class Overflowing(Plain):
 
 def test_a_stream_whose_answers_were_all_refused_holds_no_place(engine, source):
     """Scores that are no numbers are no answers."""
-    table = engine(source=Overflowing(source.model), max_streams=1)
+    table = engine(source=own(Overflowing(source.model)), max_streams=1)
 
     async def run():
         answered = await table.predict([("a", [Image(PIXELS[0])])])
@@ -196,7 +197,7 @@ class Growing(Plain):
 
 def test_a_stream_that_grows_takes_the_room_of_others(engine, tmp_path, source):
     """What grows with its images is measured again as it grows."""
-    table = engine(tmp_path, source=Growing(source.model), max_stream_bytes=20_000)
+    table = engine(tmp_path, source=own(Growing(source.model)), max_stream_bytes=20_000)
     request(table, "small")
     for _ in range(8):
         request(table, "large")
@@ -206,7 +207,7 @@ def test_a_stream_that_grows_takes_the_room_of_others(engine, tmp_path, source):
 
 def test_streams_that_fill_the_bytes_are_answered_and_learn_no_more(engine, clock, source):
     """None has to go without answers for an hour because all have grown; a new one has."""
-    table = engine(source=Growing(source.model), max_stream_bytes=20_000)
+    table = engine(source=own(Growing(source.model)), max_stream_bytes=20_000)
     for _ in range(6):
         for name in ("a", "b"):
             request(table, name)

@@ -138,7 +138,7 @@ def test_what_a_factory_changed_in_the_process_is_put_back(module, tmp_path, cap
         (
             "class Own:\n def __init__(self, model): pass\n"
             " @property\n def selects(self): raise KeyError('s')",
-            "could not be made: KeyError: 's'",
+            "its description failed: KeyError: 's'",
         ),
         ("Own = 3", r"is no class but an object \(int\)"),
     ],

@@ -7,6 +7,7 @@ happened. A stream of images is one method object on the shared source model.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -146,7 +147,7 @@ class Answers:
     selected: NDArray[np.bool_]
     version: int
 
-    @property
+    @cached_property
     def sound(self) -> NDArray[np.bool_]:
         """(N,) which rows are answers: all their numbers are finite."""
         table = (self.logits, self.probabilities, self.entropy[:, None])

@@ -38,6 +38,9 @@ class OwnMethod:
         self._name, self._inner = name, inner
         self.model = model
         with self._contained("description"):
+            self.settings: Mapping[str, Any] = dict(getattr(inner, "settings", {}))
+            self.adapts = frozenset(getattr(inner, "adapts", ()))
+            self.selects = bool(getattr(inner, "selects", True))
             missing = [verb for verb in VERBS if not callable(getattr(inner, verb, None))]
             if missing:
                 raise PluginError(
@@ -46,9 +49,6 @@ class OwnMethod:
                 )
             self._predict_takes_learn = _takes_learn(inner.predict)
             self._adapt_takes_learn = _takes_learn(inner.adapt)
-            self.settings: Mapping[str, Any] = dict(getattr(inner, "settings", {}))
-            self.adapts = frozenset(getattr(inner, "adapts", ()))
-            self.selects = bool(getattr(inner, "selects", True))
 
     @contextlib.contextmanager
     def _contained(self, verb: str) -> Iterator[None]:
