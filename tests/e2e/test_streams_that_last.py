@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.fixtures.engine import own
 from tests.fixtures.methods import Plain
 from tests.fixtures.requests import ask
 
@@ -63,7 +64,7 @@ def test_streams_are_bounded(serve, pictures):
 
 def test_a_method_with_the_verbs_alone_is_served(serve, make_method, pictures):
     """Version, settings, selection and the option not to learn are a method's own business."""
-    with serve(source=Plain(make_method("source").model), method="mine:Plain") as running:
+    with serve(source=own(Plain(make_method("source").model)), method="mine:Plain") as running:
         ask(running, pictures[:4])
         status = running.at_rest()
     assert [event["event"] for event in status["events"]] == ["started"]

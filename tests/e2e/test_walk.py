@@ -339,8 +339,8 @@ def test_adaptation_that_is_shed_is_counted(serve, held, pictures, policy):
 class Nan(Source):
     """Answers an all-black picture with numbers that are none, and learns from nothing."""
 
-    def predict(self, images):
-        prediction = super().predict(images)
+    def predict(self, images, *, learn=True):
+        prediction = super().predict(images, learn=learn)
         black = images.flatten(1).sum(dim=1) == 0
         prediction.logits[black] = torch.nan
         return prediction
@@ -375,8 +375,8 @@ def test_a_batch_with_scores_that_are_no_numbers_teaches_nothing(serve, make_met
         def __getattr__(self, name):
             return getattr(self._inner, name)
 
-        def predict(self, images):
-            prediction = self._inner.predict(images)
+        def predict(self, images, *, learn=True):
+            prediction = self._inner.predict(images, learn=learn)
             prediction.logits[images.flatten(1).sum(dim=1) == 0] = torch.nan
             return prediction
 

@@ -91,6 +91,9 @@ class ComposedMethod(ABC):
             part.restore(state)
 
     def fork(self) -> Self:
+        if type(self).__init__ is not ComposedMethod.__init__:
+            # A class of a user's own may keep what is a stream's outside of parts.
+            return type(self)(self.model, **self.settings)
         other = copy(self)
         other._parts = other._compose()
         return other

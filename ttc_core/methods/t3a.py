@@ -6,7 +6,8 @@ NeurIPS 2021; METHOD §1.4. The batch's own features count in its answer.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from functools import cached_property
+from typing import Annotated
 
 import torch
 from pydantic import AfterValidator, Field
@@ -17,7 +18,6 @@ from ttc_core.methods.contract import Prediction
 from ttc_core.methods.parts import Part
 from ttc_core.methods.parts.memory import SupportMemory, Supports, SupportsPending
 from ttc_core.methods.settings import StatisticsSettings, StatisticsSource
-from ttc_core.model import SourceModel
 
 
 def _some(count: int) -> int:
@@ -45,9 +45,10 @@ class T3A(StatisticsMethod):
     Settings = T3ASettings
     _settings: T3ASettings
 
-    def __init__(self, model: SourceModel, **settings: Any) -> None:
-        self._first_supports = Supports.of_head(model)
-        super().__init__(model, **settings)
+    @cached_property
+    def _first_supports(self) -> Supports:
+        """Read from the head once; forks share them."""
+        return Supports.of_head(self.model)
 
     def _compose(self) -> Sequence[Part]:
         self._memory = SupportMemory(
