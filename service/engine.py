@@ -24,9 +24,11 @@ from torch import Tensor
 from service import tracing
 from service.errors import PredictionFailed, Refused, StateNotRemoved
 from service.events import Events
+from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
 from service.state_folder import StateFolder
 from service.streams import StreamRecord, Streams
+from service.truth import Truth
 from ttc_core.errors import told
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.methods import Adaptation, Answers, Method, Prediction
@@ -39,10 +41,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Image:
-    """A decoded image (H, W, 3) uint8, with its true class if the client knew it."""
+    """A decoded image (H, W, 3) uint8, with its true class and its id if the client gave them."""
 
     pixels: NDArray[np.uint8]
     label: int | None = None
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,8 @@ class Engine:
         threads: torch's CPU threads; 0 leaves torch's choice.
         max_streams, max_stream_bytes: streams in memory at once, and bytes of their states.
         stream_expiry: idle seconds after which a stream that cannot be saved makes room.
-        state_dir: where streams are saved, or None. It is held until `close`.
+        state_dir: where streams and ids are saved, or None. It is held until `close`.
+        feedback_ids: answers to images with an id that a label may still come for.
 
     Raises:
         StateFolderError: the folder cannot be used, or another process holds it.
@@ -151,6 +155,7 @@ class Engine:
         max_stream_bytes: int = 2 << 30,
         stream_expiry: float = 3600.0,
         state_dir: Path | None = None,
+        feedback_ids: int = 1_000_000,
     ) -> None:
         self._source, self._metrics = source, metrics
         self._names = {"name": method_name, "model": model_spec}
@@ -169,6 +174,9 @@ class Engine:
             most_bytes=max_stream_bytes,
             expiry=stream_expiry,
         )
+        names, ids_file = source.model.class_names, None if state_dir is None else state_dir / FILE
+        ids = KnownIds(feedback_ids, names, ids_file, self.events)
+        self.truth = Truth(metrics, ids, most_streams=max_streams)
         self._answered: _Answered | None = None
         self._predict_takes_learn = _takes_learn(source.predict)
         self._adapt_takes_learn = _takes_learn(source.adapt)
@@ -259,6 +267,10 @@ class Engine:
             said = self._ask(stream, record, images, learn)
         seconds = time.perf_counter() - started
         labels = [item.label for item in items]
+        if said.sound.all():
+            self.truth.remember(
+                stream, [item.id for item in items], said.answers.predicted.tolist(), labels
+            )
         self._answered = _Answered(stream, record, said, labels, seconds)
         return [
             Answer(said.answers, row, seconds)
@@ -316,7 +328,8 @@ class Engine:
         """Give a stream that cannot go on a method at the source."""
         record.method = source
         record.take_note()
-        self._metrics.count_reset("failure", stream)
+        self._metrics.count_reset("failure")
+        self.truth.forget(stream)
         self._note("reset", stream, level=logging.ERROR, reason="failure")
 
     async def adapt(self, stream: str, *, learn: bool) -> None:
@@ -392,9 +405,8 @@ class Engine:
             return
         self._metrics.stage_seconds.labels("forward").observe(answered.seconds)
         selects = learn and getattr(answered.record.method, "selects", True)
-        self._metrics.count_answers(
-            said.answers, answered.labels, selects=selects, stream=answered.stream
-        )
+        self._metrics.count_answers(said.answers, selects=selects)
+        self.truth.count(answered.stream, said.answers.predicted.tolist(), answered.labels)
 
     # Control
 
@@ -426,9 +438,10 @@ class Engine:
         known = [name for name in names if name in self._streams]
         # At the source a stream is as good as none: its place is free for another.
         steps, pending, kept = self._streams.forget(names)
-        for name in known:
-            self._metrics.count_reset("request", name)
+        for _ in known:
+            self._metrics.count_reset("request")
         for name in names:
+            self.truth.forget(name)
             self._note("reset", name, reason="request")
         for name, reason in kept.items():
             self._note("not_removed", name, level=logging.ERROR, reason=reason)
@@ -464,5 +477,6 @@ class Engine:
     def close(self) -> None:
         """Finish what was sent to the thread, then end it."""
         self._device.shutdown()
+        self.truth.close()
         if self._folder is not None:
             self._folder.close()

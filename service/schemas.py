@@ -33,6 +33,46 @@ class PredictRequest(BaseModel):
     images: list[EncodedImage] = Field(min_length=1)
 
 
+class LateLabel(BaseModel):
+    """The true class of an image that was answered before."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    stream: str | None = Field(
+        None, pattern=STREAM_PATTERN, description="the image's; None: the request's"
+    )
+    id: str = Field(max_length=128, description="that the image came with")
+    label: int = Field(description="the true class; counted, never learned")
+
+
+class FeedbackRequest(BaseModel):
+    """A JSON request: labels that came later."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"labels": [{"id": "frame-1", "label": 7}]}]},
+    )
+
+    labels: list[LateLabel] = Field(min_length=1)
+
+
+class NotTaken(BaseModel):
+    """Labels of one kind that did not count."""
+
+    count: int
+    ids: list[str] = Field(description="the first hundred of them")
+
+
+class FeedbackResponse(BaseModel):
+    """What became of each label."""
+
+    taken: int = Field(description="counted in the accuracy")
+    unknown: NotTaken = Field(description="no image of late was answered under this id")
+    repeated: NotTaken = Field(description="the answer had this label already")
+    contradicting: NotTaken = Field(description="the answer had another label, which stays")
+
+
 class ClassScore(BaseModel):
     """A class with the probability the model gives it."""
 
@@ -86,6 +126,8 @@ class StreamStatus(BaseModel):
     batches: int
     pending_batches: int
     drift: float = Field(description="relative distance of the adapted parameters to the source's")
+    labelled: int = Field(0, description="labels since the start or the last reset, late ones too")
+    correct: int = Field(0, description="those of them whose answer was right")
 
 
 class ModelStatus(BaseModel):

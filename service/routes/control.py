@@ -1,5 +1,6 @@
 """POST /reset and GET /status: what a person does and sees."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -75,6 +76,7 @@ async def status(service: ServiceNow) -> StatusResponse:
                 batches=record.batches,
                 pending_batches=record.pending_batches,
                 drift=record.drift,
+                **asdict(service.engine.truth.tally(name)),
             )
             for name, record in service.engine.streams.items()
         },
