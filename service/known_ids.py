@@ -132,7 +132,7 @@ class KnownIds:
 
     def _hash(self, stream: str, name: str) -> tuple[bytes, int]:
         """What an id is known by, and its bucket."""
-        text = f"{stream}\0{name}".encode()
+        text = f"{stream}\0{name}".encode(errors="surrogatepass")
         key = blake2b(text, digest_size=16, key=self._secret).digest()
         return key, int.from_bytes(key[:8], "little") & (len(self._newest_of) - 1)
 
@@ -269,7 +269,7 @@ class KnownIds:
 
 def _checks(records: NDArray[np.void]) -> NDArray[np.uint64]:
     """(N,) a number for each record that follows from all of it."""
-    words = records.view("<u8").reshape(len(records), -1)[:, :-1]
+    words = records.view("<u8").reshape(-1, RECORD.itemsize // 8)[:, :-1]
     check = np.full(len(records), 0x9E3779B97F4A7C15, np.uint64)
     for column in words.T:
         check = (check ^ column) * np.uint64(0xFF51AFD7ED558CCD)
