@@ -48,11 +48,7 @@ class LateLabel(BaseModel):
 class FeedbackRequest(BaseModel):
     """A JSON request: labels that came later."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={"examples": [{"labels": [{"id": "frame-1", "label": 7}]}]},
-    )
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     labels: list[LateLabel] = Field(min_length=1)
 

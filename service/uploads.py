@@ -23,7 +23,8 @@ ACCEPTED = "image/*, multipart/form-data with fields named image, or application
 MAX_ID_CHARACTERS = 128
 PIECE_BYTES = 1 << 20
 # Between them stand the values of a JSON body. An image has three, and may have some in its id.
-_MARKS_AN_IMAGE = 3 * (4 + MAX_ID_CHARACTERS)
+_MARKS_A_LABEL = 4 + MAX_ID_CHARACTERS
+_MARKS_AN_IMAGE = 3 * _MARKS_A_LABEL
 _MAX_GZIP_MEMBERS = 100
 _WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 _MOST_DIGITS = 18  # what has more is cut: any such number is no class
@@ -241,7 +242,7 @@ def parse_labels(body: Buffer, content_type: str | None, *, classes: int) -> lis
     if media_type != b"application/json":
         raise UnknownType("Labels go as application/json.")
     too_many = TooLarge(f"The request has more than {MOST_LABELS:,} labels, the most accepted.")
-    if _marks(body) > _MARKS_AN_IMAGE * MOST_LABELS:
+    if _marks(body) > _MARKS_A_LABEL * MOST_LABELS:
         raise too_many
     labels = _read_json(body, options, FeedbackRequest).labels
     if len(labels) > MOST_LABELS:

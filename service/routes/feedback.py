@@ -7,7 +7,8 @@ from fastapi import APIRouter, Header, Query, Request
 
 from service.routes.context import ServiceNow, problems
 from service.routes.guards import MAY_POST, stream_named
-from service.schemas import STREAM_PATTERN, FeedbackRequest, FeedbackResponse, NotTaken
+from service.schemas import STREAM_PATTERN, FeedbackResponse, LateLabel, NotTaken
+from service.uploads import MOST_LABELS
 
 router = APIRouter()
 
@@ -24,9 +25,19 @@ MOST_NAMED = 100
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": FeedbackRequest.model_json_schema(
-                        ref_template="#/components/schemas/{model}"
-                    )
+                    "schema": {
+                        "type": "object",
+                        "required": ["labels"],
+                        "properties": {
+                            "labels": {
+                                "type": "array",
+                                "minItems": 1,
+                                "maxItems": MOST_LABELS,
+                                "items": LateLabel.model_json_schema(),
+                            }
+                        },
+                    },
+                    "example": {"labels": [{"stream": "gate-4", "id": "frame-1", "label": 7}]},
                 }
             },
         }
