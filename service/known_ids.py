@@ -234,12 +234,12 @@ class KnownIds:
                 raise ValueError("it is no ordinary file")
             head = file.read(_HEADER.size).ljust(_HEADER.size, b"\0")
             form, capacity, names, secret = _HEADER.unpack(head)
-            longest = (1 + min(capacity, MOST_IDS)) * RECORD.itemsize
-            if form != _FORMAT or capacity < 1 or status.st_size > longest:
+            fits = status.st_size <= (1 + capacity) * RECORD.itemsize
+            if form != _FORMAT or not 1 <= capacity <= MOST_IDS or not fits:
                 raise ValueError("it holds no ids of this program")
             if names != self._names_hash:
                 raise ValueError("it is of a model with other classes")
-            records = np.fromfile(file, RECORD, capacity)
+            records = np.fromfile(file, RECORD)
         records = records.compress(self._sound(records, capacity))
         if not len(records):
             return

@@ -17,7 +17,7 @@ class EncodedImage(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     b64: str = Field(description="the image file in base64: JPEG, PNG, WebP, GIF or BMP")
-    id: str | None = Field(None, max_length=128, description="echoed in the answer")
+    id: str | None = Field(None, max_length=128, description="echoed; a later label names it")
     label: int | None = Field(None, description="the true class, if known; counted, never learned")
 
 

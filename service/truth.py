@@ -37,7 +37,6 @@ class Truth:
         self._right: deque[bool] = deque(maxlen=ACCURACY_WINDOW)
         self._answered: deque[tuple[str, int]] = deque(maxlen=DOMINANCE_WINDOW)
         self._lock = threading.Lock()
-        self.close = ids.close
         metrics.window_accuracy.set_function(lambda: self.window_accuracy)
         metrics.dominant_class.set_function(lambda: self.dominant_share)
         metrics.known_ids.set_function(lambda: len(ids))
@@ -103,6 +102,10 @@ class Truth:
             self._tallies.pop(stream, None)
             kept = [(name, answer) for name, answer in self._answered if name != stream]
             self._answered = deque(kept, maxlen=DOMINANCE_WINDOW)
+
+    def close(self) -> None:
+        """Write the ids that are not written yet."""
+        self._ids.close()
 
     def tally(self, stream: str) -> Tally:
         """What labels say of a stream since its start or its last reset."""

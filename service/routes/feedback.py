@@ -19,7 +19,7 @@ MOST_NAMED = 100
 @router.post(
     "/feedback",
     dependencies=MAY_POST,
-    responses=problems(401, 413, 415, 429),
+    responses=problems(401, 413, 415, 429, 503),
     openapi_extra={
         "requestBody": {
             "required": True,

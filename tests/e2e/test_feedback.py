@@ -55,7 +55,7 @@ def test_labels_count_as_if_they_had_come_along(serve, pictures, labels, way):
             assert running.http.post("/predict?stream=late", **given).status_code == 200
         else:
             for picture, name in zip(pictures[:16], ids, strict=True):
-                params = {"stream": "late", "id": name}
+                params = {"stream": "late", "id": name, "learn": name == ids[0]}
                 running.http.post("/predict", content=picture, params=params)
         told = tell(running, ids, labels[:16], stream="late")
         right = sum(a == b for a, b in zip(classes(answer), labels[:16], strict=True))
