@@ -122,8 +122,13 @@ class StreamStatus(BaseModel):
     batches: int
     pending_batches: int
     drift: float = Field(description="relative distance of the adapted parameters to the source's")
-    labelled: int = Field(0, description="labels since the start or the last reset, late ones too")
-    correct: int = Field(0, description="those of them whose answer was right")
+
+
+class StreamTruth(BaseModel):
+    """What labels say of one camera's stream."""
+
+    labelled: int = Field(0, description="answers whose label came, with the image or later")
+    correct: int = Field(0, description="those of them that are right")
 
 
 class ModelStatus(BaseModel):
@@ -153,6 +158,9 @@ class StatusResponse(BaseModel):
     device: str
     streams: dict[str, StreamStatus] = Field(description="those in memory")
     saved_streams: int = Field(description="others in the state folder, loaded when asked for")
+    truth: dict[str, StreamTruth] = Field(
+        {}, description="of streams with labels since the start or their last reset"
+    )
     counters: dict[str, float]
     events: list[dict[str, Any]] = Field(
         description="the latest starts, resets, skips and failures"

@@ -3,7 +3,6 @@
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 
 from service.known_ids import KnownIds
 from service.metrics import (
@@ -13,14 +12,7 @@ from service.metrics import (
     FEWEST_ANSWERS,
     Metrics,
 )
-
-
-@dataclass
-class Tally:
-    """How many answers of a stream have their label, and how many of those are right."""
-
-    labelled: int = 0
-    correct: int = 0
+from service.schemas import StreamTruth
 
 
 class Truth:
@@ -33,7 +25,7 @@ class Truth:
 
     def __init__(self, metrics: Metrics, ids: KnownIds, *, most_streams: int) -> None:
         self._metrics, self._ids, self._most_streams = metrics, ids, most_streams
-        self._tallies: dict[str, Tally] = {}
+        self._streams: dict[str, StreamTruth] = {}
         self._right: deque[bool] = deque(maxlen=ACCURACY_WINDOW)
         self._answered: deque[tuple[str, int]] = deque(maxlen=DOMINANCE_WINDOW)
         self._lock = threading.Lock()
@@ -84,12 +76,12 @@ class Truth:
             return
         with self._lock:
             self._right.extend(right)
-            tally = self._tallies.pop(stream, None) or Tally()
-            tally.labelled += len(right)
-            tally.correct += sum(right)
-            self._tallies[stream] = tally
-            if len(self._tallies) > self._most_streams:
-                del self._tallies[next(iter(self._tallies))]
+            before = self._streams.pop(stream, StreamTruth())
+            self._streams[stream] = StreamTruth(
+                labelled=before.labelled + len(right), correct=before.correct + sum(right)
+            )
+            if len(self._streams) > self._most_streams:
+                del self._streams[next(iter(self._streams))]
         self._metrics.labelled.inc(len(right))
         self._metrics.correct.inc(sum(right))
 
@@ -99,7 +91,7 @@ class Truth:
         Its ids stay known: the answers were given, and a label is true of them.
         """
         with self._lock:
-            self._tallies.pop(stream, None)
+            self._streams.pop(stream, None)
             kept = [(name, answer) for name, answer in self._answered if name != stream]
             self._answered = deque(kept, maxlen=DOMINANCE_WINDOW)
 
@@ -107,10 +99,11 @@ class Truth:
         """Write the ids that are not written yet."""
         self._ids.close()
 
-    def tally(self, stream: str) -> Tally:
-        """What labels say of a stream since its start or its last reset."""
+    @property
+    def streams(self) -> dict[str, StreamTruth]:
+        """What labels say of each stream since the start or its last reset; a copy."""
         with self._lock:
-            return replace(self._tallies.get(stream, Tally()))
+            return dict(self._streams)
 
     @property
     def window_accuracy(self) -> float:

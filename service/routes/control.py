@@ -1,6 +1,5 @@
 """POST /reset and GET /status: what a person does and sees."""
 
-from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -76,11 +75,11 @@ async def status(service: ServiceNow) -> StatusResponse:
                 batches=record.batches,
                 pending_batches=record.pending_batches,
                 drift=record.drift,
-                **asdict(service.engine.truth.tally(name)),
             )
             for name, record in service.engine.streams.items()
         },
         saved_streams=await service.engine.saved_streams(),
+        truth=service.engine.truth.streams,
         counters=service.metrics.counters(),
         events=list(service.engine.events),
         versions=versions(),

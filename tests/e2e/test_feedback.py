@@ -61,9 +61,8 @@ def test_labels_count_as_if_they_had_come_along(serve, pictures, labels, way):
         right = sum(a == b for a, b in zip(classes(answer), labels[:16], strict=True))
         assert told == {"taken": 16, "unknown": NONE, "repeated": NONE, "contradicting": NONE}
         assert accuracy(running) == [32, 2 * right, early[2]]
-        streams = running.at_rest()["streams"]
-        assert streams["late"]["labelled"] == streams["early"]["labelled"] == 16
-        assert streams["late"]["correct"] == streams["early"]["correct"] == right
+        of_each = {"labelled": 16, "correct": right}
+        assert running.at_rest()["truth"] == {"early": of_each, "late": of_each}
 
 
 def test_what_does_not_count_is_named(serve, pictures):
@@ -96,7 +95,7 @@ def test_the_stream_is_the_labels_own_or_the_requests(serve, pictures):
         assert tell(running, ["1"], [0], headers={"X-Session-Id": "gate"}, stream="yard") == {
             **{"taken": 1, "unknown": NONE, "repeated": NONE, "contradicting": NONE}
         }
-        streams = running.at_rest()["streams"]
+        streams = running.at_rest()["truth"]
         assert {name: one["labelled"] for name, one in streams.items()} == {
             **{"default": 1, "gate": 1, "yard": 1}
         }
@@ -136,7 +135,7 @@ def test_a_reset_forgets_no_ids(serve, pictures):
         told = tell(running, names(4), [0] * 4)
         assert (told["taken"], told["repeated"]["count"]) == (3, 1)
         ask(running, pictures[:1])
-        assert running.at_rest()["streams"]["default"]["labelled"] == 3
+        assert running.at_rest()["truth"]["default"]["labelled"] == 3
         assert running.metric("ttc_labelled_images_total") == 4
 
 
@@ -158,7 +157,7 @@ def test_a_label_may_follow_its_answer_at_once(serve, pictures, labels):
             assert told == [2] * 20
         running.at_rest()
         assert running.metric("ttc_labelled_images_total") == 160
-        streams = running.status()["streams"].values()
+        streams = running.status()["truth"].values()
         assert sum(one["correct"] for one in streams) == accuracy(running)[1]
 
 

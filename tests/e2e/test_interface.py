@@ -60,7 +60,7 @@ def test_status_tells_all_that_a_person_needs(serve, pictures):
     assert status.settings["server"]["max_batch"] == 7
     assert "token" not in status.settings["server"]
     assert (status.streams["gate"].images, status.streams["gate"].batches) == (7, 1)
-    assert status.streams["gate"].labelled == 7
+    assert status.truth["gate"].labelled == 7
     assert status.counters["images_total"] == 7
     assert status.counters["labelled_images_total"] == 7
     assert [event["event"] for event in status.events] == ["started", "reset"]

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from service.events import Events
 from service.known_ids import KnownIds
 from service.metrics import ACCURACY_WINDOW, DOMINANCE_WINDOW, Metrics
-from service.truth import Tally, Truth
+from service.truth import Truth
 
 
 @pytest.fixture
@@ -30,6 +30,11 @@ def answer(truth, classes, labels=None, ids=None, stream="gate"):
     labels = labels or [None] * len(classes)
     truth.remember(stream, ids or [None] * len(classes), classes, labels)
     truth.count(stream, classes, labels)
+
+
+def of_stream(truth, name="gate"):
+    said = truth.streams[name]
+    return said.labelled, said.correct
 
 
 def accuracy(truth):
@@ -55,7 +60,7 @@ def test_labels_count_the_same_with_the_image_and_later(truth):
     given = [("gate", name, label) for name, label in zip("abcd", labels, strict=True)]
     assert truth.feedback(given)["taken"] == list("abcd")
     assert accuracy(truth) == [2 * first[0], 2 * first[1], first[2]]
-    assert truth.tally("gate") == Tally(8, 6)
+    assert of_stream(truth) == (8, 6)
 
 
 def test_what_does_not_count_is_told_and_counted_by_its_outcome(truth):
@@ -112,9 +117,9 @@ def test_a_reset_starts_a_streams_counts_anew_and_forgets_no_id(truth):
     """The answer was given: a label is true of it, also after what gave it has gone."""
     answer(truth, [1, 2], [1, None], ids=["a", "b"])
     truth.forget("gate")
-    assert truth.tally("gate") == Tally()
+    assert truth.streams == {}
     assert truth.feedback([("gate", "b", 2)])["taken"] == ["b"]
-    assert truth.tally("gate") == Tally(1, 1)
+    assert of_stream(truth) == (1, 1)
     assert accuracy(truth)[:2] == [2, 2]
 
 
@@ -122,7 +127,7 @@ def test_the_counts_of_streams_are_bounded(truth):
     """The one without a label for longest makes room; the totals have it still."""
     for name in ("a", "b", "c", "a", "d"):
         answer(truth, [1], [1], stream=name)
-    assert [truth.tally(name).labelled for name in "abcd"] == [2, 0, 1, 1]
+    assert {name: said.labelled for name, said in truth.streams.items()} == {"a": 2, "c": 1, "d": 1}
     assert accuracy(truth)[:2] == [5, 5]
 
 
