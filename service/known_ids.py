@@ -65,7 +65,8 @@ class KnownIds:
     ) -> None:
         self._capacity, self._path, self._events = capacity, path, events
         self._classes = len(class_names)
-        self._names_hash = blake2b("\0".join(class_names).encode(), digest_size=8).digest()
+        names = "\0".join(class_names).encode(errors="surrogatepass")
+        self._names_hash = blake2b(names, digest_size=8).digest()
         self._secret = secrets.token_bytes(16)
         # The system gives memory to what is written: an empty ring takes none.
         self._records = np.zeros(capacity, RECORD)
@@ -151,10 +152,10 @@ class KnownIds:
         self._writer.submit(self._write, self._path)
 
     def _write(self, path: Path) -> None:
-        with self._lock:
+        whole = not self._is_in_place(path)
+        with self._lock:  # never while waiting for the disk
             self._to_write = False
             slots = np.flatnonzero(self._changed)
-            whole = not self._is_in_place(path)
             if whole:
                 slots = np.arange(min(self._newest + 1, self._capacity))
             records = self._records[slots]
