@@ -440,8 +440,10 @@ class Engine:
         steps, pending, kept = self._streams.forget(names)
         for _ in known:
             self._metrics.count_reset("request")
-        for name in names:
+        # Labels may have come for streams that are neither in memory nor saved.
+        for name in names if stream is not None else {*names, *self.truth.streams}:
             self.truth.forget(name)
+        for name in names:
             self._note("reset", name, reason="request")
         for name, reason in kept.items():
             self._note("not_removed", name, level=logging.ERROR, reason=reason)

@@ -137,6 +137,10 @@ def test_a_reset_forgets_no_ids(serve, pictures):
         ask(running, pictures[:1])
         assert running.at_rest()["truth"]["default"]["labelled"] == 3
         assert running.metric("ttc_labelled_images_total") == 4
+        ask(running, pictures[:1], labels=[1], params={"stream": "visitor", "learn": "false"})
+        assert set(running.at_rest()["truth"]) == {"default", "visitor"}
+        running.http.post("/reset?stream=*")
+        assert running.status()["truth"] == {}
 
 
 def test_a_label_may_follow_its_answer_at_once(serve, pictures, labels):
