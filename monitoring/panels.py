@@ -397,19 +397,28 @@ TRUTH = Section(
     (
         Panel(
             "Accuracy where labels came",
-            "Of the images within the window, and of the last 500. Empty without labels.",
+            "Of the labels that came within the window, and of the last 500. Empty without labels.",
             (
                 Query(Q.ratio(Q.rate(M.correct), Q.rate(M.labelled)), "now {{instance}}"),
                 Query(f"{Q.gauge(M.window_accuracy)} >= 0", "last 500 {{instance}}"),
             ),
             unit="percentunit",
+            width=12,
             limits=(0, 1),
         ),
         Panel(
             "Labelled images",
-            "How many images a second came with their true class: the accuracy is of these.",
+            "How many labels a second came, with their images or later: the accuracy is of these.",
             (Query(Q.rate(M.labelled), "{{instance}}"),),
             unit="images/s",
+            width=12,
+        ),
+        Panel(
+            "Labels that came later",
+            "By outcome. unknown: another stream's, or so late that the id has left the memory "
+            "(--feedback-ids). contradicting: two labels for one answer; the first counts.",
+            (Query(Q.rate(M.feedback_labels, by=("outcome",)), "{{outcome}} {{instance}}"),),
+            width=12,
         ),
         Panel(
             "Share of the most frequent class",
@@ -417,6 +426,7 @@ TRUTH = Section(
             "collapsed.",
             (Query(f"{Q.gauge(M.dominant_class)} >= 0", "{{instance}}"),),
             unit="percentunit",
+            width=12,
             limits=(0, 1),
         ),
         Panel(
@@ -436,5 +446,6 @@ SECTIONS = (UP, ERRORS, LATENCY, SATURATION, ADAPTATION, TRUTH)
 WITHOUT_PANEL = {
     "ttc_connections_closed_total": "a stranger's doing; the log and /status name it",
     "process_virtual_memory_bytes": "address space; resident memory is what runs out",
+    "ttc_feedback_known_ids": "grows to --feedback-ids and stays; unknown labels tell of too few",
     "ttc_stream_state_bytes": "part of resident memory; to be held against --max-stream-bytes",
 }

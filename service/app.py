@@ -16,7 +16,7 @@ from service.intake import Intake
 from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.problems import install
-from service.routes import control, health, predict
+from service.routes import control, feedback, health, predict
 from service.routes.context import Service, problems
 from service.routes.guards import EVERY_ROUTE
 from service.settings import Settings
@@ -58,6 +58,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         max_stream_bytes=settings.max_stream_bytes,
         stream_expiry=settings.stream_expiry,
         state_dir=settings.state_dir,
+        feedback_ids=settings.feedback_ids,
     )
 
     @contextlib.asynccontextmanager
@@ -104,7 +105,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         # Its own spans hold whole queries and cover health too; `tracing` has ours.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    for module in (predict, control, health):
+    for module in (predict, feedback, control, health):
         app.include_router(module.router)
     install(app)
     if settings.cors_origin:

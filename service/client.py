@@ -5,14 +5,20 @@ Both send the same `Call`s and read answers by the same function; they differ in
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from service.schemas import Health, PredictResponse, ResetResponse, StatusResponse
+from service.schemas import (
+    FeedbackResponse,
+    Health,
+    PredictResponse,
+    ResetResponse,
+    StatusResponse,
+)
 from ttc_core.errors import UserError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -101,6 +107,25 @@ def predict_call(
         PredictResponse,
         params | _stream(stream),
         body=json.dumps({"images": entries}).encode(),
+    )
+
+
+def feedback_call(
+    labels: Iterable[tuple[str, int]], *, stream: str | None = None
+) -> Call[FeedbackResponse]:
+    """Build a request that tells labels which came after the answers.
+
+    Args:
+        labels: at most 10,000 pairs of an image's id and its true class.
+        stream: whose stream the images belong to; None: the default one.
+    """
+    entries = [{"id": name, "label": int(label)} for name, label in labels]
+    return Call(
+        "POST",
+        "/feedback",
+        FeedbackResponse,
+        _stream(stream),
+        body=json.dumps({"labels": entries}).encode(),
     )
 
 
@@ -262,6 +287,12 @@ class Client(_Connection):
         call = predict_call(images, labels=labels, ids=ids, stream=stream, top_k=top_k, learn=learn)
         return self.send(call)
 
+    def feedback(
+        self, labels: Iterable[tuple[str, int]], *, stream: str | None = None
+    ) -> FeedbackResponse:
+        """Tell true classes of images answered before; arguments as in `feedback_call`."""
+        return self.send(feedback_call(labels, stream=stream))
+
     def reset(self, stream: str | None = None) -> ResetResponse:
         """Put a stream back to the source model; "*" means all, None the default one."""
         return self.send(_reset_call(stream))
@@ -327,6 +358,12 @@ class AsyncClient(_Connection):
         """Classify image files, in one request; arguments as in `predict_call`."""
         call = predict_call(images, labels=labels, ids=ids, stream=stream, top_k=top_k, learn=learn)
         return await self.send(call)
+
+    async def feedback(
+        self, labels: Iterable[tuple[str, int]], *, stream: str | None = None
+    ) -> FeedbackResponse:
+        """Tell true classes of images answered before; arguments as in `feedback_call`."""
+        return await self.send(feedback_call(labels, stream=stream))
 
     async def reset(self, stream: str | None = None) -> ResetResponse:
         """Put a stream back to the source model; "*" means all, None the default one."""

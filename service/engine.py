@@ -23,9 +23,11 @@ from torch import Tensor
 from service import tracing
 from service.errors import PredictionFailed, Refused, StateNotRemoved
 from service.events import Events
+from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
 from service.state_folder import StateFolder
 from service.streams import StreamRecord, Streams
+from service.truth import Truth
 from ttc_core.errors import told
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.methods import Adaptation, Answers, Method, Prediction
@@ -39,10 +41,11 @@ _Said = tuple[Prediction, Answers]
 
 @dataclass(frozen=True)
 class Image:
-    """A decoded image (H, W, 3) uint8, with its true class if the client knew it."""
+    """A decoded image (H, W, 3) uint8, with its true class and its id if the client gave them."""
 
     pixels: NDArray[np.uint8]
     label: int | None = None
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ class Engine:
         threads: torch's CPU threads; 0 leaves torch's choice.
         max_streams, max_stream_bytes: streams in memory at once, and bytes of their states.
         stream_expiry: idle seconds after which a stream that cannot be saved makes room.
-        state_dir: where streams are saved, or None. It is held until `close`.
+        state_dir: where streams and ids are saved, or None. It is held until `close`.
+        feedback_ids: answers to images with an id that a label may still come for.
 
     Raises:
         StateFolderError: the folder cannot be used, or another process holds it.
@@ -115,6 +119,7 @@ class Engine:
         max_stream_bytes: int = 2 << 30,
         stream_expiry: float = 3600.0,
         state_dir: Path | None = None,
+        feedback_ids: int = 1_000_000,
     ) -> None:
         self._source, self._metrics = source, metrics
         self._names = {"name": method_name, "model": model_spec}
@@ -133,6 +138,9 @@ class Engine:
             most_bytes=max_stream_bytes,
             expiry=stream_expiry,
         )
+        names, ids_file = source.model.class_names, None if state_dir is None else state_dir / FILE
+        ids = KnownIds(feedback_ids, names, ids_file, self.events)
+        self.truth = Truth(metrics, ids, most_streams=max_streams)
         self.last_adapt_seconds = 0.0
         self._device = ThreadPoolExecutor(
             1,
@@ -218,7 +226,11 @@ class Engine:
         with tracing.span("forward"):
             said = self._ask(stream, record, images, learn)
         seconds = time.perf_counter() - started
-        return _Part(stream, record, *said, [item.label for item in items], seconds)
+        part = _Part(stream, record, *said, [item.label for item in items], seconds)
+        if part.answers.sound.all():
+            ids, predicted = [item.id for item in items], part.answers.predicted.tolist()
+            self.truth.remember(stream, ids, predicted, part.labels)
+        return part
 
     def _ask(self, stream: str, record: StreamRecord, images: Tensor, learn: bool) -> _Said:
         """Have a stream's method answer.
@@ -254,7 +266,8 @@ class Engine:
         """Give a stream that cannot go on a method at the source."""
         record.method = source
         record.take_note()
-        self._metrics.count_reset("failure", stream)
+        self._metrics.count_reset("failure")
+        self.truth.forget(stream)
         self.events.note("reset", stream=stream, level=logging.ERROR, reason="failure")
 
     async def adapt(self, answered: Pass, *, learn: bool) -> None:
@@ -272,7 +285,7 @@ class Engine:
         self._count(part)
         stream, record = part.stream, part.record
         if not self._streams.is_current(stream, record):  # a reset came between
-            self._metrics.forget_answers(stream)
+            self.truth.forget(stream)
             return
         if not part.answers.sound.all():
             outcome = Adaptation(skipped="non_finite")  # it answers nobody, and moves nothing
@@ -328,7 +341,8 @@ class Engine:
             return
         self._metrics.stage_seconds.labels("forward").observe(part.seconds)
         selects = learn and part.record.method.selects
-        self._metrics.count_answers(part.answers, part.labels, selects=selects, stream=part.stream)
+        self._metrics.count_answers(part.answers, selects=selects)
+        self.truth.count(part.stream, part.answers.predicted.tolist(), part.labels)
 
     # Control
 
@@ -357,8 +371,11 @@ class Engine:
         known = [name for name in names if name in self._streams]
         # At the source a stream is as good as none: its place is free for another.
         steps, pending, kept = self._streams.forget(names)
-        for name in known:
-            self._metrics.count_reset("request", name)
+        for _ in known:
+            self._metrics.count_reset("request")
+        # Labels may have come for streams that are neither in memory nor saved.
+        for name in names if stream is not None else {*names, *self.truth.streams}:
+            self.truth.forget(name)
         for name in names:
             self.events.note("reset", stream=name, reason="request")
         for name, reason in kept.items():
@@ -392,5 +409,6 @@ class Engine:
     def close(self) -> None:
         """Finish what was sent to the thread, then end it."""
         self._device.shutdown()
+        self.truth.close()
         if self._folder is not None:
             self._folder.close()

@@ -1,15 +1,18 @@
-"""What happened to the service and its streams: kept for /status, and written to the log."""
+"""What happened to the service and its streams: kept for /status, logged, told to who listens."""
 
+import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 from service import tracing
+from service.errors import NotReady
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +21,9 @@ EVENTS_KEPT = 100
 REPEAT_SECONDS = 60.0
 MOST_REPEATED = 1000
 LONGEST_TEXT = 1000
+MOST_LISTENERS = 32
+# Events that wait for a listener; of more, the oldest are lost to it.
+EVENTS_WAITING = 100
 
 
 @dataclass
@@ -29,16 +35,72 @@ class _Repeated:
     untold: int = 0
 
 
+class Listener:
+    """The events since `Events.subscribe`, for one task: `async for event in listener`.
+
+    A task that is too slow loses the oldest, and is told how many by an event `lost` with a
+    `count` in their place.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[dict[str, Any]] = deque(maxlen=EVENTS_WAITING)
+        self._lost = 0
+        self._lock = threading.Lock()
+        self._loop, self._told = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell(self, entry: dict[str, Any]) -> None:
+        """Put an event behind the others that wait; any thread may."""
+        with self._lock:
+            self._lost += len(self._waiting) == EVENTS_WAITING
+            self._waiting.append(entry)
+            if len(self._waiting) > 1:
+                return  # the loop knows that something waits
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens
+            self._loop.call_soon_threadsafe(self._told.set)
+
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        while True:
+            with self._lock:
+                lost, self._lost = self._lost, 0
+                event = self._waiting.popleft() if self._waiting and not lost else None
+            if lost:
+                yield {"time": time.time(), "event": "lost", "count": lost}
+            elif event is not None:
+                yield event
+            else:
+                await self._told.wait()
+                self._told.clear()
+
+
 class Events:
     """The latest events, oldest first. Any thread may add one."""
 
     def __init__(self) -> None:
         self._kept: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
         self._repeated: dict[tuple[object, ...], _Repeated] = {}
+        self._listeners: set[Listener] = set()
         self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(list(self._kept))
+
+    @contextlib.contextmanager
+    def subscribe(self) -> Iterator[Listener]:
+        """Hear of events as they come until the block ends; one that repeats comes once a minute.
+
+        Raises:
+            NotReady: MOST_LISTENERS are listening.
+        """
+        listener = Listener()
+        with self._lock:
+            if len(self._listeners) >= MOST_LISTENERS:
+                raise NotReady(f"{MOST_LISTENERS} are listening to events, the most that may.")
+            self._listeners.add(listener)
+        try:
+            yield listener
+        finally:
+            with self._lock:
+                self._listeners.discard(listener)
 
     def note(
         self,
@@ -58,7 +120,8 @@ class Events:
             fields: what else there is to tell: the stream, the reason.
         """
         fields = _cut(fields)
-        self._keep(event, fields)
+        with self._lock:
+            self._keep(event, fields)
         log.log(
             level, message or event, exc_info=error, extra={"fields": {"event": event, **fields}}
         )
@@ -101,6 +164,8 @@ class Events:
     def _keep(self, event: str, fields: dict[str, Any]) -> dict[str, Any]:
         entry = {"time": time.time(), "event": event, **fields, **tracing.ids()}
         self._kept.append(entry)
+        for listener in self._listeners:
+            listener.tell(dict(entry))  # its count may rise while it is read
         return entry
 
 

@@ -18,8 +18,17 @@ from service.errors import OutOfRange, QueueFull, ReceiveTimeout, Refused, TooLa
 from service.images import decode, memory_needed, read_header
 from service.lines import Place
 from service.metrics import Metrics
+from service.schemas import LateLabel
 from service.settings import Settings
-from service.uploads import PIECE_BYTES, Upload, codings, gunzip, memory_to_parse, parse_upload
+from service.uploads import (
+    PIECE_BYTES,
+    Upload,
+    codings,
+    gunzip,
+    memory_to_parse,
+    parse_labels,
+    parse_upload,
+)
 from ttc_core.model import SourceModel
 from ttc_core.pictures import Buffer, Picture
 
@@ -187,6 +196,24 @@ class Intake:
             forward_seconds=max(answer.forward_seconds for answer in answers),
         )
 
+    async def labels(self, request: Request) -> list[LateLabel]:
+        """Read the labels that came later for images answered before, all or none.
+
+        Raises:
+            Refused: the request is turned away. ClientGone: nobody waits any more.
+        """
+        hold = _Hold()
+        try:
+            body, content_type = await self._receive(request, hold), _content_type(request)
+            async with self._lend(memory_to_parse(body, content_type), hold):
+                return await self.in_pool(
+                    lambda: parse_labels(body, content_type, classes=self._model.classes)
+                )
+        except ClientDisconnect:
+            raise ClientGone from None
+        finally:
+            self._bytes_held -= hold.bytes
+
     async def _receive(self, request: Request, hold: _Hold) -> bytearray:
         """Read the request's body, within the limits of size, memory and time, and unpack it."""
         limit = self._settings.max_body
@@ -230,10 +257,7 @@ class Intake:
     async def _parse(
         self, request: Request, body: Buffer, ids: list[str], labels: list[str], hold: _Hold
     ) -> Upload:
-        stated = request.headers.getlist("content-type")
-        if len(stated) > 1:
-            raise Unreadable(f"The request has {len(stated)} Content-Types; send one.")
-        content_type = stated[0] if stated else None
+        content_type = _content_type(request)
         async with self._lend(memory_to_parse(body, content_type), hold):
             upload = await self.in_pool(
                 lambda: parse_upload(
@@ -309,11 +333,13 @@ class Intake:
         async def open_chunk(chunk: _Chunk[Buffer]) -> list[Picture]:
             return await self.in_pool(lambda: chunk.each(hold, open_one))
 
-        def decode_one(item: tuple[Picture, int | None, int]) -> Image:
-            return Image(decode(item[0], **geometry), item[1])
+        def decode_one(item: tuple[Picture, int | None, str | None, int]) -> Image:
+            return Image(decode(item[0], **geometry), item[1], item[2])
 
-        async def decode_chunk(chunk: _Chunk[tuple[Picture, int | None, int]]) -> list[Image]:
-            async with self._lend(max(working for _, _, working in chunk.files), hold):
+        async def decode_chunk(
+            chunk: _Chunk[tuple[Picture, int | None, str | None, int]],
+        ) -> list[Image]:
+            async with self._lend(max(working for *_, working in chunk.files), hold):
                 return await self.in_pool(lambda: chunk.each(hold, decode_one))
 
         pictures = await self._in_chunks(upload.images, open_chunk)
@@ -322,7 +348,7 @@ class Intake:
         working = [
             memory + len(file) for (memory, _), file in zip(needs, upload.images, strict=True)
         ]
-        items = list(zip(pictures, upload.labels, working, strict=True))
+        items = list(zip(pictures, upload.labels, upload.ids, working, strict=True))
         images = await self._in_chunks(items, decode_chunk)
         if len({image.pixels.shape for image in images}) > 1:
             raise OutOfRange(
@@ -358,6 +384,13 @@ class Intake:
             raise ClientGone
         finally:
             answers.cancel()
+
+
+def _content_type(request: Request) -> str | None:
+    stated = request.headers.getlist("content-type")
+    if len(stated) > 1:
+        raise Unreadable(f"The request has {len(stated)} Content-Types; send one.")
+    return stated[0] if stated else None
 
 
 async def _gone(request: Request, hold: _Hold) -> None:

@@ -1,14 +1,12 @@
 """Every metric, declared once. Names, units and labels are those of README's table."""
 
 import platform
-from collections import Counter as Counts
 from collections import deque
 from collections.abc import Iterable
 from importlib.metadata import version
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -34,6 +32,7 @@ SKIP_REASONS = ("none_selected", "non_finite", "shed", "failed", "other")
 RESET_CAUSES = ("request", "failure")
 EVICTION_REASONS = ("saved", "expired")
 LOSS_TERMS = ("entropy", "similarity", "total")
+FEEDBACK_OUTCOMES = ("taken", "unknown", "repeated", "contradicting")
 REJECTION_REASONS = tuple(sorted({error.reason for error in STATUS if error.reason}))
 ACCURACY_WINDOW = 500
 DOMINANCE_WINDOW = 500
@@ -189,7 +188,6 @@ class Metrics:
             f"the first {FEWEST_ANSWERS}.",
         )
         self.dominant_class.set(float("nan"))
-        self._answered: deque[tuple[str, int]] = deque(maxlen=DOMINANCE_WINDOW)
         self.last_reset = gauge(
             "ttc_last_reset_timestamp_seconds", "Unix time of the last reset; 0 for none."
         )
@@ -201,14 +199,21 @@ class Metrics:
         )
 
         # Truth
-        self.labelled = counter("ttc_labelled_images_total", "Images that came with a label.")
+        self.labelled = counter(
+            "ttc_labelled_images_total", "Answers whose label came, with the image or later."
+        )
         self.correct = counter("ttc_correct_images_total", "Labelled images answered right.")
         self.window_accuracy = gauge(
             "ttc_window_accuracy_ratio",
             f"Accuracy over the last {ACCURACY_WINDOW} labelled images; NaN before the first.",
         )
-        self._window: deque[bool] = deque(maxlen=ACCURACY_WINDOW)
         self.window_accuracy.set(float("nan"))
+        self.feedback_labels = counter(
+            "ttc_feedback_labels_total", "Labels that came later, by outcome.", ("outcome",)
+        )
+        self.known_ids = gauge(
+            "ttc_feedback_known_ids", "Answers that a label may still come for, by its image's id."
+        )
 
         build = Info("ttc_build", "Versions of the program and its main parts.", registry=registry)
         build.info(versions())
@@ -227,6 +232,7 @@ class Metrics:
             (self.skipped, SKIP_REASONS),
             (self.resets, RESET_CAUSES),
             (self.evicted, EVICTION_REASONS),
+            (self.feedback_labels, FEEDBACK_OUTCOMES),
         ):
             for value in values:
                 metric.labels(value)
@@ -253,10 +259,8 @@ class Metrics:
         """Note how long a request waited for its batch."""
         self.stage_seconds.labels("queue").observe(seconds)
 
-    def count_answers(
-        self, answers: Answers, labels: list[int | None], *, selects: bool, stream: str = ""
-    ) -> None:
-        """Count a batch's answers of a stream.
+    def count_answers(self, answers: Answers, *, selects: bool) -> None:
+        """Count a batch's answers.
 
         Args:
             selects: whether `answers.selected` says what is learned from.
@@ -271,31 +275,9 @@ class Metrics:
             counts = np.bincount(predicted, minlength=self._classes)
             for index in np.flatnonzero(counts):
                 self.predictions.labels(str(index)).inc(int(counts[index]))
-        self._answered.extend((stream, answer) for answer in predicted.tolist())
-        self._show_dominant_class()
         if selects:
             self.considered.inc(len(predicted))
             self.selected.inc(int(answers.selected.sum()))
-        self._count_truth(predicted, labels)
-
-    def _show_dominant_class(self) -> None:
-        share = float("nan")
-        if len(self._answered) >= FEWEST_ANSWERS:
-            ((_, most),) = Counts(answer for _, answer in self._answered).most_common(1)
-            share = most / len(self._answered)
-        self.dominant_class.set(share)
-
-    def _count_truth(self, predicted: NDArray[np.int64], labels: list[int | None]) -> None:
-        right = [
-            bool(answer == label)
-            for answer, label in zip(predicted, labels, strict=True)
-            if label is not None
-        ]
-        if right:
-            self.labelled.inc(len(right))
-            self.correct.inc(sum(right))
-            self._window.extend(right)
-            self.window_accuracy.set(sum(self._window) / len(self._window))
 
     def count_adaptation(self, outcome: Adaptation) -> None:
         """Count what became of a batch after it was answered."""
@@ -313,17 +295,10 @@ class Metrics:
             if value is not None:
                 self.loss.labels(term).set(value)
 
-    def count_reset(self, cause: str, stream: str) -> None:
+    def count_reset(self, cause: str) -> None:
         """Count a stream put back to the source."""
         self.resets.labels(cause).inc()
         self.last_reset.set_to_current_time()
-        self.forget_answers(stream)
-
-    def forget_answers(self, stream: str) -> None:
-        """What a stream answered before a reset is no sign of now."""
-        kept = [(name, answer) for name, answer in self._answered if name != stream]
-        self._answered = deque(kept, maxlen=DOMINANCE_WINDOW)
-        self._show_dominant_class()
 
     def counters(self) -> dict[str, float]:
         """The totals without labels, by their names without the prefix."""

@@ -17,7 +17,7 @@ class EncodedImage(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     b64: str = Field(description="the image file in base64: JPEG, PNG, WebP, GIF or BMP")
-    id: str | None = Field(None, max_length=128, description="echoed in the answer")
+    id: str | None = Field(None, max_length=128, description="echoed; a later label names it")
     label: int | None = Field(None, description="the true class, if known; counted, never learned")
 
 
@@ -31,6 +31,42 @@ class PredictRequest(BaseModel):
     )
 
     images: list[EncodedImage] = Field(min_length=1)
+
+
+class LateLabel(BaseModel):
+    """The true class of an image that was answered before."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    stream: str | None = Field(
+        None, pattern=STREAM_PATTERN, description="the image's; None: the request's"
+    )
+    id: str = Field(max_length=128, description="that the image came with")
+    label: int = Field(description="the true class; counted, never learned")
+
+
+class FeedbackRequest(BaseModel):
+    """A JSON request: labels that came later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    labels: list[LateLabel] = Field(min_length=1)
+
+
+class NotTaken(BaseModel):
+    """Labels of one kind that did not count."""
+
+    count: int
+    ids: list[str] = Field(description="the first hundred of them")
+
+
+class FeedbackResponse(BaseModel):
+    """What became of each label."""
+
+    taken: int = Field(description="counted in the accuracy")
+    unknown: NotTaken = Field(description="no image of late was answered under this id")
+    repeated: NotTaken = Field(description="the answer had this label already")
+    contradicting: NotTaken = Field(description="the answer had another label, which stays")
 
 
 class ClassScore(BaseModel):
@@ -88,6 +124,13 @@ class StreamStatus(BaseModel):
     drift: float = Field(description="relative distance of the adapted parameters to the source's")
 
 
+class StreamTruth(BaseModel):
+    """What labels say of one camera's stream."""
+
+    labelled: int = Field(0, description="answers whose label came, with the image or later")
+    correct: int = Field(0, description="those of them that are right")
+
+
 class ModelStatus(BaseModel):
     """The model that is served."""
 
@@ -115,6 +158,9 @@ class StatusResponse(BaseModel):
     device: str
     streams: dict[str, StreamStatus] = Field(description="those in memory")
     saved_streams: int = Field(description="others in the state folder, loaded when asked for")
+    truth: dict[str, StreamTruth] = Field(
+        {}, description="of streams with labels since the start or their last reset"
+    )
     counters: dict[str, float]
     events: list[dict[str, Any]] = Field(
         description="the latest starts, resets, skips and failures"

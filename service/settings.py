@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 MOST_PIXELS = 178_956_970
 # Beyond these no setting means anything, and arithmetic or a timer would fail.
 MOST, MOST_BYTES, MOST_THREADS, DAY = 1_000_000, 1 << 40, 1024, 86_400
+MOST_IDS = 10_000_000
 FEWEST_TOKEN_CHARACTERS = 8
 # Of a refused value, in its sentence.
 MOST_CHARACTERS = 200
@@ -58,7 +59,7 @@ class Settings(BaseSettings):
         0, ge=0, le=MOST_THREADS, description="torch's CPU threads; 0: torch's own choice"
     )
     token: SecretStr | None = Field(
-        None, description="bearer token that /predict and /reset then ask for"
+        None, description="bearer token that /predict, /feedback and /reset then ask for"
     )
     admin_token: SecretStr | None = Field(
         None, description="bearer token that /reset asks for instead of --token"
@@ -67,7 +68,10 @@ class Settings(BaseSettings):
         False, description="/status and /metrics ask for one of the tokens too"
     )
     state_dir: Path | None = Field(
-        None, description="where streams are saved, and come back from when they are asked for"
+        None, description="where streams are saved, and come back from when asked for; ids too"
+    )
+    feedback_ids: int = Field(
+        1_000_000, ge=1, le=MOST_IDS, description="answers that a later label may name by their id"
     )
     adapt: Literal["always", "idle", "never"] = Field(
         "always", description="learn from every batch, from those with none waiting, from none"

@@ -115,14 +115,7 @@ class StateFolder:
             OSError: it cannot be renamed.
         """
         self._hold()
-        path = self._file(stream)
-        for number in count():
-            kept = path.with_suffix(f".rejected.{number}" if number else ".rejected")
-            if not os.path.lexists(kept):
-                path.rename(kept)
-                sync_folder(self.path)
-                return kept
-        raise AssertionError
+        return set_aside(self._file(stream))
 
     def remove(self, stream: str, method: Method) -> tuple[int, int]:
         """Remove a stream's file, if there is one; what is not its state is set aside.
@@ -200,6 +193,21 @@ class StateFolder:
                 if stream is not None and entry.name.endswith(".part"):
                     with contextlib.suppress(OSError):
                         os.unlink(entry)
+
+
+def set_aside(path: Path) -> Path:
+    """Keep what lies at `path` under a name of its own beside it; return that.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    for number in count():
+        kept = path.with_suffix(f".rejected.{number}" if number else ".rejected")
+        if not os.path.lexists(kept):
+            path.rename(kept)
+            sync_folder(path.parent)
+            return kept
+    raise AssertionError
 
 
 def _whole(value: object) -> int:

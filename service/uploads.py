@@ -10,25 +10,40 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.errors import OutOfRange, TooLarge, UnknownType, Unreadable
 from service.images import check_media_type
-from service.schemas import PredictRequest
+from service.schemas import FeedbackRequest, LateLabel, PredictRequest
 from ttc_core.pictures import Buffer
 
 ACCEPTED = "image/*, multipart/form-data with fields named image, or application/json"
 MAX_ID_CHARACTERS = 128
 PIECE_BYTES = 1 << 20
 # Between them stand the values of a JSON body. An image has three, and may have some in its id.
-_MARKS_AN_IMAGE = 3 * (4 + MAX_ID_CHARACTERS)
+_MARKS_A_LABEL = 4 + MAX_ID_CHARACTERS
+_MARKS_AN_IMAGE = 3 * _MARKS_A_LABEL
 _MAX_GZIP_MEMBERS = 100
 _WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 _MOST_DIGITS = 18  # what has more is cut: any such number is no class
 
+MOST_LABELS = 10_000
+# What a JSON body is like, and what goes in the query instead.
+_FORMS: dict[type[BaseModel], tuple[str, str]] = {
+    PredictRequest: (
+        '{"images": [{"b64": …, "id": …, "label": …}]}',
+        "stream, top_k, timeout and learn go in the query",
+    ),
+    FeedbackRequest: (
+        '{"labels": [{"stream": …, "id": …, "label": …}]}',
+        "a stream of all goes in the query",
+    ),
+}
+
 T = TypeVar("T")
+Form = TypeVar("Form", bound=BaseModel)
 
 
 @dataclass
@@ -133,7 +148,7 @@ def parse_upload(
             raise TooLarge(
                 f"The JSON has more values than {max_images:,} images have, the most accepted."
             )
-        upload = _parse_json(body, options, max_images)
+        upload = _parse_images(body, options, max_images)
     else:
         try:
             check_media_type(content_type)
@@ -165,22 +180,27 @@ def _check(upload: Upload, classes: int, max_images: int, max_image_bytes: int) 
                 f"{where}it has {len(image):,} bytes; at most {max_image_bytes:,} are accepted.",
                 index=index,
             )
-        if name is not None and len(name) > MAX_ID_CHARACTERS:
-            raise OutOfRange(
-                f"{where}its id has {len(name):,} characters; at most {MAX_ID_CHARACTERS} are "
-                "accepted.",
-                index=index,
-            )
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in name or ""):
-            raise OutOfRange(
-                f"{where}its id {name!r} has control characters; accepted is printable text.",
-                index=index,
-            )
-        if label is not None and not 0 <= label < classes:
-            raise OutOfRange(
-                f"{where}the label {label} is not a class; accepted are 0 to {classes - 1}.",
-                index=index,
-            )
+        _check_truth(where, index, name, label, classes)
+
+
+def _check_truth(where: str, index: int, name: str | None, label: int | None, classes: int) -> None:
+    """Refuse an id that is no short printable text, and a label that is no class."""
+    if name is not None and len(name) > MAX_ID_CHARACTERS:
+        raise OutOfRange(
+            f"{where}its id has {len(name):,} characters; at most {MAX_ID_CHARACTERS} are "
+            "accepted.",
+            index=index,
+        )
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name or ""):
+        raise OutOfRange(
+            f"{where}its id {name!r} has control characters; accepted is printable text.",
+            index=index,
+        )
+    if label is not None and not 0 <= label < classes:
+        raise OutOfRange(
+            f"{where}the label {label} is not a class; accepted are 0 to {classes - 1}.",
+            index=index,
+        )
 
 
 def _one_each(name: str, values: list[T | None], images: int) -> list[T | None]:
@@ -208,7 +228,32 @@ def _whole_numbers(values: list[str]) -> list[int | None]:
     return numbers
 
 
-def _parse_json(body: Buffer, options: dict[bytes, bytes], max_images: int) -> Upload:
+def parse_labels(body: Buffer, content_type: str | None, *, classes: int) -> list[LateLabel]:
+    """Take the body of a request with labels that came later apart.
+
+    Args:
+        classes: K; labels are 0 to K − 1.
+
+    Raises:
+        Unreadable: the body is malformed. UnknownType: it is no JSON. TooLarge: too many labels.
+        OutOfRange: a label, an id, a stream, or a key that is not known.
+    """
+    media_type, options = _media_type(content_type)
+    if media_type != b"application/json":
+        raise UnknownType("Labels go as application/json.")
+    too_many = TooLarge(f"The request has more than {MOST_LABELS:,} labels, the most accepted.")
+    if _marks(body) > _MARKS_A_LABEL * MOST_LABELS:
+        raise too_many
+    labels = _read_json(body, options, FeedbackRequest).labels
+    if len(labels) > MOST_LABELS:
+        raise too_many
+    for index, each in enumerate(labels):
+        where = f"Label {index + 1} of {len(labels)}: "
+        _check_truth(where, index, each.id, each.label, classes)
+    return labels
+
+
+def _read_json(body: Buffer, options: dict[bytes, bytes], form: type[Form]) -> Form:
     if options.get(b"charset", b"utf-8").lower().replace(b"-", b"") != b"utf8":
         raise UnknownType("JSON must be UTF-8; its Content-Type names another charset.")
     try:
@@ -218,11 +263,15 @@ def _parse_json(body: Buffer, options: dict[bytes, bytes], max_images: int) -> U
             parse_int=lambda digits: int(digits[:_MOST_DIGITS]),
             parse_constant=_refuse_constant,
         )
-        request = PredictRequest.model_validate(content)
+        return form.model_validate(content)
     except ValidationError as error:
-        raise _json_refusal(error) from None
+        raise _json_refusal(error, form) from None
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"The body is not JSON: {str(error)[:200]}.") from None
+
+
+def _parse_images(body: Buffer, options: dict[bytes, bytes], max_images: int) -> Upload:
+    request = _read_json(body, options, PredictRequest)
     if len(request.images) > max_images:
         raise TooLarge(
             f"The request has {len(request.images):,} images; at most {max_images:,} are accepted "
@@ -255,17 +304,14 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _json_refusal(error: ValidationError) -> OutOfRange:
+def _json_refusal(error: ValidationError, form: type[BaseModel]) -> OutOfRange:
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part)[:40] for part in first["loc"]) or "the body"
     index = next((part for part in first["loc"] if isinstance(part, int)), None)
     message = "no such key is known" if first["type"] == "extra_forbidden" else first["msg"]
-    beside = "; stream, top_k, timeout and learn go in the query" if index is None else ""
-    return OutOfRange(
-        f'{place}: {message}; accepted is {{"images": [{{"b64": …, "id": …, "label": …}}]}}'
-        f"{beside}.",
-        index=index,
-    )
+    accepted, query = _FORMS[form]
+    beside = f"; {query}" if index is None else ""
+    return OutOfRange(f"{place}: {message}; accepted is {accepted}{beside}.", index=index)
 
 
 class _Form:

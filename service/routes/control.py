@@ -79,6 +79,7 @@ async def status(service: ServiceNow) -> StatusResponse:
             for name, record in service.engine.streams.items()
         },
         saved_streams=await service.engine.saved_streams(),
+        truth=service.engine.truth.streams,
         counters=service.metrics.counters(),
         events=list(service.engine.events),
         versions=versions(),

@@ -29,7 +29,7 @@ def test_what_changes_something_asks_for_the_token(serve, pictures, monkeypatch)
             {"Authorization": "Basic open sesame"},
             {"Authorization": "Bearer öpen".encode()},
         ):
-            for path in ("/predict", "/reset"):
+            for path in ("/predict", "/feedback", "/reset"):
                 refused = http.post(path, content=pictures[0], headers=headers)
                 assert refused.status_code == 401
                 assert refused.headers["WWW-Authenticate"] == "Bearer"
@@ -42,7 +42,7 @@ def test_what_changes_something_asks_for_the_token(serve, pictures, monkeypatch)
             answer = http.get(path)
             assert answer.status_code == 200
             assert "sesame" not in answer.text
-    assert len(compared) == 12
+    assert len(compared) == 17
 
 
 def test_status_tells_all_that_a_person_needs(serve, pictures):
@@ -60,6 +60,7 @@ def test_status_tells_all_that_a_person_needs(serve, pictures):
     assert status.settings["server"]["max_batch"] == 7
     assert "token" not in status.settings["server"]
     assert (status.streams["gate"].images, status.streams["gate"].batches) == (7, 1)
+    assert status.truth["gate"].labelled == 7
     assert status.counters["images_total"] == 7
     assert status.counters["labelled_images_total"] == 7
     assert [event["event"] for event in status.events] == ["started", "reset"]
@@ -114,7 +115,7 @@ def test_the_description_of_the_interface_is_complete(source_server):
     http = source_server.http
     assert http.get("/docs").status_code == 200
     document = http.get("/openapi.json").json()
-    assert {"/predict", "/reset", "/status", "/metrics", "/healthz", "/readyz"} == set(
+    assert {"/predict", "/feedback", "/reset", "/status", "/metrics", "/healthz", "/readyz"} == set(
         document["paths"]
     )
     predict = document["paths"]["/predict"]["post"]
@@ -168,14 +169,18 @@ def test_cors_is_off_unless_asked_for(serve, source_server):
 def test_a_page_of_another_origin_changes_nothing(serve, pictures):
     """A browser sends such a request even where CORS hides the answer: it is refused, 403."""
     with serve(method="source", cors_origin=("https://cameras.example",)) as running:
-        for path, content in (("/predict", pictures[0]), ("/reset", None)):
+        label = json.dumps({"labels": [{"id": "a", "label": 1}]})
+        for path, content in (("/predict", pictures[0]), ("/reset", None), ("/feedback", label)):
             for origin, status in (
                 ("https://evil.example", 403),
                 ("null", 403),
                 ("https://cameras.example", 200),
                 (running.url, 200),
             ):
-                answer = running.http.post(path, content=content, headers={"Origin": origin})
+                headers = {"Origin": origin}
+                if path == "/feedback":
+                    headers["Content-Type"] = "application/json"
+                answer = running.http.post(path, content=content, headers=headers)
                 assert answer.status_code == status, origin
         assert running.at_rest()["counters"]["images_total"] == 2
 

@@ -116,6 +116,20 @@ def test_predict_sends_images_labels_and_ids_and_reads_the_answer(service, ask):
 
 
 @both
+def test_labels_that_come_later_go_by_id(service, ask):
+    """What goes out is the documented JSON; what did not count comes back by its reason."""
+    none = {"count": 0, "ids": []}
+    unknown = {"count": 1, "ids": ["b"]}
+    service.will_answer({"taken": 1, "unknown": unknown, "repeated": none, "contradicting": none})
+    answer = ask(service.url, "feedback", [("a", 7), ("b", 2)], stream="door", token="secret")
+    ((method, path, headers, body),) = service.asked
+    assert (method, path) == ("POST", "/feedback?stream=door")
+    assert headers["Authorization"] == "Bearer secret"
+    assert json.loads(body) == {"labels": [{"id": "a", "label": 7}, {"id": "b", "label": 2}]}
+    assert (answer.taken, answer.unknown.ids) == (1, ["b"])
+
+
+@both
 def test_reset_names_the_stream_and_sends_the_token(service, ask):
     """The routes that change something get the token as a bearer."""
     service.will_answer(RESET)

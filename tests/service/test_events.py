@@ -1,5 +1,6 @@
 """What happened is kept within bounds of count, time and length, whatever happens."""
 
+import asyncio
 import logging
 import sys
 import time
@@ -8,7 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from service import events
-from service.events import EVENTS_KEPT, LONGEST_TEXT, MOST_REPEATED, REPEAT_SECONDS, Events
+from service.errors import NotReady
+from service.events import (
+    EVENTS_KEPT,
+    EVENTS_WAITING,
+    LONGEST_TEXT,
+    MOST_LISTENERS,
+    MOST_REPEATED,
+    REPEAT_SECONDS,
+    Events,
+    Listener,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -115,3 +126,106 @@ def test_texts_are_cut(length):
     kept.note_repeated("skipped", reason="y" * length)
     assert all(len(entry["reason"]) == LONGEST_TEXT + 1 for entry in kept)
     assert [entry.get("count") for entry in kept] == [None, 2]
+
+
+def test_a_listener_hears_what_happens_from_then_on():
+    """In order, from any thread; what the log is not told of again comes once."""
+
+    async def walk():
+        kept = Events()
+        kept.note("before")
+        heard = []
+        with kept.subscribe() as listener:
+            await asyncio.to_thread(kept.note, "started", model="x")
+            skip(kept, 1)
+            skip(kept, 1)
+            kept.note("stopped")
+            async for event in listener:
+                heard.append(event)
+                if event["event"] == "stopped":
+                    break
+        return heard, list(kept)
+
+    heard, kept = asyncio.run(asyncio.wait_for(walk(), 60))
+    assert [event["event"] for event in heard] == ["started", "skipped", "stopped"]
+    assert heard[0]["model"] == "x"
+    assert (heard[1]["count"], kept[2]["count"]) == (1, 2)  # one's own copy
+
+
+def test_a_listener_that_waits_is_woken_by_another_thread():
+    """Nothing is there when it begins to listen."""
+
+    async def walk():
+        kept = Events()
+        with kept.subscribe() as listener:
+            one = asyncio.ensure_future(anext(aiter(listener)))
+            await asyncio.sleep(0)
+            assert not one.done()
+            await asyncio.to_thread(kept.note, "reset")
+            return (await one)["event"]
+
+    assert asyncio.run(asyncio.wait_for(walk(), 60)) == "reset"
+
+
+def test_a_slow_listener_loses_the_oldest_and_is_told_how_many():
+    """It costs bounded memory, and the others nothing."""
+
+    async def walk():
+        kept = Events()
+        with kept.subscribe() as slow:
+            for number in range(EVENTS_WAITING + 7):
+                kept.note("tick", number=number)
+            events = aiter(slow)
+            first, second = await anext(events), await anext(events)
+            rest = [await anext(events) for _ in range(EVENTS_WAITING - 1)]
+            kept.note("more")
+            return first, second, rest[-1], await anext(events)
+
+    lost, second, last, more = asyncio.run(asyncio.wait_for(walk(), 60))
+    assert (lost["event"], lost["count"]) == ("lost", 7)
+    assert (second["number"], last["number"]) == (7, EVENTS_WAITING + 6)
+    assert more["event"] == "more"
+
+
+def test_listeners_are_bounded_and_leave_when_they_go():
+    """One too many is refused with a sentence; each that ends, however, makes room."""
+
+    async def walk():
+        kept = Events()
+
+        async def listen():
+            with kept.subscribe() as listener:
+                async for _ in listener:
+                    pass
+
+        tasks = [asyncio.create_task(listen()) for _ in range(MOST_LISTENERS)]
+        await asyncio.sleep(0)
+        with pytest.raises(NotReady, match=rf"{MOST_LISTENERS} are listening"):
+            await listen()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert not kept._listeners
+        return kept, Listener()
+
+    kept, left = asyncio.run(asyncio.wait_for(walk(), 60))
+    kept._listeners.add(left)
+    kept.note("after")  # a loop that has ended hears nothing, and harms nobody
+
+
+def test_any_thread_may_note_while_others_come_to_listen():
+    """Nothing is lost that fits, and nothing comes twice."""
+
+    async def walk():
+        kept = Events()
+        heard = []
+        with kept.subscribe() as listener, ThreadPoolExecutor(2) as pool:
+            notes = [pool.submit(kept.note, "tick", number=n) for n in range(EVENTS_WAITING)]
+            async for event in listener:
+                heard.append(event["number"])
+                with kept.subscribe():
+                    pass
+                if len(heard) == len(notes):
+                    return heard
+
+    assert sorted(asyncio.run(asyncio.wait_for(walk(), 60))) == list(range(EVENTS_WAITING))

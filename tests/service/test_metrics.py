@@ -12,8 +12,6 @@ from prometheus_client.openmetrics.exposition import generate_latest as open_met
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import (
-    ACCURACY_WINDOW,
-    DOMINANCE_WINDOW,
     LAGS_KEPT,
     MOST_CLASS_LABELS,
     SKIP_REASONS,
@@ -65,6 +63,8 @@ DESIGN = {
     "ttc_labelled_images_total": set(),
     "ttc_correct_images_total": set(),
     "ttc_window_accuracy_ratio": set(),
+    "ttc_feedback_labels_total": {"outcome"},
+    "ttc_feedback_known_ids": set(),
     "ttc_build_info": None,
     "ttc_model_info": None,
 }
@@ -81,6 +81,9 @@ FROM_THE_START = {
         *("none_selected", "non_finite", "shed", "failed", "other"),
     },
     ("ttc_resets_total", "cause"): {"request", "failure"},
+    ("ttc_feedback_labels_total", "outcome"): {
+        *("taken", "unknown", "repeated", "contradicting"),
+    },
     ("ttc_predictions_total", "class"): set(map(str, range(10))),
 }
 
@@ -204,7 +207,7 @@ def test_names_follow_the_conventions(metrics):
 
 def test_both_expositions_can_be_read(metrics):
     """Prometheus' own parser takes the text; OpenMetrics ends as it must."""
-    metrics.count_answers(answers([1, 2]), [1, None], selects=True)
+    metrics.count_answers(answers([1, 2]), selects=True)
     families = list(text_string_to_metric_families(generate_latest(metrics.registry).decode()))
     assert len(families) >= len(DESIGN)
     assert open_metrics(metrics.registry).endswith(b"# EOF\n")
@@ -213,13 +216,13 @@ def test_both_expositions_can_be_read(metrics):
 def test_two_services_in_one_process_count_apart(metrics):
     """Each brings its own registry."""
     other = Metrics(CollectorRegistry(), classes=10, model={})
-    metrics.count_answers(answers([1]), [None], selects=False)
+    metrics.count_answers(answers([1]), selects=False)
     assert (value(metrics, "ttc_images_total"), value(other, "ttc_images_total")) == (1, 0)
 
 
 def test_answers_are_counted_by_class_entropy_and_confidence(metrics):
     """Every answer is in each histogram once."""
-    metrics.count_answers(answers([1, 1, 7]), [None] * 3, selects=False)
+    metrics.count_answers(answers([1, 1, 7]), selects=False)
     assert value(metrics, "ttc_images_total") == 3
     assert value(metrics, "ttc_predictions_total", **{"class": "1"}) == 2
     assert value(metrics, "ttc_predictions_total", **{"class": "7"}) == 1
@@ -230,53 +233,11 @@ def test_answers_are_counted_by_class_entropy_and_confidence(metrics):
 
 def test_the_selection_rate_is_of_methods_that_select(metrics):
     """SOURCE selects nothing, which is not the same as a rate of 0."""
-    metrics.count_answers(answers([1, 2, 3], selected=[1, 0, 0]), [None] * 3, selects=False)
+    metrics.count_answers(answers([1, 2, 3], selected=[1, 0, 0]), selects=False)
     assert value(metrics, "ttc_considered_images_total") == 0
-    metrics.count_answers(answers([1, 2, 3], selected=[1, 0, 1]), [None] * 3, selects=True)
+    metrics.count_answers(answers([1, 2, 3], selected=[1, 0, 1]), selects=True)
     assert value(metrics, "ttc_considered_images_total") == 3
     assert value(metrics, "ttc_selected_images_total") == 2
-
-
-def test_accuracy_is_that_of_the_labelled_images(metrics):
-    """Images without a label are in neither count."""
-    assert math.isnan(value(metrics, "ttc_window_accuracy_ratio"))
-    metrics.count_answers(answers([1, 2, 3, 4]), [1, None, 5, 4], selects=False)
-    assert value(metrics, "ttc_labelled_images_total") == 3
-    assert value(metrics, "ttc_correct_images_total") == 2
-    assert value(metrics, "ttc_window_accuracy_ratio") == pytest.approx(2 / 3)
-    metrics.count_answers(answers([1]), [None], selects=False)
-    assert value(metrics, "ttc_window_accuracy_ratio") == pytest.approx(2 / 3)
-
-
-def test_the_share_of_the_most_frequent_class_is_of_the_last_answers(metrics):
-    """Nothing is said of a few answers; of many, old ones are forgotten."""
-    metrics.count_answers(answers([3] * 99), [None] * 99, selects=False)
-    assert math.isnan(value(metrics, "ttc_dominant_class_ratio"))
-    metrics.count_answers(answers([1] * 101), [None] * 101, selects=False)
-    assert value(metrics, "ttc_dominant_class_ratio") == pytest.approx(101 / 200)
-    metrics.count_answers(answers([7] * 500), [None] * 500, selects=False)
-    assert value(metrics, "ttc_dominant_class_ratio") == 1
-
-
-def test_a_reset_is_counted_with_its_moment_and_clears_what_was_before(metrics):
-    """The share of the most frequent class was a sign of the state that is gone."""
-    metrics.count_answers(answers([3] * 200), [None] * 200, selects=False, stream="gate")
-    metrics.count_reset("request", "gate")
-    assert value(metrics, "ttc_resets_total", cause="request") == 1
-    assert value(metrics, "ttc_last_reset_timestamp_seconds") > 1.6e9
-    assert math.isnan(value(metrics, "ttc_dominant_class_ratio"))
-
-
-def test_a_reset_of_one_stream_does_not_blind_the_others(metrics):
-    """Their answers still show a collapse; only those of the stream that was reset are gone."""
-    metrics.count_answers(answers([3] * 200), [None] * 200, selects=False, stream="gate")
-    metrics.count_answers(answers([1] * 100), [None] * 100, selects=False, stream="yard")
-    metrics.count_reset("request", "nobody")
-    assert value(metrics, "ttc_dominant_class_ratio") == pytest.approx(2 / 3)
-    metrics.count_reset("failure", "gate")
-    assert value(metrics, "ttc_dominant_class_ratio") == 1
-    metrics.count_answers(answers([1] * 900), [None] * 900, selects=False, stream="yard")
-    assert len(metrics._answered) == DOMINANCE_WINDOW
 
 
 @pytest.mark.parametrize("reason", ["", "mine", "guard", "x" * 1_000_000, "none_selected\n"])
@@ -286,6 +247,13 @@ def test_reasons_of_a_users_own_are_one_label(metrics, reason):
     assert value(metrics, "ttc_adaptation_skipped_total", reason="other") == 1
     (family,) = (f for f in metrics.registry.collect() if f.name == "ttc_adaptation_skipped")
     assert {sample.labels["reason"] for sample in family.samples} == set(SKIP_REASONS)
+
+
+def test_a_reset_is_counted_with_its_moment(metrics):
+    """By what caused it."""
+    metrics.count_reset("request")
+    assert value(metrics, "ttc_resets_total", cause="request") == 1
+    assert value(metrics, "ttc_last_reset_timestamp_seconds") > 1.6e9
 
 
 def test_no_loss_is_not_a_loss_of_zero(metrics):
@@ -301,18 +269,6 @@ def test_the_worst_lag_of_the_last_half_minute_is_kept(metrics):
     for _ in range(LAGS_KEPT):
         metrics.lagged(0.003)
     assert value(metrics, "ttc_event_loop_lag_seconds") == 0.003
-
-
-def test_the_window_forgets_what_is_older_than_its_length(metrics):
-    """500 wrong ones leave no trace once 500 right ones have come; in between it is their mix."""
-    metrics.count_answers(answers([1] * ACCURACY_WINDOW), [2] * ACCURACY_WINDOW, selects=False)
-    assert value(metrics, "ttc_window_accuracy_ratio") == 0
-    metrics.count_answers(answers([1] * 100), [1] * 100, selects=False)
-    assert value(metrics, "ttc_window_accuracy_ratio") == pytest.approx(100 / ACCURACY_WINDOW)
-    metrics.count_answers(answers([1] * 400), [1] * 400, selects=False)
-    assert value(metrics, "ttc_window_accuracy_ratio") == 1
-    assert value(metrics, "ttc_correct_images_total") == 500
-    assert value(metrics, "ttc_labelled_images_total") == 1000
 
 
 def test_steps_losses_and_skips_are_counted(metrics):
@@ -339,15 +295,15 @@ def test_many_classes_make_no_series_each(metrics):
     many = Metrics(CollectorRegistry(), classes=MOST_CLASS_LABELS + 1, model={})
     assert "ttc_predictions_total" in declared(few)
     assert "ttc_predictions_total" not in declared(many)
-    many.count_answers(answers([1]), [1], selects=True)
+    many.count_answers(answers([1]), selects=True)
     assert value(many, "ttc_images_total") == 1
 
 
 def test_the_status_page_has_the_totals_by_plain_names(metrics):
     """Counters without labels, without the prefix, as numbers."""
-    metrics.count_answers(answers([1]), [1], selects=True)
+    metrics.count_answers(answers([1]), selects=True)
     counters = metrics.counters()
-    assert counters["images_total"] == counters["correct_images_total"] == 1
+    assert counters["images_total"] == 1
     assert set(counters) == {
         name.removeprefix("ttc_")
         for name, labels in DESIGN.items()

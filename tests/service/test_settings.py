@@ -94,6 +94,8 @@ def test_a_variable_is_read_as_its_flag_is(monkeypatch, name, text, value):
         ("max_side", 0),
         ("decode_threads", 0),
         ("receive_timeout", 0),
+        ("feedback_ids", 0),
+        ("feedback_ids", 10_000_001),
         ("drain_delay", -1),
         ("drain_timeout", 0),
         ("mean", "grey"),

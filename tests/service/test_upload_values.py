@@ -1,11 +1,13 @@
-"""Names, labels and ids are held to one rule, whichever of the three ways they come."""
+"""Names, labels and ids are held to one rule, whichever way they come."""
 
 import base64
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from service.errors import OutOfRange, Refused, TooLarge, UnknownType, Unreadable
+from service.uploads import MOST_LABELS, parse_labels
 from tests.fixtures.uploads import parse
 
 FORM = "multipart/form-data; boundary=b"
@@ -29,7 +31,18 @@ def in_json(name, value):
     return parse(body.encode(), "application/json")
 
 
-WAYS = pytest.mark.parametrize("way", [in_query, in_form, in_json])
+def feedback(body, content_type="application/json"):
+    return parse_labels(body.encode(), content_type, classes=10)
+
+
+def in_feedback(name, value):
+    """Later, by itself."""
+    fields = {"id": '"a"', "label": "0", name: json.dumps(value) if name == "id" else value}
+    (one,) = feedback(f'{{"labels": [{{"id": {fields["id"]}, "label": {fields["label"]}}}]}}')
+    return SimpleNamespace(ids=[one.id], labels=[one.label])
+
+
+WAYS = pytest.mark.parametrize("way", [in_query, in_form, in_json, in_feedback])
 
 
 @WAYS
@@ -54,7 +67,7 @@ def test_what_is_no_class_is_refused(way, label):
 @pytest.mark.parametrize("label", [" 1", "1 ", "+1", "1_0", "١", "0x1", "1,2", "²", "", "1\n"])  # noqa: RUF001
 def test_a_label_is_written_as_in_json(way, label):
     """Python takes some of these for numbers; a client that sends them means something else."""
-    if way is in_json and label.strip() == "1":
+    if way in (in_json, in_feedback) and label.strip() == "1":
         assert way("label", label).labels == [1]  # between values, blanks are JSON's own
     else:
         with pytest.raises((OutOfRange, Unreadable)):
@@ -178,3 +191,51 @@ def test_a_form_without_a_usable_boundary_is_unreadable(boundary):
     """None, an empty one, an endless one."""
     told = sentence(b"--b\r\n\r\n--b--", Unreadable, "multipart/form-data" + boundary)
     assert "oundary" in told
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "said"),
+    [
+        ("", Unreadable, "not JSON"),
+        ("{}", OutOfRange, r'labels: Field required; accepted is {"labels": \[{"stream"'),
+        ('{"labels": []}', OutOfRange, "labels: .*at least 1"),
+        ('{"labels": [{"id": "a", "label": 1}], "stream": "s"}', OutOfRange, "in the query"),
+        ('{"labels": [{"id": "a", "label": 1, "lable": 2}]}', OutOfRange, r"labels\.0\.lable: no"),
+        ('{"labels": [{"id": "a", "label": 1, "label": 2}]}', OutOfRange, "'label' twice"),
+        ('{"labels": [{"label": 1}]}', OutOfRange, r"labels\.0\.id: Field required"),
+        ('{"labels": [{"id": "a"}]}', OutOfRange, r"labels\.0\.label: Field required"),
+        ('{"labels": [{"id": 7, "label": 1}]}', OutOfRange, r"labels\.0\.id: .*string"),
+        ('{"labels": [{"id": "a", "label": 1, "stream": "a b"}]}', OutOfRange, r"0\.stream"),
+        ('{"labels": [{"id": "a", "label": 1, "stream": ""}]}', OutOfRange, r"0\.stream"),
+        ('{"labels": {"a": 1}}', OutOfRange, "labels: .*list"),
+        ("[" * 100_000, Unreadable, "not JSON"),
+        ("[" * 2_000_000, TooLarge, "10,000 labels"),
+    ],
+)
+def test_labels_of_another_form_are_refused_with_a_sentence(body, error, said):
+    """What is wrong, and what is accepted."""
+    with pytest.raises(Refused, match=said) as caught:
+        feedback(body)
+    assert type(caught.value) is error
+    assert str(caught.value).endswith(".")
+    assert len(str(caught.value)) < 500
+
+
+def test_labels_are_checked_all_before_any_is_taken():
+    """The sentence has the place of the first that is no class."""
+    entries = [{"id": str(n), "label": n, "stream": "s"} for n in range(12)]
+    with pytest.raises(OutOfRange, match=r"Label 11 of 12: the label 10 is not a class") as caught:
+        feedback(json.dumps({"labels": entries}))
+    assert caught.value.index == 10
+    assert len(feedback(json.dumps({"labels": entries[:10]}))) == 10
+
+
+def test_labels_are_bounded_in_count_and_are_json():
+    """As many as a request may have, not one more; no form, no text."""
+    entries = [{"id": str(n), "label": 1} for n in range(MOST_LABELS + 1)]
+    assert len(feedback(json.dumps({"labels": entries[:-1]}))) == MOST_LABELS
+    with pytest.raises(TooLarge, match="more than 10,000 labels"):
+        feedback(json.dumps({"labels": entries}))
+    for content_type in (None, "text/plain", FORM):
+        with pytest.raises(UnknownType, match="application/json"):
+            feedback("{}", content_type)

@@ -1,0 +1,72 @@
+"""POST /feedback: the true classes of images that were answered before."""
+
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request
+
+from service.routes.context import ServiceNow, problems
+from service.routes.guards import MAY_POST, stream_named
+from service.schemas import STREAM_PATTERN, FeedbackResponse, LateLabel, NotTaken
+from service.uploads import MOST_LABELS
+
+router = APIRouter()
+
+# Of each kind that did not count, in the answer.
+MOST_NAMED = 100
+
+
+@router.post(
+    "/feedback",
+    dependencies=MAY_POST,
+    responses=problems(401, 413, 415, 429, 503),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["labels"],
+                        "properties": {
+                            "labels": {
+                                "type": "array",
+                                "minItems": 1,
+                                "maxItems": MOST_LABELS,
+                                "items": LateLabel.model_json_schema(),
+                            }
+                        },
+                    },
+                    "example": {"labels": [{"stream": "gate-4", "id": "frame-1", "label": 7}]},
+                }
+            },
+        }
+    },
+)
+async def feedback(
+    request: Request,
+    service: ServiceNow,
+    stream: Annotated[
+        str | None, Query(pattern=STREAM_PATTERN, description="of the labels that name none")
+    ] = None,
+    x_session_id: Annotated[
+        str | None, Header(pattern=STREAM_PATTERN, description="the stream, as a header")
+    ] = None,
+) -> FeedbackResponse:
+    """Count labels that came minutes or hours after the answers.
+
+    A label names its image by its stream and by the id that it came with. The last --feedback-ids
+    ids of all streams are known, over restarts with --state-dir; of an id used again the latest
+    answer counts, of two labels for an answer the first. If one label is refused, none is taken.
+    """
+    named = stream_named(request, stream)
+    labels = [
+        (each.stream or named, each.id, each.label) for each in await service.intake.labels(request)
+    ]
+    ids = await service.intake.in_pool(partial(service.engine.truth.feedback, labels))
+    others = {
+        outcome: NotTaken(count=len(names), ids=names[:MOST_NAMED])
+        for outcome, names in ids.items()
+        if outcome != "taken"
+    }
+    return FeedbackResponse(taken=len(ids["taken"]), **others)

@@ -1,0 +1,121 @@
+"""What labels say of the answers, by stream, whether they came with the image or hours later."""
+
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+
+from service.known_ids import KnownIds
+from service.metrics import (
+    ACCURACY_WINDOW,
+    DOMINANCE_WINDOW,
+    FEEDBACK_OUTCOMES,
+    FEWEST_ANSWERS,
+    Metrics,
+)
+from service.schemas import StreamTruth
+
+
+class Truth:
+    """Counts labels, and the classes answered of late. Any thread may use it.
+
+    Args:
+        ids: the answers that a label may still come for.
+        most_streams: of which counts are kept; beyond, the one without a label for longest goes.
+    """
+
+    def __init__(self, metrics: Metrics, ids: KnownIds, *, most_streams: int) -> None:
+        self._metrics, self._ids, self._most_streams = metrics, ids, most_streams
+        self._streams: dict[str, StreamTruth] = {}
+        self._right: deque[bool] = deque(maxlen=ACCURACY_WINDOW)
+        self._answered: deque[tuple[str, int]] = deque(maxlen=DOMINANCE_WINDOW)
+        self._lock = threading.Lock()
+        metrics.window_accuracy.set_function(lambda: self.window_accuracy)
+        metrics.dominant_class.set_function(lambda: self.dominant_share)
+        metrics.known_ids.set_function(lambda: len(ids))
+
+    def remember(
+        self,
+        stream: str,
+        ids: Sequence[str | None],
+        predicted: Sequence[int],
+        labels: Sequence[int | None],
+    ) -> None:
+        """Keep the answers to images with an id, before they go out: labels may follow at once.
+
+        An empty id names nothing.
+        """
+        if any(ids):
+            for name, answer, label in zip(ids, predicted, labels, strict=True):
+                if name:
+                    self._ids.remember(stream, name, answer, label)
+
+    def count(self, stream: str, predicted: Sequence[int], labels: Sequence[int | None]) -> None:
+        """Count a batch's answers, and those that came with a label."""
+        with self._lock:
+            self._answered.extend((stream, answer) for answer in predicted)
+        pairs = zip(predicted, labels, strict=True)
+        self._count(stream, [answer == label for answer, label in pairs if label is not None])
+
+    def feedback(self, labels: Iterable[tuple[str, str, int]]) -> dict[str, list[str]]:
+        """Count labels, (stream, id, label) each, that came after the answer; return whose.
+
+        The first label of an answer counts, whichever way it came.
+        """
+        ids: dict[str, list[str]] = {outcome: [] for outcome in FEEDBACK_OUTCOMES}
+        for stream, name, label in labels:
+            outcome, right = self._ids.give(stream, name, label)
+            ids[outcome].append(name)
+            if outcome == "taken":
+                self._count(stream, [right])
+        for outcome, names in ids.items():
+            self._metrics.feedback_labels.labels(outcome).inc(len(names))
+        return ids
+
+    def _count(self, stream: str, right: list[bool]) -> None:
+        if not right:
+            return
+        with self._lock:
+            self._right.extend(right)
+            before = self._streams.pop(stream, StreamTruth())
+            self._streams[stream] = StreamTruth(
+                labelled=before.labelled + len(right), correct=before.correct + sum(right)
+            )
+            if len(self._streams) > self._most_streams:
+                del self._streams[next(iter(self._streams))]
+        self._metrics.labelled.inc(len(right))
+        self._metrics.correct.inc(sum(right))
+
+    def forget(self, stream: str) -> None:
+        """A stream is back at the source: what it answered before is no sign of now.
+
+        Its ids stay known: the answers were given, and a label is true of them.
+        """
+        with self._lock:
+            self._streams.pop(stream, None)
+            kept = [(name, answer) for name, answer in self._answered if name != stream]
+            self._answered = deque(kept, maxlen=DOMINANCE_WINDOW)
+
+    def close(self) -> None:
+        """Write the ids that are not written yet."""
+        self._ids.close()
+
+    @property
+    def streams(self) -> dict[str, StreamTruth]:
+        """What labels say of each stream since the start or its last reset; a copy."""
+        with self._lock:
+            return dict(self._streams)
+
+    @property
+    def window_accuracy(self) -> float:
+        """Accuracy over the last ACCURACY_WINDOW labels; NaN before the first."""
+        with self._lock:
+            return sum(self._right) / len(self._right) if self._right else float("nan")
+
+    @property
+    def dominant_share(self) -> float:
+        """Share of the most frequent class in the last answers; NaN before FEWEST_ANSWERS."""
+        with self._lock:
+            if len(self._answered) < FEWEST_ANSWERS:
+                return float("nan")
+            ((_, most),) = Counter(answer for _, answer in self._answered).most_common(1)
+            return most / len(self._answered)

@@ -1,0 +1,156 @@
+"""Labels count the same whichever way they come, and what is kept of streams is bounded."""
+
+import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.events import Events
+from service.known_ids import KnownIds
+from service.metrics import ACCURACY_WINDOW, DOMINANCE_WINDOW, Metrics
+from service.truth import Truth
+
+
+@pytest.fixture
+def truth():
+    metrics = Metrics(CollectorRegistry(), classes=10, model={})
+    ids = KnownIds(1000, tuple("abcdefghij"), None, Events())
+    yield Truth(metrics, ids, most_streams=3)
+    ids.close()
+
+
+def value(truth, name, **labels):
+    return truth._metrics.registry.get_sample_value(name, labels)
+
+
+def answer(truth, classes, labels=None, ids=None, stream="gate"):
+    """What the engine does with a batch, before and after its answers go out."""
+    labels = labels or [None] * len(classes)
+    truth.remember(stream, ids or [None] * len(classes), classes, labels)
+    truth.count(stream, classes, labels)
+
+
+def of_stream(truth, name="gate"):
+    said = truth.streams[name]
+    return said.labelled, said.correct
+
+
+def accuracy(truth):
+    names = ("labelled_images_total", "correct_images_total", "window_accuracy_ratio")
+    return [value(truth, f"ttc_{name}") for name in names]
+
+
+def test_accuracy_is_that_of_the_labelled_images(truth):
+    """Images without a label are in neither count."""
+    assert math.isnan(value(truth, "ttc_window_accuracy_ratio"))
+    answer(truth, [1, 2, 3, 4], [1, None, 5, 4])
+    assert accuracy(truth) == [3, 2, pytest.approx(2 / 3)]
+    answer(truth, [1])
+    assert accuracy(truth) == [3, 2, pytest.approx(2 / 3)]
+
+
+def test_labels_count_the_same_with_the_image_and_later(truth):
+    """The same answers and labels by both ways: half of the count each."""
+    classes, labels = [1, 2, 3, 4], [1, 2, 0, 4]
+    answer(truth, classes, labels)
+    first = accuracy(truth)
+    answer(truth, classes, ids=list("abcd"))
+    given = [("gate", name, label) for name, label in zip("abcd", labels, strict=True)]
+    assert truth.feedback(given)["taken"] == list("abcd")
+    assert accuracy(truth) == [2 * first[0], 2 * first[1], first[2]]
+    assert of_stream(truth) == (8, 6)
+
+
+def test_what_does_not_count_is_told_and_counted_by_its_outcome(truth):
+    """A label that came along counts once; an empty id names nothing."""
+    answer(truth, [1, 2, 3], [1, None, None], ids=["a", "b", ""])
+    labels = [("a", 1), ("a", 2), ("b", 2), ("b", 2), ("b", 3), ("", 3), ("c", 1)]
+    given = truth.feedback([("gate", *label) for label in labels] + [("yard", "b", 2)])
+    expected = {
+        "taken": ["b"],
+        "unknown": ["", "c", "b"],
+        "repeated": ["a", "b"],
+        "contradicting": ["a", "b"],
+    }
+    assert given == expected
+    for outcome, names in expected.items():
+        assert value(truth, "ttc_feedback_labels_total", outcome=outcome) == len(names)
+    assert accuracy(truth)[:2] == [2, 2]
+    assert value(truth, "ttc_feedback_known_ids") == 2
+
+
+def test_the_window_forgets_what_is_older_than_its_length(truth):
+    """500 wrong ones leave no trace once 500 right ones have come; in between it is their mix."""
+    answer(truth, [1] * ACCURACY_WINDOW, [2] * ACCURACY_WINDOW)
+    assert accuracy(truth) == [500, 0, 0]
+    answer(truth, [1] * 100, [1] * 100)
+    assert accuracy(truth) == [600, 100, pytest.approx(100 / ACCURACY_WINDOW)]
+    answer(truth, [1] * 400, [1] * 400)
+    assert accuracy(truth) == [1000, 500, 1]
+
+
+def test_the_share_of_the_most_frequent_class_is_of_the_last_answers(truth):
+    """Nothing is said of a few answers; of many, old ones are forgotten."""
+    answer(truth, [3] * 99)
+    assert math.isnan(value(truth, "ttc_dominant_class_ratio"))
+    answer(truth, [1] * 101)
+    assert value(truth, "ttc_dominant_class_ratio") == pytest.approx(101 / 200)
+    answer(truth, [7] * 500)
+    assert value(truth, "ttc_dominant_class_ratio") == 1
+
+
+def test_a_reset_of_one_stream_does_not_blind_the_others(truth):
+    """Their answers still show a collapse; only those of the stream that was reset are gone."""
+    answer(truth, [3] * 200)
+    answer(truth, [1] * 100, stream="yard")
+    truth.forget("nobody")
+    assert value(truth, "ttc_dominant_class_ratio") == pytest.approx(2 / 3)
+    truth.forget("gate")
+    assert value(truth, "ttc_dominant_class_ratio") == 1
+    answer(truth, [1] * 900, stream="yard")
+    assert len(truth._answered) == DOMINANCE_WINDOW
+
+
+def test_a_reset_starts_a_streams_counts_anew_and_forgets_no_id(truth):
+    """The answer was given: a label is true of it, also after what gave it has gone."""
+    answer(truth, [1, 2], [1, None], ids=["a", "b"])
+    truth.forget("gate")
+    assert truth.streams == {}
+    assert truth.feedback([("gate", "b", 2)])["taken"] == ["b"]
+    assert of_stream(truth) == (1, 1)
+    assert accuracy(truth)[:2] == [2, 2]
+
+
+def test_the_counts_of_streams_are_bounded(truth):
+    """The one without a label for longest makes room; the totals have it still."""
+    for name in ("a", "b", "c", "a", "d"):
+        answer(truth, [1], [1], stream=name)
+    assert {name: said.labelled for name, said in truth.streams.items()} == {"a": 2, "c": 1, "d": 1}
+    assert accuracy(truth)[:2] == [5, 5]
+
+
+def test_reading_while_counting_never_fails(truth):
+    """A scrape comes in the middle of everything."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def count(worker):
+        for number in range(200):
+            name = f"{worker}-{number}"
+            answer(truth, [1, 2], [1, None], ids=[None, name], stream=str(worker))
+            truth.feedback([(str(worker), name, 2)])
+
+    def read(_):
+        for _ in range(200):
+            assert 0 <= value(truth, "ttc_labelled_images_total") <= 800
+            value(truth, "ttc_dominant_class_ratio")
+            value(truth, "ttc_window_accuracy_ratio")
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda call: call[0](call[1]), [(count, 0), (read, 0), (count, 1)]))
+    finally:
+        sys.setswitchinterval(interval)
+    assert accuracy(truth) == [800, 800, 1]
