@@ -78,6 +78,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         await engine.start()
         loop = asyncio.create_task(batcher.run(), name="batcher")
         lag = asyncio.create_task(_measure_lag(metrics), name="lag")
+        saving = asyncio.create_task(engine.keep_saving(settings.save_interval), name="saving")
         service.ready = True
         try:
             yield
@@ -87,9 +88,13 @@ def build(settings: Settings, source: Method) -> FastAPI:
             batcher.drain()
             await loop
             lag.cancel()
+            saving.cancel()
             intake.close()
-            service.saved = await engine.save()
-            engine.close()
+            service.saved = False
+            try:
+                service.saved = await engine.save()
+            finally:
+                engine.close()
             engine.events.note("stopped", reason=service.stop_reason)
 
     app = FastAPI(

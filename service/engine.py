@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -129,24 +130,31 @@ class Engine:
             if state_dir is None
             else StateFolder(state_dir, method=method_name, model=model_spec)
         )
+        names, ids_file = source.model.class_names, None if state_dir is None else state_dir / FILE
+        ids = KnownIds(feedback_ids, names, ids_file, self.events)
+        self.truth = Truth(
+            metrics,
+            ids,
+            most_streams=max_streams,
+            note_change=lambda stream: self._streams.note_change(stream),
+        )
         self._streams = Streams(
             source,
             self._folder,
             self.events,
             metrics,
+            self.truth,
             most=max_streams,
             most_bytes=max_stream_bytes,
             expiry=stream_expiry,
         )
-        names, ids_file = source.model.class_names, None if state_dir is None else state_dir / FILE
-        ids = KnownIds(feedback_ids, names, ids_file, self.events)
-        self.truth = Truth(metrics, ids, most_streams=max_streams)
         self.last_adapt_seconds = 0.0
         self._device = ThreadPoolExecutor(
             1,
             thread_name_prefix="device",
             initializer=lambda: torch.set_num_threads(threads) if threads else None,
         )
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         metrics.streams.set_function(lambda: len(self.streams))
         metrics.stream_bytes.set_function(lambda: self._streams.bytes)
         metrics.drift.set_function(
@@ -155,11 +163,20 @@ class Engine:
         metrics.pending_batches.set_function(
             lambda: sum(s.pending_batches for s in self.streams.values())
         )
+        metrics.unsaved_streams.set_function(lambda: self.unsaved_streams)
+        metrics.unsaved_age.set_function(
+            lambda: time.monotonic() - min(self._streams.unsaved().values(), default=math.inf)
+        )
 
     @property
     def streams(self) -> dict[str, StreamRecord]:
         """The streams in memory by name; a copy."""
         return self._streams.records
+
+    @property
+    def unsaved_streams(self) -> int:
+        """How many streams have changed since their file was written; 0 without a folder."""
+        return len(self._streams.unsaved())
 
     async def saved_streams(self) -> int:
         """How many streams are on disk only; 0 if the folder cannot be read."""
@@ -183,12 +200,15 @@ class Engine:
             streams=await self.saved_streams(),
             versions=versions(),
         )
-        if self._folder is not None and self._folder.problem is not None:
+        if self._folder is None:
+            return
+        problem = self._folder.problem or await self._on_device(self._folder.unfit, self._source)
+        if problem is not None:
             self.events.note(
                 "not_saving",
                 message=f"no stream will be saved in {self._folder.path}",
                 level=logging.WARNING,
-                reason=self._folder.problem,
+                reason=problem,
             )
 
     def admit(self, stream: str, wait: Callable[[], float] = lambda: 1.0) -> None:
@@ -267,7 +287,7 @@ class Engine:
         record.method = source
         record.take_note()
         self._metrics.count_reset("failure")
-        self.truth.forget(stream)
+        self.truth.forget([stream])
         self.events.note("reset", stream=stream, level=logging.ERROR, reason="failure")
 
     async def adapt(self, answered: Pass, *, learn: bool) -> None:
@@ -285,7 +305,7 @@ class Engine:
         self._count(part)
         stream, record = part.stream, part.record
         if not self._streams.is_current(stream, record):  # a reset came between
-            self.truth.forget(stream)
+            self.truth.forget([stream])
             return
         if not part.answers.sound.all():
             outcome = Adaptation(skipped="non_finite")  # it answers nobody, and moves nothing
@@ -299,6 +319,7 @@ class Engine:
             else:
                 outcome = Adaptation(skipped="shed")
                 self.events.note_repeated("skipped", stream=stream, reason="no memory for it")
+            self._streams.note_change(stream)
         self._metrics.count_adaptation(outcome)
         if outcome.skipped not in (None, "shed", "failed"):  # policy, or told already
             self.events.note_repeated("skipped", stream=stream, reason=outcome.skipped)
@@ -357,58 +378,95 @@ class Engine:
         Raises:
             StateNotRemoved: they are at the source, but would come back after a restart.
         """
-        return await self._on_device(self._reset, stream)
-
-    def _reset(self, stream: str | None) -> tuple[list[str], int, int]:
-        problem = None
-        names = [stream or ""]
+        names, problem = [stream or ""], None
         if stream is None:
             try:
-                names = self._streams.names()
+                names = await asyncio.to_thread(self._streams.names)
             except OSError as error:
-                names = self._streams.names(saved=False)
-                problem = f"the state folder: {error.strerror}"
-        known = [name for name in names if name in self._streams]
-        # At the source a stream is as good as none: its place is free for another.
-        steps, pending, kept = self._streams.forget(names)
-        for _ in known:
-            self._metrics.count_reset("request")
-        # Labels may have come for streams that are neither in memory nor saved.
-        for name in names if stream is not None else {*names, *self.truth.streams}:
-            self.truth.forget(name)
-        for name in names:
-            self.events.note("reset", stream=name, reason="request")
+                names, problem = [], f"the state folder: {error.strerror}"
+        names, known, in_memory = await self._on_device(self._forget, names, stream is None)
+        # Thousands of files: whoever asks for an answer does not wait for them.
+        saved, kept = await asyncio.to_thread(self._streams.remove, names)
+        await asyncio.to_thread(self._tell_reset, names, known, kept)
         for name, reason in kept.items():
-            self.events.note("not_removed", stream=name, level=logging.ERROR, reason=reason)
             problem = problem or f"stream {name}: {reason}"
         if problem is not None:
             raise StateNotRemoved(
                 "Reset, but what is saved could not be removed and would come back after a "
                 f"restart ({problem})."
             )
-        return names, steps, pending
+        discarded = {**saved, **in_memory}.values()
+        return names, sum(steps for steps, _ in discarded), sum(batches for _, batches in discarded)
+
+    def _forget(
+        self, names: list[str], all_streams: bool
+    ) -> tuple[list[str], int, dict[str, tuple[int, int]]]:
+        """Put streams back to the source; return their names, how many there were, and of what."""
+        if all_streams:
+            names = list(dict.fromkeys([*self._streams.names(saved=False), *names]))
+            known = len(names)
+        else:
+            known = sum(name in self._streams for name in names)
+        # At the source a stream is as good as none: its place is free for another.
+        in_memory = self._streams.forget(names)
+        # Labels may have come for streams that are neither in memory nor saved.
+        self.truth.forget({*names, *(self.truth.streams if all_streams else ())})
+        return names, known, in_memory
+
+    def _tell_reset(self, names: list[str], known: int, kept: dict[str, str]) -> None:
+        for _ in range(known):
+            self._metrics.count_reset("request")
+        for name in names:
+            self.events.note("reset", stream=name, reason="request")
+        for name, reason in kept.items():
+            self.events.note("not_removed", stream=name, level=logging.ERROR, reason=reason)
 
     # Saved state
 
-    async def save(self) -> bool:
-        """Write every stream into `state_dir`, if there is one; return whether all went well."""
-        return await self._on_device(self._save)
+    async def keep_saving(self, interval: float) -> None:
+        """Save each stream before its oldest change is `interval` seconds old, without end."""
+        while True:
+            await asyncio.sleep(interval / 10)
+            try:
+                await self._save_changed(older_than=0.8 * interval)
+            except Exception:
+                log.exception("saving failed")
 
-    def _save(self) -> bool:
+    async def _save_changed(self, *, older_than: float = 0.0) -> None:
+        """Save the streams that changed so many seconds ago; batches run in between."""
+        loop = asyncio.get_running_loop()
+        names = await asyncio.to_thread(self._streams.to_save, older_than)
+        while names:
+            taken = await self._on_device(self._streams.snapshots, names)
+            written = [
+                await loop.run_in_executor(self._writer, self._streams.write, each)
+                for each in taken
+            ]
+            if older_than and written and not any(written):
+                return  # it is the folder: another round tries again
+
+    async def save(self) -> bool:
+        """Save all that has changed, if there is a folder for it; return whether all went well."""
         if self._folder is None:
             return True
-        saved, total = self._streams.save(), len(self.streams)
+        await self._save_changed()
+        _, kept = await asyncio.to_thread(self._streams.remove, self._streams.undead)
+        for name, reason in kept.items():
+            self.events.note("not_removed", level=logging.ERROR, stream=name, reason=reason)
+        unsaved, total = self._streams.unsaved(), len(self.streams)
+        saved = total - len(unsaved.keys() & self.streams.keys())
         self.events.note(
             "saved",
             message=f"{saved} of {total} streams saved in {self._folder.path}",
             saved=saved,
             streams=total,
         )
-        return saved == total
+        return not unsaved
 
     def close(self) -> None:
         """Finish what was sent to the thread, then end it."""
         self._device.shutdown()
+        self._writer.shutdown()
         self.truth.close()
         if self._folder is not None:
             self._folder.close()

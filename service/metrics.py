@@ -32,6 +32,7 @@ SKIP_REASONS = ("none_selected", "non_finite", "shed", "failed", "other")
 RESET_CAUSES = ("request", "failure")
 EVICTION_REASONS = ("saved", "expired")
 LOSS_TERMS = ("entropy", "similarity", "total")
+SAVE_OUTCOMES = ("saved", "failed")
 FEEDBACK_OUTCOMES = ("taken", "unknown", "repeated", "contradicting")
 REJECTION_REASONS = tuple(sorted({error.reason for error in STATUS if error.reason}))
 ACCURACY_WINDOW = 500
@@ -198,6 +199,14 @@ class Metrics:
             "ttc_streams_evicted_total", "Streams that made room for others.", ("reason",)
         )
 
+        self.saves = counter("ttc_saves_total", "Streams written to their file.", ("outcome",))
+        self.unsaved_streams = gauge(
+            "ttc_unsaved_streams", "Streams that have changed since their file was written."
+        )
+        self.unsaved_age = gauge(
+            "ttc_unsaved_age_seconds", "Age of the oldest change that no file has; 0 for none."
+        )
+
         # Truth
         self.labelled = counter(
             "ttc_labelled_images_total", "Answers whose label came, with the image or later."
@@ -232,6 +241,7 @@ class Metrics:
             (self.skipped, SKIP_REASONS),
             (self.resets, RESET_CAUSES),
             (self.evicted, EVICTION_REASONS),
+            (self.saves, SAVE_OUTCOMES),
             (self.feedback_labels, FEEDBACK_OUTCOMES),
         ):
             for value in values:

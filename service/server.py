@@ -70,10 +70,15 @@ class Server(uvicorn.Server):
 
 
 def _end(service: Service | None, reason: str) -> None:
-    """End the process at once, saving nothing."""
+    """End the process at once, saving no more."""
     if service is not None:
+        unsaved = service.engine.unsaved_streams
         service.engine.events.note(
-            "stopped", message="ended at once, saving nothing", level=logging.ERROR, reason=reason
+            "stopped",
+            message=f"ended at once; what {unsaved} streams learned last is not saved",
+            level=logging.ERROR,
+            reason=reason,
+            unsaved_streams=unsaved,
         )
     os._exit(1)
 

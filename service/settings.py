@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     state_dir: Path | None = Field(
         None, description="where streams are saved, and come back from when asked for; ids too"
     )
+    save_interval: float = Field(
+        60.0, ge=0.1, le=DAY, description="seconds after which a stream that has changed is saved"
+    )
     feedback_ids: int = Field(
         1_000_000, ge=1, le=MOST_IDS, description="answers that a later label may name by their id"
     )

@@ -9,15 +9,18 @@ import errno
 import fcntl
 import os
 import socket
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 from service.schemas import STREAM_NAME
-from ttc_core.errors import UserError
+from ttc_core.errors import UserError, told
 from ttc_core.methods import Method
+from ttc_core.methods.contract import State
 from ttc_core.state import (
-    StateError,
+    encoded,
     load_state,
     read_counters,
     save_state,
@@ -37,7 +40,8 @@ class StateFolderError(UserError):
 class StateFolder:
     """Saved streams by name. One process writes: the lease ends with it, however it ends.
 
-    A folder that cannot be written is read all the same. Not thread-safe, but for `names`.
+    A folder that cannot be written is read all the same. Any thread may read; one at a time may
+    write.
 
     Args:
         method, model: as the user gave them; files of others do not fit.
@@ -48,7 +52,7 @@ class StateFolder:
 
     def __init__(self, path: Path, *, method: str, model: str) -> None:
         self.path = path
-        self._names = {"name": method, "model": model}
+        self._names: dict[str, Any] = {"name": method, "model": model}
         self._lease: int | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -56,7 +60,7 @@ class StateFolder:
             reason = error.strerror if isinstance(error, OSError) else error
             raise StateFolderError(f"--state-dir {path} cannot be used: {reason}.") from None
         self.problem: str | None = None
-        """Why nothing can be saved, as it was at the start; None: it can."""
+        """Why nothing can be saved, as it was at the start; None: it could be at last."""
         try:
             self._hold()
         except OSError as error:
@@ -85,8 +89,8 @@ class StateFolder:
         except OSError:
             return 0
 
-    def load(self, stream: str, method: Method) -> bool:
-        """Restore a method at the source; return whether there was anything to restore.
+    def load(self, stream: str, method: Method) -> dict[str, int] | None:
+        """Restore a method at the source; return what else is in the file, None without one.
 
         Raises:
             StateError: the file cannot be read, or is none of this stream's; the method is at the
@@ -94,19 +98,31 @@ class StateFolder:
         """
         path = self._file(stream)
         if not os.path.lexists(path):
-            return False
-        load_state(path, method, **self._names)
-        return True
+            return None
+        return load_state(path, method, **self._names)
 
-    def save(self, stream: str, method: Method) -> None:
+    def unfit(self, method: Method) -> str | None:
+        """Why the state of a method at the source could not be saved, whatever the folder is."""
+        try:
+            encoded(method, **self._names)
+        except Exception as error:  # a user's own method may raise anything
+            return told(error)
+        return None
+
+    def save(
+        self, stream: str, method: Method, state: State, of_stream: Mapping[str, int] | None = None
+    ) -> None:
         """Write a stream's state in place of the one before.
+
+        Args:
+            state: as the method gave it; of_stream: counts that `load` is to return.
 
         Raises:
             OSError: it cannot be written; what was saved before is still there.
-            Exception: whatever the method raises when asked for its state.
+            TypeError: no file can hold it.
         """
         self._hold()
-        save_state(self._file(stream), method, **self._names)
+        save_state(self._file(stream), method, **self._names, state=state, of_stream=of_stream)
 
     def set_aside(self, stream: str) -> Path:
         """Keep what lies in a stream's place under a name of its own; return that.
@@ -117,28 +133,24 @@ class StateFolder:
         self._hold()
         return set_aside(self._file(stream))
 
-    def remove(self, stream: str, method: Method) -> tuple[int, int]:
-        """Remove a stream's file, if there is one; what is not its state is set aside.
+    def counts(self, stream: str, method: Method) -> tuple[int, int]:
+        """The steps and pending batches that a stream's file holds.
 
-        `sync` makes it last.
+        Raises:
+            StateError: there is none, or it is none of this stream's.
+        """
+        counts = read_counters(self._file(stream), method, **self._names).get("counters", {})
+        return _whole(counts.get("steps")), _whole(counts.get("pending_batches"))
 
-        Returns:
-            The steps and pending batches that it held.
+    def remove(self, stream: str) -> None:
+        """Remove a stream's file, if there is one; `sync` makes it last.
 
         Raises:
             OSError: it is still there.
         """
-        path = self._file(stream)
-        if not os.path.lexists(path):
-            return 0, 0
-        self._hold()
-        try:
-            counts = read_counters(path, method, **self._names).get("counters", {})
-        except StateError:
-            self.set_aside(stream)
-            return 0, 0
-        path.unlink(missing_ok=True)
-        return _whole(counts.get("steps")), _whole(counts.get("pending_batches"))
+        if os.path.lexists(self._file(stream)):
+            self._hold()
+            self._file(stream).unlink(missing_ok=True)
 
     def sync(self) -> None:
         """Make removals outlast a power cut, where the folder allows it."""
@@ -183,14 +195,14 @@ class StateFolder:
         except BaseException:
             os.close(descriptor)
             raise
-        self._lease = descriptor
+        self._lease, self.problem = descriptor, None
 
     def _remove_unfinished(self) -> None:
         """Remove what a process that was killed while saving has left."""
         with os.scandir(self.path) as entries:
             for entry in entries:
-                stream = _stream_of(entry.name.removesuffix(".part"))
-                if stream is not None and entry.name.endswith(".part"):
+                whole, _, last = entry.name.rpartition(".")
+                if last == "part" and _stream_of(whole) is not None:
                     with contextlib.suppress(OSError):
                         os.unlink(entry)
 

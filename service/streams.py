@@ -1,9 +1,13 @@
 """The table of streams: which are in memory, which are pinned, which make room for others.
 
-Places are taken on the event loop, when a request arrives; method objects are made, loaded, saved
-and dropped on the device thread. With a state folder a stream that is not in memory comes back
-when it is asked for, and the least recently used is saved and makes room. Without one, what has
-adapted is not thrown away for another's sake before it has been idle for `expiry`.
+Places are taken on the event loop, when a request arrives; method objects are made, loaded and
+dropped on the device thread. With a state folder a stream that is not in memory comes back when it
+is asked for, and the least recently used is saved and makes room. Without one, what has adapted is
+not thrown away for another's sake before it has been idle for `expiry`.
+
+What is to be saved crosses threads as a snapshot: the device thread takes it between two batches,
+another encodes and writes it. A snapshot that something newer of its stream has overtaken, another
+one or a reset, is not written any more.
 """
 
 import contextlib
@@ -11,7 +15,7 @@ import logging
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
@@ -19,13 +23,20 @@ from weakref import WeakValueDictionary
 from service.errors import TooManyStreams
 from service.events import Events
 from service.metrics import Metrics
+from service.schemas import StreamTruth
 from service.state_folder import StateFolder
+from service.truth import Truth
 from ttc_core.errors import UserError
 from ttc_core.methods import Method
+from ttc_core.methods.contract import State
 from ttc_core.state import StateError, StateUnreadable, size_bytes
 
 # Streams that cannot be saved one after another: then it is the folder, and all will fail.
 MOST_FAILURES = 3
+# For how long the device thread takes snapshots before a batch may come between.
+SNAPSHOT_SECONDS = 0.002
+MOST_SNAPSHOTS = 16
+TRUTH = StreamTruth.model_fields
 
 
 @dataclass
@@ -58,15 +69,32 @@ class StreamRecord:
         self.drift = self.method.drift
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A stream as it was between two batches, on its way to its file.
+
+    Attributes:
+        state: the method's; of_stream: what else is in the file.
+        since: when the oldest change came that no file has.
+    """
+
+    name: str
+    record: StreamRecord
+    state: State
+    of_stream: dict[str, int]
+    since: float
+
+
 class Streams:
     """The streams in memory, by name, in the order of their last use; those saved behind them.
 
-    `admit`, `release` and `records` may be called from any thread, all else from the device's. At
-    no time are more than `most` in memory.
+    At no time are more than `most` in memory. Methods that read or drop a method object are for
+    the device thread alone; they stand below that line.
 
     Args:
         source: a method at the source; streams are forked from it.
         folder: where streams are saved, or None.
+        truth: what labels say of the streams; it is in their files.
         most: streams that may be in memory at once.
         most_bytes: bytes that their states may take together; a lone stream may take more.
         expiry: seconds without an image after which a stream that cannot be saved makes room.
@@ -78,22 +106,27 @@ class Streams:
         folder: StateFolder | None,
         events: Events,
         metrics: Metrics,
+        truth: Truth,
         *,
         most: int,
         most_bytes: int,
         expiry: float,
     ) -> None:
         self._source, self._folder = source, folder
-        self._events, self._metrics = events, metrics
+        self._events, self._metrics, self._truth = events, metrics, truth
         self._most, self._most_bytes, self._expiry = most, most_bytes, expiry
         self._records: dict[str, StreamRecord] = {}
         # Answering their first images, as long as somebody has them; `keep` puts them in the table.
         self._new: WeakValueDictionary[str, StreamRecord] = WeakValueDictionary()
         self._pins: Counter[str] = Counter()
-        # Reset, but the folder would not let go of their files.
+        # Since when what is not in its file, by stream; and what is on its way there.
+        self._changed: dict[str, float] = {}
+        self._leaving: dict[str, Snapshot] = {}
+        # Reset, but their files are still there, or the folder would not let go of them.
         self._undead: set[str] = set()
         self._fresh_bytes = _state_bytes(source)
-        self._lock = threading.Lock()
+        # Held for moments; the other while a file of the folder is written, moved or removed.
+        self._lock, self._writing = threading.Lock(), threading.Lock()
 
     @property
     def records(self) -> dict[str, StreamRecord]:
@@ -117,8 +150,7 @@ class Streams:
 
     def __contains__(self, name: str) -> bool:
         """Whether a stream is in memory or saved."""
-        saved = self._folder is not None and name not in self._undead and self._folder.size(name)
-        return name in self._records or bool(saved)
+        return name in self._records or (name not in self._undead and self._is_on_disk(name))
 
     # Places
 
@@ -143,6 +175,18 @@ class Streams:
             self._pins[name] -= 1
             if self._pins[name] <= 0:
                 del self._pins[name]
+
+    def note_change(self, name: str) -> None:
+        """What belongs to a stream is not as its file has it, if there is a folder for files."""
+        if self._folder is not None:
+            with self._lock:
+                self._changed.setdefault(name, time.monotonic())
+
+    def unsaved(self) -> dict[str, float]:
+        """Since when each stream has changed that no file has it of; `time.monotonic`."""
+        with self._lock:
+            leaving = {name: snapshot.since for name, snapshot in self._leaving.items()}
+            return {**self._changed, **leaving}
 
     def _has_room(self, name: str) -> bool:
         records = self._records
@@ -235,16 +279,18 @@ class Streams:
         """Make a stream as it was saved, or at the source where nothing fitting was."""
         record = StreamRecord(self._source.fork(), bytes=self._fresh_bytes)
         if self._folder is None or name in self._undead:
-            record.misplaced = name in self._undead
             return record
         try:
-            if not self._folder.load(name, record.method):
+            saved = self._folder.load(name, record.method)
+            if saved is None:
                 return record
         except Exception as error:  # a user's own method may raise anything
             record.method, record.misplaced = self._source.fork(), True
             self._set_aside(name, record, error)
             return record
         record.restored = True
+        record.images, record.batches = saved.get("images", 0), saved.get("batches", 0)
+        self._truth.take_up(name, StreamTruth(**{k: saved.get(k, 0) for k in TRUTH}))
         record.take_note()
         record.bytes = _state_bytes(record.method)
         self._events.note_repeated("restored", stream=name, version=record.version)
@@ -257,7 +303,8 @@ class Streams:
         # What could not be read or taken up may be good: it is left until the place is needed.
         if isinstance(why, StateError) and not isinstance(why, StateUnreadable):
             try:
-                where = f"is now {self._folder.set_aside(name)}"
+                with self._writing:
+                    where = f"is now {self._folder.set_aside(name)}"
                 record.misplaced = False
             except (OSError, UserError) as error:
                 where = f"stays where it is ({_reason(error)})"
@@ -292,12 +339,14 @@ class Streams:
         meanwhile stays.
         """
         record = self._records[name]
-        saved = self._saves and self._save(name, record)
+        saved = self._saves and (self._is_saved(name) or self._save(name, record))
         expired = time.monotonic() - record.used >= self._expiry
         with self._lock:
             if self._pins[name] or not (saved or expired):
                 return False
             del self._records[name]
+            if not saved:
+                self._changed.pop(name, None)
         reason = "saved" if saved else "expired"
         self._metrics.evicted.labels(reason).inc()
         self._events.note("evicted", stream=name, reason=reason, version=record.version)
@@ -312,62 +361,152 @@ class Streams:
             record.bytes = _state_bytes(record.method)
             self._make_room(name, 0)
 
-    def forget(self, names: Iterable[str]) -> tuple[int, int, dict[str, str]]:
-        """Put streams back to the source, in memory and on disk.
+    def forget(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Put streams back to the source; what is saved of them counts no more.
+
+        `remove` is to follow, in any thread.
 
         Returns:
-            The steps and pending batches that were thrown away, and why a saved state could not be
-            removed, by stream. Such a state is not taken up any more, but another process would.
+            The steps and pending batches that were thrown away, of those that were in memory.
         """
-        steps, pending, kept = 0, 0, {}
-        for name in names:
-            self._new.pop(name, None)
-            with self._lock:
+        discarded = {}
+        with self._lock:
+            for name in names:
+                self._new.pop(name, None)
                 record = self._records.pop(name, None)
-            counts, reason = self._remove(name)
-            if record is not None:
-                counts = record.version, record.pending_batches
-            steps, pending = steps + counts[0], pending + counts[1]
-            if reason is not None:
-                kept[name] = reason
-        if self._folder is not None:
-            self._folder.sync()
-        return steps, pending, kept
+                self._changed.pop(name, None)
+                self._leaving.pop(name, None)
+                if record is not None:
+                    discarded[name] = record.version, record.pending_batches
+                if self._folder is not None:
+                    self._undead.add(name)
+        return discarded
 
-    def _remove(self, name: str) -> tuple[tuple[int, int], str | None]:
-        """Remove what is saved of a stream; return its steps and pending batches, or why not."""
-        counts = 0, 0
-        if self._folder is not None:
-            try:
-                counts = self._folder.remove(name, self._source)
-            except (OSError, UserError) as error:
-                self._undead.add(name)
-                return counts, _reason(error)
-        self._undead.discard(name)
-        return counts, None
+    def snapshots(self, names: deque[str]) -> list[Snapshot]:
+        """Take from `names`, from the left, what can be told of streams in SNAPSHOT_SECONDS."""
+        taken: list[Snapshot] = []
+        end = time.monotonic() + SNAPSHOT_SECONDS
+        while names and len(taken) < MOST_SNAPSHOTS and (not taken or time.monotonic() < end):
+            name = names.popleft()
+            record = self._records.get(name)
+            if record is None and self._is_on_disk(name) and name not in self._undead:
+                record = self.load(name)  # labels came for what is on disk only
+            if record is not None and not (record.misplaced and name not in self._records):
+                snapshot = self._snapshot(name, record)
+                taken += [snapshot] if snapshot is not None else []
+            else:
+                with self._lock:
+                    self._changed.pop(name, None)
+        return taken
 
-    def save(self) -> int:
-        """Save all that are in memory; return how many could be."""
-        saved = sum(self._save(name, record) for name, record in self.records.items())
-        for name in list(self._undead):
-            if (reason := self._remove(name)[1]) is not None:
-                self._events.note("not_removed", level=logging.ERROR, stream=name, reason=reason)
-        return saved
+    def _snapshot(self, name: str, record: StreamRecord) -> Snapshot | None:
+        """What there is to save of a stream; None: it cannot tell."""
+        truth = self._truth.whole(name)
+        try:
+            state = record.method.state()
+        except Exception as error:  # a user's own method may raise anything
+            self._not_saved(name, error)
+            return None
+        counts = {"images": record.images, "batches": record.batches, **truth.model_dump()}
+        with self._lock:
+            since = self._changed.pop(name, time.monotonic())
+            if name in self._leaving:
+                since = self._leaving[name].since
+            self._leaving[name] = Snapshot(name, record, state, counts, since)
+            return self._leaving[name]
 
     def _save(self, name: str, record: StreamRecord) -> bool:
+        snapshot = self._snapshot(name, record)
+        return snapshot is not None and self.write(snapshot)
+
+    # Files, from any thread
+
+    def to_save(self, older_than: float) -> deque[str]:
+        """The streams that have changed for so many seconds, and those whose file has gone.
+
+        Those that could not be saved before come last.
+        """
+        if self._folder is None:
+            return deque()
+        unsaved, limit = self.unsaved(), time.monotonic() - older_than
+        due = [name for name, since in unsaved.items() if since <= limit]
+        gone = [n for n in self.records if n not in unsaved and not self._folder.size(n)]
+        return deque(due + gone)
+
+    def write(self, snapshot: Snapshot) -> bool:
+        """Write what has not been overtaken; return whether its stream is saved then."""
         assert self._folder is not None
+        name, record = snapshot.name, snapshot.record
         try:
-            if record.misplaced:
-                with contextlib.suppress(FileNotFoundError):  # gone meanwhile, by other hands
-                    self._folder.set_aside(name)
-                record.misplaced = False
-            self._folder.save(name, record.method)
-        except Exception as error:  # a user's own method may raise anything
-            reason = _reason(error)
-            self._events.note_repeated("not_saved", level=logging.ERROR, stream=name, reason=reason)
+            with self._writing:
+                if self._leaving.get(name) is not snapshot:
+                    return True
+                if record.misplaced:
+                    with contextlib.suppress(FileNotFoundError):  # gone meanwhile, by other hands
+                        self._folder.set_aside(name)
+                    record.misplaced = False
+                self._folder.save(name, record.method, snapshot.state, snapshot.of_stream)
+        except Exception as error:  # a user's own method may hold anything
+            with self._lock:
+                if self._leaving.get(name) is snapshot:
+                    del self._leaving[name]
+                    self._changed.pop(name, None)
+                    self._changed[name] = snapshot.since
+            self._not_saved(name, error)
             return False
-        self._undead.discard(name)
+        with self._lock:
+            if self._leaving.get(name) is snapshot:
+                del self._leaving[name]
+                self._undead.discard(name)
+        self._metrics.saves.labels("saved").inc()
         return True
+
+    def _not_saved(self, name: str, error: Exception) -> None:
+        self._metrics.saves.labels("failed").inc()
+        self._events.note_repeated(
+            "not_saved", level=logging.ERROR, stream=name, reason=_reason(error)
+        )
+
+    def remove(self, names: Iterable[str]) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+        """Remove what is saved of streams that were forgotten; another thread's writing goes on.
+
+        Returns:
+            By stream: the steps and pending batches of what was removed, and why it could not be.
+            That is not taken up any more, but another process would.
+        """
+        discarded, kept = {}, {}
+        for name in names if self._folder is not None else ():
+            assert self._folder is not None
+            try:
+                # Not read while others wait to write.
+                discarded[name] = self._folder.counts(name, self._source)
+                remove: Callable[[str], object] = self._folder.remove
+            except StateError:
+                remove = self._folder.set_aside
+            with self._writing:
+                if name not in self._undead:
+                    continue  # it has been saved since
+                try:
+                    remove(name)
+                    self._undead.discard(name)
+                except FileNotFoundError:
+                    self._undead.discard(name)
+                except (OSError, UserError) as error:
+                    kept[name] = _reason(error)
+        if self._folder is not None:
+            self._folder.sync()
+        return discarded, kept
+
+    @property
+    def undead(self) -> list[str]:
+        """The streams that were reset and whose files are still there."""
+        return list(self._undead)
+
+    def _is_saved(self, name: str) -> bool:
+        return name not in self.unsaved() and self._is_on_disk(name)
+
+    def _is_on_disk(self, name: str) -> bool:
+        return self._folder is not None and self._folder.size(name) > 0
 
     def _on_disk(self) -> set[str]:
         return set() if self._folder is None else {*self._folder.names()} - self._undead

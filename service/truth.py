@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from service.known_ids import KnownIds
 from service.metrics import (
@@ -21,11 +21,22 @@ class Truth:
     Args:
         ids: the answers that a label may still come for.
         most_streams: of which counts are kept; beyond, the one without a label for longest goes.
+        note_change: told of each stream that a label came for.
     """
 
-    def __init__(self, metrics: Metrics, ids: KnownIds, *, most_streams: int) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        ids: KnownIds,
+        *,
+        most_streams: int,
+        note_change: Callable[[str], None] = lambda stream: None,
+    ) -> None:
         self._metrics, self._ids, self._most_streams = metrics, ids, most_streams
+        self._note_change = note_change
         self._streams: dict[str, StreamTruth] = {}
+        # Those whose counts include what their stream's file says.
+        self._whole: set[str] = set()
         self._right: deque[bool] = deque(maxlen=ACCURACY_WINDOW)
         self._answered: deque[tuple[str, int]] = deque(maxlen=DOMINANCE_WINDOW)
         self._lock = threading.Lock()
@@ -81,18 +92,40 @@ class Truth:
                 labelled=before.labelled + len(right), correct=before.correct + sum(right)
             )
             if len(self._streams) > self._most_streams:
-                del self._streams[next(iter(self._streams))]
+                oldest = next(iter(self._streams))
+                del self._streams[oldest]
+                self._whole.discard(oldest)
+        self._note_change(stream)
         self._metrics.labelled.inc(len(right))
         self._metrics.correct.inc(sum(right))
 
-    def forget(self, stream: str) -> None:
-        """A stream is back at the source: what it answered before is no sign of now.
+    def take_up(self, stream: str, saved: StreamTruth) -> None:
+        """Count what a stream's file says, unless that is counted already."""
+        with self._lock:
+            since = self._streams.get(stream, StreamTruth())
+            if stream not in self._whole and (saved.labelled or stream in self._streams):
+                self._whole.add(stream)
+                self._streams[stream] = StreamTruth(
+                    labelled=saved.labelled + since.labelled, correct=saved.correct + since.correct
+                )
 
-        Its ids stay known: the answers were given, and a label is true of them.
+    def whole(self, stream: str) -> StreamTruth:
+        """What a stream's file is to say."""
+        with self._lock:
+            if stream in self._streams:
+                self._whole.add(stream)
+            return self._streams.get(stream, StreamTruth())
+
+    def forget(self, streams: Collection[str]) -> None:
+        """Streams are back at the source: what they answered before is no sign of now.
+
+        Their ids stay known: the answers were given, and a label is true of them.
         """
         with self._lock:
-            self._streams.pop(stream, None)
-            kept = [(name, answer) for name, answer in self._answered if name != stream]
+            for stream in streams:
+                self._streams.pop(stream, None)
+                self._whole.discard(stream)
+            kept = [(name, answer) for name, answer in self._answered if name not in streams]
             self._answered = deque(kept, maxlen=DOMINANCE_WINDOW)
 
     def close(self) -> None:

@@ -2,11 +2,13 @@
 
 A file is written whole or not at all, and outlasts a power cut once `save_state` returns. Whatever
 lies in its place is read within limits: its header is held against the method before any tensor is.
+What would not be read again is not written.
 """
 
 import contextlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,20 +77,25 @@ _TENSORS = TypeAdapter(dict[str, _Stored])
 _TEXTS = TypeAdapter(dict[str, str], config=ConfigDict(strict=True))
 _COUNTERS = TypeAdapter(Counters, config=ConfigDict(strict=True))
 _SECTIONS = TypeAdapter(list[str], config=ConfigDict(strict=True))
+_OF_STREAM = TypeAdapter(
+    dict[str, Annotated[int, Field(ge=0, le=MOST_COUNT)]], config=ConfigDict(strict=True)
+)
+# Of a setting that is an object: no other process can have the same.
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+>")
 
 
-def save_state(path: Path, method: Method, *, name: str, model: str) -> None:
+def save_state(path: Path, method: Method, **of: Any) -> None:
     """Write what `method` has adapted, whole or not at all; a file that was there stays until then.
 
     Args:
-        name: the method's name; model: the model's spec. Both must fit when it is loaded.
+        as for `encoded`.
 
     Raises:
         OSError: it cannot be written; nothing is left beside the file that was there. A process
             that is killed leaves a file of this name with `.part` behind it.
-        TypeError: the state holds what no state file can.
+        TypeError: the state, or a setting, is what no state file can hold.
     """
-    data = encode(method.state(), _identity(method, name, model))
+    data = encoded(method, **of)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.part")
     try:
@@ -105,6 +112,34 @@ def save_state(path: Path, method: Method, *, name: str, model: str) -> None:
     sync_folder(path.parent)
 
 
+def encoded(
+    method: Method,
+    *,
+    name: str,
+    model: str,
+    state: State | None = None,
+    of_stream: Mapping[str, int] | None = None,
+) -> bytes:
+    """What `save_state` writes.
+
+    Args:
+        name: the method's name; model: the model's spec. Both must fit when it is loaded.
+        state: as the method gave it before; None: as it is now.
+        of_stream: counts, 0 to MOST_COUNT, that are kept beside it.
+
+    Raises:
+        TypeError: the state, or a setting, is what no state file can hold.
+    """
+    for key, value in method.settings.items():
+        if _ADDRESS.search(json.dumps(value, default=str)):
+            raise TypeError(
+                f"settings are numbers, texts and None, to be the same in another process; {key} "
+                f"is an object of type {type(value).__name__}"
+            )
+    state = method.state() if state is None else state
+    return encode(state, _identity(method, name, model), of_stream or {})
+
+
 def size_bytes(entries: Mapping[str, Any]) -> int:
     """The memory of all tensors of a state."""
     total = 0
@@ -118,14 +153,16 @@ def size_bytes(entries: Mapping[str, Any]) -> int:
     return total
 
 
-def encode(state: State, identity: Mapping[str, str]) -> bytes:
+def encode(
+    state: State, identity: Mapping[str, str], of_stream: Mapping[str, int] | None = None
+) -> bytes:
     """The content of a state file: a safetensors file of the tensors by section and name.
 
     The library's own writer takes 90 ms for the 742 tensors of a ResNet-50's stream, most of it to
     find memory that they share; here what lies in one tensor is written as it lies.
 
     Raises:
-        TypeError: the state holds what no state file can.
+        TypeError: the state holds what no state file can, or what would be refused when it is read.
     """
     blocks: list[tuple[Tensor, dict[str, Sequence[int]]]] = []
     counters: Counters = {}
@@ -136,6 +173,8 @@ def encode(state: State, identity: Mapping[str, str]) -> bytes:
             blocks.append((entries.flat, {f"{prefix}{name}": shape for name, shape in shapes}))
             entries = entries.others
         for key, value in entries.items():
+            if not isinstance(key, str):
+                raise TypeError(f"what a state holds is named by texts; in {section} one is {key}")
             if isinstance(value, Tensor) and value.dtype in DTYPES:
                 blocks.append((value, {f"{prefix}{key}": value.shape}))
             elif isinstance(value, NamedTensors):
@@ -149,31 +188,45 @@ def encode(state: State, identity: Mapping[str, str]) -> bytes:
                 )
 
     for section, entries in state.items():
+        if not isinstance(section, str) or "/" in section:
+            raise TypeError(f"a section's name is a text without a slash; got {section!r}")
         keep(section, entries, f"{section}/")
     header: dict[str, Any] = {
         "__metadata__": {
             "format": FORMAT,
             **identity,
-            "counters": json.dumps(counters),
+            "counters": json.dumps(counters, ensure_ascii=False),
             # A section may be empty (nothing pending), and safetensors keeps tensors only.
-            "sections": json.dumps(list(state)),
+            "sections": json.dumps(list(state), ensure_ascii=False),
+            "stream": json.dumps(dict(of_stream or {})),
         }
     }
     data = bytearray()
+    stored: dict[str, _Stored] = {}
     # The widest numbers first, so that each lies at a multiple of its own size.
     for tensor, shapes in sorted(blocks, key=lambda block: -block[0].element_size()):
-        start = len(data)
+        start, dtype = len(data), DTYPES[tensor.dtype]
         for name, shape in shapes.items():
             end = start + tensor.element_size() * prod(shape)
-            header[name] = {
-                "dtype": DTYPES[tensor.dtype],
-                "shape": list(shape),
-                "data_offsets": [start, end],
-            }
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+            stored[name] = _Stored.model_construct(**header[name])
             start = end
         data += tensor_bytes(tensor)
-    text = json.dumps(header).encode()
+    # All that lies in one tensor is looked at by the first of its names.
+    firsts = {next(iter(shapes)): tensor for tensor, shapes in blocks if shapes}
+    unfit = _misfit(stored, state) or _miscount(stored, counters, state)
+    if unfit := unfit or _bad_number(firsts, state):
+        raise TypeError(f"it could not be read again: {unfit}")
+    try:
+        text = json.dumps(header, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = shown(error.object[max(0, error.start - 30) : error.end])
+        raise TypeError(f"a text holds half of a character, behind {half!r}") from None
     text += b" " * (-len(text) % 8)
+    if len(text) > MOST_HEADER_BYTES:
+        raise TypeError(
+            f"names and texts have at most {MOST_HEADER_BYTES:,} bytes; these have {len(text):,}"
+        )
     if 8 + len(text) + len(data) > MOST_BYTES:
         raise TypeError(f"a state has at most {MOST_BYTES:,} bytes; this one has {len(data):,}")
     return len(text).to_bytes(8, "little") + text + data
@@ -217,16 +270,22 @@ def describe(path: Path) -> str:
 def read_counters(path: Path, method: Method, *, name: str, model: str) -> Counters:
     """Return the numbers and texts, by section, that a file saved for this method and model holds.
 
+    What it says of its tensors is not looked at: that takes ten times as long.
+
     Raises:
         StateError: it is missing, no state file, or of another method, model or settings.
     """
-    texts = read_header(path)
+    with _opened(path) as file:
+        texts = _read_texts(path, file)[0]
     _check_owner(path, texts, _identity(method, name, model))
     return _text(path, texts, "counters", _COUNTERS)
 
 
-def load_state(path: Path, method: Method, *, name: str, model: str) -> None:
+def load_state(path: Path, method: Method, *, name: str, model: str) -> dict[str, int]:
     """Restore a method from a file that `save_state` wrote for the same method and model.
+
+    Returns:
+        The counts that were kept beside it.
 
     Raises:
         StateError: the file is missing, damaged, or belongs to another method, model or settings;
@@ -237,6 +296,8 @@ def load_state(path: Path, method: Method, *, name: str, model: str) -> None:
         _check_owner(path, header.texts, _identity(method, name, model))
         sections = _text(path, header.texts, "sections", _SECTIONS)
         counters = _text(path, header.texts, "counters", _COUNTERS)
+        # Files of former versions have none.
+        of_stream = _text(path, {"stream": "{}", **header.texts}, "stream", _OF_STREAM)
         own = method.state()
         misfit = _misfit(header.tensors, own) or _miscount(header.tensors, counters, own)
         if misfit is None:
@@ -266,6 +327,7 @@ def load_state(path: Path, method: Method, *, name: str, model: str) -> None:
     except Exception as error:  # a user's own method may raise anything
         method.reset()
         raise StateError(f"{shown(path)} is incomplete: {shown(error)}.") from None
+    return of_stream
 
 
 @contextlib.contextmanager
@@ -280,7 +342,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise StateUnreadable(f"{shown(path)} cannot be read: {reason}.") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise StateError(f"{shown(path)} is no readable state file: it is no regular file.")
+        raise _no_state(path, "it is no regular file")
     with open(descriptor, "rb") as file:
         try:
             yield file
@@ -289,30 +351,39 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             raise StateUnreadable(f"{shown(path)} cannot be read: {reason}.") from None
 
 
-def _read_header(path: Path, file: BinaryIO) -> _Header:
+def _read_texts(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, Any], int]:
+    """What a file says of itself, what it says of its tensors, and where those begin."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
-    problem = None
     if size > MOST_BYTES:
-        problem = f"it has {size:,} bytes, more than the {MOST_BYTES:,} that are read"
-    elif not 0 < length <= min(size - 8, MOST_HEADER_BYTES):
-        problem = "it does not begin with a safetensors header"
-    if problem is None:
-        try:
-            content: dict[str, Any] = from_json(file.read(length))
-            texts = _TEXTS.validate_python(content.pop("__metadata__", {}))
-            tensors = _TENSORS.validate_python(content)
-        except (ValueError, AttributeError, TypeError):
-            problem = "its safetensors header is damaged"
-        else:
-            end = max((stored.data_offsets[1] for stored in tensors.values()), default=0)
-            if size != 8 + length + end:
-                problem = f"it has {size:,} bytes where {8 + length + end:,} were written"
-    if problem is not None:
-        raise StateError(f"{shown(path)} is no readable state file: {problem}.")
+        raise _no_state(path, f"it has {size:,} bytes, more than the {MOST_BYTES:,} that are read")
+    if not 0 < length <= min(size - 8, MOST_HEADER_BYTES):
+        raise _no_state(path, "it does not begin with a safetensors header")
+    try:
+        content: dict[str, Any] = from_json(file.read(length))
+        texts = _TEXTS.validate_python(content.pop("__metadata__", {}))
+    except (ValueError, AttributeError, TypeError):
+        raise _no_state(path, "its safetensors header is damaged") from None
     if texts.get("format") not in (FORMAT, FORMER_FORMAT):
         raise StateError(f"{shown(path)} is no state file of this program (format {FORMAT}).")
+    return texts, content, 8 + length
+
+
+def _read_header(path: Path, file: BinaryIO) -> _Header:
+    texts, content, start = _read_texts(path, file)
+    try:
+        tensors = _TENSORS.validate_python(content)
+    except ValueError:
+        raise _no_state(path, "its safetensors header is damaged") from None
+    end = start + max((stored.data_offsets[1] for stored in tensors.values()), default=0)
+    size = os.fstat(file.fileno()).st_size
+    if size != end:
+        raise _no_state(path, f"it has {size:,} bytes where {end:,} were written")
     return _Header(texts, tensors)
+
+
+def _no_state(path: Path, problem: str) -> StateError:
+    return StateError(f"{shown(path)} is no readable state file: {problem}.")
 
 
 def _read_tensors(path: Path, file: BinaryIO) -> dict[str, Tensor]:
@@ -320,7 +391,7 @@ def _read_tensors(path: Path, file: BinaryIO) -> dict[str, Tensor]:
     try:
         return load(file.read(MOST_BYTES))
     except Exception as error:  # whatever the library makes of a stranger's bytes
-        raise StateError(f"{shown(path)} is no readable state file: {shown(error)}.") from None
+        raise _no_state(path, shown(error)) from None
 
 
 def _text(path: Path, texts: Mapping[str, str], key: str, kind: TypeAdapter[T]) -> T:

@@ -105,9 +105,9 @@ def test_a_reset_of_one_stream_does_not_blind_the_others(truth):
     """Their answers still show a collapse; only those of the stream that was reset are gone."""
     answer(truth, [3] * 200)
     answer(truth, [1] * 100, stream="yard")
-    truth.forget("nobody")
+    truth.forget(["nobody"])
     assert value(truth, "ttc_dominant_class_ratio") == pytest.approx(2 / 3)
-    truth.forget("gate")
+    truth.forget(["gate"])
     assert value(truth, "ttc_dominant_class_ratio") == 1
     answer(truth, [1] * 900, stream="yard")
     assert len(truth._answered) == DOMINANCE_WINDOW
@@ -116,7 +116,7 @@ def test_a_reset_of_one_stream_does_not_blind_the_others(truth):
 def test_a_reset_starts_a_streams_counts_anew_and_forgets_no_id(truth):
     """The answer was given: a label is true of it, also after what gave it has gone."""
     answer(truth, [1, 2], [1, None], ids=["a", "b"])
-    truth.forget("gate")
+    truth.forget(["gate"])
     assert truth.streams == {}
     assert truth.feedback([("gate", "b", 2)])["taken"] == ["b"]
     assert of_stream(truth) == (1, 1)

@@ -110,7 +110,7 @@ class OwnMethod:
     def state(self) -> State:
         with self._contained("state"):
             state = self._inner.state()
-            return {section: dict(entries) for section, entries in state.items()}
+            return {section: _copied(entries) for section, entries in state.items()}
 
     def restore(self, state: State) -> None:
         with self._contained("restore"):
@@ -119,6 +119,11 @@ class OwnMethod:
     def fork(self) -> Self:
         with self._contained("fork"):
             return type(self)(self._name, self.model, self._inner.fork())
+
+
+def _copied(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """What a state holds, apart from what the method goes on to change in place."""
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in entries.items()}
 
 
 def _takes_learn(verb: Callable[..., Any]) -> bool:
