@@ -100,7 +100,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         # Routes of ours, to which the rules for every route apply.
         openapi_url=None,
         dependencies=EVERY_ROUTE,
-        responses=problems(400, 403, 408, 422, 431),
+        responses=problems(400, 403, 408, 422, 431, 501),
         # Its own spans hold whole queries and cover health too; `tracing` has ours.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
