@@ -2,8 +2,10 @@
 
 import hmac
 import json
+import math
 
 import pytest
+import torch
 
 from service.client import Client
 from service.routes import guards, predict
@@ -309,3 +311,14 @@ def test_every_route_describes_the_statuses_that_any_may_have(source_server):
             for status, response in description["responses"].items():
                 if status != "200":
                     assert "application/problem+json" in response["content"], (path, status)
+
+
+def test_the_status_tells_settings_that_json_has_not(serve, held):
+    """Those of a method of one's own may be anything."""
+    source, _ = held("source")
+    source.settings = {"device": torch.device("cpu"), "of": {1: (math.nan, math.inf)}, "f": max}
+    with serve(source=source, method="source") as running:
+        told = running.status()["settings"]["method"]
+    assert told["device"] == "cpu"
+    assert len(told["of"]["1"]) == 2
+    assert "max" in told["f"]

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ttc_core.corruptions.files import corrupt_path
 from ttc_core.datasets.files import Geometry, decode
@@ -165,6 +165,14 @@ def test_a_file_of_countless_parts_is_refused_at_once():
     ):
         with pytest.raises((TooManyParts, Damaged)):
             read(body)
+
+
+def test_a_script_cannot_have_damage_healed(monkeypatch):
+    """Many set this switch of Pillow's at their top: then what was lost would be grey."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    body = write(SCENE, "BMP")
+    with pytest.raises((Damaged, OSError, ValueError)):
+        read(body[: len(body) // 2])
 
 
 def webp_chunk(name, content):

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 Buffer = bytes | bytearray
 
@@ -51,6 +51,7 @@ def loaded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Decode an opened file, if it is as large as was read: limits were held against that."""
     if image.size != size:
         raise Damaged(f"it states two sizes, {size} and {image.size}")
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # scripts of a user's own set it, at any moment
     image.load()
     return image
 
