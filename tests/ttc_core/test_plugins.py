@@ -151,7 +151,7 @@ def test_what_scripts_do_at_their_top_ends_with_them(module):
                 logging.root.level,
                 [*logging.root.handlers],
                 ours.disabled,
-                ours.handlers == [handler],
+                [*ours.handlers],
             ),
             ours.isEnabledFor(logging.WARNING),
         )
