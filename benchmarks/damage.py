@@ -77,7 +77,7 @@ def main(trials: int) -> None:
                     for _ in range(trials)
                 ]
                 shares.append(f"{size} bytes {100 * np.mean(seen):5.1f}")
-            print(f"{form:5} {name:12} {', '.join(shares)}", flush=True)
+            print(f"{form:13} {name:12} {', '.join(shares)}", flush=True)
 
 
 if __name__ == "__main__":
