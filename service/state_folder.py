@@ -30,6 +30,8 @@ from ttc_core.state import (
 
 SUFFIX = ".safetensors"
 LEASE = ".lease"
+# Of a file: the inode, and when it was written, in nanoseconds.
+Identity = tuple[int, int]
 MOST_OWNER_BYTES = 200
 
 
@@ -89,17 +91,24 @@ class StateFolder:
         except OSError:
             return 0
 
-    def load(self, stream: str, method: Method) -> dict[str, int] | None:
-        """Restore a method at the source; return what else is in the file, None without one.
+    def identity(self, stream: str) -> Identity | None:
+        """Tell a stream's file from any other in its place; None: there is none."""
+        try:
+            status = self._file(stream).lstat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    def load(self, stream: str, method: Method) -> tuple[Identity, dict[str, int]] | None:
+        """Restore a method at the source; return from which file and what else is in it, if any.
 
         Raises:
             StateError: the file cannot be read, or is none of this stream's; the method is at the
                 source.
         """
         path = self._file(stream)
-        if not os.path.lexists(path):
-            return None
-        return load_state(path, method, **self._names)
+        found = self.identity(stream)  # before it is read: whoever replaces it has another
+        return None if found is None else (found, load_state(path, method, **self._names))
 
     def unfit(self, method: Method) -> str | None:
         """Why the state of a method at the source could not be saved, whatever the folder is."""
@@ -109,10 +118,19 @@ class StateFolder:
             return told(error)
         return None
 
+    def make_way(self, stream: str, known: Identity | None) -> Path | None:
+        """Set aside what lies in a stream's place, unless it is the known file; return where it is.
+
+        Raises:
+            OSError: it cannot be renamed.
+        """
+        found = self.identity(stream)
+        return None if found in (None, known) else self.set_aside(stream)
+
     def save(
         self, stream: str, method: Method, state: State, of_stream: Mapping[str, int] | None = None
-    ) -> None:
-        """Write a stream's state in place of the one before.
+    ) -> Identity | None:
+        """Write a stream's state in place of the one before; return which file it is.
 
         Args:
             state: as the method gave it; of_stream: counts that `load` is to return.
@@ -123,6 +141,7 @@ class StateFolder:
         """
         self._hold()
         save_state(self._file(stream), method, **self._names, state=state, of_stream=of_stream)
+        return self.identity(stream)
 
     def set_aside(self, stream: str) -> Path:
         """Keep what lies in a stream's place under a name of its own; return that.

@@ -10,7 +10,6 @@ another encodes and writes it. A snapshot that something newer of its stream has
 one or a reset, is not written any more.
 """
 
-import contextlib
 import logging
 import math
 import threading
@@ -24,7 +23,7 @@ from service.errors import TooManyStreams
 from service.events import Events
 from service.metrics import Metrics
 from service.schemas import StreamTruth
-from service.state_folder import StateFolder
+from service.state_folder import Identity, StateFolder
 from service.truth import Truth
 from ttc_core.errors import UserError
 from ttc_core.methods import Method
@@ -54,8 +53,8 @@ class StreamRecord:
     bytes: int = 0
     measure_at: int = 0
     used: float = field(default_factory=time.monotonic)
-    # What lies in its place in the folder is not its state, and not to be written over.
-    misplaced: bool = False
+    # The file that it was read from or written to; another in its place is not written over.
+    file: Identity | None = None
 
     @property
     def is_new(self) -> bool:
@@ -215,13 +214,7 @@ class Streams:
         return self._folder is not None and self._folder.problem is None
 
     def _refusal(self, refused: str, wait: float, *, saves: bool) -> TooManyStreams:
-        now = time.monotonic()
-        idle = [
-            record.used + self._expiry - now
-            for name, record in self._records.items()
-            if name not in self._pins
-        ]
-        seconds = max(1.0, math.ceil(wait if saves else min([*idle, wait + self._expiry])))
+        seconds = max(1.0, math.ceil(wait if saves else self._time_to_room(refused, wait)))
         count = len((self._records.keys() | self._pins.keys()) - {refused})
         total = sum(record.bytes for record in self._records.values())
         held = (
@@ -229,11 +222,30 @@ class Streams:
             if count >= self._most
             else f"The {count:,} streams take {total:,} of the {self._most_bytes:,} bytes for them"
         )
-        until = "all are in use" if saves else f"one makes room when idle for {self._expiry:g} s"
+        until = "all are in use" if saves else f"those idle for {self._expiry:g} s make room"
         return TooManyStreams(
-            f"{held}; {until}, the first in {seconds:,.0f} s. Use one of them, or reset one.",
+            f"{held}; {until}, enough in {seconds:,.0f} s. Use one of them, or reset one.",
             retry_after=seconds,
         )
+
+    def _time_to_room(self, name: str, wait: float) -> float:
+        """Seconds until so many streams may have gone that another has room; with no folder."""
+        now, records = time.monotonic(), self._records
+        leaving = sorted(
+            (
+                wait + self._expiry if other in self._pins else record.used + self._expiry - now,
+                other,
+            )
+            for other, record in records.items()
+        )
+        reserved = len({name, *self._pins} - records.keys())
+        count, total = len(records) + reserved, self._fresh_bytes * reserved
+        total += sum(record.bytes for record in records.values())
+        for seconds, other in leaving:
+            count, total = count - 1, total - records[other].bytes
+            if self._fits(count, total):
+                return seconds
+        return wait + self._expiry
 
     # On the device thread
 
@@ -250,7 +262,8 @@ class Streams:
         if self._pins[name] and not self._make_room(name, max(self._fresh_bytes, size)):
             with self._lock:
                 raise self._refusal(name, 1.0, saves=False)
-        record = self._new[name] = self.load(name)
+        leaving = self._leaving.get(name)
+        record = self._new[name] = self.load(name) if leaving is None else leaving.record
         return record
 
     def is_current(self, name: str, record: StreamRecord) -> bool:
@@ -281,31 +294,35 @@ class Streams:
         if self._folder is None or name in self._undead:
             return record
         try:
-            saved = self._folder.load(name, record.method)
-            if saved is None:
-                return record
+            found = self._folder.load(name, record.method)
         except Exception as error:  # a user's own method may raise anything
-            record.method, record.misplaced = self._source.fork(), True
-            self._set_aside(name, record, error)
+            record.method = self._source.fork()
+            self._reject(name, error)
             return record
-        record.restored = True
+        if found is None:
+            return record
+        record.restored, (record.file, saved) = True, found
         record.images, record.batches = saved.get("images", 0), saved.get("batches", 0)
         self._truth.take_up(name, StreamTruth(**{k: saved.get(k, 0) for k in TRUTH}))
         record.take_note()
         record.bytes = _state_bytes(record.method)
-        self._events.note_repeated("restored", stream=name, version=record.version)
+        self._events.note_repeated("restored", stream=name)
         return record
 
-    def _set_aside(self, name: str, record: StreamRecord, why: Exception) -> None:
+    def _reject(self, name: str, why: Exception) -> None:
         """Put what is no state of the stream out of its way, if that can be told and done."""
         assert self._folder is not None
+        if not self._pins[name]:  # asked about, and forgotten with the answer
+            self._events.note_repeated(
+                "rejected", level=logging.WARNING, stream=name, reason=_reason(why)
+            )
+            return
         where = "stays where it is"
         # What could not be read or taken up may be good: it is left until the place is needed.
         if isinstance(why, StateError) and not isinstance(why, StateUnreadable):
             try:
                 with self._writing:
                     where = f"is now {self._folder.set_aside(name)}"
-                record.misplaced = False
             except (OSError, UserError) as error:
                 where = f"stays where it is ({_reason(error)})"
         self._events.note(
@@ -339,7 +356,7 @@ class Streams:
         meanwhile stays.
         """
         record = self._records[name]
-        saved = self._saves and (self._is_saved(name) or self._save(name, record))
+        saved = self._saves and (self._is_saved(name, record) or self._save(name, record))
         expired = time.monotonic() - record.used >= self._expiry
         with self._lock:
             if self._pins[name] or not (saved or expired):
@@ -349,7 +366,7 @@ class Streams:
                 self._changed.pop(name, None)
         reason = "saved" if saved else "expired"
         self._metrics.evicted.labels(reason).inc()
-        self._events.note("evicted", stream=name, reason=reason, version=record.version)
+        self._events.note_repeated("evicted", stream=name, reason=reason)
         return True
 
     def measure(self, name: str) -> None:
@@ -391,7 +408,8 @@ class Streams:
             record = self._records.get(name)
             if record is None and self._is_on_disk(name) and name not in self._undead:
                 record = self.load(name)  # labels came for what is on disk only
-            if record is not None and not (record.misplaced and name not in self._records):
+                record = record if record.restored else None
+            if record is not None:
                 snapshot = self._snapshot(name, record)
                 taken += [snapshot] if snapshot is not None else []
             else:
@@ -430,8 +448,8 @@ class Streams:
             return deque()
         unsaved, limit = self.unsaved(), time.monotonic() - older_than
         due = [name for name, since in unsaved.items() if since <= limit]
-        gone = [n for n in self.records if n not in unsaved and not self._folder.size(n)]
-        return deque(due + gone)
+        others = [each for each in self.records.items() if each[0] not in unsaved]
+        return deque(due + [name for name, record in others if not self._is_saved(name, record)])
 
     def write(self, snapshot: Snapshot) -> bool:
         """Write what has not been overtaken; return whether its stream is saved then."""
@@ -441,11 +459,17 @@ class Streams:
             with self._writing:
                 if self._leaving.get(name) is not snapshot:
                     return True
-                if record.misplaced:
-                    with contextlib.suppress(FileNotFoundError):  # gone meanwhile, by other hands
-                        self._folder.set_aside(name)
-                    record.misplaced = False
-                self._folder.save(name, record.method, snapshot.state, snapshot.of_stream)
+                is_ours = name in self._undead  # and to be removed, or written over
+                if not is_ours and (kept := self._folder.make_way(name, record.file)):
+                    self._events.note(
+                        "set_aside",
+                        message=f"what lay in the place of stream {name} is now {kept}",
+                        level=logging.WARNING,
+                        stream=name,
+                    )
+                record.file = self._folder.save(
+                    name, record.method, snapshot.state, snapshot.of_stream
+                )
         except Exception as error:  # a user's own method may hold anything
             with self._lock:
                 if self._leaving.get(name) is snapshot:
@@ -502,8 +526,10 @@ class Streams:
         """The streams that were reset and whose files are still there."""
         return list(self._undead)
 
-    def _is_saved(self, name: str) -> bool:
-        return name not in self.unsaved() and self._is_on_disk(name)
+    def _is_saved(self, name: str, record: StreamRecord) -> bool:
+        file = None if self._folder is None else self._folder.identity(name)
+        has_changed = name in self._changed or name in self._leaving
+        return file is not None and file == record.file and not has_changed
 
     def _is_on_disk(self, name: str) -> bool:
         return self._folder is not None and self._folder.size(name) > 0
