@@ -143,6 +143,16 @@ class SourceModel:
             for numbers in (self.mean, self.std)
         )
 
+    def refresh(self) -> None:
+        """Look at the network anew after other weights were loaded into it.
+
+        Raises:
+            ValueError: as when it was made.
+        """
+        Trial(self.module, self.trial_side, self.split)
+        self.__dict__.pop("digest", None)
+        self._place()
+
     def to(self, device: torch.device | str) -> Self:
         """Move the network; do so before any method is made on it."""
         self.module.to(device)
