@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from service.schemas import STREAM_NAME
-from ttc_core.errors import UserError
+from ttc_core.errors import UserError, shown
 from ttc_core.methods import Method
 from ttc_core.state import (
     MOST_BYTES,
@@ -23,7 +23,6 @@ from ttc_core.state import (
     load_state,
     read_counters,
     save_state,
-    shown,
     sync_folder,
 )
 
