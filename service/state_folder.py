@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
@@ -16,15 +17,15 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from service.schemas import STREAM_NAME
-from ttc_core.errors import UserError, told
+from ttc_core.errors import UserError, shown, told
 from ttc_core.methods import Method
 from ttc_core.methods.contract import State
 from ttc_core.state import (
+    MOST_BYTES,
     encoded,
     load_state,
     read_counters,
     save_state,
-    shown,
     sync_folder,
 )
 
@@ -85,11 +86,13 @@ class StateFolder:
             return sorted(stream for stream in found if stream is not None)
 
     def size(self, stream: str) -> int:
-        """Bytes of a stream's file; 0 if there is none."""
+        """Bytes of a stream's file; 0 if there is none, or none that would be read."""
         try:
-            return self._file(stream).stat().st_size
+            status = self._file(stream).stat()
         except OSError:
             return 0
+        is_read = stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES
+        return status.st_size if is_read else 0
 
     def identity(self, stream: str) -> Identity | None:
         """Tell a stream's file from any other in its place; None: there is none."""
@@ -128,12 +131,17 @@ class StateFolder:
         return None if found in (None, known) else self.set_aside(stream)
 
     def save(
-        self, stream: str, method: Method, state: State, of_stream: Mapping[str, int] | None = None
+        self,
+        stream: str,
+        method: Method,
+        state: State | None = None,
+        of_stream: Mapping[str, int] | None = None,
     ) -> Identity | None:
         """Write a stream's state in place of the one before; return which file it is.
 
         Args:
-            state: as the method gave it; of_stream: counts that `load` is to return.
+            state: as the method gave it before; None: as it is now.
+            of_stream: counts that `load` is to return.
 
         Raises:
             OSError: it cannot be written; what was saved before is still there.

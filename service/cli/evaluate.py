@@ -81,6 +81,7 @@ def evaluate(
     from ttc_core.evaluate import Evaluation
     from ttc_core.features import weightiest_channels
     from ttc_core.order import check_order
+    from ttc_core.plugins import source_digest
     from ttc_core.report.results import Result, labels
     from ttc_core.rows import Rows
 
@@ -127,6 +128,7 @@ def evaluate(
             "data": data,
             "model": model,
             "model_digest": source_model.digest,
+            "model_code": source_digest(model),
             "device": str(source_model.device),
             "threads": torch.get_num_threads(),
             "mean": list(source_model.mean),
@@ -177,6 +179,7 @@ def _runs(
     """Make the methods; one that the network does not allow is an error only if it was named."""
     from ttc_core.evaluate import Run
     from ttc_core.methods import UnsuitableNetworkError, settings_for
+    from ttc_core.plugins import source_digest
 
     runs = []
     for variant in preset.variants:
@@ -194,7 +197,8 @@ def _runs(
             continue
         except (ValueError, TypeError) as error:
             raise click.UsageError(str(error)) from error
-        runs.append(Run(variant.method, method, variant.batch_size or batch_size))
+        size, code = variant.batch_size or batch_size, source_digest(variant.method)
+        runs.append(Run(variant.method, method, size, code))
     return runs
 
 

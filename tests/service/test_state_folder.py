@@ -221,12 +221,14 @@ def test_whatever_lies_in_a_streams_place_is_refused_set_aside_and_makes_way(
     put(path)
     there = path.lstat()
     held = folder()
+    assert held.size("gate") < 10_000  # no room is made for it
     fresh = method.fork()
     with pytest.raises(StateError, match=r"gate\.safetensors"):
         held.load("gate", fresh)
     assert fresh.version == 0
     assert held.set_aside("gate").lstat().st_ino == there.st_ino
     held.save("gate", method)
+    assert held.size("gate") == path.stat().st_size > 0
     assert held.load("gate", fresh)
     assert fresh.version == method.version
 
@@ -237,23 +239,22 @@ def test_a_folder_that_is_gone_has_no_streams_to_load(tmp_path, folder, method):
     empty(tmp_path / "states")
     assert not held.load("gate", method.fork())
     assert held.size("gate") == 0
-    held.remove("gate", method)
+    held.remove("gate")
     held.sync()
     with pytest.raises(OSError, match="states"):
         held.names()
 
 
-def test_a_removed_state_is_gone_and_only_if_it_is_the_streams(tmp_path, folder, method):
-    """One of another method is kept under a name of its own."""
+def test_a_removed_state_is_gone_and_what_it_held_is_told(tmp_path, folder, method):
+    """Of one of another method nothing is told: it is not the stream's."""
     held = folder()
     held.save("gate", method)
-    held.remove("gate", method)
+    assert held.counts("gate", method) == (method.version, method.pending_batches) == (3, 0)
+    held.remove("gate")
     assert held.names() == []
-    tent = create("tent", method.model)
-    held.save("gate", tent)
-    held.remove("gate", method)
-    assert held.names() == []
-    assert (tmp_path / "gate.rejected").exists()
+    held.save("gate", create("tent", method.model))
+    with pytest.raises(StateError, match="was saved for"):
+        held.counts("gate", method)
 
 
 # `ttc state`

@@ -163,8 +163,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("channels", "after"), (list,)),
     **dict.fromkeys(("refused", "errors", "dropped"), (int, dict)),
 }
+_COUNTED = _KINDS.keys() - {"settings", "versions"}
 MOST = 2**63
-"""No number of a row is negative or as large; larger ones are no counts, and no floats either."""
+"""No count is negative or as large; a setting may be any number."""
 
 
 def _check(row: Row, path: Path) -> None:
@@ -183,7 +184,7 @@ def _check(row: Row, path: Path) -> None:
         problem = f"has {row['channels']!r} for channels"
     elif not all(isinstance(name, str) for name in row.get("after") or []):
         problem = f"has {row['after']!r} for after"
-    elif large := [name for name in _KINDS if not _is_moderate(row.get(name))]:
+    elif large := [name for name in _COUNTED if not _is_moderate(row.get(name))]:
         problem = f"has no possible number for {large[0]}"
     else:
         correct, images, accuracy = (row.get(n) or 0 for n in ("correct", "images", "accuracy"))
