@@ -44,6 +44,8 @@ DTYPES = {
 }
 
 T = TypeVar("T")
+# Of a tensor: its type as safetensors calls it, and its shape.
+_Form = tuple[str, Sequence[int]]
 Counters = dict[str, dict[str, bool | int | float | str | None]]
 
 
@@ -202,14 +204,14 @@ def encode(
         }
     }
     data = bytearray()
-    stored: dict[str, _Stored] = {}
+    stored: dict[str, _Form] = {}
     # The widest numbers first, so that each lies at a multiple of its own size.
     for tensor, shapes in sorted(blocks, key=lambda block: -block[0].element_size()):
         start, dtype = len(data), DTYPES[tensor.dtype]
         for name, shape in shapes.items():
             end = start + tensor.element_size() * prod(shape)
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-            stored[name] = _Stored.model_construct(**header[name])
+            stored[name] = dtype, header[name]["shape"]
             start = end
         data += tensor_bytes(tensor)
     # All that lies in one tensor is looked at by the first of its names.
@@ -299,7 +301,8 @@ def load_state(path: Path, method: Method, *, name: str, model: str) -> dict[str
         # Files of former versions have none.
         of_stream = _text(path, {"stream": "{}", **header.texts}, "stream", _OF_STREAM)
         own = method.state()
-        misfit = _misfit(header.tensors, own) or _miscount(header.tensors, counters, own)
+        forms = {key: (stored.dtype, stored.shape) for key, stored in header.tensors.items()}
+        misfit = _misfit(forms, own) or _miscount(forms, counters, own)
         if misfit is None:
             tensors = _read_tensors(path, file)
             misfit = _bad_number(tensors, own)
@@ -431,7 +434,7 @@ def _difference(key: str, saved: str | None, wanted: str) -> str:
     return f"{key} {shown(saved)}, not {shown(wanted)}"
 
 
-def _misfit(stored: Mapping[str, _Stored], own: State) -> str | None:
+def _misfit(stored: Mapping[str, _Form], own: State) -> str | None:
     """Name the first tensor that is missing, of another shape or kind than the method's, or extra.
 
     The network names the entries of affine and moments, and by them those of gradients and
@@ -441,7 +444,7 @@ def _misfit(stored: Mapping[str, _Stored], own: State) -> str | None:
         for key, value in own.get(section, {}).items():
             if isinstance(value, Tensor) and f"{section}/{key}" not in stored:
                 return f"{section} {key}"
-    for key, tensor in stored.items():
+    for key, (dtype, shape) in stored.items():
         section, entry = _split(key)
         like = _like(own, section, entry)
         named_by_network = section in ("affine", "moments", "gradients", "optimizer")
@@ -450,14 +453,14 @@ def _misfit(stored: Mapping[str, _Stored], own: State) -> str | None:
         if like is None:
             continue
         # What an optimizer counts of a parameter, its steps, is one number.
-        one_number = section == "optimizer" and not tensor.shape
-        shaped = one_number or not named_by_network or tensor.shape == list(like.shape)
-        if not shaped or (tensor.dtype in FLOATS) != like.is_floating_point():
+        one_number = section == "optimizer" and not shape
+        shaped = one_number or not named_by_network or tuple(shape) == like.shape
+        if not shaped or (dtype in FLOATS) != like.is_floating_point():
             return f"{section} {entry}"
     return None
 
 
-def _miscount(stored: Mapping[str, _Stored], counters: Counters, own: State) -> str | None:
+def _miscount(stored: Mapping[str, _Form], counters: Counters, own: State) -> str | None:
     """Name the first count that counts nothing."""
     for section, values in own.items():
         for key in COUNTS & values.keys():
