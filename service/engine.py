@@ -135,7 +135,8 @@ class Engine:
         self.truth = Truth(
             metrics,
             ids,
-            most_streams=max_streams,
+            # A stream has made room, and its counts are in its file, before they are dropped.
+            most_streams=2 * max_streams,
             note_change=lambda stream: self._streams.note_change(stream),
         )
         self._streams = Streams(

@@ -10,6 +10,7 @@ another encodes and writes it. A snapshot that something newer of its stream has
 one or a reset, is not written any more.
 """
 
+import contextlib
 import logging
 import math
 import threading
@@ -35,7 +36,6 @@ MOST_FAILURES = 3
 # For how long the device thread takes snapshots before a batch may come between.
 SNAPSHOT_SECONDS = 0.002
 MOST_SNAPSHOTS = 16
-TRUTH = StreamTruth.model_fields
 
 
 @dataclass
@@ -55,6 +55,8 @@ class StreamRecord:
     used: float = field(default_factory=time.monotonic)
     # The file that it was read from or written to; another in its place is not written over.
     file: Identity | None = None
+    # What labels say, as the file has it.
+    truth: StreamTruth = field(default_factory=StreamTruth)
 
     @property
     def is_new(self) -> bool:
@@ -307,7 +309,8 @@ class Streams:
             return record
         record.restored, (record.file, saved) = True, found
         record.images, record.batches = saved.get("images", 0), saved.get("batches", 0)
-        self._truth.take_up(name, StreamTruth(**{k: saved.get(k, 0) for k in TRUTH}))
+        record.truth = StreamTruth(**{key: saved.get(key, 0) for key in StreamTruth.model_fields})
+        self._truth.take_up(name, record.truth)
         record.take_note()
         record.bytes = _state_bytes(record.method)
         self._events.note_repeated("restored", stream=name)
@@ -423,12 +426,12 @@ class Streams:
 
     def _snapshot(self, name: str, record: StreamRecord) -> Snapshot | None:
         """What there is to save of a stream; None: it cannot tell."""
-        truth = self._truth.whole(name)
         try:
             state = record.method.state()
         except Exception as error:  # a user's own method may raise anything
             self._not_saved(name, error)
             return None
+        truth = record.truth = self._truth.take_up(name, record.truth)
         counts = {"images": record.images, "batches": record.batches, **truth.model_dump()}
         with self._lock:
             since = self._changed.pop(name, time.monotonic())
@@ -507,17 +510,17 @@ class Streams:
             assert self._folder is not None
             try:
                 # Not read while others wait to write.
-                discarded[name] = self._folder.counts(name, self._source)
+                counts = self._folder.counts(name, self._source)
                 remove: Callable[[str], object] = self._folder.remove
             except StateError:
-                remove = self._folder.set_aside
+                counts, remove = (0, 0), self._folder.set_aside
             with self._writing:
                 if name not in self._undead:
                     continue  # it has been saved since
                 try:
-                    remove(name)
-                    self._undead.discard(name)
-                except FileNotFoundError:
+                    with contextlib.suppress(FileNotFoundError):
+                        remove(name)
+                        discarded[name] = counts
                     self._undead.discard(name)
                 except (OSError, UserError) as error:
                     kept[name] = _reason(error)

@@ -87,34 +87,30 @@ class Truth:
             return
         with self._lock:
             self._right.extend(right)
-            before = self._streams.pop(stream, StreamTruth())
-            self._streams[stream] = StreamTruth(
-                labelled=before.labelled + len(right), correct=before.correct + sum(right)
-            )
-            if len(self._streams) > self._most_streams:
-                oldest = next(iter(self._streams))
-                del self._streams[oldest]
-                self._whole.discard(oldest)
+            given = StreamTruth(labelled=len(right), correct=sum(right))
+            self._keep(stream, _sum(self._streams.get(stream, StreamTruth()), given))
         self._note_change(stream)
         self._metrics.labelled.inc(len(right))
         self._metrics.correct.inc(sum(right))
 
-    def take_up(self, stream: str, saved: StreamTruth) -> None:
-        """Count what a stream's file says, unless that is counted already."""
+    def take_up(self, stream: str, saved: StreamTruth) -> StreamTruth:
+        """Count what a stream's file says, if that is not counted; return what it is to say."""
         with self._lock:
-            since = self._streams.get(stream, StreamTruth())
-            if stream not in self._whole and (saved.labelled or stream in self._streams):
-                self._whole.add(stream)
-                self._streams[stream] = StreamTruth(
-                    labelled=saved.labelled + since.labelled, correct=saved.correct + since.correct
-                )
+            said = self._streams.get(stream, StreamTruth())
+            if stream not in self._whole:
+                said = _sum(saved, said)
+                if said.labelled:
+                    self._keep(stream, said)
+                    self._whole.add(stream)
+            return said
 
-    def whole(self, stream: str) -> StreamTruth:
-        """What a stream's file is to say."""
-        with self._lock:
-            if stream in self._streams:
-                self._whole.add(stream)
-            return self._streams.get(stream, StreamTruth())
+    def _keep(self, stream: str, said: StreamTruth) -> None:
+        self._streams.pop(stream, None)
+        self._streams[stream] = said
+        if len(self._streams) > self._most_streams:
+            oldest = next(iter(self._streams))
+            del self._streams[oldest]
+            self._whole.discard(oldest)
 
     def forget(self, streams: Collection[str]) -> None:
         """Streams are back at the source: what they answered before is no sign of now.
@@ -152,3 +148,7 @@ class Truth:
                 return float("nan")
             ((_, most),) = Counter(answer for _, answer in self._answered).most_common(1)
             return most / len(self._answered)
+
+
+def _sum(one: StreamTruth, other: StreamTruth) -> StreamTruth:
+    return StreamTruth(labelled=one.labelled + other.labelled, correct=one.correct + other.correct)
