@@ -20,6 +20,7 @@ BATCH_STATISTICS = 'ttc_model_info{statistics="batch"}'
 SHORT, LONG = Queries(window="5m"), Queries(window="15m")
 TARGET = f"on ({', '.join(PER_TARGET)})"
 PREDICT = 'route="/predict"'
+NOT_WRITTEN = 'outcome="failed"'
 
 # Thresholds, and why these.
 
@@ -261,6 +262,16 @@ ALERTS = (
         "A stream is far from the source model.",
         "The adapted parameters of a stream at {{ $labels.instance }} differ from the source's by "
         "{{ $value | humanizePercentage }} of their norm.",
+    ),
+    Alert(
+        "TTCNotSaving",
+        f"{SHORT.gauge(M.unsaved_streams)} > 0 "
+        f"and {TARGET} {SHORT.increase(M.saves, NOT_WRITTEN)} > 0",
+        "10m",
+        False,
+        "What streams learn cannot be saved.",
+        "{{ $value }} streams at {{ $labels.instance }} have learned what no file has, and writing "
+        "fails: the disk of --state-dir is full or away, or a method's state cannot be written.",
     ),
     Alert(
         "TTCSmallBatches",

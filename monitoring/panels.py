@@ -144,6 +144,23 @@ UP = Section(
             ),
             width=6,
         ),
+        Panel(
+            "Saving",
+            "Streams that have changed since their file was written, and files written a second. "
+            "failed: the disk is full or away.",
+            (
+                Query(Q.gauge(M.unsaved_streams), "unsaved {{instance}}"),
+                Query(Q.rate(M.saves, by=("outcome",)), "{{outcome}} {{instance}}"),
+            ),
+            width=12,
+        ),
+        Panel(
+            "Age of the oldest unsaved change",
+            "What a kill would lose. Above --save-interval: saving fails, or cannot keep up.",
+            (Query(Q.gauge(M.unsaved_age), "{{instance}}"),),
+            unit="s",
+            width=12,
+        ),
     ),
 )
 

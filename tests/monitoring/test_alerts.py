@@ -26,6 +26,7 @@ BUILD = series("ttc_build_info")
 FAILED = series("ttc_http_requests_total", 'route="/predict", code="500"')
 REFUSED = series("ttc_http_requests_total", 'route="/predict", code="429"')
 ANSWERED = series("ttc_http_requests_total", 'route="/predict", code="200"')
+NOT_SAVED = series("ttc_saves_total", 'outcome="failed"')
 FAST = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="0.5"')
 ALL = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="10.0"')
 LAST = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="+Inf"')
@@ -228,6 +229,15 @@ CASES = {
     "TTCDrift": Case(
         firing=[{series("ttc_parameter_drift_ratio"): "0.1x40 1.2x20"}],
         silent=[{series("ttc_parameter_drift_ratio"): "0.1x60"}],
+    ),
+    "TTCNotSaving": Case(
+        firing=[
+            {series("ttc_unsaved_streams"): "0x20 12x40", NOT_SAVED: "0x20 0+10x40"},
+        ],
+        silent=[
+            {series("ttc_unsaved_streams"): "12x60", NOT_SAVED: "0x60"},
+            {series("ttc_unsaved_streams"): "0x40 12x3 0x17", NOT_SAVED: "0x40 0+10x3 30x17"},
+        ],
     ),
     "TTCSmallBatches": Case(
         firing=[
