@@ -4,8 +4,9 @@ import contextlib
 import ctypes
 import os
 import tempfile
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
@@ -22,6 +23,7 @@ BATCH_SIZE = 100
 # No data set is as large: beyond, a number is a mistake, and no float either.
 COUNT = click.IntRange(1, 10**9)
 SEED = click.IntRange(0, 2**63 - 1)
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 # Names of <malloc.h>.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
@@ -115,43 +117,112 @@ def load_model(
     return model
 
 
-def data_options(command: Command) -> Command:
-    """What to read: shared by replay and evaluate."""
-    for option in reversed(
-        (
-            click.argument("data"),
-            click.option(
-                "--corruptions",
-                help="all, or names divided by commas, clean too; mixed,A,B: one of those for each "
-                "image; mixed: one of all [all]",
-            ),
-            click.option("--severity", type=click.IntRange(1, 5), default=5, show_default=True),
-            click.option("--batch-size", type=COUNT, help=f"images [{BATCH_SIZE}]"),
-            click.option("--limit", type=COUNT, help="take the first N of each corruption"),
-            click.option("--seed", type=SEED, default=0, show_default=True),
-            click.option(
-                "--order",
-                default="file",
-                show_default=True,
-                help="file, iid, sorted or dirichlet:D",
-            ),
-            click.option(
-                "--json",
-                "rows_path",
-                metavar="ROWS",
-                type=click.Path(dir_okay=False, path_type=Path),
-                help="file of result rows, one JSON object a line",
-            ),
-            click.option(
-                "--predictions",
-                metavar="FILE.npz",
-                type=click.Path(dir_okay=False, path_type=Path),
-                help="keep what was answered to each image (one method, one corruption)",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+def grouped(
+    name: str, kind: type[Any], *parameters: Callable[[Command], Command]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command some parameters as one: a dataclass that has a field for each."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def with_one(**given: Any) -> Any:
+            given[name] = kind(**{each.name: given.pop(each.name) for each in fields(kind)})
+            return command(**given)
+
+        for parameter in reversed(parameters):
+            with_one = parameter(with_one)
+        return with_one
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What to read, and where results go: shared by replay and evaluate."""
+
+    data: str
+    corruptions: str | None
+    severity: int
+    batch_size: int | None
+    limit: int | None
+    seed: int
+    order: str
+    rows_path: Path | None
+    predictions: Path | None
+
+    def chosen(self, usual: Sequence[str] = ("all",), methods: int | None = None) -> list[str]:
+        """The corruptions; checked, as is whether each file can be written in the end.
+
+        Args:
+            usual: those that are meant where none is named.
+            methods: how many are to run; None: that is not for us to say.
+        """
+        names = corruptions_of(self.corruptions or ",".join(usual))
+        if self.predictions is not None and (methods not in (1, None) or len(names) != 1):
+            one_method = "" if methods is None else "one method and "
+            raise click.UsageError(f"--predictions goes with {one_method}one corruption.")
+        check_writable(self.predictions, self.rows_path)
+        return names
+
+
+data_options = grouped(
+    "asked",
+    DataOptions,
+    click.argument("data"),
+    click.option(
+        "--corruptions",
+        help="all, or names divided by commas, clean too; mixed,A,B: one of those for each image; "
+        "mixed: one of all [all]",
+    ),
+    click.option("--severity", type=click.IntRange(1, 5), default=5, show_default=True),
+    click.option("--batch-size", type=COUNT, help=f"images [{BATCH_SIZE}]"),
+    click.option("--limit", type=COUNT, help="take the first N of each corruption"),
+    click.option("--seed", type=SEED, default=0, show_default=True),
+    click.option(
+        "--order", default="file", show_default=True, help="file, iid, sorted or dirichlet:D"
+    ),
+    click.option(
+        "--json",
+        "rows_path",
+        metavar="ROWS",
+        type=FILE,
+        help="file of result rows, one JSON object a line",
+    ),
+    click.option(
+        "--predictions",
+        metavar="FILE.npz",
+        type=FILE,
+        help="keep what was answered to each image (one method, one corruption)",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The network of `evaluate`, and what it runs on."""
+
+    model: str
+    device: str
+    threads: int
+    mean: str | None
+    std: str | None
+
+    def load(self) -> "SourceModel":
+        import torch
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        return load_model(self.model, self.device, rgb(self.mean), rgb(self.std))
+
+
+model_options = grouped(
+    "network",
+    ModelOptions,
+    click.option("--model", default="bundled", show_default=True, help="as in ttc serve"),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N"),
+    click.option("--threads", type=click.IntRange(0, 1024), default=0, help="torch's CPU threads"),
+    click.option("--mean", help="R,G,B mean of the model's input"),
+    click.option("--std", help="R,G,B deviation of the model's input"),
+)
 
 
 def settings_options(command: Command) -> Command:

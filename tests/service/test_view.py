@@ -11,6 +11,7 @@ from tests.fixtures.fake_service import (
     plain_view,
     run,
 )
+from ttc_core.tally import Tally
 
 
 def test_elsewhere_than_on_a_terminal_there_are_plain_lines(fake, data):
@@ -33,7 +34,7 @@ def test_plain_lines_come_every_few_seconds_only():
     view.start("fog", 100)
     for done in range(1, 101):
         now[0] += 0.12
-        view.update(done=done, correct=done, entropy_sum=0.0, selected=0, steps=0)
+        view.update(Tally(100, images=done, correct=done))
     assert len(screen.getvalue().splitlines()) == 1 + 2
 
 

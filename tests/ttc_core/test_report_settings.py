@@ -201,9 +201,8 @@ def test_the_papers_line_needs_the_papers_order():
 
 def test_results_are_no_part_of_the_setting():
     """What was found, when, by which version: two rows may differ in it and measure the same."""
-    assert setting({"method": "ttc", **dict.fromkeys(RESULT_FIELDS, 1), "limit": None}) == {
-        "method": "ttc"
-    }
+    row = {"method": "ttc", **dict.fromkeys(RESULT_FIELDS, 1), "limit": None}
+    assert setting(row) == setting({"method": "ttc"})
 
 
 @pytest.mark.parametrize(
