@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
+from rich.console import Group as Stack
 from rich.live import Live
 from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
@@ -18,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ttc_core.report.configuration import configurations
+from ttc_core.report.groups import Group
 from ttc_core.rows import OPTIONAL_FIELDS, UNKNOWN, averaged, differing, setting, value_text
 from ttc_core.tally import Tally
 
@@ -141,7 +143,7 @@ class View:
             ProgressBar(total=max(self._total, 1), completed=self._tally.images, width=30),
             Text(self._done),
         )
-        return Group(head, Text(self._numbers() if self._tally.images else "preparing …"))
+        return Stack(head, Text(self._numbers() if self._tally.images else "preparing …"))
 
 
 def _numbers(row: Row) -> str:
@@ -215,38 +217,29 @@ def results_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     return table
 
 
-def comparison_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
+def comparison_table(group: Group, *, title: str | None = None) -> Table:
     """Accuracy in percent, a line a corruption and a column a method, with averages.
 
-    With several methods, the last column says in points how far the last is above the first. A
-    corruption that comes twice for a method counts with its latest row.
+    With several methods, the last column says in points how far the last is above the first.
     """
-    _, lines = _lines(rows)
-    names = [", ".join(line) or str(row["method"]) for line, row in zip(lines, rows, strict=True)]
-    methods = list(dict.fromkeys(names))
-    corruptions = list(dict.fromkeys(map(_corruption, rows)))
-    accuracy = {
-        (_corruption(row), name): row["accuracy"] for row, name in zip(rows, names, strict=True)
-    }
-    table = Table("accuracy, %", title=title, title_justify="left")
+    methods = [line.configuration.label for line in group.lines]
     gain = [f"{methods[-1]} − {methods[0]}"] if len(methods) > 1 else []
+    table = Table("accuracy, %", title=title, title_justify="left")
     for header in (*methods, *gain):
         table.add_column(header, justify="right")
 
     def cells(values: Sequence[float | None]) -> list[str]:
         first, last = values[0], values[-1]
-        points = _NONE if first is None or last is None else f"{100 * (last - first):+.1f}"
-        return [_percent(value) for value in values] + [points] * len(gain)
+        points = _NONE if first is None or last is None else f"{last - first:+.1f}"
+        return [_shown(value, ".1f") for value in values] + [points] * len(gain)
 
-    for corruption in corruptions:
-        table.add_row(corruption, *cells([accuracy.get((corruption, name)) for name in methods]))
-    if len(corruptions) > 1:
+    for name in group.columns:
+        row = next(line.results[name].row for line in group.lines if name in line.results)
+        table.add_row(_corruption(row), *cells([line.accuracy(name) for line in group.lines]))
+    if len(group.columns) > 1:
         table.add_section()
-        whole = dict.fromkeys(_corruption(row) for row in _averaged(rows))
-        columns = [[accuracy.get((name, method)) for name in whole] for method in methods]
-        # A mean over other corruptions than the neighbour's would not be comparable.
-        means = [None if None in column else _mean(column) for column in columns]
-        table.add_row("average", *cells(means), style="bold")
+        means = cells([line.average(group.columns) for line in group.lines])
+        table.add_row("average", *means, style="bold")
     return table
 
 

@@ -39,10 +39,10 @@ for the same may differ in them alone."""
 SERVER_FIELDS = ("adapt", "max_batch", "max_wait")
 """Of a replay's `server`: what answers and their times depend on."""
 OPTIONAL_FIELDS = frozenset(
-    {"severity", "limit", "concurrency", "rate", "arrivals", "stream", "channels"}
-    | {"after_severity", "after_images", "history"}
+    {"severity", "limit", "concurrency", "rate", "arrivals", "stream", "channels", "history"}
+    | {"after_severity", "after_images", "mean", "std", *SERVER_FIELDS}
 )
-"""The fields that say something by being null or missing; any other is then unknown."""
+"""The fields that a row may rightly be without; any other that is null or missing is unknown."""
 
 UNKNOWN = "unknown"
 

@@ -25,10 +25,6 @@ class Batch:
     count: int
     call: Call[PredictResponse]
 
-    @property
-    def places(self) -> slice:
-        return slice(self.start, self.start + self.count)
-
 
 class Outbox:
     """The requests of a stream, in order, made ahead in a worker thread.

@@ -9,7 +9,7 @@ from ttc_core.files import written_whole
 from ttc_core.report.comparison import mcnemar_table
 from ttc_core.report.figures import draw
 from ttc_core.report.groups import groups
-from ttc_core.report.page import Picture, Section, render
+from ttc_core.report.page import Section, render
 from ttc_core.report.results import ArraysError, Result, read_results, repeated
 from ttc_core.report.table import Table
 from ttc_core.report.tables import accuracy_table, augmentation_table
@@ -65,7 +65,7 @@ def write_report(paths: Sequence[Path], out: Path, *, compare: str | None = None
         Section("table5", "Table 5: augmentations", augmentations),
         Section("table7", "Table 7: components", [components] if components else []),
         Section("mcnemar", "Methods compared image by image", tests),
-        *(Section(one.name, one.title, figures=[Picture.of(one)]) for one in drawings),
+        *(Section(one.name, one.title, figures=[one]) for one in drawings),
     ]
     sections = [section for section in sections if section.tables or section.figures]
     page = render(sections, results, [str(path) for path in paths], problems)

@@ -3,6 +3,7 @@
 matplotlib is an extra: tables do without it.
 """
 
+import base64
 import io
 import warnings
 from collections.abc import Sequence
@@ -46,6 +47,11 @@ class Drawing:
     caption: str
     png: bytes
     svg: bytes
+
+    @property
+    def uri(self) -> str:
+        """The figure as an image of its own, so that names inside clash with no other's."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
 
 
 def panels(

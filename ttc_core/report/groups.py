@@ -26,6 +26,7 @@ class Line:
     """A method's results under one setting: corruption -> the row that counts."""
 
     configuration: Configuration
+    setting: Mapping[str, Any]
     results: Mapping[str, Result]
 
     def accuracy(self, corruption: str) -> float | None:
@@ -67,6 +68,21 @@ class Line:
         """Whether nothing was set, and all images answered: else the paper's is another figure."""
         partial = any(result.is_partial for result in self.results.values())
         return self.configuration.changes == {} and not partial
+
+    def in_paper(
+        self, tables: tuple[int, ...], name: str, *, batch_size: int = 100
+    ) -> paper.PaperLine | None:
+        """The paper's, if all but the machine is the paper's.
+
+        Args:
+            name: of the line there.
+            batch_size: that it printed this line for.
+        """
+        s = self.setting.get
+        as_the_paper = (s("severity"), s("batch_size"), s("limit"), s("protocol"))
+        if as_the_paper != (5, batch_size, None, "episodic") or s("order") not in ("file", "iid"):
+            return None
+        return paper.find(tables, s("data"), s("model"), name)
 
 
 @dataclass(frozen=True)
@@ -116,16 +132,6 @@ class Group:
         """The first line whose configuration is one that is wanted."""
         return next((line for line in self.lines if wanted(line.configuration)), None)
 
-    def paper_line(
-        self, tables: tuple[int, ...], line: str, *, batch_size: int = 100
-    ) -> paper.PaperLine | None:
-        """The paper's, if all but the machine is the paper's; it printed this line for a size."""
-        s = self.setting.get
-        as_the_paper = (s("severity"), s("batch_size"), s("limit"), s("protocol"))
-        if as_the_paper != (5, batch_size, None, "episodic") or s("order") not in ("file", "iid"):
-            return None
-        return paper.find(tables, s("data"), s("model"), line)
-
 
 def by_batch_size(found: Iterable[Group]) -> list[dict[int, Group]]:
     """The groups that differ in nothing but the batch size, put together."""
@@ -174,8 +180,10 @@ def groups(results: Iterable[Result]) -> list[Group]:
         Group(
             shared,
             told,
-            columns=_in_order(name for results in lines.values() for name in results),
-            lines=[Line(one, lines[one]) for one in sorted(lines, key=lambda each: each.rank)],
+            columns=in_order(name for results in lines.values() for name in results),
+            lines=[
+                Line(one, shared, lines[one]) for one in sorted(lines, key=lambda each: each.rank)
+            ],
         )
         for shared, lines in zip(settings, cells.values(), strict=True)
     ]
@@ -220,7 +228,7 @@ def _longest(history: History, known: Iterable[History]) -> list[History]:
     return [one for one in longer if not any(o != one and o[: len(one)] == one for o in longer)]
 
 
-def _in_order(corruptions: Iterable[str]) -> list[str]:
+def in_order(corruptions: Iterable[str]) -> list[str]:
     """Each once: clean, the fifteen, then mixtures as they came."""
     present = dict.fromkeys(corruptions)
     known = [name for name in ("clean", *CORRUPTIONS) if name in present]

@@ -1,6 +1,5 @@
 """All tables and figures on one HTML page, which opens anywhere and asks nothing of a network."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,21 +22,7 @@ class Section:
     id: str
     title: str
     tables: Sequence[Table] = ()
-    figures: Sequence["Picture"] = ()
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure inside the page."""
-
-    caption: str
-    uri: str
-
-    @classmethod
-    def of(cls, drawing: Drawing) -> "Picture":
-        # As an image of its own, names inside it cannot clash with another's.
-        encoded = base64.b64encode(drawing.svg).decode()
-        return cls(drawing.caption, f"data:image/svg+xml;base64,{encoded}")
+    figures: Sequence[Drawing] = ()
 
 
 @dataclass

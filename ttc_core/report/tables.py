@@ -35,7 +35,7 @@ def accuracy_table(group: Group, name: str) -> Table:
     for line in group.lines:
         one = line.configuration
         lines.append([Cell(one.label, one.title), *_accuracies(line, group.columns)])
-        if line.is_default() and (found := group.paper_line(paper.COMPARISONS, one.method)):
+        if line.is_default() and (found := line.in_paper(paper.COMPARISONS, one.method)):
             lines.append(_quoted(found, f"{one.title}, paper", group.columns))
     return _by_corruption(name, f"Accuracy in % on {group.caption}", "Method", group, lines)
 
@@ -53,7 +53,7 @@ def augmentation_table(group: Group) -> Table | None:
     for name, title in AUGMENTATIONS.items():
         if name in found:
             lines.append([Cell(name, title), *_accuracies(found[name], group.columns)])
-            if quoted := group.paper_line((5,), name):
+            if quoted := found[name].in_paper((5,), name):
                 lines.append(_quoted(quoted, f"{title}, paper", group.columns))
     caption = f"Table 5: TTC with other augmentations, accuracy in % on {group.caption}"
     return _by_corruption("table5", caption, "Augmentation", group, lines)

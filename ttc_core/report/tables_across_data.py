@@ -7,7 +7,7 @@ from typing import Any
 from ttc_core.corruptions import CORRUPTIONS
 from ttc_core.presets import TTC_SWITCHES
 from ttc_core.report import paper
-from ttc_core.report.groups import Group, Line, by_batch_size
+from ttc_core.report.groups import Group, Line, by_batch_size, in_order
 from ttc_core.report.table import Cell, Table, mark_best, percent
 from ttc_core.rows import averaged, differing, stated
 
@@ -15,28 +15,20 @@ _COMPONENTS = ("tent", *TTC_SWITCHES, "ttc")
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """What a cell is about: a line, and the group that it is from."""
-
-    group: Group
-    line: Line
-
-
-@dataclass(frozen=True)
 class _Column:
-    """Everything under one setting, whatever the batch size; an entry a line of the table."""
+    """Everything under one setting, whatever the batch size; for each of the table's lines ours."""
 
     setting: Mapping[str, Any]
-    entries: Sequence[_Entry | None]
+    lines: Sequence[Line | None]
 
     @property
     def corruptions(self) -> list[str]:
-        """Those that all entries have, so that their averages can be compared."""
-        known = [entry for entry in self.entries if entry is not None]
+        """Those that all lines have, so that their averages can be compared."""
+        known = [line.results for line in self.lines if line is not None]
         return [
             name
-            for name in averaged(known[0].group.columns)
-            if all(name in entry.line.results for entry in known)
+            for name in averaged(in_order(known[0]))
+            if all(name in results for results in known)
         ]
 
     def cells(self) -> list[Cell]:
@@ -44,9 +36,9 @@ class _Column:
         names = self.corruptions
         return [
             percent(None)
-            if entry is None
-            else percent(entry.line.average(names), entry.line.average_interval(names))
-            for entry in self.entries
+            if line is None
+            else percent(line.average(names), line.average_interval(names))
+            for line in self.lines
         ]
 
     def quoted(self, wanted: Sequence[tuple[tuple[int, ...], str]]) -> list[Cell]:
@@ -57,11 +49,11 @@ class _Column:
         """
         whole = set(CORRUPTIONS) <= set(self.corruptions)
         cells = []
-        for entry, (tables, name) in zip(self.entries, wanted, strict=True):
+        for line, (tables, name) in zip(self.lines, wanted, strict=True):
             found = None
-            if entry is not None and whole and entry.line.configuration.is_known:
-                size = entry.group.setting["batch_size"] if tables == (1,) else 100
-                found = entry.group.paper_line(tables, name, batch_size=size)
+            if line is not None and whole and line.configuration.is_known:
+                size = line.setting["batch_size"] if tables == (1,) else 100
+                found = line.in_paper(tables, name, batch_size=size)
             cells.append(percent(found.average if found else None, quoted=True))
         return cells
 
@@ -71,9 +63,9 @@ def batch_size_table(found: Sequence[Group]) -> Table | None:
     columns = []
     for sizes in by_batch_size(found):
         # SOURCE answers alike in batches of any size.
-        sources = (_default(sizes[size], "source") for size in sorted(sizes, reverse=True))
-        source = next((entry for entry in sources if entry), None)
-        small = [_default(sizes[n], "tent") if n in sizes else None for n in (1, 20)]
+        sources = (sizes[size].default("source") for size in sorted(sizes, reverse=True))
+        source = next((line for line in sources if line), None)
+        small = [sizes[n].default("tent") if n in sizes else None for n in (1, 20)]
         if any(small):
             columns.append(_Column(_shared(sizes), [source, *small]))
     titles = ("SOURCE", "TENT (batch size 1)", "TENT (batch size 20)")
@@ -88,11 +80,11 @@ def component_table(found: Sequence[Group]) -> Table | None:
     for sizes in by_batch_size(found):
         options = [(n, [_component(sizes[n], part) for part in _COMPONENTS]) for n in sorted(sizes)]
         # All at one batch size: where most of them are, the paper's if there is a choice.
-        size, entries = max(
+        size, lines = max(
             options, key=lambda each: (sum(one is not None for one in each[1]), each[0] == 100)
         )
-        if any(entries[1:-1]):
-            columns.append(_Column(_shared(sizes) | {"batch_size": size}, entries))
+        if any(lines[1:-1]):
+            columns.append(_Column(_shared(sizes) | {"batch_size": size}, lines))
     titles = ("TENT", *(f"+{part.upper()}" for part in TTC_SWITCHES), "TTC")
     wanted = [((7,), part) for part in _COMPONENTS[:-1]] + [(paper.COMPARISONS, "ttc")]
     caption = "Table 7: components added to TENT one at a time, average accuracy in %, and the gain"
@@ -105,18 +97,12 @@ def _shared(sizes: Mapping[int, Group]) -> dict[str, Any]:
     return {name: value for name, value in setting.items() if name != "batch_size"}
 
 
-def _default(group: Group, method: str) -> _Entry | None:
-    line = group.default(method)
-    return None if line is None else _Entry(group, line)
-
-
-def _component(group: Group, part: str) -> _Entry | None:
+def _component(group: Group, part: str) -> Line | None:
     """TENT, TTC, or TTC with this switch alone."""
     if part in ("tent", "ttc"):
-        return _default(group, part)
+        return group.default(part)
     off = {name: False for name in TTC_SWITCHES if name != part}
-    line = group.first(lambda one: one.method == "ttc" and one.is_known and one.told == off)
-    return None if line is None else _Entry(group, line)
+    return group.first(lambda one: one.method == "ttc" and one.is_known and one.told == off)
 
 
 def _table(
