@@ -69,15 +69,14 @@ def test_whatever_tells_two_rows_apart_keeps_them_apart(change):
         assert name.replace("_", " ") in second or str(value) in second
 
 
-@pytest.mark.parametrize(
-    "change",
-    [*DIFFERENCES, {"batch_size": 20}, {"changed": {"lr": 0.5}}, {"method": "tent"}],
-    ids=str,
-)
+LINES = [*DIFFERENCES, {"batch_size": 20}, {"changed": {"lr": 0.5}}, {"method": "tent"}]
+
+
+@pytest.mark.parametrize("change", LINES, ids=str)
 def test_a_terminal_shows_them_as_two_lines(change):
     """With equal numbers, too, and an average each."""
-    corruptions = ("fog", "snow")
-    rows = [row("ttc", c, 0.5, **one) for one in ({}, change) for c in corruptions]
+    both = [{"method": "ttc"} | one for one in ({}, change)]
+    rows = [row(corruption=c, accuracy=0.5, **one) for one in both for c in ("fog", "snow")]
     table = results_table([{**RESULTS, **one} for one in rows])
     heads = [column.header for column in table.columns]
     told = heads.index("corruption")

@@ -9,9 +9,9 @@ from typing import Any
 from ttc_core.corruptions import CORRUPTIONS
 from ttc_core.report import paper
 from ttc_core.report.configuration import Configuration, configurations
-from ttc_core.report.results import ImageResults, Result, accuracies
+from ttc_core.report.results import ImageResults, Result, accuracies, settings
 from ttc_core.report.statistics import Interval, average_interval, wilson
-from ttc_core.rows import as_key, averaged, differing, setting, stated
+from ttc_core.rows import as_key, averaged, differing, stated
 
 # What a table lays out itself, in lines, columns and one severity; all else has to be the same.
 _LAID_OUT = ("method", "settings", "corruption", "severity", "after", "after_severity")
@@ -151,7 +151,10 @@ def groups(results: Iterable[Result]) -> list[Group]:
     where they may be of one pass: one comes after those that the other came after.
     """
     counted = accuracies(results)
-    keys = _keys(counted)
+    keys = [
+        as_key({name: value for name, value in told.items() if name not in _LAID_OUT})
+        for told in settings(counted)
+    ]
     severities: dict[str, dict[Any, None]] = {}
     histories: dict[str, dict[History, None]] = {}
     for result, key in zip(counted, keys, strict=True):
@@ -170,45 +173,24 @@ def groups(results: Iterable[Result]) -> list[Group]:
                 known = line.get(result["corruption"])
                 if known is None or known.is_partial or not result.is_partial:
                     line[result["corruption"]] = result
-    settings = []
+    shared = []
     for key, severity, history in cells:
         more = {"severity": severity, "history": history}
-        shared = json.loads(key) | {name: more[name] for name in more if more[name] is not None}
-        settings.append(shared)
-    told = differing(settings)
+        shared.append(
+            json.loads(key) | {name: more[name] for name in more if more[name] is not None}
+        )
+    told = differing(shared)
     return [
         Group(
-            shared,
+            common,
             told,
             columns=in_order(name for results in lines.values() for name in results),
             lines=[
-                Line(one, shared, lines[one]) for one in sorted(lines, key=lambda each: each.rank)
+                Line(one, common, lines[one]) for one in sorted(lines, key=lambda each: each.rank)
             ],
         )
-        for shared, lines in zip(settings, cells.values(), strict=True)
+        for common, lines in zip(shared, cells.values(), strict=True)
     ]
-
-
-def _keys(results: Sequence[Result]) -> list[str]:
-    """What rows of one group have in common, as text.
-
-    Each corruption of a benchmark has files of its own. Columns go together until one was measured
-    on files that were changed since: in place of their digest is the how many-th it is that was
-    seen.
-    """
-    seen: dict[str, list[str]] = {}
-    keys = []
-    for result in results:
-        key = {name: value for name, value in setting(result.row).items() if name not in _LAID_OUT}
-        if result.is_of_a_benchmark and "data_digest" in key:
-            digest = key.pop("data_digest")
-            files = as_key([result[name] for name in ("data", "corruption", "severity", "limit")])
-            known = seen.setdefault(files, [])
-            if digest not in known:
-                known.append(digest)
-            key["data_state"] = known.index(digest)
-        keys.append(as_key(key))
-    return keys
 
 
 def _severity(result: Result) -> Any:

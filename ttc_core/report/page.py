@@ -7,9 +7,9 @@ from typing import Any
 from ttc_core.errors import UserError
 from ttc_core.report.configuration import configurations
 from ttc_core.report.drawing import Drawing
-from ttc_core.report.results import Result
+from ttc_core.report.results import Result, settings
 from ttc_core.report.table import Table
-from ttc_core.rows import as_key, setting, value_text
+from ttc_core.rows import as_key, value_text
 
 # Said of a run in a place of its own, or of each of its rows.
 _ELSEWHERE = ("method", "settings", "corruption", "batch_size", "after")
@@ -69,10 +69,7 @@ def render(
 def _runs(results: Sequence[Result]) -> list[_Run]:
     found: dict[str, _Run] = {}
     named = configurations(result.row for result in results)
-    for result, configuration in zip(results, named, strict=True):
-        told = setting(result.row)
-        if result.is_of_a_benchmark:
-            told.pop("data_digest", None)
+    for result, configuration, told in zip(results, named, settings(results), strict=True):
         fields = {name: value_text(told[name]) for name in told if name not in _ELSEWHERE}
         for name in ("settings", "versions"):
             pairs = [f"{key}={value}" for key, value in (result[name] or {}).items()]

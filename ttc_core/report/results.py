@@ -199,6 +199,27 @@ def _printable(value: Any) -> Any:
     return [_printable(each) for each in value] if isinstance(value, list) else value
 
 
+def settings(results: Iterable[Result]) -> list[Row]:
+    """The setting of each row, as corruptions have it in common.
+
+    Each corruption of a benchmark has files of its own: `data_state` stands for their digest, 0
+    until they were changed, then how often.
+    """
+    seen: dict[str, list[str]] = {}
+    found = []
+    for result in results:
+        told = setting(result.row)
+        if result.is_of_a_benchmark and "data_digest" in told:
+            digest = told.pop("data_digest")
+            files = as_key([result[name] for name in ("data", "corruption", "severity", "limit")])
+            known = seen.setdefault(files, [])
+            if digest not in known:
+                known.append(digest)
+            told["data_state"] = known.index(digest)
+        found.append(told)
+    return found
+
+
 def repeated(results: Sequence[Result]) -> list[str]:
     """Sentences about rows that measure the same again and found something else."""
     found: dict[str, list[Result]] = {}
