@@ -194,11 +194,7 @@ def results_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     refused and failed images), are left out.
     """
     heads, lines = _lines(rows)
-    numbers = [
-        (name, header, show)
-        for name, header, show in _COLUMNS
-        if name not in _SHOWN_IF_ANY or any(row.get(name) for row in rows)
-    ]
+    numbers = [*_ALWAYS, *(each for each in _IF_ANY if any(row.get(each[0]) for row in rows))]
     table = Table(*heads, "corruption", title=title, title_justify="left")
     for _, header, _ in numbers:
         table.add_column(header, justify="right")
@@ -289,24 +285,17 @@ def _count(value: int | Mapping[str, int] | None) -> str:
     return _whole(value or 0)
 
 
-_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+_Columns = tuple[tuple[str, str, Callable[[Any], str]], ...]
+_ALWAYS: _Columns = (
     ("images", "images", _whole),
     ("accuracy", "accuracy %", _percent),
     ("entropy", "entropy", _entropy),
     ("selection_rate", "selected %", _percent),
     ("steps", "steps", _whole),
     ("images_per_second", "images/s", _whole),
-    ("latency_p50", "p50 ms", _latency),
-    ("latency_p90", "p90 ms", _latency),
-    ("latency_p99", "p99 ms", _latency),
-    ("latency_max", "max ms", _latency),
-    ("refused", "refused", _count),
-    ("errors", "errors", _count),
-    ("dropped", "dropped", _count),
-    ("late", "late", _count),
 )
-_SHOWN_IF_ANY = frozenset(
-    {"latency_p50", "latency_p90", "latency_p99", "latency_max"}
-    | {"refused", "errors", "dropped", "late"}
+_IF_ANY: _Columns = (
+    *((f"latency_{name}", f"{name} ms", _latency) for name in ("p50", "p90", "p99", "max")),
+    *((name, name, _count) for name in ("refused", "errors", "dropped", "late")),
 )
 _AVERAGED = frozenset({"accuracy", "entropy", "selection_rate", "images_per_second"})

@@ -183,9 +183,14 @@ class Rows:
         folder, stem, number = f"{self._path.name}.d", _details_stem(row), 1
         while (name := f"{folder}/{stem}{'' if number == 1 else f'-{number}'}.npz") in taken:
             number += 1
-        with written_whole(self._path.parent / name) as file:
-            np.savez_compressed(file, **details)  # type: ignore[arg-type]  # numpy's allow_pickle
+        save_arrays(self._path.parent / name, details)
         return name
+
+
+def save_arrays(path: Path, arrays: Arrays) -> None:
+    """Write an .npz file, whole or not at all; raises OSError where that cannot be."""
+    with written_whole(path) as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's allow_pickle
 
 
 def read_rows(path: Path, *, warn: bool = True) -> list[Row]:

@@ -8,9 +8,10 @@ from service.cli.options import (
     BATCH_SIZE,
     DataOptions,
     ModelOptions,
-    data_options,
-    model_options,
+    grouped,
+    load_model,
     pairs_of,
+    rgb,
     several,
 )
 
@@ -26,7 +27,7 @@ FIGURE_1 = "figure1"
 @click.command(
     epilog="Example: ttc evaluate bundled --methods source,ttc --corruptions fog --json rows.jsonl"
 )
-@data_options
+@grouped("asked", DataOptions)
 @click.option("--methods", help="all, or names divided by commas [all]")
 @click.option("--set", "settings", multiple=True, help="METHOD.PARAM=VALUE; may be repeated")
 @click.option("--served", is_flag=True, help="as `ttc serve` runs the methods by default")
@@ -42,7 +43,7 @@ FIGURE_1 = "figure1"
     metavar="NAME",
     help="what a table or figure of the paper needs: table1 … table7, figure1 … figure3",
 )
-@model_options
+@grouped("network", ModelOptions)
 def evaluate(
     asked: DataOptions,
     network: ModelOptions,
@@ -76,7 +77,9 @@ def evaluate(
         check_order(asked.order)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    model = network.load()
+    if network.threads:
+        torch.set_num_threads(network.threads)
+    model = load_model(network.model, network.device, rgb(network.mean), rgb(network.std))
     runs = _runs(
         wanted,
         model,

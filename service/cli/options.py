@@ -5,7 +5,7 @@ import ctypes
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
@@ -117,10 +117,13 @@ def load_model(
     return model
 
 
-def grouped(
-    name: str, kind: type[Any], *parameters: Callable[[Command], Command]
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command some parameters as one: a dataclass that has a field for each."""
+def option(*names: str, **how: Any) -> Any:
+    """A field of a dataclass that is an option of each command that takes it (`grouped`)."""
+    return field(metadata={"parameter": click.option(*names, **how)})
+
+
+def grouped(name: str, kind: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the parameters that are a dataclass's fields, as one."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
@@ -128,8 +131,8 @@ def grouped(
             given[name] = kind(**{each.name: given.pop(each.name) for each in fields(kind)})
             return command(**given)
 
-        for parameter in reversed(parameters):
-            with_one = parameter(with_one)
+        for each in reversed(fields(kind)):
+            with_one = each.metadata["parameter"](with_one)
         return with_one
 
     return decorate
@@ -139,15 +142,31 @@ def grouped(
 class DataOptions:
     """What to read, and where results go: shared by replay and evaluate."""
 
-    data: str
-    corruptions: str | None
-    severity: int
-    batch_size: int | None
-    limit: int | None
-    seed: int
-    order: str
-    rows_path: Path | None
-    predictions: Path | None
+    data: str = field(metadata={"parameter": click.argument("data")})
+    corruptions: str | None = option(
+        "--corruptions",
+        help="all, or names divided by commas, clean too; mixed,A,B: one of those for each image; "
+        "mixed: one of all [all]",
+    )
+    severity: int = option("--severity", type=click.IntRange(1, 5), default=5, show_default=True)
+    batch_size: int | None = option("--batch-size", type=COUNT, help=f"images [{BATCH_SIZE}]")
+    limit: int | None = option("--limit", type=COUNT, help="take the first N of each corruption")
+    seed: int = option("--seed", type=SEED, default=0, show_default=True)
+    order: str = option(
+        "--order", default="file", show_default=True, help="file, iid, sorted or dirichlet:D"
+    )
+    rows_path: Path | None = option(  # noqa: RUF009  it makes a field
+        *("--json", "rows_path"),
+        metavar="ROWS",
+        type=FILE,
+        help="file of result rows, one JSON object a line",
+    )
+    predictions: Path | None = option(  # noqa: RUF009  it makes a field
+        "--predictions",
+        metavar="FILE.npz",
+        type=FILE,
+        help="keep what was answered to each image (one method, one corruption)",
+    )
 
     def chosen(self, usual: Sequence[str] = ("all",), methods: int | None = None) -> list[str]:
         """The corruptions; checked, as is whether each file can be written in the end.
@@ -164,84 +183,38 @@ class DataOptions:
         return names
 
 
-data_options = grouped(
-    "asked",
-    DataOptions,
-    click.argument("data"),
-    click.option(
-        "--corruptions",
-        help="all, or names divided by commas, clean too; mixed,A,B: one of those for each image; "
-        "mixed: one of all [all]",
-    ),
-    click.option("--severity", type=click.IntRange(1, 5), default=5, show_default=True),
-    click.option("--batch-size", type=COUNT, help=f"images [{BATCH_SIZE}]"),
-    click.option("--limit", type=COUNT, help="take the first N of each corruption"),
-    click.option("--seed", type=SEED, default=0, show_default=True),
-    click.option(
-        "--order", default="file", show_default=True, help="file, iid, sorted or dirichlet:D"
-    ),
-    click.option(
-        "--json",
-        "rows_path",
-        metavar="ROWS",
-        type=FILE,
-        help="file of result rows, one JSON object a line",
-    ),
-    click.option(
-        "--predictions",
-        metavar="FILE.npz",
-        type=FILE,
-        help="keep what was answered to each image (one method, one corruption)",
-    ),
-)
-
-
 @dataclass(frozen=True)
 class ModelOptions:
     """The network of `evaluate`, and what it runs on."""
 
-    model: str
-    device: str
-    threads: int
-    mean: str | None
-    std: str | None
-
-    def load(self) -> "SourceModel":
-        import torch
-
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        return load_model(self.model, self.device, rgb(self.mean), rgb(self.std))
-
-
-model_options = grouped(
-    "network",
-    ModelOptions,
-    click.option("--model", default="bundled", show_default=True, help="as in ttc serve"),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N"),
-    click.option("--threads", type=click.IntRange(0, 1024), default=0, help="torch's CPU threads"),
-    click.option("--mean", help="R,G,B mean of the model's input"),
-    click.option("--std", help="R,G,B deviation of the model's input"),
-)
+    model: str = option("--model", default="bundled", show_default=True, help="as in ttc serve")
+    device: str = option(
+        "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N"
+    )
+    threads: int = option(
+        "--threads", type=click.IntRange(0, 1024), default=0, help="torch's CPU threads"
+    )
+    mean: str | None = option("--mean", help="R,G,B mean of the model's input")
+    std: str | None = option("--std", help="R,G,B deviation of the model's input")
 
 
 def settings_options(command: Command) -> Command:
     """A flag for each of the server's settings, from `Settings` itself."""
-    for name, field in reversed(Settings.model_fields.items()):
-        default = "" if field.default in (None, (), "") else f"; default {field.default}"
-        help_text = f"{field.description} [TTC_{name.upper()}{default}]"
+    for name, setting in reversed(Settings.model_fields.items()):
+        default = "" if setting.default in (None, (), "") else f"; default {setting.default}"
+        help_text = f"{setting.description} [TTC_{name.upper()}{default}]"
         no = f"--no-{name.replace('_', '-')}"
         if name in SWITCHES:
-            option = click.option(f"{flag(name)}/{no}", name, default=None, help=help_text)
+            parameter = click.option(f"{flag(name)}/{no}", name, default=None, help=help_text)
         else:
-            option = click.option(
+            parameter = click.option(
                 flag(name), name, multiple=name in LISTS, metavar=_metavar(name), help=help_text
             )
         if name in OPTIONAL:
             command = click.option(
                 no, f"no_{name}", is_flag=True, help=f"whatever TTC_{name.upper()} says: none"
             )(command)
-        command = option(command)
+        command = parameter(command)
     return command
 
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import click
 
-from service.cli.options import BATCH_SIZE, DataOptions, data_options
+from service.cli.options import BATCH_SIZE, DataOptions, grouped
 
 
 @click.command(
     epilog="Example: ttc replay bundled --corruptions fog,contrast --reset-between --limit 1000"
 )
-@data_options
+@grouped("asked", DataOptions)
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True)
 @click.option("--token", envvar="TTC_TOKEN", help="bearer token [TTC_TOKEN]")
 @click.option(

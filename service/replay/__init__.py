@@ -3,7 +3,7 @@
 import asyncio
 import platform
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from service.replay.tally import ReplayTally
 from service.schemas import DEFAULT_STREAM, StatusResponse
 from service.view import View, results_table
 from ttc_core.datasets import DataSet, Geometry, Stream, open_data
-from ttc_core.files import written_whole
 from ttc_core.order import note_on_runs
-from ttc_core.rows import Row, Rows
+from ttc_core.rows import Row, Rows, save_arrays
 
 __all__ = ["ReplayPlan", "replay", "to_png"]
 
@@ -93,8 +92,7 @@ async def replay(
                 view.finish(row)
                 if predictions is not None:
                     del columns["latency"]
-                    with written_whole(predictions) as file:
-                        np.savez_compressed(file, **columns)  # type: ignore[arg-type]  # numpy's allow_pickle
+                    save_arrays(predictions, columns)
         except BaseException:
             view.interrupt()
             raise
@@ -231,12 +229,8 @@ def _row(
 
 
 def _client_versions() -> dict[str, str]:
-    try:
-        client = version("ttc-service")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        client = "unknown"
     return {
-        "client": client,
+        "client": version("ttc-service"),
         "client_python": platform.python_version(),
         "client_numpy": np.__version__,
         "client_pillow": PIL.__version__,

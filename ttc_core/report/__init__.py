@@ -56,9 +56,7 @@ def write_report(paths: Sequence[Path], out: Path, *, compare: str | None = None
             tests.append(table)
     if compare is not None and not any(group.find(compare) for group in found):
         raise UserError(f"There are no rows of {compare!r} to compare with.")
-    drawings, undrawn = draw(results, found)
-    problems += [problem for problem in undrawn if problem not in problems]
-
+    drawings = draw(results, found)
     sections = [
         Section("accuracy", "Accuracy by corruption (Tables 2, 3, 4, 6)", accuracy),
         Section("table1", "Table 1: small batches", [sizes] if sizes else []),

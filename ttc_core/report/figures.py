@@ -1,9 +1,9 @@
 """The paper's Figures 1 to 3, from rows. matplotlib is an extra: tables do without it."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -35,27 +35,19 @@ SIMULATION = "entropy_minimisation"
 MOST_CLASSES_DRAWN = 100
 
 
-def draw(results: Sequence[Result], groups: Sequence[Group]) -> tuple[list[Drawing], list[str]]:
-    """Draw the figures there are rows for.
-
-    Returns:
-        The figures, and sentences about rows that could not be drawn.
+def draw(results: Sequence[Result], groups: Sequence[Group]) -> list[Drawing]:
+    """Draw the figures there are rows for; one whose arrays cannot be read is left out.
 
     Raises:
         UserError: there is something to draw, but matplotlib is not installed.
     """
-    problems: list[str] = []
     drawings: list[Drawing] = []
-    for figure in (
-        partial(probabilities, results),
-        partial(batch_sizes, groups),
-        partial(feature_densities, results),
-    ):
-        try:
-            drawings += figure()
-        except ArraysError as error:
-            problems.append(str(error))
-    return drawings, problems
+    with contextlib.suppress(ArraysError):
+        drawings += probabilities(results)
+    drawings += batch_sizes(groups)
+    with contextlib.suppress(ArraysError):
+        drawings += feature_densities(results)
+    return drawings
 
 
 # Figure 1

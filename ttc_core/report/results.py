@@ -77,26 +77,19 @@ class Result:
         return found
 
     def _check_shapes(self, arrays: dict[str, NDArray[Any]]) -> None:
-        images = (asked_images(self.row),)
-        shapes: dict[str, tuple[int | None, ...]] = {"predicted": images, "labels": images}
+        images = asked_images(self.row)
+        shapes: dict[str, tuple[int, ...]] = {"predicted": (images,), "labels": (images,)}
         if self["channels"]:
-            shapes["features"] = (*images, len(self["channels"]))
-        for name in arrays:
+            shapes["features"] = (images, len(self["channels"]))
+        for name, values in arrays.items():
             if name.startswith("probabilities_"):
-                shapes[name] = (None, int(name.removeprefix("probabilities_")))
-        for name, shape in shapes.items():
-            if name not in arrays:
+                shapes[name] = (len(values), int(name.removeprefix("probabilities_")))
+            if name not in shapes:
                 continue
-            seen = arrays[name].shape
-            if len(seen) != len(shape) or any(
-                wanted not in (None, size) for wanted, size in zip(shape, seen, strict=True)
-            ):
-                raise ValueError(f"its {name} are {seen}, not those of the row")
-            if name in ("predicted", "labels"):
-                fit = arrays[name].dtype.kind in "iu"
-            else:
-                fit = arrays[name].dtype.kind == "f" and bool(np.isfinite(arrays[name]).all())
-            if not fit or not arrays[name].size:
+            if values.shape != shapes[name]:
+                raise ValueError(f"its {name} are {values.shape}, not those of the row")
+            kinds = "iu" if name in ("predicted", "labels") else "f"
+            if values.dtype.kind not in kinds or not values.size or not np.isfinite(values).all():
                 raise ValueError(f"its {name} are no finite numbers")
 
     @cached_property
