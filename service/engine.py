@@ -29,7 +29,7 @@ from service.state_folder import StateFolder
 from service.streams import StreamRecord, Streams
 from ttc_core.errors import told
 from ttc_core.evaluate import as_batch, warm_up
-from ttc_core.methods import Adaptation, Answers, Method, Prediction
+from ttc_core.methods import Adaptation, HostPrediction, Method, Prediction
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Image:
 class Answer:
     """One image's row in the answers of its batch."""
 
-    answers: Answers
+    answers: HostPrediction
     row: int
     forward_seconds: float
 
@@ -59,7 +59,7 @@ class _Pass:
     """What a method said to a batch: `sound` (N,) tells which rows are numbers."""
 
     prediction: Prediction
-    answers: Answers
+    answers: HostPrediction
     sound: NDArray[np.bool_]
 
 
@@ -89,7 +89,7 @@ def _contained(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         raise RuntimeError(told(error)) from error
 
 
-def _sound_rows(answers: Answers) -> NDArray[np.bool_]:
+def _sound_rows(answers: HostPrediction) -> NDArray[np.bool_]:
     """(N,) which rows are answers: all their numbers are finite."""
     table = (answers.logits, answers.probabilities, answers.entropy[:, None])
     return np.asarray(np.isfinite(np.concatenate(table, axis=1)).all(axis=1))

@@ -20,7 +20,7 @@ from prometheus_client import (
 )
 
 from service.errors import CLIENT_CLOSED_REQUEST, STATUS
-from ttc_core.methods import Adaptation, Answers
+from ttc_core.methods import Adaptation, HostPrediction
 
 # A time of creation beside every counter: a fifth of the text, and nobody asks for it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -254,7 +254,7 @@ class Metrics:
         self.stage_seconds.labels("queue").observe(seconds)
 
     def count_answers(
-        self, answers: Answers, labels: list[int | None], *, selects: bool, stream: str = ""
+        self, answers: HostPrediction, labels: list[int | None], *, selects: bool, stream: str = ""
     ) -> None:
         """Count a batch's answers of a stream.
 

@@ -9,7 +9,7 @@ from typing import Any
 from ttc_core.errors import told
 from ttc_core.methods.contract import (
     Adaptation,
-    Answers,
+    HostPrediction,
     Method,
     Prediction,
     State,
@@ -46,7 +46,7 @@ VERBS = ("predict", "adapt", "reset", "state", "restore", "fork")
 __all__ = [
     "METHODS",
     "Adaptation",
-    "Answers",
+    "HostPrediction",
     "Method",
     "Prediction",
     "State",
