@@ -82,8 +82,6 @@ class ReplayPlan:
             raise ValueError(
                 f"concurrency is used in closed mode only; got {self.concurrency} with {self.mode}."
             )
-        for name in ("batch_size", "concurrency", "most_in_flight"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1 image; got {self.limit}.")
+        for name in ("batch_size", "concurrency", "most_in_flight", "limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}.")

@@ -34,7 +34,7 @@ class ReplayTally(Tally):
         count = len(labels)
         columns = {
             "predicted": np.full(count, -1, np.int64),
-            "labels": labels,
+            "labels": labels.copy(),
             "entropy": np.full(count, np.nan),
             "selected": np.zeros(count, bool),
             "version": np.full(count, -1, np.int64),
