@@ -30,7 +30,7 @@ def run_demo(view: View, *, limit: int) -> None:
             status = server.stop()
             view.say(f"SIGTERM: the server answered what it had accepted and exited with {status}.")
     (group,) = groups(map(Result, rows))
-    view.table(comparison_table(group, title="The bundled stream at severity 5, through HTTP"))
+    view.table(comparison_table(group, "The bundled stream at severity 5, through HTTP"))
     source, ttc = (line.average(group.columns) or 0.0 for line in group.lines)
     view.say(f"Average accuracy: SOURCE {source:.1f}%, TTC {ttc:.1f}% ({ttc - source:+.1f} points)")
 

@@ -39,12 +39,12 @@ class View:
 
     def __init__(
         self,
-        console: Console | None = None,
+        console: Console,
         *,
         seconds_between_lines: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.console = console or Console()
+        self.console = console
         self._seconds_between_lines, self._clock = seconds_between_lines, clock
         self._live: Live | None = None
         self._clear("", 0)
@@ -187,7 +187,7 @@ def _lines(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, ...]]]:
     ]
 
 
-def results_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
+def results_table(rows: Sequence[Row]) -> Table:
     """One line a row, then the averages of each line that differs in more than the corruption.
 
     Columns that would say the same everywhere (method, batch size), or nothing (latencies,
@@ -195,7 +195,7 @@ def results_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     """
     heads, lines = _lines(rows)
     numbers = [*_ALWAYS, *(each for each in _IF_ANY if any(row.get(each[0]) for row in rows))]
-    table = Table(*heads, "corruption", title=title, title_justify="left")
+    table = Table(*heads, "corruption")
     for _, header, _ in numbers:
         table.add_column(header, justify="right")
     members: dict[tuple[str, ...], list[Row]] = {}
@@ -213,7 +213,7 @@ def results_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     return table
 
 
-def comparison_table(group: Group, *, title: str | None = None) -> Table:
+def comparison_table(group: Group, title: str) -> Table:
     """Accuracy in percent, a line a corruption and a column a method, with averages.
 
     With several methods, the last column says in points how far the last is above the first.

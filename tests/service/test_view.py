@@ -103,7 +103,7 @@ def test_a_wide_table_is_whole_in_a_log():
 
 def compared(*changes):
     (group,) = groups(Result({**ROW, "data": "bundled", **change}) for change in changes)
-    return printed(comparison_table(group))
+    return printed(comparison_table(group, "Compared"))
 
 
 def test_the_comparison_shows_the_gain_in_points():

@@ -151,23 +151,24 @@ def groups(results: Iterable[Result]) -> list[Group]:
     where they may be of one pass: one comes after those that the other came after.
     """
     counted = accuracies(results)
-    keys = [
-        as_key({name: value for name, value in told.items() if name not in _LAID_OUT})
-        for told in settings(counted)
-    ]
     severities: dict[str, dict[Any, None]] = {}
     histories: dict[str, dict[History, None]] = {}
-    for result, key in zip(counted, keys, strict=True):
-        histories.setdefault(key, {})[_history(result)] = None
-        if (severity := _severity(result)) is not None or result["corruption"] != "clean":
+    placed = []
+    for result, told in zip(counted, settings(counted), strict=True):
+        key = as_key({name: value for name, value in told.items() if name not in _LAID_OUT})
+        severity = told.get("severity", told.get("after_severity"))
+        history = (*told["after"], result["corruption"]) if "after" in told else None
+        everywhere = result["corruption"] == "clean" and severity is None
+        if not everywhere:
             severities.setdefault(key, {})[severity] = None
+        histories.setdefault(key, {})[history] = None
+        placed.append((key, severity, history, everywhere))
     cells: dict[tuple[str, Any, History], dict[Configuration, dict[str, Result]]] = {}
     named = configurations(result.row for result in counted)
-    for result, key, configuration in zip(counted, keys, named, strict=True):
-        severity = _severity(result)
-        everywhere = result["corruption"] == "clean" and severity is None
+    for result, configuration, place in zip(counted, named, placed, strict=True):
+        key, severity, history, everywhere = place
         for each in severities.get(key, [None]) if everywhere else [severity]:
-            for whole in _longest(_history(result), histories[key]):
+            for whole in _longest(history, histories[key]):
                 lines = cells.setdefault((key, each, whole), {})
                 line = lines.setdefault(configuration, {})
                 known = line.get(result["corruption"])
@@ -179,11 +180,11 @@ def groups(results: Iterable[Result]) -> list[Group]:
         shared.append(
             json.loads(key) | {name: more[name] for name in more if more[name] is not None}
         )
-    told = differing(shared)
+    names = differing(shared)
     return [
         Group(
             common,
-            told,
+            names,
             columns=in_order(name for results in lines.values() for name in results),
             lines=[
                 Line(one, common, lines[one]) for one in sorted(lines, key=lambda each: each.rank)
@@ -191,15 +192,6 @@ def groups(results: Iterable[Result]) -> list[Group]:
         )
         for common, lines in zip(shared, cells.values(), strict=True)
     ]
-
-
-def _severity(result: Result) -> Any:
-    return result["after_severity"] if result["severity"] is None else result["severity"]
-
-
-def _history(result: Result) -> History:
-    after = result["after"]
-    return None if after is None else (*after, str(result["corruption"]))
 
 
 def _longest(history: History, known: Iterable[History]) -> list[History]:
