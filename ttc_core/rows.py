@@ -93,11 +93,15 @@ def value_text(value: Any) -> str:
 
 
 def stated(told: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """What a setting says under these names, each with its value: `mode open`."""
+    """What a setting says under these names, each with its value: `mode open`.
+
+    A digest of the model covers its preprocessing, which then need not be said.
+    """
+    covered = ("mean", "std") if "model_digest" in told else ()
     return [
         f"{name.replace('_', ' ')} {value_text(told.get(name, UNKNOWN))}"
         for name in names
-        if name in told or name not in OPTIONAL_FIELDS
+        if (name in told or name not in OPTIONAL_FIELDS) and name not in covered
     ]
 
 

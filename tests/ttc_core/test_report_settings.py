@@ -111,6 +111,17 @@ def test_numbers_that_differ_in_their_last_digit_are_told_apart():
     assert list(shown(lrs)[0][1]) == ["TTC (lr=0.1)", "TTC (lr=0.1000001)"]
 
 
+def test_what_the_digest_of_a_model_covers_is_not_said_beside_it():
+    """A replay's row has no mean; that its weights and preprocessing are the same is known."""
+    evaluated = row("ttc", "fog", 0.5, model_digest="a", mean=[0.1], std=[0.2])
+    (first, _), (second, _) = shown(
+        [evaluated, row("ttc", "fog", 0.5, model_digest="a", mode="open")]
+    )
+    assert "mode offline" in first
+    assert "mode open" in second
+    assert not [word for word in ("mean", "std", "digest") if word in first + second]
+
+
 def test_what_an_older_row_does_not_tell_is_said_where_it_matters():
     """Beside one that tells it; alone it is nobody's question. A row without a mode is offline."""
     older = row("ttc", "fog", 0.5)
