@@ -15,7 +15,7 @@ from service.routes.context import Service, ServiceNow, problems
 from service.routes.guards import MAY_POST, stream_named
 from service.schemas import STREAM_PATTERN, EncodedImage, PredictResponse
 from service.settings import DAY
-from ttc_core.methods import Answers
+from ttc_core.methods import HostPrediction
 
 router = APIRouter()
 
@@ -151,7 +151,7 @@ def _json(content: object) -> bytes:
     return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _one_or_list(batches: list[Answers], values: list[int]) -> int | list[int]:
+def _one_or_list(batches: list[HostPrediction], values: list[int]) -> int | list[int]:
     """One value for the request; a list, one an image, if it was cut over several batches."""
     return values[0] if batches[-1] is batches[0] else values
 

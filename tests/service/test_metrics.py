@@ -19,7 +19,7 @@ from service.metrics import (
     unit_of,
     versions,
 )
-from ttc_core.methods import Adaptation, Answers
+from ttc_core.methods import Adaptation, HostPrediction
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -116,7 +116,7 @@ def answers(classes, *, confidence=0.9, selected=None):
     logits = np.log(probabilities)
     entropy = -(probabilities * np.log(probabilities)).sum(axis=1)
     chosen = np.ones(count, bool) if selected is None else np.array(selected)
-    return Answers(logits, probabilities, entropy, chosen, version=0)
+    return HostPrediction(logits, probabilities, entropy, chosen, version=0)
 
 
 def test_every_metric_of_the_design_is_declared_with_help(metrics):
