@@ -1,7 +1,8 @@
 """How much of the damage to pictures is seen: `python -m benchmarks.damage`.
 
-Eight kinds of JPEG of one scene, and a PNG and a lossy WebP of it; in each, at places drawn by a
-seed behind its first quarter, some bytes are lost, doubled, zeroed or overwritten.
+Eight kinds of JPEG of one scene, and a PNG, a lossy and a lossless WebP and a GIF of it; in each,
+at places drawn by a seed behind its first quarter, some bytes are lost, doubled, zeroed or
+overwritten.
 """
 
 import io
@@ -40,6 +41,8 @@ def pictures() -> dict[str, list[bytes]]:
         "JPEG": jpegs,
         "PNG": [written(scene, "PNG")],
         "WebP": [written(scene, "WEBP", quality=80)],
+        "lossless WebP": [written(scene, "WEBP", lossless=True)],
+        "GIF": [written(scene, "GIF")],
     }
 
 
@@ -51,7 +54,7 @@ def written(image: Image.Image, form: str, **options: object) -> bytes:
 
 def is_seen(body: bytes) -> bool:
     try:
-        open_picture(body, ("JPEG", "PNG", "WEBP")).load()
+        open_picture(body, ("JPEG", "PNG", "WEBP", "GIF")).load()
     except Exception:  # whatever it is called, it is refused
         return True
     return False
@@ -74,7 +77,7 @@ def main(trials: int) -> None:
                     for _ in range(trials)
                 ]
                 shares.append(f"{size} bytes {100 * np.mean(seen):5.1f}")
-            print(f"{form:5} {name:12} {', '.join(shares)}", flush=True)
+            print(f"{form:13} {name:12} {', '.join(shares)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,17 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
 from service.batcher import Batcher
 from service.engine import Answer, Engine, Image
+from service.errors import Forbidden
 from service.intake import Intake
 from service.metrics import Metrics
 from service.middleware import RequestContext
-from service.problems import install
+from service.problems import REQUEST_ID, install, refusal
 from service.routes import control, feedback, health, predict
 from service.routes.context import Service, problems
 from service.routes.guards import EVERY_ROUTE
@@ -25,6 +28,23 @@ from ttc_core.methods import Method
 log = logging.getLogger(__name__)
 
 LAG_INTERVAL = 0.25
+
+
+class _Cors(CORSMiddleware):
+    """What a browser asks beforehand and may not do is refused as everything else is."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        asks = "origin" in headers and "access-control-request-method" in headers
+        if not asks or scope["method"] != "OPTIONS":
+            await super().__call__(scope, receive, send)
+            return
+        answer = self.preflight_response(headers)
+        if answer.status_code != 200:
+            page, why = headers["origin"][:100], bytes(answer.body).decode()
+            error = Forbidden(f"Pages of {page} may not do this: {why}.")
+            answer = refusal(error, scope[REQUEST_ID])
+        await answer(scope, receive, send)
 
 
 def build(settings: Settings, source: Method) -> FastAPI:
@@ -101,7 +121,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         # Routes of ours, to which the rules for every route apply.
         openapi_url=None,
         dependencies=EVERY_ROUTE,
-        responses=problems(400, 403, 408, 422, 431),
+        responses=problems(400, 403, 408, 422, 431, 501),
         # Its own spans hold whole queries and cover health too; `tracing` has ours.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
@@ -110,7 +130,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
     install(app)
     if settings.cors_origin:
         app.add_middleware(
-            CORSMiddleware,
+            _Cors,
             allow_origins=list(settings.cors_origin),
             allow_methods=["GET", "POST"],
             allow_headers=[
@@ -118,6 +138,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
                 *("X-Session-Id", "X-Request-Id"),
                 *("traceparent", "tracestate"),
             ],
+            expose_headers=["Retry-After", "X-Request-Id"],
         )
     app.add_middleware(RequestContext, metrics=metrics)
     return app

@@ -4,9 +4,12 @@ Both send the same `Call`s and read answers by the same function; they differ in
 """
 
 import base64
+import contextlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any, Generic, Self, TypeVar
 
 import httpx
@@ -23,6 +26,7 @@ from ttc_core.errors import UserError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = 60.0
+UNSENDABLE = (httpx.InvalidURL, UnicodeError)
 
 Reply = TypeVar("Reply", bound=BaseModel)
 
@@ -96,7 +100,7 @@ def predict_call(
         learn: off: the images are answered, and nothing moves.
 
     Raises:
-        ValueError: no images, or another number of labels or ids.
+        ValueError: no images, another number of labels or ids, or a label that is no whole number.
     """
     if not images:
         raise ValueError("images must hold at least one image file; got none.")
@@ -112,7 +116,7 @@ def predict_call(
             )
         for entry, value in zip(entries, values, strict=True):
             if value is not None:
-                entry[name] = value if name == "id" else int(value)
+                entry[name] = value if name == "id" else _whole_number(value)
     params = {} if top_k == 1 else {"top_k": str(top_k)}
     if not learn:
         params["learn"] = "false"
@@ -134,7 +138,7 @@ def feedback_call(
         labels: at most 10,000 pairs of an image's id and its true class.
         stream: whose stream the images belong to; None: the default one.
     """
-    entries = [{"id": name, "label": int(label)} for name, label in labels]
+    entries = [{"id": name, "label": _whole_number(label)} for name, label in labels]
     return Call(
         "POST",
         "/feedback",
@@ -142,6 +146,13 @@ def feedback_call(
         _stream(stream),
         body=json.dumps({"labels": entries}).encode(),
     )
+
+
+def _whole_number(label: Any) -> int:
+    if not isinstance(label, bool):
+        with contextlib.suppress(TypeError):
+            return index(label)
+    raise ValueError(f"labels must be whole numbers, or None; got {label!r}.")
 
 
 def _reset_call(stream: str | None) -> Call[ResetResponse]:
@@ -211,25 +222,31 @@ class _Connection:
                 raise ServiceError(response.status_code, detail) from None
         raise _refusal(self.url + call.path, response)
 
-    def _no_answer(self, error: httpx.TransportError) -> ServiceError:
+    def _no_answer(self, error: Exception) -> ServiceError:
+        reason = str(error) or type(error).__name__
         if isinstance(error, httpx.ConnectError):
             sentence = f"Nothing answers at {self.url} ({error}); is `ttc serve` running there?"
         elif isinstance(error, httpx.TimeoutException):
             sentence = f"{self.url} did not answer within {self.timeout:g} seconds."
+        elif isinstance(error, UNSENDABLE):
+            sentence = f"The request cannot be sent to {self.url}: {reason}."
+        elif isinstance(error, httpx.DecodingError):
+            sentence = f"The answer of {self.url} cannot be decoded: {reason}."
         else:
-            reason = str(error) or type(error).__name__
             sentence = f"The connection to {self.url} broke before the answer: {reason}."
         return ServiceError(None, sentence)
 
 
 def _bearer(token: str) -> dict[bytes, bytes]:
+    if any(ord(each) < 32 or ord(each) == 127 for each in token):  # and it is shown to nobody
+        raise ValueError("A token has no line ends or control characters; this one does.")
     return {b"Authorization": b"Bearer " + token.encode(errors="surrogateescape")}
 
 
 def _refusal(address: str, response: httpx.Response) -> ServiceError:
     try:
         problem = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         problem = None
     if not isinstance(problem, dict):
         problem = {}
@@ -239,9 +256,10 @@ def _refusal(address: str, response: httpx.Response) -> ServiceError:
     try:
         retry_after = float(response.headers["Retry-After"])
     except (KeyError, ValueError):  # the header may also be a date, which our server never sends
-        retry_after = None
+        retry_after = math.nan
     request_id = problem.get("request_id") or response.headers.get("X-Request-Id")
-    return ServiceError(response.status_code, detail, retry_after, request_id)
+    known = 0 <= retry_after < math.inf
+    return ServiceError(response.status_code, detail, retry_after if known else None, request_id)
 
 
 def _means_not_ready(error: ServiceError) -> bool:
@@ -260,7 +278,7 @@ class Client(_Connection):
     Every method raises ServiceError when no result came; nothing is tried again by itself.
 
     Raises:
-        ValueError: the URL is none.
+        ValueError: the URL is none, or a token has a line end or another control character.
     """
 
     def __init__(
@@ -279,7 +297,7 @@ class Client(_Connection):
         """Send a prepared call and wait for its answer."""
         try:
             response = self._http.request(**self._request(call))
-        except httpx.TransportError as error:
+        except (httpx.RequestError, *UNSENDABLE) as error:
             raise self._no_answer(error) from error
         return self._read(call, response)
 
@@ -351,7 +369,7 @@ class AsyncClient(_Connection):
         """Send a prepared call and wait for its answer."""
         try:
             response = await self._http.request(**self._request(call))
-        except httpx.TransportError as error:
+        except (httpx.RequestError, *UNSENDABLE) as error:
             raise self._no_answer(error) from error
         return self._read(call, response)
 

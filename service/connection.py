@@ -7,15 +7,17 @@ problem document where the bytes are no HTTP.
 
 import logging
 import re
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sized
 from typing import Any
 from urllib.parse import urlsplit
 
 import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service import problems
-from service.errors import HeadTooLarge, ReceiveTimeout, Refused, Unreadable
+from service.errors import HeadTooLarge, ReceiveTimeout, Refused, UnknownCoding, Unreadable
 from service.middleware import CROWDED, request_id_of
 from service.routes.context import Service
 
@@ -29,11 +31,27 @@ SEND_SECONDS = 60.0
 # How long a refused client is listened to: closing at once would destroy the answer on its way.
 LINGER_SECONDS = 2.0
 CHECK_SECONDS = 1.0
+# Requests that wait for the answers before theirs: each is held as it was parsed.
+MOST_WAITING = 16
+# How often a client that sends no more is looked for while its answer is due.
+PRESENCE_SECONDS = 0.1
 # Beyond the limit, for those that ask for health or metrics.
 SPARE_CONNECTIONS = 16
 _HOST = re.compile(rb"(\[[0-9A-Za-z:.%]+\]|[0-9A-Za-z._~%!$&'()*+;=-]*)(:[0-9]{0,5})?")
 # What a client says when it offers another protocol.
 _OFFERS = (b"upgrade", b"http2-settings")
+
+
+class _OneAtATime(FlowControl):
+    """Reads nothing more while requests wait that have been read already."""
+
+    def __init__(self, transport: Any, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
 
 
 class Connection(HttpToolsProtocol):
@@ -56,6 +74,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.flow = _OneAtATime(transport, self.pipeline)
         self._since = self._all_sent = self.loop.time()
         self._make_room()
         self._watch()
@@ -96,7 +115,7 @@ class Connection(HttpToolsProtocol):
         if now - self._all_sent > SEND_SECONDS:
             self._end("unread")
         elif self._refused:
-            if waited > LINGER_SECONDS:
+            if waited > LINGER_SECONDS and not self._is_answered:
                 self.transport.abort()
         elif self.pipeline or not (self.cycle is None or self.cycle.response_complete):
             pass  # the application's limits hold
@@ -124,6 +143,29 @@ class Connection(HttpToolsProtocol):
     def _count(self, reason: str) -> None:
         self._service.metrics.connections_closed.labels(reason).inc()
         self._service.engine.events.note_repeated("connection_closed", reason=reason)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for one
+        """Whoever sends no more still gets the answers that are due; then the connection ends."""
+        cycle = self.cycle
+        if not self._is_answered or cycle.more_body or cycle.scope["http_version"] == "1.0":
+            return False
+        cycle.keep_alive = False
+        if not (self.pipeline or cycle.response_started):
+            # Whoever has gone altogether looks the same, until something is sent: its system then
+            # resets the connection. This is ignored by all others (RFC 9110 §15.2), but unknown to
+            # HTTP/1.0.
+            self.transport.write(STATUS_LINE[100] + b"\r\n")
+            self._see_whether_gone()
+        return True
+
+    def _see_whether_gone(self) -> None:
+        if self.parser is None:
+            return  # closed
+        client = self.transport.get_extra_info("socket")
+        if client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+        else:
+            self.loop.call_later(PRESENCE_SECONDS, self._see_whether_gone)
 
     # Parsing
 
@@ -193,6 +235,9 @@ class Connection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return  # to be parsed again
         self._in_head, self._moved = False, True
+        if len(self.pipeline) >= MOST_WAITING:
+            raise Unreadable(f"More than {MOST_WAITING} requests wait for answers before theirs.")
+        self._check_protocol()
         self._check_host()
         if self.url == b"*":
             self.url = b"/*"
@@ -203,6 +248,15 @@ class Connection(HttpToolsProtocol):
             answered = sum(each._is_answered for each in self._others)
             self.scope["state"][CROWDED] = answered >= self._most
         super().on_headers_complete()
+
+    def _check_protocol(self) -> None:
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            raise Unreadable(f"The request is HTTP/{version}; HTTP/1.0 and HTTP/1.1 are accepted.")
+        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and [each.lower() for each in codings] != [b"chunked"]:
+            came = b", ".join(codings)[:100].decode("latin-1")
+            raise UnknownCoding(f"The transfer coding {came!r} is not known; chunked is accepted.")
 
     def _check_host(self) -> None:
         """RFC 9112 §3.2: whom the request is for is said once, and it is a host."""
@@ -239,6 +293,7 @@ class Connection(HttpToolsProtocol):
         if self._is_answered:
             # It came behind a request that gets its answer first; then the connection ends.
             cycle.keep_alive = False
+            self.transport.resume_reading()  # bytes left unread would destroy answers on their way
             return
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True

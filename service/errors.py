@@ -13,6 +13,7 @@ Refused                   its text is the sentence that the client reads
 ├── TooManyStreams        429  no place for another stream
 ├── PredictionFailed      500  the model failed on this request
 ├── StateNotRemoved       500  a reset stream would come back after a restart
+├── UnknownCoding         501  a body's transfer coding that is not known
 ├── NotReady              503  loading or draining
 └── DeadlineExpired       504  the request's own deadline passed before its turn
 
@@ -106,6 +107,10 @@ class StateNotRemoved(Refused):
     """A stream is at the source, but its saved state is still in the folder."""
 
 
+class UnknownCoding(Refused):
+    """The body comes in a transfer coding that is not known (RFC 9112 §6.1)."""
+
+
 class NotReady(Refused):
     """The service is loading, or draining before it stops."""
 
@@ -131,6 +136,7 @@ _ANSWERS: dict[type[Refused], tuple[int, str]] = {
     TooManyStreams: (429, "Too many streams"),
     PredictionFailed: (500, "Prediction failed"),
     StateNotRemoved: (500, "Saved state not removed"),
+    UnknownCoding: (501, "Transfer coding not implemented"),
     NotReady: (503, "Not ready"),
     DeadlineExpired: (504, "Deadline expired"),
 }

@@ -60,9 +60,11 @@ def read_header(
     except MemoryError as error:
         raise _too_much_memory() from error
     except Exception as error:
+        known = isinstance(error, Damaged)
+        why = error if known else "they are damaged, cut short, or of another format"
         raise Unreadable(
-            f"The {len(body):,} bytes are not an image that can be read (damaged, cut short, or of "
-            f"another format); accepted are {_ACCEPTED}."
+            f"The {len(body):,} bytes are not an image that can be read: {why}; "
+            f"accepted are {_ACCEPTED}."
         ) from error
     _check_size(picture.width, picture.height, max_pixels, max_side)
     _check_resized_size(picture.width, picture.height, size, crop, max_pixels)

@@ -63,8 +63,9 @@ def launch(*arguments: str, environment: dict[str, str] | None = None) -> Iterat
     reader = threading.Thread(target=_collect, args=(process.stdout, lines), daemon=True)
     reader.start()
     try:
-        url = _wait_for_url(reader, lines)
-        _wait_until_ready(url, process)
+        deadline = time.monotonic() + START_SECONDS
+        url = _wait_for_url(reader, lines, deadline)
+        _wait_until_ready(url, process, deadline)
         yield Launched(url, process, lines)
     finally:
         if process.poll() is None:
@@ -83,9 +84,9 @@ def _collect(output: IO[str], lines: list[str]) -> None:
         lines.append(line.rstrip())
 
 
-def _wait_for_url(reader: threading.Thread, lines: list[str]) -> str:
+def _wait_for_url(reader: threading.Thread, lines: list[str], deadline: float) -> str:
     seen = 0
-    while reader.is_alive() or seen < len(lines):
+    while time.monotonic() < deadline and (reader.is_alive() or seen < len(lines)):
         while seen < len(lines):
             found = LISTENING.search(lines[seen])
             if found:
@@ -95,8 +96,7 @@ def _wait_for_url(reader: threading.Thread, lines: list[str]) -> str:
     raise LaunchError("The server did not start:\n" + "\n".join(lines))
 
 
-def _wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + START_SECONDS
+def _wait_until_ready(url: str, process: "subprocess.Popen[str]", deadline: float) -> None:
     with Client(url) as client:
         while not client.ready():
             if process.poll() is not None or time.monotonic() > deadline:

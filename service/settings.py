@@ -23,6 +23,13 @@ _ORIGIN = re.compile(r"(?i)https?://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})
 _OF_KUBERNETES = re.compile(r"TTC_(SERVICE_(HOST|PORT)|PORT_[0-9]+_)")
 
 
+def plain_origin(origin: str) -> str:
+    """An origin as a browser writes it: in small letters, without the port of its scheme."""
+    origin = origin.lower()
+    port = {"http": ":80", "https": ":443"}.get(origin.partition(":")[0], "")
+    return origin.removesuffix(port) if port else origin
+
+
 class Settings(BaseSettings):
     """What `ttc serve` takes. A flag goes before its TTC_ variable, that before the default."""
 
@@ -174,7 +181,7 @@ class Settings(BaseSettings):
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError("an origin is like https://cameras.example:8443")
             urlsplit(origin)  # raises where brackets hold no address
-        return tuple(origin.lower() for origin in origins)
+        return tuple(map(plain_origin, origins))
 
     @property
     def statistics(self) -> str | None:

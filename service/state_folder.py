@@ -27,6 +27,8 @@ from ttc_core.state import (
 
 SUFFIX = ".safetensors"
 LEASE = ".lease"
+# Of a file: the inode, and when it was written, in nanoseconds.
+Identity = tuple[int, int]
 MOST_OWNER_BYTES = 200
 
 
@@ -85,21 +87,30 @@ class StateFolder:
         except OSError:
             return 0
 
-    def load(self, stream: str, method: Method) -> bool:
-        """Restore a method at the source; return whether there was anything to restore.
+    def load(self, stream: str, method: Method) -> Identity | None:
+        """Restore a method at the source; return from which file, None if there is none.
 
         Raises:
             StateError: the file cannot be read, or is none of this stream's; the method is at the
                 source.
         """
         path = self._file(stream)
-        if not os.path.lexists(path):
-            return False
-        load_state(path, method, **self._names)
-        return True
+        found = _identity(path)  # before it is read: whoever replaces it meanwhile has another
+        if found is not None:
+            load_state(path, method, **self._names)
+        return found
 
-    def save(self, stream: str, method: Method) -> None:
-        """Write a stream's state in place of the one before.
+    def make_way(self, stream: str, known: Identity | None) -> Path | None:
+        """Set aside what lies in a stream's place, unless it is the known file; return where it is.
+
+        Raises:
+            OSError: it cannot be renamed.
+        """
+        found = _identity(self._file(stream))
+        return None if found in (None, known) else self.set_aside(stream)
+
+    def save(self, stream: str, method: Method) -> Identity | None:
+        """Write a stream's state in place of the one before; return which file it is.
 
         Raises:
             OSError: it cannot be written; what was saved before is still there.
@@ -107,6 +118,7 @@ class StateFolder:
         """
         self._hold()
         save_state(self._file(stream), method, **self._names)
+        return _identity(self._file(stream))
 
     def set_aside(self, stream: str) -> Path:
         """Keep what lies in a stream's place under a name of its own; return that.
@@ -208,6 +220,14 @@ def set_aside(path: Path) -> Path:
             sync_folder(path.parent)
             return kept
     raise AssertionError
+
+
+def _identity(path: Path) -> Identity | None:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _whole(value: object) -> int:

@@ -6,7 +6,6 @@ when it is asked for, and the least recently used is saved and makes room. Witho
 adapted is not thrown away for another's sake before it has been idle for `expiry`.
 """
 
-import contextlib
 import logging
 import math
 import threading
@@ -19,7 +18,7 @@ from weakref import WeakValueDictionary
 from service.errors import TooManyStreams
 from service.events import Events
 from service.metrics import Metrics
-from service.state_folder import StateFolder
+from service.state_folder import Identity, StateFolder
 from ttc_core.errors import UserError
 from ttc_core.methods import Method
 from ttc_core.state import StateError, StateUnreadable, size_bytes
@@ -43,8 +42,8 @@ class StreamRecord:
     bytes: int = 0
     measure_at: int = 0
     used: float = field(default_factory=time.monotonic)
-    # What lies in its place in the folder is not its state, and not to be written over.
-    misplaced: bool = False
+    # The file that it was read from or written to; another in its place is not written over.
+    file: Identity | None = None
 
     @property
     def is_new(self) -> bool:
@@ -171,13 +170,7 @@ class Streams:
         return self._folder is not None and self._folder.problem is None
 
     def _refusal(self, refused: str, wait: float, *, saves: bool) -> TooManyStreams:
-        now = time.monotonic()
-        idle = [
-            record.used + self._expiry - now
-            for name, record in self._records.items()
-            if name not in self._pins
-        ]
-        seconds = max(1.0, math.ceil(wait if saves else min([*idle, wait + self._expiry])))
+        seconds = max(1.0, math.ceil(wait if saves else self._time_to_room(refused, wait)))
         count = len((self._records.keys() | self._pins.keys()) - {refused})
         total = sum(record.bytes for record in self._records.values())
         held = (
@@ -185,11 +178,30 @@ class Streams:
             if count >= self._most
             else f"The {count:,} streams take {total:,} of the {self._most_bytes:,} bytes for them"
         )
-        until = "all are in use" if saves else f"one makes room when idle for {self._expiry:g} s"
+        until = "all are in use" if saves else f"those idle for {self._expiry:g} s make room"
         return TooManyStreams(
-            f"{held}; {until}, the first in {seconds:,.0f} s. Use one of them, or reset one.",
+            f"{held}; {until}, enough in {seconds:,.0f} s. Use one of them, or reset one.",
             retry_after=seconds,
         )
+
+    def _time_to_room(self, name: str, wait: float) -> float:
+        """Seconds until so many streams may have gone that another has room; with no folder."""
+        now, records = time.monotonic(), self._records
+        leaving = sorted(
+            (
+                wait + self._expiry if other in self._pins else record.used + self._expiry - now,
+                other,
+            )
+            for other, record in records.items()
+        )
+        reserved = len({name, *self._pins} - records.keys())
+        count, total = len(records) + reserved, self._fresh_bytes * reserved
+        total += sum(record.bytes for record in records.values())
+        for seconds, other in leaving:
+            count, total = count - 1, total - records[other].bytes
+            if self._fits(count, total):
+                return seconds
+        return wait + self._expiry
 
     # On the device thread
 
@@ -235,30 +247,34 @@ class Streams:
         """Make a stream as it was saved, or at the source where nothing fitting was."""
         record = StreamRecord(self._source.fork(), bytes=self._fresh_bytes)
         if self._folder is None or name in self._undead:
-            record.misplaced = name in self._undead
             return record
         try:
-            if not self._folder.load(name, record.method):
-                return record
+            record.file = self._folder.load(name, record.method)
         except Exception as error:  # a user's own method may raise anything
-            record.method, record.misplaced = self._source.fork(), True
-            self._set_aside(name, record, error)
+            record.method = self._source.fork()
+            self._reject(name, error)
+            return record
+        if record.file is None:
             return record
         record.restored = True
         record.take_note()
         record.bytes = _state_bytes(record.method)
-        self._events.note_repeated("restored", stream=name, version=record.version)
+        self._events.note_repeated("restored", stream=name)
         return record
 
-    def _set_aside(self, name: str, record: StreamRecord, why: Exception) -> None:
+    def _reject(self, name: str, why: Exception) -> None:
         """Put what is no state of the stream out of its way, if that can be told and done."""
         assert self._folder is not None
+        if not self._pins[name]:  # asked about, and forgotten with the answer
+            self._events.note_repeated(
+                "rejected", level=logging.WARNING, stream=name, reason=_reason(why)
+            )
+            return
         where = "stays where it is"
         # What could not be read or taken up may be good: it is left until the place is needed.
         if isinstance(why, StateError) and not isinstance(why, StateUnreadable):
             try:
                 where = f"is now {self._folder.set_aside(name)}"
-                record.misplaced = False
             except (OSError, UserError) as error:
                 where = f"stays where it is ({_reason(error)})"
         self._events.note(
@@ -300,7 +316,7 @@ class Streams:
             del self._records[name]
         reason = "saved" if saved else "expired"
         self._metrics.evicted.labels(reason).inc()
-        self._events.note("evicted", stream=name, reason=reason, version=record.version)
+        self._events.note_repeated("evicted", stream=name, reason=reason)
         return True
 
     def measure(self, name: str) -> None:
@@ -357,11 +373,14 @@ class Streams:
     def _save(self, name: str, record: StreamRecord) -> bool:
         assert self._folder is not None
         try:
-            if record.misplaced:
-                with contextlib.suppress(FileNotFoundError):  # gone meanwhile, by other hands
-                    self._folder.set_aside(name)
-                record.misplaced = False
-            self._folder.save(name, record.method)
+            if (kept := self._folder.make_way(name, record.file)) is not None:
+                self._events.note(
+                    "set_aside",
+                    message=f"what lay in the place of stream {name} is now {kept}",
+                    level=logging.WARNING,
+                    stream=name,
+                )
+            record.file = self._folder.save(name, record.method)
         except Exception as error:  # a user's own method may raise anything
             reason = _reason(error)
             self._events.note_repeated("not_saved", level=logging.ERROR, stream=name, reason=reason)

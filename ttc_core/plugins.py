@@ -5,13 +5,17 @@ it changes in the process, and would change answers or the program's end, is put
 """
 
 import contextlib
+import gc
 import importlib
 import inspect
 import io
+import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,7 +75,8 @@ def guarded(what: str) -> Iterator[None]:
     """Run code of a user's own.
 
     It reads nothing from standard input, and what it prints goes to standard error. The working
-    directory, signal handlers and torch's defaults are afterwards as they were.
+    directory, signal handlers, logging, warnings, the interpreter's limits and torch's defaults are
+    afterwards as they were.
 
     Args:
         what: begins the sentence.
@@ -88,6 +93,39 @@ def guarded(what: str) -> Iterator[None]:
         raise PluginError(f"{what}: {told(error)}.") from error
 
 
+def _loggers() -> dict[logging.Logger, dict[str, Any]]:
+    """What decides, for each logger there is, whether and where its lines are shown."""
+    known = (logging.root, *logging.root.manager.loggerDict.values())
+    return {
+        logger: {
+            "level": logger.level,
+            "disabled": logger.disabled,
+            "propagate": logger.propagate,
+            "handlers": [*logger.handlers],
+            "filters": [*logger.filters],
+        }
+        for logger in known
+        if isinstance(logger, logging.Logger)
+    }
+
+
+def _put_loggers(before: dict[logging.Logger, dict[str, Any]]) -> None:
+    for logger, values in before.items():
+        logger.setLevel(values["level"])  # what it has remembered of its level goes, too
+        vars(logger).update(values)
+
+
+# Much that scripts do at their top: a stranger's nested JSON would then end the process, say.
+_KEPT: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (sys.getrecursionlimit, sys.setrecursionlimit),
+    (sys.getswitchinterval, sys.setswitchinterval),
+    (socket.getdefaulttimeout, socket.setdefaulttimeout),
+    (gc.isenabled, lambda was: gc.enable() if was else gc.disable()),
+    (lambda: logging.root.manager.disable, logging.disable),
+    (_loggers, _put_loggers),
+)
+
+
 @contextlib.contextmanager
 def _process_kept() -> Iterator[None]:
     streams = sys.stdin, sys.stderr
@@ -95,11 +133,15 @@ def _process_kept() -> Iterator[None]:
     # Handlers can be set from the main thread alone.
     handled = SIGNALS if threading.current_thread() is threading.main_thread() else ()
     handlers = {number: signal.getsignal(number) for number in handled}
+    before = [get() for get, _ in _KEPT]
     sys.stdin = io.StringIO()  # a question would wait for an answer for ever
     try:
-        yield
+        with warnings.catch_warnings():
+            yield
     finally:
         sys.stdin, sys.stderr = streams
+        for (_, put), value in zip(_KEPT, before, strict=True):
+            put(value)
         if folder is not None and _working_directory() != folder:
             with contextlib.suppress(OSError):
                 os.chdir(folder)
@@ -123,11 +165,12 @@ def torch_kept() -> Iterator[None]:
         return
     import torch
 
-    kept: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
+    kept: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
         (torch.get_default_dtype, torch.set_default_dtype),
         (torch.get_num_threads, torch.set_num_threads),
         (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
         (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+        (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     )
     before = [get() for get, _ in kept]
     device = torch.get_default_device()

@@ -155,7 +155,7 @@ class Rows:
 
     def find(self, row: Mapping[str, Any]) -> Row | None:
         """Return the first row of the same setting, if any."""
-        wanted = setting(_plain(dict(row)))
+        wanted = setting(plain(dict(row)))
         return next((known for known in self._rows if setting(known) == wanted), None)
 
     def append(self, row: Mapping[str, Any], details: Arrays | None = None) -> Row:
@@ -171,7 +171,7 @@ class Rows:
         Raises:
             RowsError: it cannot be written; the rows before it are kept.
         """
-        written: Row = {**_plain(dict(row)), "details": None}
+        written: Row = {**plain(dict(row)), "details": None}
         if self._path is not None:
             with _reasons(self._path), _locked(self._path) as file:
                 if details is not None:
@@ -286,12 +286,12 @@ def _details_stem(row: Row) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', readable)[:150]}-{digest}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """As it comes back from JSON: lists, dictionaries with text keys, Python's own numbers."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -79,6 +79,7 @@ def _serve(settings: Settings) -> None:
             )
         except (ValueError, TypeError) as error:
             raise click.UsageError(str(error)) from error
+        _try_out(source, settings.method)
         app = build(settings, source)
         _introduce(settings, source)
         host, port = listener.getsockname()[:2]
@@ -86,6 +87,18 @@ def _serve(settings: Settings) -> None:
         log.info("Listening on http://%s:%d  (API: /docs, metrics: /metrics)", shown, port)
         if not server.run(app, settings, listener):
             raise click.ClickException("The service failed; the lines above say why.")
+
+
+def _try_out(method: "Method", name: str) -> None:
+    """Have what fails at its first batch fail now, not while it serves."""
+    from ttc_core.evaluate import warm_up
+    from ttc_core.plugins import guarded
+
+    try:
+        with guarded("its code failed"):
+            warm_up(method)
+    except UserError as error:
+        raise click.ClickException(f"{name} fails at its first batch: {error}") from error
 
 
 def _introduce(settings: Settings, source: "Method") -> None:

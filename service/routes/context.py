@@ -68,6 +68,7 @@ PROBLEMS = {
         429: "The queue or the table of streams is full; Retry-After says when to come back",
         431: "The request line and headers are too long",
         500: "The model failed on this request, or a saved state could not be removed",
+        501: "A transfer coding that is not known",
         503: "Starting or shutting down, or the device hangs",
         504: "The request's own deadline passed",
     }.items()

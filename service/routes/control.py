@@ -17,6 +17,7 @@ from service.schemas import (
     StreamStatus,
 )
 from service.settings import SECRETS
+from ttc_core.rows import plain
 
 router = APIRouter()
 
@@ -66,7 +67,7 @@ async def status(service: ServiceNow) -> StatusResponse:
             accuracy=model.accuracy,
         ),
         method=settings.method,
-        settings={"method": dict(getattr(service.source, "settings", {})), "server": shown},
+        settings={"method": plain(getattr(service.source, "settings", {})), "server": shown},
         device=str(model.device),
         streams={
             name: StreamStatus(

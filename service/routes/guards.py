@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from service.errors import Forbidden, OutOfRange, Unauthorized
 from service.routes.context import ServiceNow
 from service.schemas import DEFAULT_STREAM
-from service.settings import Settings
+from service.settings import Settings, plain_origin
 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 
@@ -119,19 +119,12 @@ async def of_our_page(request: Request, service: ServiceNow) -> None:
         foreign = site not in ("none", "same-origin")
     else:
         own = f"{request.url.scheme}://{request.headers.get('host')}"
-        foreign = _plain(origin) not in map(_plain, (own, *service.settings.cors_origin))
+        foreign = plain_origin(origin) not in (plain_origin(own), *service.settings.cors_origin)
     if foreign:
         raise Forbidden(
             f"Pages of {(origin or 'another origin')[:100]} may not use this service; "
             "--cors-origin allows them."
         )
-
-
-def _plain(origin: str) -> str:
-    """An origin as a browser writes it: in small letters, without the port of its scheme."""
-    origin = origin.lower()
-    port = {"http": ":80", "https": ":443"}.get(origin.partition(":")[0], "")
-    return origin.removesuffix(port) if port else origin
 
 
 async def may_post(service: ServiceNow, credentials: Credentials) -> None:

@@ -100,6 +100,20 @@ def send_raw(server, text):
             (b"200",),
             id="bytes-in-a-header",
         ),
+        pytest.param(b"GET /healthz HTTP/2.0\r\nHost: x\r\n\r\n", (b"400",), id="http-2"),
+        pytest.param(b"GET /healthz HTTP/0.9\r\nHost: x\r\n\r\n", (b"400",), id="http-0.9"),
+        pytest.param(
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"
+            b"0\r\n\r\n",
+            (b"501",),
+            id="unknown-coding",
+        ),
+        pytest.param(
+            b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked\r\n"
+            b"Connection: close\r\n\r\n0\r\n\r\n",
+            (b"200",),
+            id="known-coding",
+        ),
     ],
 )
 def test_abuse_of_the_protocol_is_answered_or_hung_up_on(server, http, text, answers):

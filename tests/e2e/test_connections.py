@@ -4,6 +4,7 @@ import contextlib
 import resource
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -88,9 +89,18 @@ def test_an_answer_that_nobody_reads_is_given_up(hasty):
         host, port = hasty.url.removeprefix("http://").split(":")
         connection.connect((host, int(port)))
         connection.settimeout(0.5)
-        with contextlib.suppress(TimeoutError, ConnectionError):
-            connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
-        hasty.wait_for(lambda: hasty.metric(CLOSED.format("unread")) == before + 1)
+        answered = 'ttc_http_requests_total{code="200",method="GET",route="/openapi.json"}'
+        asked = first = hasty.metric(answered) if answered in hasty.http.get("/metrics").text else 0
+
+        def given_up():
+            nonlocal asked
+            if asked == first or hasty.metric(answered) == asked:
+                with contextlib.suppress(TimeoutError, ConnectionError):
+                    connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 8)
+                asked += 8
+            return hasty.metric(CLOSED.format("unread")) == before + 1
+
+        hasty.wait_for(given_up)
 
 
 def test_a_slow_upload_within_its_time_is_answered(serve, pictures):
@@ -101,6 +111,66 @@ def test_a_slow_upload_within_its_time_is_answered(serve, pictures):
             time.sleep(0.05)
             connection.sendall(part)
         assert status_of(read(connection)) == 200
+
+
+@pytest.mark.parametrize("count", [module.MOST_WAITING + 1, module.MOST_WAITING + 2, 20_000])
+def test_requests_that_wait_for_answers_before_theirs_are_few(source_server, count):
+    """Else one connection makes us hold whatever it sends. Those few have their answers."""
+    last = HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    answered = talk(source_server.url, HEALTH * (count - 1) + last).count(b"HTTP/1.1 200")
+    assert answered <= module.MOST_WAITING + 1
+    if count < 20:  # else the end may overtake them: the client is still sending
+        assert answered == module.MOST_WAITING + 1
+
+
+def test_a_body_behind_requests_that_wait_is_left_to_the_client(serve, held, pictures):
+    """No memory is set aside for it before its turn; then it is read and answered."""
+    source, gates = held("source")
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    with serve(source=source, method="source") as running, connect(running.url) as connection:
+        gates.adapt.clear()
+        for image in pictures[:2]:
+            connection.sendall(head % len(image) + image)
+        connection.sendall(head % 9000)
+        running.wait_for(lambda: running.metric("ttc_queue_images") == 1)  # the first is answered
+        connection.sendall(bytes(9000))
+        assert running.status()["ready"]
+        assert _unread(connection) == 9000
+        gates.open()
+        assert b"\r\n\r\n" in read(connection, until=b"HTTP/1.1 400")
+
+
+def _unread(connection):
+    """The bytes that the server's system has taken and the server has not (proc(5))."""
+    ours, theirs = (
+        f":{each()[1]:04X}" for each in (connection.getpeername, connection.getsockname)
+    )
+    for line in Path("/proc/net/tcp").read_text().splitlines():
+        local, remote, _, queues = line.split()[1:5]
+        if local.endswith(ours) and remote.endswith(theirs):
+            return int(queues.partition(":")[2], 16)
+    raise AssertionError
+
+
+def test_whoever_sends_no_more_still_gets_the_answer(serve, held, pictures):
+    """Half-closing, as `nc -N` does, is allowed; whoever has gone altogether takes no place."""
+    source, gates = held("source")
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    with serve(source=source, method="source") as running, connect(running.url) as connection:
+        gates.predict.clear()
+        gates.predicting.clear()
+        connection.sendall(head % len(pictures[0]) + pictures[0])
+        connection.shutdown(socket.SHUT_WR)
+        assert gates.predicting.wait(60)
+        with connect(running.url) as gone:
+            gone.sendall(head % len(pictures[1]) + pictures[1])
+            running.wait_for(lambda: running.metric("ttc_queue_images") == 1)
+        running.wait_for(lambda: running.metric("ttc_cancelled_images_total") == 1)
+        gates.open()
+        interim, answer = read(connection).split(b"\r\n\r\n", 1)  # until the server closes
+        assert status_of(interim) == 100
+        assert status_of(answer) == 200
+        assert running.at_rest()["counters"]["images_total"] == 1
 
 
 def test_the_oldest_silent_connection_makes_room(serve):

@@ -2,13 +2,15 @@
 
 import hmac
 import json
+import math
 
 import pytest
+import torch
 
 from service.client import Client
 from service.routes import guards, predict
 from service.schemas import StatusResponse
-from tests.fixtures.requests import ask, encoded
+from tests.fixtures.requests import ask, encoded, problem
 
 
 def test_what_changes_something_asks_for_the_token(serve, pictures, monkeypatch):
@@ -230,8 +232,24 @@ def test_a_browser_is_told_which_page_may_send(page_server):
     assert allowed.status_code == 200
     assert allowed.headers["Access-Control-Allow-Origin"] == "https://cameras.example"
     refused = page_server.http.options("/predict", headers={"Origin": "https://x.example", **asked})
+    assert "https://x.example" in problem(refused, 403)["detail"]
     assert "Access-Control-Allow-Origin" not in refused.headers
     assert page_server.http.options("/predict").status_code == 204
+
+
+@pytest.mark.parametrize("said", ["https://Cams.example:443", "HTTPS://CAMS.EXAMPLE"])
+def test_an_origin_is_the_same_however_it_is_written(serve, pictures, said):
+    """A browser writes it in small letters without its scheme's port, for both halves of CORS."""
+    page = {"Origin": "https://cams.example"}
+    with serve(method="source", cors_origin=(said,)) as running:
+        asked = {"Access-Control-Request-Method": "POST", **page}
+        assert running.http.options("/predict", headers=asked).status_code == 200
+        sent = running.http.post("/predict", content=pictures[0], headers=page)
+    assert sent.status_code == 200
+    assert sent.headers["Access-Control-Allow-Origin"] == page["Origin"]
+    assert {"Retry-After", "X-Request-Id"} <= {
+        *sent.headers["Access-Control-Expose-Headers"].split(", ")
+    }
 
 
 def statuses(running, token, image):
@@ -310,7 +328,18 @@ def test_every_route_describes_the_statuses_that_any_may_have(source_server):
     document = source_server.http.get("/openapi.json").json()
     for path, routes in document["paths"].items():
         for description in routes.values():
-            assert {"400", "403", "408", "422", "431"} <= set(description["responses"]), path
+            assert {"400", "403", "408", "422", "431", "501"} <= set(description["responses"]), path
             for status, response in description["responses"].items():
                 if status != "200":
                     assert "application/problem+json" in response["content"], (path, status)
+
+
+def test_the_status_tells_settings_that_json_has_not(serve, held):
+    """Those of a method of one's own may be anything."""
+    source, _ = held("source")
+    source.settings = {"device": torch.device("cpu"), "of": {1: (math.nan, math.inf)}, "f": max}
+    with serve(source=source, method="source") as running:
+        told = running.status()["settings"]["method"]
+    assert told["device"] == "cpu"
+    assert len(told["of"]["1"]) == 2
+    assert "max" in told["f"]

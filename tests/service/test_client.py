@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service.client import AsyncClient, Client, ServiceError, predict_call
@@ -252,3 +253,51 @@ def test_unknown_labels_and_ids_are_left_out():
     assert (first["id"], second["label"]) == ("x", 4)
     assert "label" not in first
     assert "id" not in second
+
+
+@pytest.mark.parametrize("label", [1.7, "3", True, b"1", np.float32(1)])
+def test_a_label_that_is_no_whole_number_is_refused(label):
+    """It would count for another class; NumPy's whole numbers are whole numbers."""
+    with pytest.raises(ValueError, match="whole numbers"):
+        predict_call([b"x"], labels=[label])
+    body = predict_call([b"x"], labels=[np.int64(3)]).body
+    assert json.loads(body)["images"][0]["label"] == 3
+
+
+@both
+@pytest.mark.parametrize(
+    ("content", "status", "headers"),
+    [
+        pytest.param(b"abc", 200, {"Content-Encoding": "gzip"}, id="no gzip"),
+        pytest.param(b"", 302, {"Location": "http://[::"}, id="sent nowhere"),
+        pytest.param(b"[" * 200_000, 500, {}, id="deep problem"),
+        pytest.param(b"[" * 200_000, 200, {}, id="deep answer"),
+        pytest.param(b"\xff\xfe", 500, {"Content-Type": "text/x; charset=no"}, id="no text"),
+        pytest.param(PROBLEM, 429, {"Retry-After": "nan"}, id="no time"),
+        pytest.param(PROBLEM, 429, {"Retry-After": "-1"}, id="a time that was"),
+        pytest.param(PROBLEM, 429, {"Retry-After": "inf"}, id="never"),
+    ],
+)
+def test_any_answer_that_is_no_result_is_a_service_error(service, ask, content, status, headers):
+    """Whatever it is: no exception of a library's comes through."""
+    service.will_answer(content, status, **headers)
+    with pytest.raises(ServiceError) as refused:
+        ask(service.url, "status")
+    assert refused.value.retry_after is None
+
+
+@both
+@pytest.mark.parametrize("stream", ["\ud800", "x" * 70_000])
+def test_a_stream_that_cannot_be_sent_is_a_service_error(service, ask, stream):
+    """It is in the URL."""
+    with pytest.raises(ServiceError, match="cannot be sent"):
+        ask(service.url, "reset", stream)
+
+
+@pytest.mark.parametrize("name", ["token", "admin_token"])
+def test_a_token_that_fits_no_header_is_not_shown(name):
+    """It may be a secret with a line end behind it."""
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ValueError, match="control characters") as refused:
+            kind(**{name: "secret\n"})
+        assert "secret" not in str(refused.value)

@@ -6,12 +6,14 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from service import launch
 from service.cli import cli
 
 TTC = shlex.join([sys.executable, "-m", "service.cli"])
@@ -170,3 +172,40 @@ def test_predictions_that_cannot_be_written_are_refused_at_once(tmp_path):
         done = CliRunner().invoke(cli, [*common, "--predictions", str(path)])
         assert done.exit_code == 1
         assert "cannot be written" in done.output
+
+
+@pytest.mark.parametrize(
+    ("verb", "sentence"),
+    [
+        ("raise RuntimeError('no luck')", "RuntimeError: no luck"),
+        ("raise SystemExit(3)", "it ended the program"),
+    ],
+)
+def test_a_method_that_fails_at_its_first_batch_is_not_served(verb, sentence, tmp_path):
+    """A sentence with its name, before the service says that it listens."""
+    (tmp_path / "own.py").write_text(
+        "from ttc_core.methods.source import Source\n"
+        "class Own(Source):\n"
+        f"    def predict(self, images, **_):\n        {verb}\n"
+    )
+    done = shell(f"cd {tmp_path} && {TTC} serve --port 0 --threads 1 --method own:Own")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Listening on" not in done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("Error: own:Own fails at its first batch: ")
+    assert sentence in said
+
+
+def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch):
+    """A network may take for ever to be made; whoever launched it is told, and it is ended."""
+    (tmp_path / "own.py").write_text("import time\nprint('making', flush=True)\ntime.sleep(600)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "START_SECONDS", 5.0)
+    started = time.monotonic()
+    with (
+        pytest.raises(launch.LaunchError, match="did not start"),
+        launch.launch("--model", "own:net", "--threads", "1"),
+    ):
+        pytest.fail("it has no model")
+    assert time.monotonic() - started < 300

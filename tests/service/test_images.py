@@ -171,6 +171,14 @@ def test_what_is_no_accepted_image_is_refused_with_what_is(body):
         read(body)
 
 
+def test_what_is_wrong_with_a_header_is_told():
+    """Not only that it cannot be read."""
+    body = bytearray(write(PICTURE, "JPEG"))
+    body[body.index(b"\xff\xc0") + 4] = 12
+    with pytest.raises(Unreadable, match=r"3 components of 12 bits.*accepted are JPEG"):
+        read(bytes(body))
+
+
 def test_a_huge_header_is_refused_at_once_with_little_memory():
     """30,000 x 30,000 pixels are announced in the header: nothing is decoded."""
     body = one_bit_png(30_000, 30_000, b"")

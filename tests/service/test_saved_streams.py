@@ -148,6 +148,38 @@ def test_what_is_no_state_of_the_stream_is_never_written_over(
     assert file.exists()
 
 
+def test_a_file_put_in_a_streams_place_is_not_written_over(engine, tmp_path):
+    """Neither where the stream came from a file nor where there was none; our own file is."""
+    for already in (False, True):
+        table = engine(tmp_path)
+        request(table, "gate")
+        (tmp_path / "gate.safetensors").write_bytes(b"put back by its operator")
+        assert stop(table)
+        (event,) = events(table, "set_aside")
+        assert event["stream"] == "gate"
+        kept = tmp_path / ("gate.rejected.1" if already else "gate.rejected")
+        assert kept.read_bytes() == b"put back by its operator"
+    table = engine(tmp_path, max_streams=1)
+    for name in ("gate", "other", "gate", "other"):
+        request(table, name)
+    assert stop(table)
+    assert not events(table, "set_aside")
+    assert {path.name for path in tmp_path.glob("gate*")} == {
+        *("gate.safetensors", "gate.rejected", "gate.rejected.1")
+    }
+
+
+def test_asking_without_learning_moves_no_file(engine, tmp_path):
+    """Whatever lies in the stream's place stays there, and is told of once."""
+    file = tmp_path / "gate.safetensors"
+    file.write_bytes(b"precious")
+    table = engine(tmp_path)
+    for _ in range(3):
+        asyncio.run(table.predict("gate", [Image(PIXELS[0])], learn=False))
+    assert file.read_bytes() == b"precious"
+    assert [each["count"] for each in events(table, "rejected")] == [3]
+
+
 def refuse_to_open(refused):
     real = os.open
 

@@ -177,6 +177,33 @@ def test_bytes_are_bounded_beside_the_count(engine, tmp_path, source):
     assert asyncio.run(saving.saved_streams()) == 2
 
 
+def test_the_time_of_a_refusal_is_when_enough_bytes_are_free(engine, clock, source):
+    """Not when the first stream goes, if it is too small for another to have room."""
+    table = engine(source=Growing(source.model), max_stream_bytes=20_000, stream_expiry=100.0)
+    for name, size in (("small", 4_000), ("large", 30_000)):
+        request(table, name)
+        table.streams[name].bytes = size
+        clock.now += 30
+    with pytest.raises(TooManyStreams, match="bytes") as refused:
+        table.admit("c")
+    assert refused.value.retry_after == 70
+    clock.now += 69
+    with pytest.raises(TooManyStreams):
+        table.admit("c")
+    clock.now += 1
+    table.admit("c")
+
+
+def test_streams_that_take_turns_in_one_place_are_not_told_one_by_one(engine, tmp_path):
+    """With every request a state is saved and another restored."""
+    table = engine(tmp_path, max_streams=1)
+    for _ in range(5):
+        for name in ("a", "b"):
+            request(table, name)
+    for kind, counts in (("evicted", [5, 4]), ("restored", [4, 4])):
+        assert [each["count"] for each in events(table, kind)] == counts
+
+
 class Growing(Plain):
     """Keeps a thousand numbers of every batch."""
 

@@ -6,13 +6,14 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ttc_core.corruptions.files import corrupt_path
 from ttc_core.datasets.files import Geometry, decode
 from ttc_core.datasets.stream import DataError
 from ttc_core.geometry import to_rgb
 from ttc_core.pictures import MAX_PARTS, Damaged, TooManyParts, open_picture
+from ttc_core.pictures.bmp import MAX_RUN_BYTES
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 RANDOM = np.random.default_rng(0)
@@ -140,17 +141,68 @@ def test_a_progressive_jpeg_without_its_last_scans_is_damaged():
             read(body[: body.rindex(b"\xff\xc4", 0, start)] + b"\xff\xd9")
 
 
+def bmp_of_runs(runs):
+    """A BMP of 40 x 30 pixels and 256 greys: a length and a grey for each run of equal ones."""
+    greys = b"".join(bytes([grey] * 3 + [0]) for grey in range(256))
+    info = struct.pack("<IiiHHIIiiII", 40, 40, 30, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    start = 14 + len(info) + len(greys)
+    head = struct.pack("<IHHI", start + len(runs), 0, 0, start)
+    return b"BM" + head + info + greys + runs
+
+
 def test_a_file_of_countless_parts_is_refused_at_once():
-    """Segments, chunks and blocks of no content cost a walker most."""
+    """Segments, chunks and blocks of no content cost a walker most, and runs of two bytes."""
     png, gif = write(SCENE, "PNG"), write(SCENE, "GIF")
+    whole = bmp_of_runs(b"\x28\7\0\0" * 30)
+    assert (read(whole) == 7).all()
     for body in (
         b"\xff\xd8" + b"\xff\xe5\0\2" * (MAX_PARTS + 1),
         png[:33] + (bytes(4) + b"tIME" + bytes(4)) * (MAX_PARTS + 1) + png[33:],
         gif[:13] + b"\x21\xfe\0" * (MAX_PARTS + 1),
+        gif[:13] + b"\x21\xfe" + b"\1c" * (MAX_PARTS + 1) + b"\0" + gif[13:],
         b"RIFF\0\0\0\0WEBP" + b"junk\0\0\0\0" * (MAX_PARTS + 1),
+        bmp_of_runs(b"\0\2\0\0" * (MAX_RUN_BYTES // 4) + b"\x28\7\0\0" * 30),
     ):
         with pytest.raises((TooManyParts, Damaged)):
             read(body)
+
+
+def test_a_script_cannot_have_damage_healed(monkeypatch):
+    """Many set this switch of Pillow's at their top: then what was lost would be grey."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    body = write(SCENE, "BMP")
+    with pytest.raises((Damaged, OSError, ValueError)):
+        read(body[: len(body) // 2])
+
+
+def webp_chunk(name, content):
+    return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
+
+
+def two_sizes():
+    """Files that state a small size, and then have pixels of a large one."""
+    small = struct.pack(">IIBBBBB", 2, 2, 8, 2, 0, 0, 0)
+    body = write(SCENE, "PNG")
+    yield "png", body[:8] + chunk(b"IHDR", small) + body[8:]
+    body = JPEGS["baseline"]
+    at = body.index(b"\xff\xc0")
+    frame = body[at : at + 2 + int.from_bytes(body[at + 2 : at + 4], "big")]
+    yield "jpeg", body[:at] + frame[:5] + b"\0\2\0\2" + frame[9:] + body[at:]
+    yield "gif", b"GIF89a\2\0\2\0" + write(SCENE, "GIF")[10:]
+    canvas = webp_chunk(b"VP8X", bytes(4) + b"\1\0\0\1\0\0")
+    pixels = write(SCENE, "WEBP", lossless=True)[12:]
+    for name, chunks in (("webp", canvas + pixels), ("webp twice", canvas * 2 + pixels)):
+        yield name, b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "gif", "webp", "webp twice"])
+def test_a_file_has_the_size_that_was_read_or_is_damaged(name):
+    """Limits and memory are held against that: a larger one in its place would pass them."""
+    picture = open_picture(dict(two_sizes())[name], FORMATS)
+    try:
+        assert picture.load().size == (picture.width, picture.height)
+    except (Damaged, OSError):
+        assert name != "gif"  # its frame may be larger than its screen, and that was read
 
 
 def test_damage_in_a_folder_of_images_is_told_with_the_file(tmp_path):
@@ -224,6 +276,7 @@ def test_a_png_is_whole_without_its_end_or_a_chunks_checksum():
         pytest.param(png(b""), id="all"),
         pytest.param(png(bytes(7), size=(8, 8), depth=1, colour=0), id="a black row"),
         pytest.param(png(ROWS[:200], interlace=1), id="interlaced rows"),
+        pytest.param(png(ROWS[:25], size=(64, 1), interlace=1), id="all passes but one, of a row"),
         pytest.param(png(b"\x09" + ROWS[1:]), id="a filter"),
         pytest.param(
             png(ROWS, packed=lambda rows: zlib.compress(rows, 0)[:99] + b"x" * 200), id="data"

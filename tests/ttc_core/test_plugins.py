@@ -1,8 +1,12 @@
 """Modules of a user's own that do odd things while they are imported or called."""
 
+import gc
+import logging
 import os
 import signal
+import socket
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -125,6 +129,36 @@ def test_what_a_factory_changed_in_the_process_is_put_back(module, tmp_path, cap
     assert after == before
     assert model.dtype == torch.float32
     assert capsys.readouterr().out == ""
+
+
+def test_what_scripts_do_at_their_top_ends_with_them(module):
+    """A deep recursion limit would let a stranger's JSON end the process, say."""
+    text = (
+        "import gc, logging.config, socket, sys, warnings, torch\n"
+        "sys.setrecursionlimit(100_000); sys.setswitchinterval(1); gc.disable()\n"
+        "socket.setdefaulttimeout(1); warnings.simplefilter('error')\n"
+        "logging.basicConfig(force=True, level=1); logging.disable()\n"
+        "logging.config.dictConfig({'version': 1}); torch.autograd.set_detect_anomaly(True)\n"
+    )
+    ours = logging.getLogger("service.of_a_test")
+    ours.addHandler(logging.NullHandler())
+
+    def surroundings():
+        return (
+            *(sys.getrecursionlimit(), sys.getswitchinterval(), gc.isenabled()),
+            *(socket.getdefaulttimeout(), [*warnings.filters], torch.is_anomaly_enabled()),
+            *(
+                logging.root.level,
+                [*logging.root.handlers],
+                ours.disabled,
+                [*ours.handlers],
+            ),
+            ours.isEnabledFor(logging.WARNING),
+        )
+
+    before = surroundings()
+    load(f"{module(text + NETWORK)}:build")
+    assert surroundings() == before
 
 
 @pytest.mark.parametrize(

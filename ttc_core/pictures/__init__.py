@@ -54,4 +54,4 @@ def open_picture(body: Buffer, formats: Sequence[str]) -> Picture:
             except (IndexError, struct.error):
                 raise Damaged("its header is cut short") from None
     image = Image.open(io.BytesIO(body), formats=[name for name in formats if name == "TIFF"])
-    return Picture(image.format or "", image.width, image.height, lambda: loaded(image))
+    return Picture(image.format or "", image.width, image.height, lambda: loaded(image, image.size))

@@ -143,7 +143,9 @@ def _load_jpeg(jpeg: _Jpeg) -> Image.Image:
         if not warning:
             break
         if _ODD_SAMPLING in warning:  # TurboJPEG knows six ways; Pillow all, but without warnings
-            image = with_pillow("JPEG", *parts, last, b"\xff\xd9" if jpeg.is_closed else b"")
+            size = jpeg.width, jpeg.height
+            end = b"\xff\xd9" if jpeg.is_closed else b""
+            image = with_pillow("JPEG", size, *parts, last, end)
             image.info.update(jpeg.info)
             return image
         # It tells its first warning alone: once the bytes are off, whether there is another.

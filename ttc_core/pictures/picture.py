@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 Buffer = bytes | bytearray
 
@@ -47,10 +47,14 @@ def next_part(count: int) -> int:
     return count + 1
 
 
-def loaded(image: Image.Image) -> Image.Image:
+def loaded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Decode an opened file, if it is as large as was read: limits were held against that."""
+    if image.size != size:
+        raise Damaged(f"it states two sizes, {size} and {image.size}")
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # scripts of a user's own set it, at any moment
     image.load()
     return image
 
 
-def with_pillow(name: str, *parts: Buffer | memoryview) -> Image.Image:
-    return loaded(Image.open(io.BytesIO(b"".join(parts)), formats=(name,)))
+def with_pillow(name: str, size: tuple[int, int], *parts: Buffer | memoryview) -> Image.Image:
+    return loaded(Image.open(io.BytesIO(b"".join(parts)), formats=(name,)), size)

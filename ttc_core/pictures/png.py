@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ttc_core.pictures.picture import Buffer, Damaged, Picture, next_part
+from ttc_core.pictures.picture import Buffer, Damaged, Picture, loaded, next_part
 
 _PNG, _PNG_TEXT = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt")
 _ADAM7 = (
@@ -22,10 +22,10 @@ def open_png(body: Buffer) -> Picture:
     width, height = struct.unpack(">II", body[16:24])
     if body[12:16] != b"IHDR":
         raise Damaged("it does not begin with its header")
-    return Picture("PNG", width, height, lambda: _load_png(body))
+    return Picture("PNG", width, height, lambda: _load_png(body, (width, height)))
 
 
-def _load_png(body: Buffer) -> Image.Image:
+def _load_png(body: Buffer, size: tuple[int, int]) -> Image.Image:
     view, at, count = memoryview(body), 8, 0
     parts: list[Buffer | memoryview] = []
     beside: list[Buffer | memoryview] = []  # what may say how to turn the picture
@@ -39,6 +39,8 @@ def _load_png(body: Buffer) -> Image.Image:
             data.append(content)
             if len(chunk) == length + 12:
                 is_sound &= zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        elif name == b"IHDR" and parts:
+            raise Damaged("it has two headers")
         elif name in (b"IHDR", b"PLTE", b"tRNS") and not data:
             parts.append(chunk)
         elif name == b"eXIf" or (
@@ -54,13 +56,11 @@ def _load_png(body: Buffer) -> Image.Image:
         image = Image.open(io.BytesIO(b"".join([_PNG, *parts, *beside, *end])), formats=("PNG",))
     except Exception:  # beyond a limit, or nonsense: then it stays as it lies
         image = Image.open(io.BytesIO(b"".join([_PNG, *parts, *end])), formats=("PNG",))
-    image.load()
+    loaded(image, size)
     # Rows that never came are left at 0, and the decoder does not look behind the last one, where
-    # it would see that bytes before were others. Interlaced, the odd ones come last.
-    is_interlaced = body[28] and image.height > 1
-    last = image.height // 2 * 2 - 1 if is_interlaced else image.height - 1
-    is_blank = not image.crop((0, last, image.width, last + 1)).getbbox(alpha_only=False)
-    if is_blank or not is_sound:
+    # it would see that bytes before were others. Interlaced, they lie between those that came.
+    last_row = image.crop((0, image.height - 1, *image.size))
+    if body[28] or not is_sound or not last_row.getbbox(alpha_only=False):
         _check_rows(data, _png_bytes(bytes(view[16:29])), is_sound)
     return image
 

@@ -72,5 +72,5 @@ def _load_webp(
     if bytes(zeros) in bytes(coded):
         raise Damaged(f"more than {zeros:,} zeros lie where pixels were")
     return with_pillow(
-        "WEBP", b"RIFF", struct.pack("<I4s", 4 + sum(map(len, parts)), b"WEBP"), *parts
+        "WEBP", size, b"RIFF", struct.pack("<I4s", 4 + sum(map(len, parts)), b"WEBP"), *parts
     )
