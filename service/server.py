@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -24,10 +25,13 @@ log = logging.getLogger(__name__)
 SPARE_DESCRIPTORS = 32
 # Of the time to end in, how much open connections get.
 DRAIN_SHARE = 0.7
+SAME_SIGNAL_SECONDS = 1.0
 
 
 class Server(uvicorn.Server):
-    """uvicorn with our end: the first signal drains, a second one ends at once.
+    """uvicorn with our end: the first signal drains, a later one ends at once.
+
+    One that comes with the first is the same: supervisors signal a process and its group.
 
     uvicorn itself raises the signal again once it is done, so that a drained server would look
     as if it had been killed.
@@ -36,7 +40,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Callable[[], Service | None]) -> None:
         super().__init__(config)
         self._service = service
-        self._stopping = False
+        self._stop_at: float | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -46,10 +50,12 @@ class Server(uvicorn.Server):
         yield
 
     def _stop(self, reason: str) -> None:
-        service = self._service()
-        if self._stopping:
-            _end(service, f"second {reason}")
-        self._stopping = True
+        service, now = self._service(), time.monotonic()
+        if self._stop_at is not None:
+            if now - self._stop_at >= SAME_SIGNAL_SECONDS:
+                _end(service, f"second {reason}")
+            return
+        self._stop_at = now
         if service is None:
             self.should_exit = True
             return

@@ -16,6 +16,8 @@ MOST_PIXELS = 178_956_970
 MOST, MOST_BYTES, MOST_THREADS, DAY = 1_000_000, 1 << 40, 1024, 86_400
 MOST_IDS = 10_000_000
 FEWEST_TOKEN_CHARACTERS = 8
+# Half of what a request's line and headers may have together.
+MOST_TOKEN_BYTES = 32 << 10
 # Of a refused value, in its sentence.
 MOST_CHARACTERS = 200
 _ORIGIN = re.compile(r"(?i)https?://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
@@ -81,7 +83,9 @@ class Settings(BaseSettings):
         1_000_000, ge=1, le=MOST_IDS, description="answers that a later label may name by their id"
     )
     adapt: Literal["always", "idle", "never"] = Field(
-        "always", description="learn from every batch, from those with none waiting, from none"
+        "always",
+        description="learn from every batch, from those with none waiting, or from none; moving "
+        "statistics follow the images with each",
     )
     max_streams: int = Field(1000, ge=1, le=MOST, description="streams in memory that adapt apart")
     max_stream_bytes: int = Field(
@@ -163,6 +167,8 @@ class Settings(BaseSettings):
         text = value.get_secret_value()
         if len(text) < FEWEST_TOKEN_CHARACTERS:
             raise ValueError(f"at least {FEWEST_TOKEN_CHARACTERS} characters are expected")
+        if len(text.encode(errors="replace")) > MOST_TOKEN_BYTES:
+            raise ValueError(f"at most {MOST_TOKEN_BYTES:,} bytes are expected")
         if text != text.strip() or any(ord(each) < 32 or ord(each) == 127 for each in text):
             raise ValueError("no line ends, control characters or spaces around it are accepted")
         return value

@@ -9,19 +9,20 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from itertools import count
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from service.schemas import STREAM_NAME
-from ttc_core.errors import UserError
+from ttc_core.errors import UserError, shown
 from ttc_core.methods import Method
 from ttc_core.state import (
+    MOST_BYTES,
     StateError,
     load_state,
     read_counters,
     save_state,
-    shown,
     sync_folder,
 )
 
@@ -81,11 +82,13 @@ class StateFolder:
             return sorted(stream for stream in found if stream is not None)
 
     def size(self, stream: str) -> int:
-        """Bytes of a stream's file; 0 if there is none."""
+        """Bytes of a stream's file; 0 if there is none, or none that would be read."""
         try:
-            return self._file(stream).stat().st_size
+            status = self._file(stream).stat()
         except OSError:
             return 0
+        is_read = stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES
+        return status.st_size if is_read else 0
 
     def load(self, stream: str, method: Method) -> Identity | None:
         """Restore a method at the source; return from which file, None if there is none.

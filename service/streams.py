@@ -89,6 +89,8 @@ class Streams:
         # Answering their first images, as long as somebody has them; `keep` puts them in the table.
         self._new: WeakValueDictionary[str, StreamRecord] = WeakValueDictionary()
         self._pins: Counter[str] = Counter()
+        # What `admit` was told last for a stream that was not in memory.
+        self._wait = 1.0
         # Reset, but the folder would not let go of their files.
         self._undead: set[str] = set()
         self._fresh_bytes = _state_bytes(source)
@@ -134,6 +136,8 @@ class Streams:
         with self._lock:
             if not self._has_room(name):
                 raise self._refusal(name, wait(), saves=self._saves)
+            if name not in self._records:
+                self._wait = wait()
             self._pins[name] += 1
 
     def release(self, name: str) -> None:
@@ -217,7 +221,7 @@ class Streams:
         size = 0 if self._folder is None else self._folder.size(name)
         if self._pins[name] and not self._make_room(name, max(self._fresh_bytes, size)):
             with self._lock:
-                raise self._refusal(name, 1.0, saves=False)
+                raise self._refusal(name, self._wait, saves=self._saves)
         record = self._new[name] = self.load(name)
         return record
 

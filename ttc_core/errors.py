@@ -13,7 +13,13 @@ LONGEST = 300
 
 
 class UserError(ValueError):
-    """Shown as a sentence, without a trace; raise one of the subclasses."""
+    """Shown as a sentence, without a trace; raise one of the subclasses.
+
+    A stranger's names in it move no cursor: what is not printable becomes a question mark.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(_printable(sentence))
 
 
 class PluginError(UserError):
@@ -37,3 +43,13 @@ def told(error: BaseException) -> str:
     if len(line) > LONGEST:
         line = line[:LONGEST] + "…"
     return f"{kind}: {line}" if line else kind
+
+
+def shown(value: object) -> str:
+    """A stranger's text as a sentence can hold it: short, and nothing that moves a cursor."""
+    text = str(value)
+    return _printable(text if len(text) <= 300 else f"{text[:150]}…{text[-100:]}")
+
+
+def _printable(text: str) -> str:
+    return "".join(sign if sign.isprintable() else "?" for sign in text)

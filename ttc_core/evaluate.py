@@ -43,11 +43,15 @@ def warm_up(method: Method, side: int | None = None, *, images: int = 1) -> None
 
 
 class Run(NamedTuple):
-    """A method, at the source, that answers in batches of one size: a line of a table."""
+    """A method, at the source, that answers in batches of one size: a line of a table.
+
+    `code` is the digest of a method's of one's own.
+    """
 
     name: str
     method: Method
     batch_size: int
+    code: str | None = None
 
 
 class Watcher(Protocol):
@@ -226,6 +230,8 @@ class Evaluation:
         )
 
     def _row(self, run: Run, stream: Stream) -> dict[str, Any]:
+        # Among the settings, so that a table still has it beside other methods.
+        code = {} if run.code is None else {"code_digest": run.code}
         row = {
             "method": run.name,
             "corruption": stream.corruption,
@@ -235,7 +241,7 @@ class Evaluation:
             "batch_size": run.batch_size,
             "limit": self.limit,
             "seed": self.seed,
-            "settings": dict(run.method.settings),
+            "settings": dict(run.method.settings) | code,
             **self.fields,
         }
         if self.channels:

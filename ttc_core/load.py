@@ -216,6 +216,8 @@ def _factory(
     notices = fill(module, read_checkpoint(Path(file)), file) if file else []
     if isinstance(made, SourceModel):
         model = made
+        if file:
+            model.refresh()
     else:
         model = SourceModel(made, mean=mean or (0.0,) * 3, std=std or (1.0,) * 3, size=None)
     model.notices[:0] = notices

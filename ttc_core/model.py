@@ -170,6 +170,16 @@ class SourceModel:
         flat = [self.moments_layout.flattened(each) for each in (means, squares)]
         self.source_moments = torch.stack(flat).to(self.device)
 
+    def refresh(self) -> None:
+        """Look at the network anew after other weights were loaded into it.
+
+        Raises:
+            ValueError: as when it was made.
+        """
+        Trial(self.module, self.trial_side, self.split)
+        self.__dict__.pop("digest", None)
+        self._place()
+
     def to(self, device: torch.device | str) -> Self:
         """Move the network; do so before any method is made on it."""
         self.module.to(device)

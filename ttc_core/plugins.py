@@ -4,9 +4,11 @@ Their code may do anything while it is imported or called. What it raises become
 it changes in the process, and would change answers or the program's end, is put back.
 """
 
+import ast
 import contextlib
 import gc
-import importlib
+import hashlib
+import importlib.util
 import inspect
 import io
 import logging
@@ -17,10 +19,14 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from ttc_core.errors import PluginError, UserError, told
 
+# Where packages are installed to, each of which is somebody else's.
+INSTALLED = ("site-packages", "dist-packages")
+OURS = ("ttc_core", "service")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -68,6 +74,44 @@ def call_factory(spec: str) -> Any:
         made.close()
         raise PluginError(f"{spec} is an async function; expected is a plain one.")
     return made
+
+
+def source_digest(spec: str) -> str | None:
+    """A hash of the code behind `package.module:attribute[@FILE]`; None for all other specs.
+
+    It is of the module's file and of what it imports, wherever in its code, from the package or
+    folder that it lies in, and so on; not of what is installed beside it. Nothing is run.
+    """
+    name, colon, _ = spec.partition("@")[0].partition(":")
+    origin = getattr(sys.modules.get(name), "__file__", None)
+    if not colon or origin is None:
+        return None
+    file, top = Path(origin), name.partition(".")[0]
+    root = file.parents[name.count(".") + (file.stem == "__init__")]
+    alone = root.name in INSTALLED
+    sources: dict[str, bytes] = {}
+    pending = [name]
+    while pending:
+        each = pending.pop()
+        first = each.partition(".")[0]
+        if not each or each in sources or (first != top and (alone or first in OURS)):
+            continue
+        place, parent = root.joinpath(*each.split(".")), each.rpartition(".")[0]
+        for package, path in ((parent, f"{place}.py"), (each, f"{place}/__init__.py")):
+            with contextlib.suppress(OSError, ValueError, SyntaxError, ImportError):
+                sources[each] = Path(path).read_bytes()
+                pending += [parent, *_imported(sources[each], package)]
+    return hashlib.sha256(repr(sorted(sources.items())).encode()).hexdigest()[:16]
+
+
+def _imported(source: bytes, package: str) -> Iterator[str]:
+    """The names of all modules that code of a package may import; some name no module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
 
 @contextlib.contextmanager

@@ -26,6 +26,8 @@ Row = dict[str, Any]
 Arrays = Mapping[str, NDArray[Any]]
 
 MOST_LINE_BYTES = 1 << 20
+# The name of its arrays is added when they are written.
+MOST_ROW_BYTES = MOST_LINE_BYTES - 1000
 
 # All other fields say what was asked for, of what, where and how: see `setting`.
 RESULT_FIELDS = frozenset(
@@ -40,7 +42,7 @@ SERVER_FIELDS = ("adapt", "max_batch", "max_wait")
 """Of a replay's `server`: what answers and their times depend on."""
 OPTIONAL_FIELDS = frozenset(
     {"severity", "limit", "concurrency", "rate", "arrivals", "stream", "channels", "history"}
-    | {"after_severity", "after_images", "mean", "std", *SERVER_FIELDS}
+    | {"after_severity", "after_images", "mean", "std", "model_code", *SERVER_FIELDS}
 )
 """The fields that a row may rightly be without; any other that is null or missing is unknown."""
 
@@ -154,15 +156,20 @@ class Rows:
         return iter(self._rows)
 
     def find(self, row: Mapping[str, Any]) -> Row | None:
-        """Return the first row of the same setting, if any."""
-        wanted = setting(plain(dict(row)))
+        """Return the first row of the same setting, if any.
+
+        Raises:
+            RowsError: a row of this setting could not be written: known before it is measured.
+        """
+        wanted = setting(self._as_written(row))
         return next((known for known in self._rows if setting(known) == wanted), None)
 
     def append(self, row: Mapping[str, Any], details: Arrays | None = None) -> Row:
         """Append a row; it is on the disk when this returns.
 
         Args:
-            row: what JSON can hold, NumPy numbers and paths too; nan and infinity become null.
+            row: what JSON can hold, NumPy numbers and paths too. Nan and infinity become null,
+                among the settings text.
             details: arrays by name, for ROWS.d/.
 
         Returns:
@@ -171,7 +178,7 @@ class Rows:
         Raises:
             RowsError: it cannot be written; the rows before it are kept.
         """
-        written: Row = {**plain(dict(row)), "details": None}
+        written: Row = {**self._as_written(row), "details": None}
         if self._path is not None:
             with _reasons(self._path), _locked(self._path) as file:
                 if details is not None:
@@ -179,6 +186,23 @@ class Rows:
                     written["details"] = self._store(written, details)
                 _append_line(file, json.dumps(written, allow_nan=False))
         self._rows.append(written)
+        return written
+
+    def _as_written(self, row: Mapping[str, Any]) -> Row:
+        """The row as it comes back from the file; RowsError where it would not."""
+        written: Row = plain(row)
+        if self._path is not None:
+            try:
+                size = len(json.dumps(written, allow_nan=False))
+            except ValueError as error:  # a number of thousands of digits
+                raise RowsError(
+                    f"A row of {row.get('method')} cannot be written: {error}."
+                ) from error
+            if size > MOST_ROW_BYTES:
+                raise RowsError(
+                    f"A row of {row.get('method')} would have {size:,} bytes, and "
+                    f"{MOST_ROW_BYTES:,} are written; settings are no place for data."
+                )
         return written
 
     def _store(self, row: Row, details: Arrays) -> str:
@@ -200,6 +224,8 @@ def save_arrays(path: Path, arrays: Arrays) -> None:
 def read_rows(path: Path, *, warn: bool = True) -> list[Row]:
     """Read the rows of a file, in order; a line cut short is left out, with a warning.
 
+    So are the zeros that a power cut leaves behind rows.
+
     Raises:
         RowsError: a line is no row and was not the beginning of one, or the file cannot be read.
     """
@@ -211,7 +237,9 @@ def read_rows(path: Path, *, warn: bool = True) -> list[Row]:
             while line := file.readline(MOST_LINE_BYTES + 1):
                 number += 1
                 row = _parsed(line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip())
-                if row is None or len(line) > MOST_LINE_BYTES:
+                if rows and not line.strip(b"\0\r\n"):
+                    row = {}
+                elif row is None or len(line) > MOST_LINE_BYTES:
                     raise RowsError(
                         f"Line {number} of {path} is no result row (a JSON object on one line, "
                         "with a method); name a rows file, or a file that is not there yet."
@@ -286,15 +314,18 @@ def _details_stem(row: Row) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', readable)[:150]}-{digest}"
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, *, is_setting: bool = False) -> Any:
     """As it comes back from JSON: lists, dictionaries with text keys, Python's own numbers."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {
+            str(key): plain(item, is_setting=is_setting or key == "settings")
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain(item, is_setting=is_setting) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return str(value) if is_setting else None  # infinity is another setting than none
     # A setting of a user's own method may be anything.
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from safetensors.torch import load
 from torch import Tensor
 
-from ttc_core.errors import UserError
+from ttc_core.errors import UserError, shown
 from ttc_core.flat import NamedTensors, tensor_bytes
 from ttc_core.methods.contract import Method, State
 
@@ -431,10 +431,3 @@ def _like(own: State, section: str, entry: str) -> Tensor | None:
 def _split(key: str) -> tuple[str, str]:
     section, _, entry = key.partition("/")
     return section, entry
-
-
-def shown(value: object) -> str:
-    """A stranger's text as a sentence can hold it: short, and nothing that moves a cursor."""
-    text = str(value)
-    text = text if len(text) <= 300 else f"{text[:150]}…{text[-100:]}"
-    return "".join(sign if sign.isprintable() else "?" for sign in text)

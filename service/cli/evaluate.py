@@ -64,6 +64,7 @@ def evaluate(
     from ttc_core.evaluate import Evaluation
     from ttc_core.features import weightiest_channels
     from ttc_core.order import check_order
+    from ttc_core.plugins import source_digest
     from ttc_core.rows import Rows
 
     if preset == FIGURE_1:
@@ -103,6 +104,7 @@ def evaluate(
             "data": asked.data,
             "model": network.model,
             "model_digest": model.digest,
+            "model_code": source_digest(network.model),
             "device": str(model.device),
             "threads": torch.get_num_threads(),
             "mean": list(model.mean),
@@ -152,6 +154,7 @@ def _runs(
     """Make the methods; one that the network does not allow is an error only if it was named."""
     from ttc_core.evaluate import Run
     from ttc_core.methods import UnsuitableNetworkError, settings_for
+    from ttc_core.plugins import source_digest
 
     runs = []
     for variant in preset.variants:
@@ -169,7 +172,8 @@ def _runs(
             continue
         except (ValueError, TypeError) as error:
             raise click.UsageError(str(error)) from error
-        runs.append(Run(variant.method, method, variant.batch_size or batch_size))
+        size, code = variant.batch_size or batch_size, source_digest(variant.method)
+        runs.append(Run(variant.method, method, size, code))
     return runs
 
 

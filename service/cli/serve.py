@@ -130,9 +130,10 @@ def _introduce(settings: Settings, source: "Method") -> None:
             f"--max-queue {settings.max_queue} is less than --max-images {settings.max_images}: "
             "requests with more images than that are never taken."
         )
-    if settings.paper and settings.max_wait == 0:
+    statistics = getattr(source, "settings", {}).get("statistics")
+    if statistics == "batch" and model.batch_norms and settings.max_wait == 0:
         log.warning(
-            "--paper needs full batches; images that come one by one are answered near "
+            "Batch statistics need full batches; images that come one by one are answered near "
             "chance. Let them wait for one another with --max-wait, or leave --paper out."
         )
     if settings.token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):

@@ -10,7 +10,8 @@ import click
 @click.argument("path", type=click.Path(path_type=Path))
 def state(path: Path) -> None:
     """Show what saved adaptation states hold: a file, or a --state-dir, which may be in use."""
-    from ttc_core.state import StateError, describe, shown
+    from ttc_core.errors import shown
+    from ttc_core.state import StateError, describe
 
     try:
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]

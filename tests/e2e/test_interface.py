@@ -10,6 +10,7 @@ import torch
 from service.client import Client
 from service.routes import guards, predict
 from service.schemas import StatusResponse
+from service.settings import MOST_TOKEN_BYTES
 from tests.fixtures.requests import ask, encoded, problem
 
 
@@ -264,6 +265,7 @@ def statuses(running, token, image):
     )
 
 
+LONGEST = "x" * MOST_TOKEN_BYTES
 TOKENS = {"token": "for-images-ü", "admin_token": "for-resets-é"}
 
 
@@ -277,6 +279,7 @@ TOKENS = {"token": "for-images-ü", "admin_token": "for-resets-é"}
         (TOKENS | {"token_reads": True}, "for-images-ü", (200, 401, 200, 200, 200)),
         (TOKENS | {"token_reads": True}, "for-resets-é", (401, 200, 200, 200, 200)),
         ({"token": "for-images-ü"}, "for-images-ü", (200, 200, 200, 200, 200)),
+        ({"token": LONGEST}, LONGEST, (200, 200, 200, 200, 200)),
         ({"admin_token": "for-resets-é"}, None, (200, 401, 200, 200, 200)),
     ],
 )

@@ -103,12 +103,26 @@ def test_a_second_sigterm_ends_at_once(slow_method, pictures):
         stuck = pool.submit(client.predict, [pictures[0]])
         wait_for(lambda: not client.status().idle)
         server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: not client.ready())
         with pytest.raises(subprocess.TimeoutExpired):
-            server.process.wait(0.5)
+            server.process.wait(1.5)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) == 1
         with pytest.raises(ServiceError):
             stuck.result(60)
+
+
+@pytest.mark.slow
+def test_sigterm_that_comes_twice_together_is_one(pictures, tmp_path):
+    """As of `timeout`, or of a terminal and its supervisor: the stream is saved all the same."""
+    options = ("--method", "tent", "--device", "cpu", "--state-dir", str(tmp_path))
+    with launch(*options) as server, Client(server.url) as client:
+        client.predict([pictures[0]])
+        # Both are there when it goes on: the system lets it run between them otherwise.
+        for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+            server.process.send_signal(number)
+        assert server.process.wait(30) == 0
+    assert (tmp_path / "default.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from service.engine import Image
 from service.errors import StateNotRemoved, TooManyStreams
-from tests.fixtures.streams import PIXELS, events, request, reset, stop
+from tests.fixtures.streams import PIXELS, batch, events, request, reset, stop
 
 
 def test_more_saved_streams_than_places_come_when_asked_for(engine, tmp_path, monkeypatch):
@@ -270,3 +270,34 @@ def test_what_lay_in_a_streams_place_may_be_gone_when_it_is_saved(engine, tmp_pa
     file.unlink()
     assert stop(table)
     assert file.is_file()
+
+
+def test_a_file_that_is_no_state_evicts_nobody(engine, tmp_path):
+    """Neither as large as a disk nor sparse: it is set aside, and the others stay in memory."""
+    table = engine(tmp_path)
+    for name in ("a", "b"):
+        request(table, name)
+    (tmp_path / "gate.safetensors").touch()
+    os.truncate(tmp_path / "gate.safetensors", 1 << 40)
+    request(table, "gate")
+    assert list(table.streams) == ["a", "b", "gate"]
+    assert (tmp_path / "gate.rejected").exists()
+    assert events(table, "evicted") == []
+
+
+def test_a_saved_stream_without_room_is_told_when_there_will_be(engine, tmp_path):
+    """Those in memory are saved and make room once they are answered: no hour is waited for."""
+    first = engine(tmp_path)
+    request(first, "gate")
+    assert stop(first)
+    size = (tmp_path / "gate.safetensors").stat().st_size
+    table = engine(tmp_path, max_stream_bytes=size + 1)
+    request(table, "a")
+    for name in ("a", "gate"):
+        table.admit(name, lambda: 7.0)
+    with pytest.raises(TooManyStreams, match="all are in use, the first in 7 s") as refused:
+        asyncio.run(batch(table, "gate"))
+    assert refused.value.retry_after == 7
+    table.release("a")
+    asyncio.run(batch(table, "gate"))
+    assert table.streams["gate"].restored

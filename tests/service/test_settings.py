@@ -4,12 +4,14 @@ import os
 
 import pytest
 from click import UsageError
+from click.testing import CliRunner
 from pydantic import SecretStr, ValidationError
 
 from service.cli import cli
 from service.cli.options import chosen_settings
 from service.settings import (
     LISTS,
+    MOST_TOKEN_BYTES,
     OPTIONAL,
     SECRETS,
     SWITCHES,
@@ -82,6 +84,8 @@ def test_a_variable_is_read_as_its_flag_is(monkeypatch, name, text, value):
         ("port", -1),
         ("threads", -1),
         ("token", "short"),
+        ("token", "x" * (MOST_TOKEN_BYTES + 1)),
+        ("admin_token", "é" * (MOST_TOKEN_BYTES // 2 + 1)),
         ("adapt", "sometimes"),
         ("log_format", "xml"),
         ("max_streams", 0),
@@ -163,6 +167,12 @@ def test_every_setting_is_a_flag_with_its_variable_and_default_in_the_help():
         assert field.description
         assert options[name].opts == [flag(name)]
         assert f"TTC_{name.upper()}" in options[name].help
+
+
+def test_the_help_tells_what_follows_the_images_without_learning():
+    """`--adapt never` keeps parameters as they are, and not the moments of moving statistics."""
+    shown = " ".join(CliRunner().invoke(cli, ["serve", "--help"]).output.split())
+    assert "or from none; moving statistics follow the images with each" in shown
 
 
 def test_the_papers_statistics_or_those_of_the_stream():

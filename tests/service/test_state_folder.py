@@ -221,12 +221,14 @@ def test_whatever_lies_in_a_streams_place_is_refused_set_aside_and_makes_way(
     put(path)
     there = path.lstat()
     held = folder()
+    assert held.size("gate") < 10_000  # no room is made for it
     fresh = method.fork()
     with pytest.raises(StateError, match=r"gate\.safetensors"):
         held.load("gate", fresh)
     assert fresh.version == 0
     assert held.set_aside("gate").lstat().st_ino == there.st_ino
     held.save("gate", method)
+    assert held.size("gate") == path.stat().st_size > 0
     assert held.load("gate", fresh)
     assert fresh.version == method.version
 

@@ -264,6 +264,44 @@ def test_folders_with_numbers_that_do_not_fit_are_refused(tmp_path):
         open_data(f"folder:{tmp_path}", AS_IT_IS, ["0", "1", "2"])
 
 
+def labels_of_folders(root: Path, names: list[str], class_names: list[str]) -> dict[str, int]:
+    folder(root, names)
+    stream = open_data(f"folder:{root}", AS_IT_IS, class_names).open("clean", 5)
+    return dict(zip(sorted(names), stream.labels[::2].tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("class_names", "expected"),
+    [
+        pytest.param(["C", "C++", "C#", "Java"], {"C": 0, "C++": 1, "C#": 2, "java": 3}, id="c"),
+        pytest.param(["1.0", "10", "2"], {"1.0": 0, "10": 1}, id="versions"),
+        pytest.param(["+", "-", "ok"], {"-": 1, "+": 0, "OK": 2}, id="signs"),
+        pytest.param(["é", "É", "ok"], {"É": 1, "e\u0301": 0}, id="accents"),
+        pytest.param(["crane", "dog", "crane"], {"Dog": 1}, id="alike-but-not-needed"),
+        pytest.param(["crane", "dog", "crane"], {"0": 0, "2": 2}, id="alike-by-index"),
+        pytest.param(["1.0", "1 0", *"23456789", "x"], {"10": 10, "3": 3}, id="numbers"),
+    ],
+)
+def test_a_folder_is_the_class_of_its_very_name(class_names, expected, tmp_path):
+    """Case and signs are overlooked only where one class alone can be meant."""
+    assert labels_of_folders(tmp_path, list(expected), class_names) == expected
+
+
+@pytest.mark.parametrize(
+    ("class_names", "names", "sentence"),
+    [
+        (["crane", "dog", "crane"], ["crane"], "/crane may be each of the classes 0, 2; .* 0 to 2"),
+        (["C", "C++", "Java"], ["c"], "/c may be each of the classes 0, 1; .* 0 to 2"),
+        (["C", "D", "Java"], ["C", "C++"], r"/C\+\+ and C are named like one class; .* 0 to 2"),
+        (["+", "-", "Java"], ["*"], r"/\* is named like none of the model's 3 classes"),
+    ],
+)
+def test_a_folder_that_may_be_of_several_classes_is_refused(class_names, names, sentence, tmp_path):
+    """The sentence asks for indices, which always work."""
+    with pytest.raises(DataError, match=sentence):
+        labels_of_folders(tmp_path, names, class_names)
+
+
 def test_what_is_hidden_or_no_file_is_passed_over(tmp_path):
     """A folder of a version control system, a folder named like an image."""
     folder(tmp_path, ["a", "b"])

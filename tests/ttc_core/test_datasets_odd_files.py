@@ -1,5 +1,6 @@
 """A user's folders and arrays can hold anything: litter is passed over, the rest is said."""
 
+import logging
 import os
 import struct
 from pathlib import Path
@@ -45,6 +46,39 @@ def test_litter_is_passed_over(folder):
     (folder / "loop").symlink_to("loop")
     (folder / "labels.csv").touch()
     assert count(folder) == 4
+
+
+def test_what_is_left_out_is_counted_once(folder, caplog):
+    """Another format, a link to nothing, a pipe, files beside the folders; not what is hidden."""
+    with caplog.at_level(logging.WARNING):
+        assert count(folder) == 4
+    assert caplog.text == ""
+    (folder / "0.png").write_bytes(b"")
+    (folder / "dog" / "a.tif").write_bytes(b"")
+    (folder / "dog" / ".a.png").write_bytes(b"")
+    (folder / "dog" / "gone.png").symlink_to("nowhere.png")
+    os.mkfifo(folder / "cat" / "pipe\x1b[2J.png")
+    with caplog.at_level(logging.WARNING):
+        assert count(folder) == 4
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"Left out of {folder} as no images in its folders: 4 (the first is 0.png); taken are "
+        ".bmp, .gif, .jpeg, .jpg, .png, .webp."
+    )
+    (folder / "0.png").unlink()
+    count(folder)
+    assert "(the first is cat/pipe?[2J.png)" in caplog.records[1].getMessage()
+
+
+def test_a_file_that_is_no_image_is_named_with_what_is_taken(folder):
+    """By its own name, without what would move a cursor, and not by a name of Python's."""
+    (folder / "cat" / "0\x1b[2J.png").write_text("no image")
+    with pytest.raises(DataError) as failed:
+        count(folder)
+    assert str(failed.value) == (
+        f"{folder}/cat/0?[2J.png cannot be read as an image: it is none of JPEG, PNG, WEBP, BMP, "
+        "GIF."
+    )
 
 
 @pytest.mark.parametrize(

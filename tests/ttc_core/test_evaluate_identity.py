@@ -1,6 +1,7 @@
 """What makes a row another one: weights, images, device, history; and what a user's code raises."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,14 @@ from ttc_core.errors import UserError
 from ttc_core.evaluate import Evaluation, Run
 from ttc_core.methods import Prediction, create
 from ttc_core.methods.own import OwnMethod
+from ttc_core.report.groups import groups
+from ttc_core.report.results import Result
 from ttc_core.rows import Rows
 from ttc_core.zoo import ARCHITECTURES
 
 
-def evaluate(*arguments: object) -> list[dict[str, Any]]:
-    common = ("--methods", "source", "--limit", "20", "--threads", "1", "--device", "cpu")
+def evaluate(*arguments: object, method: str = "source") -> list[dict[str, Any]]:
+    common = ("--methods", method, "--limit", "20", "--threads", "1", "--device", "cpu")
     result = CliRunner().invoke(cli, ["evaluate", *map(str, arguments), *common])
     assert result.exit_code == 0, result.output
     path = Path(str(arguments[arguments.index("--json") + 1]))
@@ -56,6 +59,57 @@ def test_other_images_under_the_same_name_are_run(tmp_path):
             *(f"cifar10c:{tmp_path}", "--corruptions", "fog", "--json", tmp_path / "rows.jsonl")
         )
         assert len(rows) == count
+
+
+OWN_METHOD = """
+from ttc_core.methods.source import Source
+from own_base import Base
+class Mine(Base, Source):
+    pass
+"""
+OWN_NETWORK = """
+from ttc_core.load import load
+def build():
+    from own_base import changed
+    return changed(load("bundled").module)
+"""
+OWN_BASE = """
+class Base:
+    def predict(self, images, *, learn=True):
+        return super().predict(255 - images if {0} else images, learn=learn)
+def changed(network):
+    network.register_forward_pre_hook(lambda layer, inputs: (-inputs[0],) if {0} else inputs)
+    return network
+"""
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"method": "own_method:Mine"}, {"model": "own_network:build"}],
+    ids=["method", "model"],
+)
+def test_other_code_of_the_same_name_is_run(asked, tmp_path, monkeypatch):
+    """Edited in place, or in a module that it is made of; what nothing imports does not matter."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for name, text in (("method", OWN_METHOD), ("network", OWN_NETWORK)):
+        (tmp_path / f"own_{name}.py").write_text(text)
+    model = ("--model", asked.get("model", "bundled"))
+    for change, count in ((0, 1), (0, 1), (1, 2), (0, 2)):
+        (tmp_path / "own_base.py").write_text(OWN_BASE.format(change))
+        (tmp_path / "notes.py").write_text(f"# {change}")
+        for name in ("own_method", "own_network", "own_base"):
+            sys.modules.pop(name, None)
+        rows = evaluate(
+            *("bundled", "--corruptions", "clean", *model, "--json", tmp_path / "rows.jsonl"),
+            method=asked.get("method", "source"),
+        )
+        assert len(rows) == count
+    assert rows[0]["accuracy"] != rows[1]["accuracy"]
+    found = groups([Result(row) for row in rows])
+    assert sum(len(group.lines) for group in found) == 2
+    if "method" in asked:
+        assert len(found) == 1
 
 
 IMAGES = 10

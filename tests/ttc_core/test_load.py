@@ -159,6 +159,36 @@ def test_a_factory_is_filled_from_a_file(factory, prefix, tmp_path):
             assert torch.equal(tensor, torch.full_like(tensor, 3)), name
 
 
+@pytest.mark.parametrize("factory", ["small_network", "small_source_model", "looked_up"])
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("head.weight", math.nan, "with NaN or infinity; NaN begins in 'head'"),
+        ("norm2.running_var", -1.0, "norm2.running_var holds a negative variance, -1"),
+    ],
+)
+def test_weights_of_a_file_are_looked_at_whatever_they_fill(
+    factory, name, value, sentence, tmp_path
+):
+    """A factory's SourceModel was made, and tried, before they came."""
+    state = make_network("batch-norm").state_dict()
+    torch.save(state | {name: torch.full_like(state[name], value)}, tmp_path / "weights.pt")
+    with pytest.raises(LoadError, match=sentence):
+        load(f"{NETWORKS}:{factory}@{tmp_path}/weights.pt")
+
+
+def test_the_digest_is_of_the_weights_that_are_served(tmp_path):
+    """Also where a factory has asked for its model's digest before the file filled it."""
+    for factor in (1.0, 0.5):
+        state = make_network("batch-norm").state_dict()
+        torch.save(state | {"head.weight": factor * state["head.weight"]}, tmp_path / "weights.pt")
+        plain, looked_up = (
+            load(f"{NETWORKS}:{factory}@{tmp_path}/weights.pt").digest
+            for factory in ("small_source_model", "looked_up")
+        )
+        assert plain == looked_up
+
+
 def test_a_factory_in_a_file_of_ones_own(tmp_path, monkeypatch):
     """Any importable module will do."""
     (tmp_path / "my_networks.py").write_text(

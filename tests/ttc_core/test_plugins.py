@@ -15,7 +15,7 @@ import torch
 from ttc_core.errors import PluginError
 from ttc_core.load import LoadError, load
 from ttc_core.methods import create
-from ttc_core.plugins import call_factory, import_attribute
+from ttc_core.plugins import call_factory, import_attribute, source_digest
 
 NETWORK = (
     "from torch import nn\n"
@@ -181,3 +181,41 @@ def test_a_class_that_is_no_method_is_refused(module, text, sentence):
     """When it is made, not when the first image comes."""
     with pytest.raises(ValueError, match=sentence):
         create(f"{module(text)}:Own", load(f"{module(NETWORK)}:build"))
+
+
+def test_the_digest_of_code_is_of_its_package_and_of_nothing_installed(tmp_path, monkeypatch):
+    """Relative imports, those inside functions, and the packages' own files; never our code."""
+    files = {
+        "own_package/__init__.py": "",
+        "own_package/deep/__init__.py": "from . import beside",
+        "own_package/deep/beside.py": "",
+        "own_package/deep/method.py": "import ttc_core.errors\ndef f():\n    from ..far import g",
+        "own_package/far.py": "import os.path, torch, own_other.part",
+        "own_other/part.py": "from own_package.deep import *",
+        "own_package/unused.py": "",
+        "torch/__init__.py": "import broken syntax",
+        "ttc_core/errors.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = "own_package.deep.method:f"
+    assert source_digest(spec) is None  # not imported yet
+    import_attribute(spec)
+    before = source_digest(spec)
+    assert before == source_digest(f"{spec}@weights.pt") is not None
+    matter = set()
+    for name, text in files.items():
+        (tmp_path / name).write_text(f"{text}\n# edited")
+        matter |= {name} if source_digest(spec) != before else set()
+        (tmp_path / name).write_text(text)
+    assert files.keys() - matter == {"own_package/unused.py", "ttc_core/errors.py"}
+
+
+@pytest.mark.parametrize(
+    "spec", ["bundled", "cifar/resnet20@a:b", "torchvision/resnet18", "builtins:dict", "none:x"]
+)
+def test_what_has_no_code_of_ones_own_has_no_digest(spec):
+    """Its version, or its weights, tell it apart."""
+    assert source_digest(spec) is None

@@ -3,6 +3,7 @@
 import builtins
 import io
 import json
+import math
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -179,6 +180,19 @@ def test_rows_that_are_none_give_a_sentence(line: dict[str, Any], sentence: str,
     (tmp_path / "rows.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(UserError, match=sentence):
         write_report([tmp_path / "rows.jsonl"], tmp_path / "out")
+
+
+def test_any_number_may_be_a_setting(tmp_path):
+    """Of a method of one's own: what evaluate wrote, report reads, and names apart."""
+    values = (-0.5, 0, 2**63, 10**400, math.inf, [-1])
+    rows = [
+        row("my.own:Method", "fog", 0.5 + 0.01 * place, settings={"x": {"y": value}, "z": -1})
+        for place, value in enumerate(values)
+    ]
+    report = write_report([write(tmp_path / "rows.jsonl", rows)], tmp_path / "out")
+    assert report.problems == []
+    for place in range(len(values)):
+        assert f"{50 + place}.0" in report.accuracy
 
 
 def test_no_rows_and_no_folder_give_a_sentence(tmp_path):

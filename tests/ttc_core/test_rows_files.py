@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ttc_core.rows import MOST_LINE_BYTES, Rows, RowsError, read_rows
+from ttc_core.rows import MOST_LINE_BYTES, MOST_ROW_BYTES, Rows, RowsError, read_rows
 
 LINE = b'{"method": "ttc", "corruption": "fog"}'
 ROW = {"method": "ttc", "corruption": "fog", "batch_size": 100}
@@ -25,12 +26,13 @@ ROW = {"method": "ttc", "corruption": "fog", "batch_size": 100}
         b"null\n",
         b"\x1f\x8b\x08\x00\x00\n",
         LINE.decode().encode("utf-16"),
-        LINE + b"\n\x00\x00\x00\n",
+        b"\x00\x00\x00\n",
+        LINE + b"\n\x00\x01\x00\n",
         b"\n\n# notes\n",
         b'{"method": "' + b"a" * MOST_LINE_BYTES + b'"}\n',
     ],
     ids=[
-        *("json", "method", "array", "null", "gz", "utf-16", "zeros", "text", "huge"),
+        *("json", "method", "array", "null", "gz", "utf-16", "zeros", "bytes", "text", "huge"),
     ],
 )
 def test_a_file_of_something_else_is_refused_untouched(content, tmp_path):
@@ -54,9 +56,13 @@ def test_a_file_of_something_else_is_refused_untouched(content, tmp_path):
         LINE + b'\n{"a":' * 1,
         LINE + b"\n" + b'{"a":' * 100_000,
         LINE + b'\n{"method": "ttc", "seed": ' + b"9" * 5000 + b"}",
+        LINE + b"\n" + bytes(4096),
+        LINE + b"\n" + LINE[:9] + bytes(4096),
+        LINE + b"\n" + bytes(2 * MOST_LINE_BYTES) + b"\n",
     ],
     ids=[
         *("bom", "crlf", "blank", "unended", "cut", "bytes", "key", "deep", "digits"),
+        *("zeros", "cut-zeros", "many-zeros"),
     ],
 )
 def test_what_is_whole_is_kept_and_the_next_row_begins_on_its_own_line(content, tmp_path, caplog):
@@ -68,6 +74,51 @@ def test_what_is_whole_is_kept_and_the_next_row_begins_on_its_own_line(content, 
     assert [row["corruption"] for row in rows] == ["fog"]
     rows.append({**ROW, "corruption": "snow"})
     assert [row["corruption"] for row in read_rows(path)] == ["fog", "snow"]
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [("a" * MOST_LINE_BYTES, "1,048,... bytes, and 1,047,576 are written"), (10**5000, "digits")],
+    ids=["long", "digits"],
+)
+def test_a_row_that_nobody_could_read_is_refused_before_it_is_measured(value, sentence, tmp_path):
+    """One method's settings may be anything, and must not cost the rows of the others."""
+    path = tmp_path / "rows.jsonl"
+    rows = Rows(path)
+    rows.append(ROW)
+    odd = {**ROW, "settings": {"x": value}}
+    for use in (rows.find, rows.append):
+        with pytest.raises(RowsError, match=f"A row of ttc .*{sentence}"):
+            use(odd)
+    assert len(read_rows(path)) == 1
+    assert len(Rows(path)) == 1
+
+
+def test_a_row_of_the_most_that_is_written_is_read(tmp_path):
+    """To the last byte, with the name of its arrays."""
+    path = tmp_path / "rows.jsonl"
+    fixed = len(json.dumps({**ROW, "corruption": "", "settings": {"x": ""}}))
+    row = {**ROW, "corruption": "c" * 200}
+    row["settings"] = {"x": "a" * (MOST_ROW_BYTES - fixed - 200)}
+    Rows(path).append(row, {"x": np.zeros(1)})
+    assert read_rows(path)[0]["details"] is not None
+    with pytest.raises(RowsError, match="1,047,577 bytes"):
+        Rows(path).append({**row, "batch_size": 1000})
+
+
+def test_settings_that_are_no_finite_numbers_are_told_apart(tmp_path):
+    """Among results such a number is nothing; a limit that is infinite is another than none."""
+    path = tmp_path / "rows.jsonl"
+    rows = Rows(path)
+    values = [None, math.inf, -math.inf, math.nan, np.float32("inf"), [math.inf], {"a": math.nan}]
+    for value in values[:4]:
+        rows.append({**ROW, "settings": {"cap": value}, "accuracy": math.nan})
+    for each in (rows, Rows(path)):
+        found = [each.find({**ROW, "settings": {"cap": value}}) for value in values]
+        assert found == [*list(each)[:4], list(each)[1], None, None]
+    assert {row["accuracy"] for row in rows} == {None}
+    written = [rows.append({**row, "details": None}, {"x": np.zeros(1)}) for row in list(rows)]
+    assert len({row["details"] for row in written}) == 4
 
 
 def test_not_a_number_is_null_whoever_wrote_it(tmp_path):

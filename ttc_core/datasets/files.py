@@ -1,5 +1,6 @@
 """Image files and arrays on their way to the size at which a model reads images."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from PIL import Image
 
 from ttc_core.corruptions import corrupt
 from ttc_core.datasets.stream import DataError, Images, Places, check_sizes
+from ttc_core.errors import shown
 from ttc_core.geometry import fit, to_rgb
 from ttc_core.pictures import open_picture
 
@@ -17,6 +19,8 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 # Pillow knows many more, some of which start other programs, whatever a file is called.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MOST_FILE_BYTES = 256 << 20
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,18 +55,31 @@ def folders(directory: Path) -> list[str]:
 def image_files(directory: Path, names: Sequence[str]) -> list[tuple[str, str]]:
     """(folder, file) of each image file in the folders, sorted; nothing is opened.
 
+    A warning counts what else lies there and in the directory.
+
     Raises:
         DataError: a folder cannot be read.
     """
-    return [
-        (name, file)
-        for name in names
-        for file in _names(directory / name, Path.is_file)
-        if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
-    ]
+    found = [(name, file) for name in names for file in _names(directory / name, _is_image)]
+    taken = {*names, "__MACOSX", *(f"{name}/{file}" for name, file in found)}
+    inside = (f"{name}/{file}" for name in names for file in _names(directory / name))
+    left = [name for name in (*_names(directory), *inside) if name not in taken]
+    if left:
+        log.warning(
+            "Left out of %s as no images in its folders: %d (the first is %s); taken are %s.",
+            shown(directory),
+            len(left),
+            shown(left[0]),
+            ", ".join(sorted(IMAGE_SUFFIXES)),
+        )
+    return found
 
 
-def _names(directory: Path, wanted: Callable[[Path], bool]) -> list[str]:
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def _names(directory: Path, wanted: Callable[[Path], bool] = lambda _: True) -> list[str]:
     """What is of a kind in a directory, sorted; hidden files are the litter of other systems."""
     try:
         names = sorted(name for name in os.listdir(directory) if not name.startswith("."))

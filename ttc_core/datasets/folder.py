@@ -1,7 +1,8 @@
 """Image files as DIR/<class name or index>/*, corrupted as they are read."""
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from ttc_core.datasets.stream import DataError, DataSet, Images, Places, Shift
 
 
 class Folder(DataSet):
-    """A folder is a class, named like one of the model's (case, blanks and signs do not matter).
+    """A folder is a class, named like one of the model's.
 
-    Or it is named by a class's index. Where the classes have no names, any folders are taken, as
-    many as classes, and numbered in sorted order.
+    Where none is named exactly so, case, blanks and signs do not matter, if one class alone is
+    named so without them. Or the folder is named by a class's index. Where the classes have no
+    names, any folders are taken, as many as classes, and numbered in sorted order.
     """
 
     def __init__(
@@ -64,20 +66,48 @@ def _class_indices(
     numbered = all(re.fullmatch("[0-9]{1,9}", name) for name in names)
     if class_names is None:
         return {name: int(name) if numbered else rank for rank, name in enumerate(names)}
-    known = {_plain(name): rank for rank, name in enumerate(class_names)}
-    if all(_plain(name) in known for name in names):
-        return {name: known[_plain(name)] for name in names}
+    exactly, alike = (_ranks(form, class_names) for form in (_composed, _plain))
+    alike.pop("", None)  # of signs alone
+    named = {name: exactly.get(_composed(name)) or alike.get(_plain(name), []) for name in names}
+    problem = _problem(named, class_names)
+    if problem is None:
+        return {name: ranks[0] for name, ranks in named.items()}
     if numbered and all(int(name) < len(class_names) for name in names):
         return {name: int(name) for name in names}
     unnamed = list(class_names) == [str(rank) for rank in range(len(class_names))]
     if unnamed and not numbered and len(names) == len(class_names):
         return {name: rank for rank, name in enumerate(names)}
-    stranger = next(name for name in names if _plain(name) not in known)
-    raise DataError(
-        f"{directory / stranger} is named like none of the model's {len(class_names)} classes "
-        f"({', '.join(class_names[:5])}, …); name the folders so, or 0 to {len(class_names) - 1}."
-    )
+    raise DataError(f"{directory}/{problem}.")
+
+
+def _ranks(form: Callable[[str], str], class_names: Sequence[str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for rank, name in enumerate(class_names):
+        found.setdefault(form(name), []).append(rank)
+    return found
+
+
+def _problem(named: Mapping[str, Sequence[int]], class_names: Sequence[str]) -> str | None:
+    """Say which folder's name is not that of one class, or is the second of one, if any."""
+    taken: dict[int, str] = {}
+    last = len(class_names) - 1
+    for name, ranks in named.items():
+        if not ranks:
+            return (
+                f"{name} is named like none of the model's {len(class_names)} classes "
+                f"({', '.join(class_names[:5])}, …); name the folders so, or 0 to {last}"
+            )
+        if len(ranks) > 1:
+            listed = ", ".join(map(str, ranks[:5]))
+            return f"{name} may be each of the classes {listed}; name all folders 0 to {last}"
+        if (other := taken.setdefault(ranks[0], name)) != name:
+            return f"{name} and {other} are named like one class; name all folders 0 to {last}"
+    return None
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)  # file systems take letters and accents apart
 
 
 def _plain(name: str) -> str:
-    return "".join(character for character in name.casefold() if character.isalnum())
+    return "".join(sign for sign in _composed(name).casefold() if sign.isalnum())

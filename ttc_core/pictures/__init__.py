@@ -10,7 +10,7 @@ import io
 import struct
 from collections.abc import Sequence
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ttc_core.pictures.bmp import open_bmp
 from ttc_core.pictures.gif import open_gif
@@ -53,5 +53,8 @@ def open_picture(body: Buffer, formats: Sequence[str]) -> Picture:
                 return read(body)
             except (IndexError, struct.error):
                 raise Damaged("its header is cut short") from None
-    image = Image.open(io.BytesIO(body), formats=[name for name in formats if name == "TIFF"])
+    try:
+        image = Image.open(io.BytesIO(body), formats=[name for name in formats if name == "TIFF"])
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"it is none of {', '.join(formats)}") from None
     return Picture(image.format or "", image.width, image.height, lambda: loaded(image, image.size))
