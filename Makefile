@@ -9,13 +9,21 @@ MODEL := bundled
 # A few corruptions of each kind, where all fifteen would take an hour.
 SOME := gaussian_noise,defocus_blur,fog,contrast,pixelate,jpeg_compression
 
-.PHONY: install demo test check tables small-batches benchmark cost monitoring picture clean
+# On CI's Python the very files that CI has; elsewhere what pyproject.toml allows.
+LOCK := $(shell $(PYTHON) -c 'import sys; \
+  print("locks/dev.txt" if (sys.platform, *sys.version_info[:2]) == ("linux", 3, 11) else "")')
+# The lowest versions that pyproject.toml allows.
+LOWEST := $(VENV)-lowest
+
+.PHONY: install demo test test-lowest check lock tables small-batches benchmark cost monitoring picture \
+  clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(if $(LOCK),$(BIN)/python -m pip install --quiet --require-hashes --requirement $(LOCK))
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
@@ -24,6 +32,17 @@ demo: $(INSTALLED)  ## serve the bundled model, replay a corrupted stream for SO
 
 test: $(INSTALLED)  ## all tests, the slow ones too
 	$(BIN)/python -m pytest
+
+COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --generate-hashes --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock'
+# What comes from PyTorch's own index when it is to do without CUDA.
+OF_TORCH := 's/^((torch|triton|cuda|nvidia)[a-z0-9-]*)==.*/--no-emit-package \1/p'
+
+lock: $(INSTALLED)  ## exact versions for CI and image; those that fit stay, UPGRADE=--upgrade moves all
+	$(COMPILE) $(UPGRADE) --all-extras --output-file locks/dev.txt
+	$(COMPILE) --constraint locks/dev.txt --output-file locks/cuda.txt
+	$(COMPILE) --constraint locks/dev.txt --output-file locks/cpu.txt \
+	  $$(sed -nE $(OF_TORCH) locks/cuda.txt)
 
 check: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff format --check .
