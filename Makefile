@@ -12,8 +12,11 @@ SOME := gaussian_noise,defocus_blur,fog,contrast,pixelate,jpeg_compression
 # On CI's Python the very files that CI has; elsewhere what pyproject.toml allows.
 LOCK := $(shell $(PYTHON) -c 'import sys; \
   print("locks/dev.txt" if (sys.platform, *sys.version_info[:2]) == ("linux", 3, 11) else "")')
-# The lowest versions that pyproject.toml allows.
+# The lowest versions that pyproject.toml allows, and the quick tests of what touches the libraries.
 LOWEST := $(VENV)-lowest
+TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py docs \
+  $(addprefix ttc_core/test_,checkpoints.py golden.py learning.py load.py model.py \
+  networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
 .PHONY: install demo test test-lowest check lock tables small-batches benchmark cost monitoring picture \
   clean
@@ -44,6 +47,13 @@ lock: $(INSTALLED)  ## exact versions for CI and image; those that fit stay, UPG
 	$(COMPILE) --constraint locks/dev.txt --output-file locks/cpu.txt \
 	  $$(sed -nE $(OF_TORCH) locks/cuda.txt)
 
+# One thread a test, since old releases of torch spin; their deprecations are nobody's to mend.
+test-lowest: $(INSTALLED)  ## quick tests with the lowest versions that pyproject.toml allows
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --editable '.[dev]'
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m 'not slow' --override-ini filterwarnings= \
+	  $(TOUCHING)
+
 check: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -73,4 +83,4 @@ picture: $(INSTALLED)  ## docs/dashboard.png, over a real replay; needs Debian's
 	$(BIN)/python -m monitoring.picture
 
 clean:
-	rm -rf $(VENV) results
+	rm -rf $(VENV) $(LOWEST) results
