@@ -1,4 +1,4 @@
-"""Every metric, declared once. Names, units and labels are those of README's table."""
+"""Every metric, declared once. Names, units and labels are those of docs/metrics.md."""
 
 import platform
 from collections import deque
