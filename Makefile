@@ -9,7 +9,7 @@ MODEL := bundled
 # A few corruptions of each kind, where all fifteen would take an hour.
 SOME := gaussian_noise,defocus_blur,fog,contrast,pixelate,jpeg_compression
 
-.PHONY: install demo test check tables small-batches benchmark cost monitoring picture clean
+.PHONY: install demo test check tables small-batches benchmark cost beside monitoring picture clean
 
 install: $(INSTALLED)
 
@@ -46,6 +46,9 @@ benchmark: $(INSTALLED)  ## images a second beside a bare loop, offline and over
 
 cost: $(INSTALLED)  ## what each method costs, as a multiple of SOURCE
 	$(BIN)/python -m benchmarks.cost --model $(MODEL)
+
+beside: $(INSTALLED)  ## a lone camera's latency beside a client that sends large requests without end
+	$(BIN)/python -m benchmarks.beside
 
 monitoring: $(INSTALLED)  ## the dashboard and the rules, from the metrics
 	$(BIN)/python -m monitoring.generate
