@@ -18,7 +18,7 @@ TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py docs \
   $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
-.PHONY: install demo test test-lowest check lock tables small-batches benchmark cost queue monitoring picture \
+.PHONY: install demo test test-lowest check lock tables small-batches benchmark cost queue beside monitoring picture \
   clean
 
 install: $(INSTALLED)
@@ -78,6 +78,9 @@ cost: $(INSTALLED)  ## what each method costs, as a multiple of SOURCE
 
 queue: $(INSTALLED)  ## what the queue costs, by the number of streams that wait
 	$(BIN)/python -m benchmarks.queue
+
+beside: $(INSTALLED)  ## a lone camera's latency beside a client that sends large requests without end
+	$(BIN)/python -m benchmarks.beside
 
 monitoring: $(INSTALLED)  ## the dashboard and the rules, from the metrics
 	$(BIN)/python -m monitoring.generate
