@@ -44,6 +44,8 @@ from ttc_core.pictures import Buffer
 
 T = TypeVar("T")
 
+# How long a request that is arriving may go on to when the service drains.
+DRAIN_SECONDS = 0.5
 # In the request's scope: called when the whole answer has been handed to the server.
 DELIVERED = "ttc.delivered"
 # In the request's scope: what its log line and its span tell besides.
@@ -71,6 +73,13 @@ class Intake:
     def __post_init__(self) -> None:
         self.memory = Memory(self.settings.max_queue_bytes, self.batcher.retry_after)
         self.threads = Threads(self.settings.decode_threads)
+        self.arriving: set[asyncio.Timeout] = set()
+
+    def drain(self) -> None:
+        """What has not arrived soon does not arrive any more."""
+        until = asyncio.get_running_loop().time() + DRAIN_SECONDS
+        for limit in self.arriving:
+            limit.reschedule(min(until, limit.when() or until))
 
     async def labels(self, http: Request) -> list[LateLabel]:
         """Read the labels that came later for images answered before, all or none.
@@ -113,14 +122,19 @@ class Reception:
         stated = headers.get("content-length", "0")
         if stated.isdecimal() and (size := int(stated[:19])) > limit:
             raise TooLarge(f"The request has {size:,} bytes; at most {limit:,} are accepted.")
+        time_limit = asyncio.timeout(seconds)
+        self._intake.arriving.add(time_limit)
         try:
-            async with asyncio.timeout(seconds):
+            async with time_limit:
                 async for chunk in self._http.stream():
                     self._append(chunk, body, "The request")
         except TimeoutError:
+            self._intake.batcher.check_open()  # it may be the drain that ended it
             raise ReceiveTimeout(
                 f"The request did not arrive whole in {seconds:g} seconds."
             ) from None
+        finally:
+            self._intake.arriving.discard(time_limit)
         return await self._gunzip(body) if is_packed else body
 
     def _append(self, more: bytes, body: bytearray, name: str) -> None:
