@@ -9,13 +9,24 @@ MODEL := bundled
 # A few corruptions of each kind, where all fifteen would take an hour.
 SOME := gaussian_noise,defocus_blur,fog,contrast,pixelate,jpeg_compression
 
-.PHONY: install demo test check tables small-batches benchmark cost queue monitoring picture clean
+# On CI's Python the very files that CI has; elsewhere what pyproject.toml allows.
+LOCK := $(shell $(PYTHON) -c 'import sys; \
+  print("locks/dev.txt" if (sys.platform, *sys.version_info[:2]) == ("linux", 3, 11) else "")')
+# The lowest versions that pyproject.toml allows, and the quick tests of what touches the libraries.
+LOWEST := $(VENV)-lowest
+TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py docs \
+  $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
+  networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
+
+.PHONY: install demo test test-lowest check lock tables small-batches benchmark cost queue beside monitoring picture \
+  clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(if $(LOCK),$(BIN)/python -m pip install --quiet --require-hashes --requirement $(LOCK))
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
@@ -24,6 +35,24 @@ demo: $(INSTALLED)  ## serve the bundled model, replay a corrupted stream for SO
 
 test: $(INSTALLED)  ## all tests, the slow ones too
 	$(BIN)/python -m pytest
+
+COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --generate-hashes --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock'
+# What comes from PyTorch's own index when it is to do without CUDA.
+OF_TORCH := 's/^((torch|triton|cuda|nvidia)[a-z0-9-]*)==.*/--no-emit-package \1/p'
+
+lock: $(INSTALLED)  ## exact versions for CI and image; those that fit stay, UPGRADE=--upgrade moves all
+	$(COMPILE) $(UPGRADE) --all-extras --output-file locks/dev.txt
+	$(COMPILE) --constraint locks/dev.txt --output-file locks/cuda.txt
+	$(COMPILE) --constraint locks/dev.txt --output-file locks/cpu.txt \
+	  $$(sed -nE $(OF_TORCH) locks/cuda.txt)
+
+# One thread a test, since old releases of torch spin; their deprecations are nobody's to mend.
+test-lowest: $(INSTALLED)  ## quick tests with the lowest versions that pyproject.toml allows
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --editable '.[dev]'
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m 'not slow' --override-ini filterwarnings= \
+	  $(TOUCHING)
 
 check: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -50,6 +79,9 @@ cost: $(INSTALLED)  ## what each method costs, as a multiple of SOURCE
 queue: $(INSTALLED)  ## what the queue costs, by the number of streams that wait
 	$(BIN)/python -m benchmarks.queue
 
+beside: $(INSTALLED)  ## a lone camera's latency beside a client that sends large requests without end
+	$(BIN)/python -m benchmarks.beside
+
 monitoring: $(INSTALLED)  ## the dashboard and the rules, from the metrics
 	$(BIN)/python -m monitoring.generate
 
@@ -57,4 +89,4 @@ picture: $(INSTALLED)  ## docs/dashboard.png, over a real replay; needs Debian's
 	$(BIN)/python -m monitoring.picture
 
 clean:
-	rm -rf $(VENV) results
+	rm -rf $(VENV) $(LOWEST) results

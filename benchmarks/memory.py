@@ -18,9 +18,10 @@ from rich.table import Table
 from torch import nn
 
 from ttc_core.datasets import WORDNET_IDS_FILE, Geometry, Stream, open_data
-from ttc_core.evaluate import Run, Tally, run_stream
+from ttc_core.evaluate import Run, run_stream
 from ttc_core.methods import create
 from ttc_core.model import SourceModel
+from ttc_core.tally import Tally
 
 BATCH = 100
 MOST_GROWTH = 32.0

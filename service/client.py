@@ -28,7 +28,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = 60.0
 UNSENDABLE = (httpx.InvalidURL, UnicodeError)
 
-Answer = TypeVar("Answer", bound=BaseModel)
+Reply = TypeVar("Reply", bound=BaseModel)
 
 
 class ServiceError(UserError):
@@ -54,15 +54,30 @@ class ServiceError(UserError):
 
 
 @dataclass(frozen=True)
-class Call(Generic[Answer]):
-    """One request, ready to be sent, and the type of its answer."""
+class Call(Generic[Reply]):
+    """One request, ready to be sent, and the type of what comes back."""
 
     method: str
     path: str
-    answer: type[Answer]
+    reply: type[Reply]
     params: dict[str, str] = field(default_factory=dict)
     admin: bool = False
     body: bytes | None = field(default=None, repr=False)
+
+
+def check_url(url: str) -> None:
+    """Raise ValueError unless a service can be asked there."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"The URL {url!r} cannot be read: {error}.") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"The URL must be like {DEFAULT_URL}; got {url!r}.")
+    if (parsed.port or 0) > 65535 or parsed.query or parsed.fragment:
+        raise ValueError(
+            f"The URL must be like {DEFAULT_URL}, with a port up to 65535 and no ? or #; "
+            f"got {url!r}."
+        )
 
 
 def predict_call(
@@ -123,7 +138,7 @@ def feedback_call(
         labels: at most 10,000 pairs of an image's id and its true class.
         stream: whose stream the images belong to; None: the default one.
     """
-    entries = [{"id": name, "label": int(label)} for name, label in labels]
+    entries = [{"id": name, "label": _whole_number(label)} for name, label in labels]
     return Call(
         "POST",
         "/feedback",
@@ -163,14 +178,9 @@ class _Connection:
         connections: int,
         admin_token: str | None,
     ) -> None:
-        try:
-            parsed = httpx.URL(url)
-        except httpx.InvalidURL as error:
-            raise ValueError(f"The URL {url!r} cannot be read: {error}.") from None
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ValueError(f"The URL must be like {DEFAULT_URL}; got {url!r}.")
+        check_url(url)
         self.url = url.rstrip("/")
-        self._timeout = timeout
+        self.timeout = timeout
         token = admin_token if token is None else token
         self._admin = {} if admin_token is None else _bearer(admin_token)
         self._options: dict[str, Any] = {
@@ -200,10 +210,10 @@ class _Connection:
             "headers": self._admin if call.admin else {},
         }
 
-    def _read(self, call: Call[Answer], response: httpx.Response) -> Answer:
+    def _read(self, call: Call[Reply], response: httpx.Response) -> Reply:
         if response.is_success:
             try:
-                return call.answer.model_validate_json(response.content)
+                return call.reply.model_validate_json(response.content)
             except ValidationError:
                 detail = (
                     f"{self.url}{call.path} answered something else than expected; "
@@ -217,7 +227,7 @@ class _Connection:
         if isinstance(error, httpx.ConnectError):
             sentence = f"Nothing answers at {self.url} ({error}); is `ttc serve` running there?"
         elif isinstance(error, httpx.TimeoutException):
-            sentence = f"{self.url} did not answer within {self._timeout:g} seconds."
+            sentence = f"{self.url} did not answer within {self.timeout:g} seconds."
         elif isinstance(error, UNSENDABLE):
             sentence = f"The request cannot be sent to {self.url}: {reason}."
         elif isinstance(error, httpx.DecodingError):
@@ -283,7 +293,7 @@ class Client(_Connection):
         super().__init__(url, token, timeout, connections, admin_token)
         self._http = httpx.Client(**self._options)
 
-    def send(self, call: Call[Answer]) -> Answer:
+    def send(self, call: Call[Reply]) -> Reply:
         """Send a prepared call and wait for its answer."""
         try:
             response = self._http.request(**self._request(call))
@@ -355,7 +365,7 @@ class AsyncClient(_Connection):
         super().__init__(url, token, timeout, connections, admin_token)
         self._http = httpx.AsyncClient(**self._options)
 
-    async def send(self, call: Call[Answer]) -> Answer:
+    async def send(self, call: Call[Reply]) -> Reply:
         """Send a prepared call and wait for its answer."""
         try:
             response = await self._http.request(**self._request(call))

@@ -7,6 +7,8 @@ from service.client import Client
 from service.launch import Launched, launch
 from service.replay import ReplayPlan, replay
 from service.view import View, comparison_table
+from ttc_core.report.groups import groups
+from ttc_core.report.results import Result
 from ttc_core.rows import Row, Rows
 
 CORRUPTIONS = ("gaussian_noise", "fog", "contrast")
@@ -27,8 +29,10 @@ def run_demo(view: View, *, limit: int) -> None:
                 _show_reset(view, server, plan)
             status = server.stop()
             view.say(f"SIGTERM: the server answered what it had accepted and exited with {status}.")
-    view.table(comparison_table(rows, title="The bundled stream at severity 5, through HTTP"))
-    view.say(_gain(rows))
+    (group,) = groups(map(Result, rows))
+    view.table(comparison_table(group, "The bundled stream at severity 5, through HTTP"))
+    source, ttc = (line.average(group.columns) or 0.0 for line in group.lines)
+    view.say(f"Average accuracy: SOURCE {source:.1f}%, TTC {ttc:.1f}% ({ttc - source:+.1f} points)")
 
 
 def _show_reset(view: View, server: Launched, plan: ReplayPlan) -> None:
@@ -54,13 +58,3 @@ def _show_reset(view: View, server: Launched, plan: ReplayPlan) -> None:
     )
     if after["correct"] != source["correct"]:
         raise RuntimeError("After the reset the answers are not those of the source.")
-
-
-def _gain(rows: list[Row]) -> str:
-    accuracy = {
-        method: [row["accuracy"] for row in rows if row["method"] == method] for method in METHODS
-    }
-    source, ttc = (sum(values) / len(values) for values in accuracy.values())
-    return (
-        f"Average accuracy: SOURCE {source:.1%}, TTC {ttc:.1%} ({100 * (ttc - source):+.1f} points)"
-    )

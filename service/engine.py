@@ -31,13 +31,13 @@ from service.streams import StreamRecord, Streams
 from service.truth import Truth
 from ttc_core.errors import told
 from ttc_core.evaluate import as_batch, warm_up
-from ttc_core.methods import Adaptation, Answers, Method, Prediction
+from ttc_core.methods import Adaptation, HostPrediction, Method, Prediction
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_Said = tuple[Prediction, Answers]
+_Said = tuple[Prediction, HostPrediction]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Image:
 class Answer:
     """One image's row in the answers of its batch."""
 
-    answers: Answers
+    answers: HostPrediction
     row: int
     forward_seconds: float
 
@@ -65,7 +65,7 @@ class _Part:
     stream: str
     record: StreamRecord
     prediction: Prediction
-    answers: Answers
+    answers: HostPrediction
     labels: list[int | None]
     seconds: float
 

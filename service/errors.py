@@ -21,6 +21,8 @@ Whoever raises one writes the sentence: what was wrong, the rule with its unit, 
 Statuses and titles stand in one table, below; nothing else in the service knows them.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -45,6 +47,20 @@ class Refused(Exception):
         super().__init__(detail)
         self.index = index
         self.retry_after = retry_after
+
+
+@contextlib.contextmanager
+def of_image(index: int, count: int, others: str = "", *, name: str = "Image") -> Iterator[None]:
+    """Have a refusal say that it is of image `index`, from 0, of a request of `count`."""
+    try:
+        yield
+    except Refused as error:
+        sentence = f"{name} {index + 1} of {count}: {error}{others}"
+        raise type(error)(sentence, index=index) from error
+
+
+class ClientGone(Exception):
+    """The client closed the connection; nobody waits for an answer, not even for a refusal."""
 
 
 class Unreadable(Refused):

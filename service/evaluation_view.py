@@ -6,16 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from service.view import View
 from ttc_core.datasets import Stream
-from ttc_core.evaluate import Run, Tally
-from ttc_core.files import written_whole
+from ttc_core.evaluate import Run
 from ttc_core.order import note_on_runs
-
-# Mixed streams of ten classes have runs of 1.1 images.
+from ttc_core.rows import Arrays, save_arrays
+from ttc_core.tally import Tally
 
 Kind = tuple[str, int]
 
@@ -95,18 +91,10 @@ class EvaluationView:
         self.view.start(f"{run.name} {stream.corruption}{batches}{after}", len(stream))
 
     def progressed(self, tally: Tally, batch_seconds: float) -> None:
-        self.view.update(
-            done=tally.images,
-            correct=tally.correct,
-            entropy_sum=tally.entropy_sum,
-            selected=tally.selected,
-            steps=tally.steps,
-            seconds_left=self._estimate.seconds_left(tally.images),
-        )
+        self.view.update(tally, seconds_left=self._estimate.seconds_left(tally.images))
 
-    def finished(self, run: Run, row: dict[str, Any], columns: dict[str, NDArray[Any]]) -> None:
+    def finished(self, run: Run, row: dict[str, Any], columns: Arrays) -> None:
         self.rows.append(row)
         self.view.finish(row)
         if self._predictions is not None:
-            with written_whole(self._predictions) as file:
-                np.savez_compressed(file, **columns)  # type: ignore[arg-type]
+            save_arrays(self._predictions, columns)

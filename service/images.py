@@ -1,5 +1,7 @@
 """Turn the bytes of an image into an array, within limits. Knows neither HTTP nor torch."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -11,18 +13,11 @@ from ttc_core.pictures import Buffer, Damaged, Picture, TooManyParts, open_pictu
 # No TIFF: a tile may be far larger than its picture, so a file of 16 x 16 pixels and 0.8 MB
 # makes libtiff fill 0.8 GB, and no header that Pillow shows tells so beforehand.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_NAMES = ("jpeg jpg pjpeg", "png x-png apng", "webp", "gif", "bmp x-bmp x-ms-bmp")
 MEDIA_TYPES = {
-    "image/jpeg": "JPEG",
-    "image/jpg": "JPEG",
-    "image/pjpeg": "JPEG",
-    "image/png": "PNG",
-    "image/x-png": "PNG",
-    "image/apng": "PNG",
-    "image/webp": "WEBP",
-    "image/gif": "GIF",
-    "image/bmp": "BMP",
-    "image/x-bmp": "BMP",
-    "image/x-ms-bmp": "BMP",
+    f"image/{name}": format_
+    for format_, names in zip(FORMATS, _NAMES, strict=True)
+    for name in names.split()
 }
 _ACCEPTED = "JPEG, PNG, WebP, GIF and BMP"
 
@@ -66,8 +61,23 @@ def read_header(
             f"The {len(body):,} bytes are not an image that can be read: {why}; "
             f"accepted are {_ACCEPTED}."
         ) from error
-    _check_size(picture.width, picture.height, max_pixels, max_side)
-    _check_resized_size(picture.width, picture.height, size, crop, max_pixels)
+    width, height = picture.width, picture.height
+    if min(width, height) < 1:
+        raise Unreadable(f"The image is {width:,} x {height:,} pixels; it has no content.")
+    if max(width, height) > max_side:
+        raise TooLarge(
+            f"The image is {width:,} x {height:,} pixels; "
+            f"at most {max_side:,} pixels along a side are accepted."
+        )
+    accepted = f"pixels; at most {max_pixels:,} pixels are accepted."
+    if width * height > max_pixels:
+        raise TooLarge(f"The image is {width:,} x {height:,} = {width * height:,} {accepted}")
+    resized = math.prod(resized_size(width, height, size=size, crop=crop))
+    if resized > max(max_pixels, (size or 0) ** 2):
+        raise TooLarge(
+            f"The image of {width:,} x {height:,} pixels is too narrow: with its shorter side "
+            f"resized to {size} it has {resized:,} {accepted}"
+        )
     return picture
 
 
@@ -122,33 +132,6 @@ def check_media_type(content_type: str | None) -> None:
         raise UnknownType(
             f"The media type {media_type[:80]!r} is not accepted; accepted are image/jpeg, "
             "image/png, image/webp, image/gif, image/bmp and application/octet-stream."
-        )
-
-
-def _check_size(width: int, height: int, max_pixels: int, max_side: int) -> None:
-    if min(width, height) < 1:
-        raise Unreadable(f"The image is {width:,} x {height:,} pixels; it has no content.")
-    if max(width, height) > max_side:
-        raise TooLarge(
-            f"The image is {width:,} x {height:,} pixels; "
-            f"at most {max_side:,} pixels along a side are accepted."
-        )
-    if width * height > max_pixels:
-        raise TooLarge(
-            f"The image is {width:,} x {height:,} = {width * height:,} pixels; "
-            f"at most {max_pixels:,} pixels are accepted."
-        )
-
-
-def _check_resized_size(
-    width: int, height: int, size: int | None, crop: int | None, max_pixels: int
-) -> None:
-    resized_width, resized_height = resized_size(width, height, size=size, crop=crop)
-    if resized_width * resized_height > max(max_pixels, (size or 0) ** 2):
-        raise TooLarge(
-            f"The image of {width:,} x {height:,} pixels is too narrow: with its shorter side "
-            f"resized to {size} it has {resized_width * resized_height:,} pixels; "
-            f"at most {max_pixels:,} pixels are accepted."
         )
 
 

@@ -8,19 +8,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
 from service.client import Client
-from ttc_core.errors import UserError
+from ttc_core.errors import UserError, printable
 
 START_SECONDS = 120.0
 LISTENING = re.compile(r"Listening on (http://\S+)")
 
 
 class LaunchError(UserError, RuntimeError):
-    """The server did not become ready; the text is what it said."""
+    """The server did not become ready; the text is what it said, line by line."""
+
+    def __init__(self, sentence: str, lines: Iterable[str] = ()) -> None:
+        super().__init__(sentence)
+        self.args = ("\n".join([sentence, *map(printable, lines)]),)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def _wait_for_url(reader: threading.Thread, lines: list[str], deadline: float) -
                 return found[1]
             seen += 1
         time.sleep(0.02)
-    raise LaunchError("The server did not start:\n" + "\n".join(lines))
+    raise LaunchError("The server did not start:", lines)
 
 
 def _wait_until_ready(url: str, process: "subprocess.Popen[str]", deadline: float) -> None:

@@ -76,6 +76,10 @@ class Place(Generic[Item, Answer]):
         """
         return await asyncio.shield(self._done)
 
+    def on_end(self, call: Callable[[], None]) -> None:
+        """Call it once the request is answered, failed or gone."""
+        self._done.add_done_callback(lambda _: call())
+
     def leave(self) -> None:
         """Give the place up; harmless when answered already."""
         if not self._done.done():

@@ -1,4 +1,4 @@
-"""Every metric, declared once. Names, units and labels are those of README's table."""
+"""Every metric, declared once. Names, units and labels are those of docs/metrics.md."""
 
 import platform
 from collections import deque
@@ -18,7 +18,7 @@ from prometheus_client import (
 )
 
 from service.errors import CLIENT_CLOSED_REQUEST, STATUS
-from ttc_core.methods import Adaptation, Answers
+from ttc_core.methods import Adaptation, HostPrediction
 
 # A time of creation beside every counter: a fifth of the text, and nobody asks for it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -269,7 +269,7 @@ class Metrics:
         """Note how long a request waited for its batch."""
         self.stage_seconds.labels("queue").observe(seconds)
 
-    def count_answers(self, answers: Answers, *, selects: bool) -> None:
+    def count_answers(self, answers: HostPrediction, *, selects: bool) -> None:
         """Count a batch's answers.
 
         Args:

@@ -16,7 +16,7 @@ from service import tracing
 from service.errors import NotReady
 from service.intake import DELIVERED, NOTES
 from service.metrics import Metrics
-from service.problems import MOST_PATH_CHARACTERS, REQUEST_ID, problem, refusal
+from service.problems import MOST_PATH_CHARACTERS, REQUEST_ID, form_of, refusal
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("service.access")
@@ -84,7 +84,7 @@ class RequestContext:
             if status:
                 raise  # the answer has begun: all that is left is to cut it off
             detail = "The service failed on this request; its log has the reason."
-            answer = problem(500, "Internal error", detail, request_id)
+            answer = form_of(scope)(500, "Internal error", detail, request_id)
             await answer(scope, receive, send_and_note)
         finally:
             # The answer is on its way, or never will be: adaptation need not wait for it.

@@ -1,19 +1,31 @@
-"""Errors as RFC 9457 problem documents: the one place where an error becomes an HTTP answer."""
+"""Errors as HTTP answers: RFC 9457 problem documents, unless the route has a form of its own.
+
+A route of another protocol says so by its class:
+
+    class OtherRoute(APIRoute):
+        error_form = staticmethod(other_error)  # called as `problem` is
+
+    router = APIRouter(route_class=OtherRoute)
+"""
 
 import math
+from collections.abc import Callable
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
-from service.errors import CLIENT_CLOSED_REQUEST, STATUS, TITLE, Refused
-from service.intake import ClientGone
+from service.errors import CLIENT_CLOSED_REQUEST, STATUS, TITLE, ClientGone, Refused
 from service.settings import MOST_CHARACTERS
 
 REQUEST_ID = "ttc.request_id"
 MOST_PATH_CHARACTERS = 200
+
+# Makes an error's answer, and is called as `problem` is.
+ErrorForm = Callable[..., Response]
 
 
 def problem(
@@ -38,7 +50,13 @@ def problem(
     return JSONResponse(content, status, headers=headers, media_type="application/problem+json")
 
 
-def refusal(error: Refused, request_id: str) -> JSONResponse:
+def form_of(scope: Scope) -> ErrorForm:
+    """The form of errors of the route that a request found."""
+    form: ErrorForm = getattr(scope.get("route"), "error_form", problem)
+    return form
+
+
+def refusal(error: Refused, request_id: str, form: ErrorForm = problem) -> Response:
     """Make the answer to a request that is turned away."""
     headers = {}
     if error.retry_after is not None:
@@ -46,7 +64,7 @@ def refusal(error: Refused, request_id: str) -> JSONResponse:
     kind = type(error)
     if STATUS[kind] == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return problem(
+    return form(
         STATUS[kind], TITLE[kind], str(error), request_id, index=error.index, headers=headers
     )
 
@@ -56,14 +74,15 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
-        return refusal(error, request.scope[REQUEST_ID])
+        return refusal(error, request.scope[REQUEST_ID], form_of(request.scope))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         name = first["loc"][-1]
         detail = f"{name}: {first['msg']}; got {repr(first.get('input'))[:MOST_CHARACTERS]}."
-        return problem(422, "Value out of range", detail, request.scope[REQUEST_ID])
+        form = form_of(request.scope)
+        return form(422, "Value out of range", detail, request.scope[REQUEST_ID])
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
@@ -79,7 +98,8 @@ def install(app: FastAPI) -> None:
                 return Response(status_code=204, headers=headers)
         path = request.url.path[:MOST_PATH_CHARACTERS]
         detail = f"{request.method} {path}: {error.detail}. See /docs."
-        return problem(
+        form = form_of(request.scope)
+        return form(
             error.status_code, str(error.detail), detail, request.scope[REQUEST_ID], headers=headers
         )
 

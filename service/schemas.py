@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 STREAM_PATTERN = r"^[A-Za-z0-9._:-]{1,64}$"
 STREAM_NAME = re.compile(STREAM_PATTERN)
@@ -30,7 +30,7 @@ class PredictRequest(BaseModel):
         json_schema_extra={"examples": [{"images": [{"b64": "iVBORw0KGgo…", "id": "frame-1"}]}]},
     )
 
-    images: list[EncodedImage] = Field(min_length=1)
+    images: Annotated[list[EncodedImage], FailFast()] = Field(min_length=1)
 
 
 class LateLabel(BaseModel):
@@ -50,7 +50,7 @@ class FeedbackRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    labels: list[LateLabel] = Field(min_length=1)
+    labels: Annotated[list[LateLabel], FailFast()] = Field(min_length=1)
 
 
 class NotTaken(BaseModel):

@@ -72,6 +72,7 @@ class Server(uvicorn.Server):
 
     def _drain(self, service: Service) -> None:
         service.batcher.drain()
+        service.intake.drain()
         self.should_exit = True
 
 

@@ -110,7 +110,9 @@ class Settings(BaseSettings):
     max_images: int = Field(1000, ge=1, le=MOST, description="images of one request")
     max_pixels: int = Field(16_000_000, ge=1, le=MOST_PIXELS, description="pixels of one image")
     max_side: int = Field(8192, ge=1, le=MOST, description="pixels along one side of an image")
-    decode_threads: int = Field(2, ge=1, le=64, description="threads that decode images")
+    decode_threads: int = Field(
+        2, ge=1, le=64, description="threads that decode images; as many more for large requests"
+    )
     receive_timeout: float = Field(
         30.0, ge=0.1, le=DAY, description="seconds for a request to arrive whole"
     )

@@ -1,7 +1,7 @@
 """From the bytes of a request to its images: raw bodies, forms, JSON. Knows no queue, no torch."""
 
-import base64
 import binascii
+import contextlib
 import json
 import re
 import unicodedata
@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from pydantic_core import from_json
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
 
-from service.errors import OutOfRange, TooLarge, UnknownType, Unreadable
+from service.errors import OutOfRange, TooLarge, UnknownType, Unreadable, of_image
 from service.images import check_media_type
 from service.schemas import FeedbackRequest, LateLabel, PredictRequest
 from ttc_core.pictures import Buffer
@@ -25,11 +26,15 @@ PIECE_BYTES = 1 << 20
 # Between them stand the values of a JSON body. An image has three, and may have some in its id.
 _MARKS_A_LABEL = 4 + MAX_ID_CHARACTERS
 _MARKS_AN_IMAGE = 3 * _MARKS_A_LABEL
+# No object of a request has more names.
+_MOST_NAMES = 3
+MOST_LABELS = 10_000
 _MAX_GZIP_MEMBERS = 100
+_BASE64_PIECE = 1 << 16
+_HEADER_NAME = re.compile(rb"[!#-'*+.0-9A-Z^-z|~-]+")
 _WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 _MOST_DIGITS = 18  # what has more is cut: any such number is no class
 
-MOST_LABELS = 10_000
 # What a JSON body is like, and what goes in the query instead.
 _FORMS: dict[type[BaseModel], tuple[str, str]] = {
     PredictRequest: (
@@ -55,20 +60,20 @@ class Upload:
     labels: list[int | None] = field(default_factory=list)
 
 
-def codings(header: str) -> list[str]:
-    """Return what a Content-Encoding header says that has to be undone, the last first.
+def is_gzip(coding: str) -> bool:
+    """Whether a body is packed, by its Content-Encoding.
 
     Raises:
-        UnknownType: a coding other than gzip and identity, or gzip twice.
+        UnknownType: a coding other than gzip, once, and identity.
     """
-    named = [name.strip().lower().removeprefix("x-") for name in header.split(",")]
-    named = [name for name in named if name not in ("", "identity")]
-    if named not in ([], ["gzip"]):
+    codings = [name.strip().lower().removeprefix("x-") for name in coding.split(",")]
+    codings = [name for name in codings if name not in ("", "identity")]
+    if codings not in ([], ["gzip"]):
         raise UnknownType(
-            f"The Content-Encoding {header[:80]!r} is not accepted; accepted are gzip, once, "
+            f"The Content-Encoding {coding[:80]!r} is not accepted; accepted are gzip, once, "
             "and identity."
         )
-    return named
+    return bool(codings)
 
 
 def gunzip(body: Buffer) -> Iterator[bytes]:
@@ -101,11 +106,24 @@ def memory_to_parse(body: Buffer, content_type: str | None) -> int:
     """Return the bytes that `parse_upload` takes at most besides the body."""
     media_type, _ = _media_type(content_type)
     if media_type == b"multipart/form-data":
-        return len(body) + len(body) // 4  # its parts, which grow
+        return len(body)  # its parts
     if media_type == b"application/json":
         # As text, its strings, those checked, what they encode; and an object for each value.
-        return 7 * len(body) // 2 + 100 * _marks(body)
+        # Text that is not ASCII may have four bytes a character.
+        return (7 if body.isascii() else 13) * len(body) // 2 + 100 * _marks(body)
     return 0
+
+
+def content_type(headers: Headers) -> str | None:
+    """The Content-Type of a request.
+
+    Raises:
+        Unreadable: it has several.
+    """
+    stated = headers.getlist("content-type")
+    if len(stated) > 1:
+        raise Unreadable(f"The request has {len(stated)} Content-Types; send one.")
+    return stated[0] if stated else None
 
 
 def _media_type(content_type: str | None) -> tuple[bytes, dict[bytes, bytes]]:
@@ -114,7 +132,11 @@ def _media_type(content_type: str | None) -> tuple[bytes, dict[bytes, bytes]]:
 
 
 def _marks(body: Buffer) -> int:
-    return body.count(b",") + body.count(b"{") + body.count(b"[")
+    """Count what stands between values, a piece at a time: other threads wait for each."""
+    pieces = range(0, len(body), PIECE_BYTES)
+    return sum(
+        body.count(mark, at, at + PIECE_BYTES) for at in pieces for mark in (b",", b"{", b"[")
+    )
 
 
 def parse_upload(
@@ -123,20 +145,17 @@ def parse_upload(
     *,
     ids: list[str],
     labels: list[str],
-    classes: int,
     max_images: int,
-    max_image_bytes: int,
 ) -> Upload:
-    """Take a request's body apart.
+    """Take a request's body apart; `check_upload` looks at what is in it.
 
     Args:
         ids, labels: from the query, in the order of the images; empty for none. A form or a JSON
             body may carry them instead.
-        classes: K; labels are 0 to K − 1.
 
     Raises:
         Unreadable: the body is empty or malformed. UnknownType: its media type is another.
-        TooLarge: too many images, or one of too many bytes. OutOfRange: a label, an id.
+        TooLarge: too many images. OutOfRange: a name or a value that is none of the form's.
     """
     media_type, options = _media_type(content_type)
     if not body:
@@ -148,7 +167,7 @@ def parse_upload(
             raise TooLarge(
                 f"The JSON has more values than {max_images:,} images have, the most accepted."
             )
-        upload = _parse_images(body, options, max_images)
+        upload = _parse_json(body, options, max_images)
     else:
         try:
             check_media_type(content_type)
@@ -159,73 +178,40 @@ def parse_upload(
         if any(upload.ids) or any(label is not None for label in upload.labels):
             raise OutOfRange("Give ids and labels in the query or in the body, not in both.")
         upload.ids, upload.labels = list(ids), _whole_numbers(labels)
-    upload.ids = _one_each("id", upload.ids, len(upload.images))
-    upload.labels = _one_each("label", upload.labels, len(upload.images))
-    _check(upload, classes, max_images, max_image_bytes)
     return upload
 
 
-def _check(upload: Upload, classes: int, max_images: int, max_image_bytes: int) -> None:
+def check_upload(upload: Upload, classes: int, max_images: int, max_image_bytes: int) -> None:
+    """Hold files against their limits, and ids and labels, which may be left out.
+
+    Args:
+        classes: K; labels are 0 to K − 1.
+
+    Raises:
+        TooLarge: too many images, or one of too many bytes. OutOfRange: a label, an id.
+    """
+    upload.ids = _one_each("id", upload.ids, len(upload.images))
+    upload.labels = _one_each("label", upload.labels, len(upload.images))
     count = len(upload.images)
-    if count > max_images:
-        raise TooLarge(
-            f"The request has {count:,} images; at most {max_images:,} are accepted at once."
-        )
-    for index, (image, name, label) in enumerate(
-        zip(upload.images, upload.ids, upload.labels, strict=True)
-    ):
-        where = f"Image {index + 1} of {count}: "
-        if len(image) > max_image_bytes:
-            raise TooLarge(
-                f"{where}it has {len(image):,} bytes; at most {max_image_bytes:,} are accepted.",
-                index=index,
-            )
-        _check_truth(where, index, name, label, classes)
+    check_count(count, max_images)
+    for index, image in enumerate(upload.images):
+        name, label = upload.ids[index], upload.labels[index]
+        with of_image(index, count):
+            if len(image) > max_image_bytes:
+                raise TooLarge(
+                    f"it has {len(image):,} bytes; at most {max_image_bytes:,} are accepted."
+                )
+            _check_id(name)
+            check_label(label, classes)
 
 
-def _check_truth(where: str, index: int, name: str | None, label: int | None, classes: int) -> None:
-    """Refuse an id that is no short printable text, and a label that is no class."""
+def _check_id(name: str | None) -> None:
     if name is not None and len(name) > MAX_ID_CHARACTERS:
         raise OutOfRange(
-            f"{where}its id has {len(name):,} characters; at most {MAX_ID_CHARACTERS} are "
-            "accepted.",
-            index=index,
+            f"its id has {len(name):,} characters; at most {MAX_ID_CHARACTERS} are accepted."
         )
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name or ""):
-        raise OutOfRange(
-            f"{where}its id {name!r} has control characters; accepted is printable text.",
-            index=index,
-        )
-    if label is not None and not 0 <= label < classes:
-        raise OutOfRange(
-            f"{where}the label {label} is not a class; accepted are 0 to {classes - 1}.",
-            index=index,
-        )
-
-
-def _one_each(name: str, values: list[T | None], images: int) -> list[T | None]:
-    if not values:
-        return [None] * images
-    if len(values) != images:
-        raise OutOfRange(
-            f"The request has {images} images but {len(values)} values of {name}; give one for "
-            "each image, in order, or none."
-        )
-    return values
-
-
-def _whole_numbers(values: list[str]) -> list[int | None]:
-    numbers: list[int | None] = []
-    for index, value in enumerate(values):
-        # Not all that int() takes: " 1", "+1", "1_0" and other scripts' digits are no JSON either.
-        if not _WHOLE_NUMBER.fullmatch(value):
-            raise OutOfRange(
-                f"Image {index + 1} of {len(values)}: a label is a whole number; "
-                f"got {value[:40]!r}.",
-                index=index,
-            )
-        numbers.append(int(value[:_MOST_DIGITS]))
-    return numbers
+    if any(unicodedata.category(each) in ("Cc", "Cs") for each in name or ""):
+        raise OutOfRange(f"its id {name!r} has control characters; accepted is printable text.")
 
 
 def parse_labels(body: Buffer, content_type: str | None, *, classes: int) -> list[LateLabel]:
@@ -248,21 +234,88 @@ def parse_labels(body: Buffer, content_type: str | None, *, classes: int) -> lis
     if len(labels) > MOST_LABELS:
         raise too_many
     for index, each in enumerate(labels):
-        where = f"Label {index + 1} of {len(labels)}: "
-        _check_truth(where, index, each.id, each.label, classes)
+        with of_image(index, len(labels), name="Label"):
+            _check_id(each.id)
+            check_label(each.label, classes)
     return labels
 
 
+def check_count(images: int, max_images: int) -> None:
+    """Raise TooLarge for more images than are taken at once, OutOfRange for none."""
+    if not images:
+        raise OutOfRange("The request has no image; at least one is accepted.")
+    if images > max_images:
+        raise TooLarge(
+            f"The request has {images:,} images; at most {max_images:,} are accepted at once."
+        )
+
+
+def check_label(label: int | None, classes: int) -> None:
+    """Raise OutOfRange for a label that is no class."""
+    if label is not None and not 0 <= label < classes:
+        raise OutOfRange(
+            f"the label {_shown(label)} is not a class; accepted are 0 to {classes - 1}."
+        )
+
+
+def _shown(label: int) -> str:
+    digits = str(label)
+    return digits if len(digits) < _MOST_DIGITS else f"{digits[: _MOST_DIGITS - 1]}…"
+
+
+def _one_each(name: str, values: list[T | None], images: int) -> list[T | None]:
+    if not values:
+        return [None] * images
+    if len(values) != images:
+        raise OutOfRange(
+            f"The request has {images} images but {len(values)} values of {name}; give one for "
+            "each image, in order, or none."
+        )
+    return values
+
+
+def _whole_numbers(values: list[str]) -> list[int | None]:
+    numbers: list[int | None] = []
+    for index, value in enumerate(values):
+        # Not all that int() takes: " 1", "+1", "1_0" and other scripts' digits are no JSON either.
+        with of_image(index, len(values)):
+            if not _WHOLE_NUMBER.fullmatch(value):
+                raise OutOfRange(f"a label is a whole number; got {value[:40]!r}.")
+        numbers.append(int(value[:_MOST_DIGITS]))
+    return numbers
+
+
+def _parse_json(body: Buffer, options: dict[bytes, bytes], max_images: int) -> Upload:
+    images = _read_json(body, options, PredictRequest).images
+    check_count(len(images), max_images)
+    upload = Upload(ids=[image.id for image in images], labels=[image.label for image in images])
+    for index, image in enumerate(images):
+        with of_image(index, len(images)):
+            upload.images.append(_from_base64(image.b64))
+    return upload
+
+
 def _read_json(body: Buffer, options: dict[bytes, bytes], form: type[Form]) -> Form:
+    """Read a request in which no object has a key twice.
+
+    json lets no other thread run for 5 ns a byte, pydantic's reader for a twentieth of that. But of
+    equal keys it keeps the last: then there are more colons than keys, as where a string has one.
+    Those, and all that it cannot read, are for the careful reader.
+    """
     if options.get(b"charset", b"utf-8").lower().replace(b"-", b"") != b"utf8":
         raise UnknownType("JSON must be UTF-8; its Content-Type names another charset.")
+    content: Any = None
+    with contextlib.suppress(ValueError):
+        content = from_json(bytes(body), allow_inf_nan=False)
     try:
-        content = json.loads(
-            body.decode("utf-8-sig"),
-            object_pairs_hook=_once_each,
-            parse_int=lambda digits: int(digits[:_MOST_DIGITS]),
-            parse_constant=_refuse_constant,
-        )
+        if content is None or _names(content) != body.count(b":"):
+            content = None  # both would be more than was set aside
+            content = json.loads(
+                body.decode("utf-8-sig"),
+                object_pairs_hook=_once_each,
+                parse_int=lambda digits: int(digits[:_MOST_DIGITS]),
+                parse_constant=_refuse_constant,
+            )
         return form.model_validate(content)
     except ValidationError as error:
         raise _json_refusal(error, form) from None
@@ -270,28 +323,39 @@ def _read_json(body: Buffer, options: dict[bytes, bytes], form: type[Form]) -> F
         raise Unreadable(f"The body is not JSON: {str(error)[:200]}.") from None
 
 
-def _parse_images(body: Buffer, options: dict[bytes, bytes], max_images: int) -> Upload:
-    request = _read_json(body, options, PredictRequest)
-    if len(request.images) > max_images:
-        raise TooLarge(
-            f"The request has {len(request.images):,} images; at most {max_images:,} are accepted "
-            "at once."
+def _names(content: Any) -> int:
+    """How many names its objects have, as deep as a request goes."""
+    lists = content.values() if isinstance(content, dict) else ()
+    items = [item for each in lists if isinstance(each, list) for item in each]
+    objects = [each for each in (content, *items) if isinstance(each, dict)]
+    for each in objects:
+        _check_names(len(each))
+    return sum(map(len, objects))
+
+
+def _check_names(count: int) -> None:
+    # A few too many are told by name.
+    if count > 2 * _MOST_NAMES:
+        raise OutOfRange(
+            f"An object of the JSON body has {count:,} keys; at most {_MOST_NAMES} are known."
         )
-    upload = Upload()
-    for index, image in enumerate(request.images):
-        try:
-            upload.images.append(base64.b64decode(image.b64, validate=True))
-        except (binascii.Error, ValueError) as error:
-            raise Unreadable(
-                f"Image {index + 1} of {len(request.images)}: its b64 is not base64 ({error}).",
-                index=index,
-            ) from None
-        upload.ids.append(image.id)
-        upload.labels.append(image.label)
-    return upload
+
+
+def _from_base64(text: str) -> Buffer:
+    """Decode a piece at a time: other threads wait for each."""
+    # What is not of whole groups, or padded before its end, is wrong in whole only.
+    size = len(text) if len(text) % 4 or "=" in text[:-2] else _BASE64_PIECE
+    content = bytearray()
+    try:
+        for at in range(0, len(text), size):
+            content += binascii.a2b_base64(text[at : at + size], strict_mode=True)
+    except ValueError as error:
+        raise Unreadable(f"its b64 is not base64 ({error}).") from None
+    return content
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _check_names(len(pairs))
     content: dict[str, Any] = {}
     for name, value in pairs:
         if name in content:
@@ -314,76 +378,57 @@ def _json_refusal(error: ValidationError, form: type[BaseModel]) -> OutOfRange:
     return OutOfRange(f"{place}: {message}; accepted is {accepted}{beside}.", index=index)
 
 
-class _Form:
-    """Collects the parts of a form while python-multipart walks through the body."""
-
-    def __init__(self, max_parts: int) -> None:
-        self.fields: dict[str, list[Buffer]] = {"image": [], "id": [], "label": []}
-        self._max_parts, self._parts = max_parts, 0
-        self._headers: dict[bytes, bytes] = {}
-        self._name, self._value, self._data = b"", b"", bytearray()
-        self.is_whole = False
-
-    def on_part_begin(self) -> None:
-        self._parts += 1
-        if self._parts > self._max_parts:
-            raise TooLarge(f"The form has more than {self._max_parts:,} parts.")
-        self._headers, self._data = {}, bytearray()
-
-    def on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
-
-    def on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def on_header_end(self) -> None:
-        self._headers[self._name.lower()] = self._value
-        self._name, self._value = b"", b""
-
-    def on_headers_finished(self) -> None:
-        """Part of the interface; all is known at the part's end."""
-
-    def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self._data += memoryview(data)[start:end]
-
-    def on_part_end(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+def _parse_form(body: Buffer, boundary: bytes, max_images: int) -> Upload:
+    if not boundary:
+        raise Unreadable("The form's Content-Type names no boundary.")
+    fields: dict[str, list[Buffer]] = {"image": [], "id": [], "label": []}
+    for number, (headers, content) in enumerate(_parts(body, b"\r\n--" + boundary)):
+        if number == 3 * max_images:
+            raise TooLarge(f"The form has more than {3 * max_images:,} parts.")
+        _, options = parse_options_header(headers.get(b"content-disposition", b""))
         name = options.get(b"name", b"").decode("utf-8", "replace")
-        if name not in self.fields:
+        if name not in fields:
             raise OutOfRange(
                 f"The form has a field {name[:40]!r}; accepted are image, id and label."
             )
         if name == "image":
-            content_type = self._headers.get(b"content-type")
-            index = len(self.fields["image"])
+            index = len(fields["image"])
             try:
-                check_media_type(content_type.decode("latin-1") if content_type else None)
-            except UnknownType as error:
+                check_media_type(headers.get(b"content-type", b"").decode("latin-1"))
+            except UnknownType as error:  # of how many is not known yet
                 raise UnknownType(f"Image {index + 1}: {error}", index=index) from None
-        self.fields[name].append(self._data)
-
-    def on_end(self) -> None:
-        self.is_whole = True
-
-
-def _parse_form(body: Buffer, boundary: bytes, max_images: int) -> Upload:
-    if not boundary:
-        raise Unreadable("The form's Content-Type names no boundary.")
-    form = _Form(max_parts=3 * max_images)
-    callbacks = {name: getattr(form, name) for name in dir(form) if name.startswith("on_")}
-    try:
-        parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
-        parser.write(body)  # type: ignore[arg-type]  # it only reads
-        parser.finalize()
-    except FormParserError as error:
-        raise Unreadable(f"The form is malformed: {error}.") from None
-    if not form.is_whole:
-        raise Unreadable("The form is cut short: its closing boundary is missing.")
-    if not form.fields["image"]:
+        fields[name].append(content)
+    if not fields["image"]:
         raise Unreadable("The form has no field named image.")
     try:
-        ids: list[str | None] = [value.decode() for value in form.fields["id"]]
-        labels = [value.decode() for value in form.fields["label"]]
+        ids: list[str | None] = [value.decode() for value in fields["id"]]
+        labels = [value.decode() for value in fields["label"]]
     except UnicodeDecodeError:
         raise Unreadable("The form's ids and labels must be UTF-8 text.") from None
-    return Upload(form.fields["image"], ids, _whole_numbers(labels))
+    return Upload(fields["image"], ids, _whole_numbers(labels))
+
+
+def _parts(body: Buffer, mark: bytes) -> Iterator[tuple[dict[bytes, bytes], Buffer]]:
+    """Yield the headers of each part, their names in small letters, and its content."""
+    at = 0
+    while body[at : at + 1] in (b"\r", b"\n"):
+        at += 1
+    if not body.startswith(mark[2:], at):
+        raise Unreadable("The form is malformed: it does not begin with its boundary.")
+    at += len(mark) - 2
+    while body[at : at + 2] == b"\r\n":
+        end_of_head = body.find(b"\r\n\r\n", at)
+        end = body.find(mark, max(end_of_head, at) + 4)
+        while end >= 0 and body[end + len(mark) : end + len(mark) + 2] not in (b"\r\n", b"--"):
+            end = body.find(mark, end + 1)  # that was the part's own
+        if min(end_of_head, end) < 0:
+            raise Unreadable("The form is cut short: its closing boundary is missing.")
+        lines = bytes(body[at:end_of_head]).split(b"\r\n")
+        fields = [line.partition(b":") for line in lines if line]
+        if not all(colon and _HEADER_NAME.fullmatch(name) for name, colon, _ in fields):
+            raise Unreadable("The form is malformed: a header of a part has no name.")
+        headers = {name.lower(): value.strip() for name, _, value in fields}
+        yield headers, body[end_of_head + 4 : end]
+        at = end + len(mark)
+    if body[at : at + 2] != b"--":
+        raise Unreadable("The form is malformed: its boundary does not end a line.")

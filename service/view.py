@@ -6,22 +6,26 @@ corruption, and every few seconds.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
+from rich.console import Group as Stack
 from rich.live import Live
 from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ttc_core.rows import averaged
+from ttc_core.report.configuration import configurations
+from ttc_core.report.groups import Group
+from ttc_core.rows import OPTIONAL_FIELDS, UNKNOWN, averaged, differing, setting, value_text
+from ttc_core.tally import Tally
 
 Row = Mapping[str, Any]
 
 _NONE = "–"  # noqa: RUF001  the dash of a cell that has no number
-_MILLISECONDS = 1000.0
 
 
 class View:
@@ -35,20 +39,18 @@ class View:
 
     def __init__(
         self,
-        console: Console | None = None,
+        console: Console,
         *,
         seconds_between_lines: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.console = console or Console()
+        self.console = console
         self._seconds_between_lines, self._clock = seconds_between_lines, clock
         self._live: Live | None = None
         self._clear("", 0)
 
     def _clear(self, title: str, total: int) -> None:
-        self._title, self._total = title, total
-        self._done = self._correct = self._selected = self._steps = 0
-        self._entropy_sum = 0.0
+        self._title, self._total, self._tally = title, total, Tally(total)
         self._seconds_left: float | None = None
         self._latencies: list[float] = []
         self._started = self._last_line = self._clock()
@@ -70,52 +72,28 @@ class View:
         self._started = self._clock()
 
     def update(
-        self,
-        *,
-        done: int,
-        correct: int,
-        entropy_sum: float,
-        selected: int,
-        steps: int,
-        latency: float | None = None,
-        seconds_left: float | None = None,
+        self, tally: Tally, *, latency: float | None = None, seconds_left: float | None = None
     ) -> None:
-        """Show how far it is; all but the times are totals since `start`.
+        """Show how far it is.
 
         Args:
-            done: images answered.
-            correct: of these, the ones answered right.
-            entropy_sum: nats, over the images answered.
-            selected: images that the method learned from.
-            steps: of the optimizer.
+            tally: of what came since `start`.
             latency: seconds that the latest request took.
             seconds_left: until all of it is done, not this corruption alone.
         """
-        self._seconds_left = seconds_left
-        self._done, self._correct, self._selected = done, correct, selected
-        self._entropy_sum, self._steps = entropy_sum, steps
+        self._tally, self._seconds_left = tally, seconds_left
         if latency is not None:
             self._latencies.append(latency)
         now = self._clock()
         if self._live is None and now - self._last_line >= self._seconds_between_lines:
             self._last_line = now
-            self.say(f"{self._title}: {self._done:,} of {self._total:,} images, {self._numbers()}")
+            self.say(f"{self._title}: {self._done}, {self._numbers()}")
 
     def finish(self, row: Row) -> None:
         """End a corruption with its result row."""
         self._stop()
-        parts = [
-            f"{row['images']:,} images in {row['seconds']:.1f} s",
-            f"accuracy {_percent(row['accuracy'])} %",
-            f"entropy {_decimals(row['entropy'], 3)}",
-            f"selected {_percent(row['selection_rate'])} %",
-            f"{_whole(row['steps'])} steps",
-            f"{_whole(row['images_per_second'])} images/s",
-        ]
-        if row.get("latency_p50") is not None:
-            parts.append(f"p50 {_latency(row['latency_p50'])} ms")
-            parts.append(f"p99 {_latency(row['latency_p99'])} ms")
-        self.say(f"{self._title}: {', '.join(parts)}")
+        took = f"{row['images']:,} images in {row['seconds']:.1f} s"
+        self.say(f"{self._title}: {took}, {_numbers(row)}")
         self._clear("", 0)
 
     def interrupt(self) -> None:
@@ -123,11 +101,8 @@ class View:
         if self._total == 0:
             return
         self._stop()
-        numbers = f", {self._numbers()}" if self._done else ""
-        self.say(
-            f"{self._title}: stopped after {self._done:,} of {self._total:,} images{numbers}; "
-            "not among the results"
-        )
+        numbers = f", {self._numbers()}" if self._tally.images else ""
+        self.say(f"{self._title}: stopped after {self._done}{numbers}; not among the results")
         self._clear("", 0)
 
     def say(self, sentence: str) -> None:
@@ -147,105 +122,120 @@ class View:
             self._live.stop()
             self._live = None
 
+    @property
+    def _done(self) -> str:
+        return f"{self._tally.images:,} of {self._total:,} images"
+
     def _numbers(self) -> str:
-        done, seconds = max(self._done, 1), self._clock() - self._started
-        parts = [
-            f"accuracy {_percent(self._correct / done)} %",
-            f"entropy {_decimals(self._entropy_sum / done, 3)}",
-            f"selected {_percent(self._selected / done if self._selected else None)} %",
-            f"{self._steps:,} steps",
-            f"{_whole(self._done / seconds if seconds > 0 else None)} images/s",
-        ]
+        found = self._tally.results(selects=self._tally.selected > 0)
+        seconds = self._clock() - self._started
+        found["images_per_second"] = self._tally.images / seconds if seconds > 0 else None
         if self._latencies:
             p50, p99 = np.percentile(self._latencies, (50, 99))
-            parts += [f"p50 {_latency(p50)} ms", f"p99 {_latency(p99)} ms"]
-        if self._seconds_left is not None:
-            parts.append(f"about {_duration(self._seconds_left)} left")
-        return ", ".join(parts)
+            found |= {"latency_p50": p50, "latency_p99": p99}
+        left = self._seconds_left
+        return _numbers(found) + ("" if left is None else f", about {_duration(left)} left")
 
     def _picture(self) -> RenderableType:
         head = Table.grid(padding=(0, 1))
         head.add_row(
             Text(self._title, style="bold"),
-            ProgressBar(total=max(self._total, 1), completed=self._done, width=30),
-            Text(f"{self._done:,} of {self._total:,} images"),
+            ProgressBar(total=max(self._total, 1), completed=self._tally.images, width=30),
+            Text(self._done),
         )
-        return Group(head, Text(self._numbers() if self._done else "preparing …"))
+        return Stack(head, Text(self._numbers() if self._tally.images else "preparing …"))
 
 
-def results_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
-    """One line a row, then the averages, per method and batch size if there are several.
+def _numbers(row: Row) -> str:
+    """The results of a row in a line."""
+    parts = [
+        f"accuracy {_percent(row['accuracy'])} %",
+        f"entropy {_entropy(row['entropy'])}",
+        f"selected {_percent(row['selection_rate'])} %",
+        f"{_whole(row['steps'])} steps",
+        f"{_whole(row['images_per_second'])} images/s",
+    ]
+    if row.get("latency_p50") is not None:
+        parts += [f"{name} {_latency(row[f'latency_{name}'])} ms" for name in ("p50", "p99")]
+    return ", ".join(parts)
+
+
+# What a pass goes through: told of a row beside its method, or follows from its corruption.
+_OF_A_PASS = ("corruption", "severity", "after", "data_digest")
+
+
+def _lines(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """What a table has to say of each row beside its corruption: what tells it from others.
+
+    Returns:
+        The heads of as many columns, and for each row its texts there.
+    """
+    settings = []
+    for row, one in zip(rows, configurations(rows), strict=True):
+        told = setting(row) | {"method": one.label}
+        settings.append({name: told[name] for name in told if name != "settings"})
+    same: dict[str, list[Row]] = {}
+    for row, told in zip(rows, settings, strict=True):
+        same.setdefault(_corruption(row), []).append(told)
+    again = {name for each in same.values() for name in differing(each)}
+    names = [name for name in differing(settings) if name not in _OF_A_PASS or name in again]
+    names.sort(key=lambda name: (name != "method", name != "batch_size"))
+    heads = ["batch" if name == "batch_size" else name.replace("_", " ") for name in names]
+    missing = {name: _NONE if name in OPTIONAL_FIELDS else UNKNOWN for name in names}
+    return heads, [
+        tuple(value_text(told.get(name, missing[name])) for name in names) for told in settings
+    ]
+
+
+def results_table(rows: Sequence[Row]) -> Table:
+    """One line a row, then the averages of each line that differs in more than the corruption.
 
     Columns that would say the same everywhere (method, batch size), or nothing (latencies,
     refused and failed images), are left out.
     """
-    several = [
-        (name, header)
-        for name, header in (("method", "method"), ("batch_size", "batch"))
-        if len({row[name] for row in rows}) > 1
-    ]
-    numbers = [
-        (name, header, show)
-        for name, header, show in _COLUMNS
-        if name not in _SHOWN_IF_ANY or any(row.get(name) for row in rows)
-    ]
-    table = Table(title=title, title_justify="left")
-    for _, header in several:
-        table.add_column(header)
-    table.add_column("corruption")
+    heads, lines = _lines(rows)
+    numbers = [*_ALWAYS, *(each for each in _IF_ANY if any(row.get(each[0]) for row in rows))]
+    table = Table(*heads, "corruption")
     for _, header, _ in numbers:
         table.add_column(header, justify="right")
-    for row in rows:
-        keys = [str(row[name]) for name, _ in several]
-        cells = [show(row.get(name)) for name, _, show in numbers]
-        table.add_row(*keys, _corruption(row), *cells)
+    members: dict[tuple[str, ...], list[Row]] = {}
+    for line, row in zip(lines, rows, strict=True):
+        table.add_row(*line, _corruption(row), *(show(row.get(name)) for name, _, show in numbers))
+        members.setdefault(line, []).append(row)
     if len({_corruption(row) for row in rows}) > 1:
         table.add_section()
-        groups: dict[tuple[str, ...], list[Row]] = {}
-        for row in rows:
-            groups.setdefault(tuple(str(row[name]) for name, _ in several), []).append(row)
-        for group, members in groups.items():
+        for line, found in members.items():
             means = [
-                show(_mean(row.get(name) for row in _averaged(members)))
-                if name in _AVERAGED
-                else ""
+                show(_mean(row.get(name) for row in _averaged(found))) if name in _AVERAGED else ""
                 for name, _, show in numbers
             ]
-            table.add_row(*group, _average(members, rows), *means, style="bold")
+            table.add_row(*line, _average(found, rows), *means, style="bold")
     return table
 
 
-def comparison_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
+def comparison_table(group: Group, title: str) -> Table:
     """Accuracy in percent, a line a corruption and a column a method, with averages.
 
-    With several methods, the last column says in points how far the last is above the first. A
-    corruption that comes twice for a method counts with its latest row.
+    With several methods, the last column says in points how far the last is above the first.
     """
-    methods = list(dict.fromkeys(str(row["method"]) for row in rows))
-    corruptions = list(dict.fromkeys(_corruption(row) for row in rows))
-    accuracy = {(_corruption(row), str(row["method"])): row["accuracy"] for row in rows}
-    table = Table(title=title, title_justify="left")
-    table.add_column("accuracy, %")
-    for method in methods:
-        table.add_column(method, justify="right")
-    gain = len(methods) > 1
-    if gain:
-        table.add_column(f"{methods[-1]} − {methods[0]}", justify="right")
+    methods = [line.configuration.label for line in group.lines]
+    gain = [f"{methods[-1]} − {methods[0]}"] if len(methods) > 1 else []
+    table = Table("accuracy, %", title=title, title_justify="left")
+    for header in (*methods, *gain):
+        table.add_column(header, justify="right")
 
     def cells(values: Sequence[float | None]) -> list[str]:
         first, last = values[0], values[-1]
-        points = _NONE if first is None or last is None else f"{100 * (last - first):+.1f}"
-        return [_percent(value) for value in values] + [points] * gain
+        points = _NONE if first is None or last is None else f"{last - first:+.1f}"
+        return [_shown(value, ".1f") for value in values] + [points] * len(gain)
 
-    for corruption in corruptions:
-        table.add_row(corruption, *cells([accuracy.get((corruption, name)) for name in methods]))
-    if len(corruptions) > 1:
+    for name in group.columns:
+        row = next(line.results[name].row for line in group.lines if name in line.results)
+        table.add_row(_corruption(row), *cells([line.accuracy(name) for line in group.lines]))
+    if len(group.columns) > 1:
         table.add_section()
-        whole = dict.fromkeys(_corruption(row) for row in _averaged(rows))
-        columns = [[accuracy.get((name, method)) for name in whole] for method in methods]
-        # A mean over other corruptions than the neighbour's would not be comparable.
-        means = [None if None in column else _mean(column) for column in columns]
-        table.add_row("average", *cells(means), style="bold")
+        means = cells([line.average(group.columns) for line in group.lines])
+        table.add_row("average", *means, style="bold")
     return table
 
 
@@ -271,16 +261,14 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _percent(fraction: float | None) -> str:
-    return _NONE if fraction is None else f"{100 * fraction:.1f}"
+def _shown(value: float | None, form: str, factor: float = 1.0) -> str:
+    return _NONE if value is None else format(factor * value, form)
 
 
-def _decimals(value: float | None, places: int) -> str:
-    return _NONE if value is None else f"{value:.{places}f}"
-
-
-def _whole(value: float | None) -> str:
-    return _NONE if value is None else f"{value:,.0f}"
+_percent = partial(_shown, form=".1f", factor=100.0)
+_entropy = partial(_shown, form=".3f")
+_whole = partial(_shown, form=",.0f")
+_latency = partial(_shown, form=",.1f", factor=1000.0)
 
 
 def _duration(seconds: float) -> str:
@@ -290,10 +278,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _latency(seconds: float | None) -> str:
-    return _NONE if seconds is None else f"{seconds * _MILLISECONDS:,.1f}"
-
-
 def _count(value: int | Mapping[str, int] | None) -> str:
     """`429: 300` for counts by status, the number itself for a plain one."""
     if isinstance(value, Mapping):
@@ -301,24 +285,17 @@ def _count(value: int | Mapping[str, int] | None) -> str:
     return _whole(value or 0)
 
 
-_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+_Columns = tuple[tuple[str, str, Callable[[Any], str]], ...]
+_ALWAYS: _Columns = (
     ("images", "images", _whole),
     ("accuracy", "accuracy %", _percent),
-    ("entropy", "entropy", lambda value: _decimals(value, 3)),
+    ("entropy", "entropy", _entropy),
     ("selection_rate", "selected %", _percent),
     ("steps", "steps", _whole),
     ("images_per_second", "images/s", _whole),
-    ("latency_p50", "p50 ms", _latency),
-    ("latency_p90", "p90 ms", _latency),
-    ("latency_p99", "p99 ms", _latency),
-    ("latency_max", "max ms", _latency),
-    ("refused", "refused", _count),
-    ("errors", "errors", _count),
-    ("dropped", "dropped", _count),
-    ("late", "late", _count),
 )
-_SHOWN_IF_ANY = frozenset(
-    {"latency_p50", "latency_p90", "latency_p99", "latency_max"}
-    | {"refused", "errors", "dropped", "late"}
+_IF_ANY: _Columns = (
+    *((f"latency_{name}", f"{name} ms", _latency) for name in ("p50", "p90", "p99", "max")),
+    *((name, name, _count) for name in ("refused", "errors", "dropped", "late")),
 )
 _AVERAGED = frozenset({"accuracy", "entropy", "selection_rate", "images_per_second"})

@@ -71,8 +71,10 @@ def test_the_science_knows_no_service(module):
         pytest.param("service.batcher", (*WEB, "torch"), id="batcher"),
         pytest.param("service.lines", (*WEB, "torch"), id="lines"),
         pytest.param("service.images", (*WEB, "torch", "http"), id="images"),
+        pytest.param("service.memory", (*WEB, "torch", "PIL"), id="memory"),
         pytest.param("ttc_core.corruptions", ("torch",), id="corruptions"),
         pytest.param("ttc_core.geometry", ("torch", "numpy"), id="geometry"),
+        pytest.param("ttc_core.tally", ("torch",), id="tally"),
     ],
 )
 def test_a_room_knows_nothing_of_what_its_docstring_denies(module, forbidden):

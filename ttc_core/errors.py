@@ -19,7 +19,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(_printable(sentence))
+        super().__init__(printable(sentence))
 
 
 class PluginError(UserError):
@@ -48,8 +48,9 @@ def told(error: BaseException) -> str:
 def shown(value: object) -> str:
     """A stranger's text as a sentence can hold it: short, and nothing that moves a cursor."""
     text = str(value)
-    return _printable(text if len(text) <= 300 else f"{text[:150]}…{text[-100:]}")
+    return printable(text if len(text) <= 300 else f"{text[:150]}…{text[-100:]}")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """A stranger's text without what would move a cursor."""
     return "".join(sign if sign.isprintable() else "?" for sign in text)

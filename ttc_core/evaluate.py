@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from ttc_core.features import FeatureRecorder
 from ttc_core.methods import Method, Prediction
 from ttc_core.rows import Rows
 from ttc_core.supervised import Supervised
+from ttc_core.tally import Tally
 
 ResetProtocol = Literal["episodic", "continual"]
 
@@ -39,51 +40,6 @@ def warm_up(method: Method, side: int | None = None, *, images: int = 1) -> None
     side = side or method.model.trial_side
     trial = method.fork()
     trial.adapt(trial.predict(torch.zeros(images, 3, side, side, dtype=torch.uint8)))
-
-
-@dataclass
-class Tally:
-    """What a pass over one corruption adds up to.
-
-    Attributes:
-        length: images of the stream.
-        columns: what is kept of each image, in stream order.
-    """
-
-    length: int
-    images: int = 0
-    correct: int = 0
-    entropy_sum: float = 0.0
-    selected: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.images
-
-    def results(self, *, selects: bool) -> dict[str, Any]:
-        """The result fields of a row."""
-        return {
-            "images": self.images,
-            "correct": self.correct,
-            "accuracy": self.accuracy,
-            "entropy": self.entropy_sum / self.images,
-            "selection_rate": self.selected / self.images if selects else None,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "images_per_second": self.images / self.seconds,
-        }
-
-    def keep(self, name: str, values: NDArray[Any]) -> None:
-        """Put the latest batch's values, one an image, into a column.
-
-        They are copied: views would keep whole batches of logits alive.
-        """
-        if name not in self.columns:
-            self.columns[name] = np.empty((self.length, *values.shape[1:]), values.dtype)
-        self.columns[name][self.images - len(values) : self.images] = values
 
 
 class Run(NamedTuple):
@@ -147,22 +103,20 @@ def run_stream(
             )
         outcome = method.adapt(prediction)
         seconds = time.perf_counter() - started
-        predicted = answers.predicted
-        tally.seconds += seconds
-        tally.images += len(labels)
-        tally.correct += int((predicted == labels).sum())
-        tally.entropy_sum += float(answers.entropy.sum(dtype=np.float64))
-        tally.selected += int(answers.selected.sum())
-        tally.steps += outcome.stepped
-        tally.keep("predicted", predicted)
-        tally.keep("labels", labels)
-        tally.keep("entropy", answers.entropy)
-        tally.keep("selected", answers.selected)
-        tally.keep("version", np.full(len(labels), answers.version))
+        columns = {
+            "predicted": answers.predicted,
+            "labels": labels,
+            "entropy": answers.entropy,
+            "selected": answers.selected,
+            "version": np.full(len(labels), answers.version),
+        }
         if logits:
-            tally.keep("logits", answers.logits)
+            columns["logits"] = answers.logits
         if recorder is not None:
-            tally.keep("features", recorder.take(len(labels)))
+            columns["features"] = recorder.take(len(labels))
+        tally.add(columns)
+        tally.seconds += seconds
+        tally.steps += outcome.stepped
         if watcher is not None:
             watcher.progressed(tally, seconds)
     started = time.perf_counter()

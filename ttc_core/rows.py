@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,39 +29,24 @@ MOST_LINE_BYTES = 1 << 20
 # The name of its arrays is added when they are written.
 MOST_ROW_BYTES = MOST_LINE_BYTES - 1000
 
-# All other fields say what was asked for, of what, and where: see `setting`.
+# All other fields say what was asked for, of what, where and how: see `setting`.
 RESULT_FIELDS = frozenset(
-    {
-        "images",
-        "asked",
-        "correct",
-        "accuracy",
-        "entropy",
-        "selection_rate",
-        "steps",
-        "seconds",
-        "images_per_second",
-        "versions",
-        "threads",
-        "classes",
-        "server",
-        "details",
-        "server_accuracy",
-        "latency_p50",
-        "latency_p90",
-        "latency_p99",
-        "latency_max",
-        "lateness_p99",
-        "late",
-        "refused",
-        "errors",
-        "dropped",
-        "retries",
-        "restarted",
-    }
+    {"images", "asked", "refused", "errors", "dropped", "retries", "restarted"}
+    | {"correct", "accuracy", "server_accuracy", "entropy", "selection_rate", "steps", "details"}
+    | {"latency_p50", "latency_p90", "latency_p99", "latency_max", "lateness_p99", "late"}
+    | {"seconds", "images_per_second", "threads", "versions", "classes", "server"}
 )
 """The fields of a row that are results, versions, times or follow from others; two rows that ask
 for the same may differ in them alone."""
+SERVER_FIELDS = ("adapt", "max_batch", "max_wait")
+"""Of a replay's `server`: what answers and their times depend on."""
+OPTIONAL_FIELDS = frozenset(
+    {"severity", "limit", "concurrency", "rate", "arrivals", "stream", "channels", "history"}
+    | {"after_severity", "after_images", "mean", "std", "model_code", *SERVER_FIELDS}
+)
+"""The fields that a row may rightly be without; any other that is null or missing is unknown."""
+
+UNKNOWN = "unknown"
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +60,51 @@ def setting(row: Mapping[str, Any]) -> Row:
 
     Two rows with one setting are two measurements of the same. Everything that compares rows (what
     `evaluate` still has to run, each table and figure) goes by this: a field that is added to rows
-    tells them apart everywhere.
+    tells them apart everywhere. A row without a `mode` was not sent to a server: it is offline.
     """
+    told = {**row, "mode": row.get("mode") or "offline"}
+    if isinstance(server := row.get("server"), Mapping):
+        told |= {name: server.get(name) for name in SERVER_FIELDS}
     return {
         name: value
-        for name, value in row.items()
+        for name, value in told.items()
         if value is not None and name not in RESULT_FIELDS
     }
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names, sorted, that have not the same value in all of some settings."""
+    names = sorted({name for each in settings for name in each})
+    return [
+        name
+        for name in names
+        if len({as_key([each[name]] if name in each else []) for each in settings}) > 1
+    ]
+
+
+def as_key(value: Any) -> str:
+    """Equal where two values of rows are: 1, 1.0 and true are three."""
+    return json.dumps(value, sort_keys=True)
+
+
+def value_text(value: Any) -> str:
+    """A value of a setting as people read it, whole: others differ in its last digit alone."""
+    if isinstance(value, list | tuple):
+        return "/".join(map(value_text, value))
+    return json.dumps(value) if isinstance(value, bool | dict) else str(value)
+
+
+def stated(told: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """What a setting says under these names, each with its value: `mode open`.
+
+    A digest of the model covers its preprocessing, which then need not be said.
+    """
+    covered = ("mean", "std") if "model_digest" in told else ()
+    return [
+        f"{name.replace('_', ' ')} {value_text(told.get(name, UNKNOWN))}"
+        for name in names
+        if (name in told or name not in OPTIONAL_FIELDS) and name not in covered
+    ]
 
 
 def averaged(corruptions: Iterable[str]) -> list[str]:
@@ -167,7 +190,7 @@ class Rows:
 
     def _as_written(self, row: Mapping[str, Any]) -> Row:
         """The row as it comes back from the file; RowsError where it would not."""
-        written: Row = plain(dict(row))
+        written: Row = plain(row)
         if self._path is not None:
             try:
                 size = len(json.dumps(written, allow_nan=False))
@@ -188,9 +211,14 @@ class Rows:
         folder, stem, number = f"{self._path.name}.d", _details_stem(row), 1
         while (name := f"{folder}/{stem}{'' if number == 1 else f'-{number}'}.npz") in taken:
             number += 1
-        with written_whole(self._path.parent / name) as file:
-            np.savez_compressed(file, **details)  # type: ignore[arg-type]  # numpy's allow_pickle
+        save_arrays(self._path.parent / name, details)
         return name
+
+
+def save_arrays(path: Path, arrays: Arrays) -> None:
+    """Write an .npz file, whole or not at all; raises OSError where that cannot be."""
+    with written_whole(path) as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's allow_pickle
 
 
 def read_rows(path: Path, *, warn: bool = True) -> list[Row]:
@@ -280,7 +308,7 @@ def _append_line(file: int, line: str) -> None:
 
 def _details_stem(row: Row) -> str:
     """A readable name that is the same whenever the same is asked for."""
-    digest = hashlib.sha256(json.dumps(setting(row), sort_keys=True).encode()).hexdigest()[:10]
+    digest = hashlib.sha256(as_key(setting(row)).encode()).hexdigest()[:10]
     parts = [row.get(name) for name in ("method", "corruption", "severity", "batch_size")]
     readable = "-".join(str(part) for part in parts if part is not None)
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', readable)[:150]}-{digest}"

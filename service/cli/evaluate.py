@@ -1,15 +1,14 @@
 """`ttc evaluate`: methods on a data set, without a server."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from service.cli.options import (
     BATCH_SIZE,
-    check_writable,
-    corruptions_of,
-    data_options,
+    DataOptions,
+    ModelOptions,
+    grouped,
     load_model,
     pairs_of,
     rgb,
@@ -28,8 +27,7 @@ FIGURE_1 = "figure1"
 @click.command(
     epilog="Example: ttc evaluate bundled --methods source,ttc --corruptions fog --json rows.jsonl"
 )
-@data_options
-@click.option("--model", default="bundled", show_default=True, help="as in ttc serve")
+@grouped("asked", DataOptions)
 @click.option("--methods", help="all, or names divided by commas [all]")
 @click.option("--set", "settings", multiple=True, help="METHOD.PARAM=VALUE; may be repeated")
 @click.option("--served", is_flag=True, help="as `ttc serve` runs the methods by default")
@@ -45,30 +43,15 @@ FIGURE_1 = "figure1"
     metavar="NAME",
     help="what a table or figure of the paper needs: table1 … table7, figure1 … figure3",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
-@click.option("--threads", type=click.IntRange(0, 1024), default=0, help="torch's CPU threads")
-@click.option("--mean", help="R,G,B mean of the model's input")
-@click.option("--std", help="R,G,B deviation of the model's input")
+@grouped("network", ModelOptions)
 def evaluate(
-    data: str,
-    corruptions: str | None,
-    severity: int,
-    batch_size: int | None,
-    limit: int | None,
-    seed: int,
-    order: str,
-    rows_path: Path | None,
-    predictions: Path | None,
-    model: str,
+    asked: DataOptions,
+    network: ModelOptions,
     methods: str | None,
     settings: tuple[str, ...],
     served: bool,
-    protocol: str,
+    protocol: Any,
     preset: str | None,
-    device: str,
-    threads: int,
-    mean: str | None,
-    std: str | None,
 ) -> None:
     """Answer DATA batch by batch with each method, adapting, without a server."""
     import torch
@@ -82,74 +65,66 @@ def evaluate(
     from ttc_core.features import weightiest_channels
     from ttc_core.order import check_order
     from ttc_core.plugins import source_digest
-    from ttc_core.report.results import Result, labels
     from ttc_core.rows import Rows
 
     if preset == FIGURE_1:
-        _simulate(Rows(rows_path))
+        _simulate(Rows(asked.rows_path))
         return
     wanted = _preset(preset, methods)
-    if batch_size is not None and wanted.chooses_batch_sizes:
+    if asked.batch_size is not None and wanted.chooses_batch_sizes:
         raise click.UsageError(f"{preset} has batch sizes of its own; leave out --batch-size.")
-    chosen = corruptions_of(corruptions or ",".join(wanted.corruptions))
-    if predictions is not None and (len(wanted.variants) != 1 or len(chosen) != 1):
-        raise click.UsageError("--predictions goes with one method and one corruption.")
-    check_writable(predictions, rows_path)
+    corruptions = asked.chosen(wanted.corruptions, len(wanted.variants))
     try:
-        check_order(order)
+        check_order(asked.order)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if threads:
-        torch.set_num_threads(threads)
-    source_model = load_model(model, device, rgb(mean), rgb(std))
+    if network.threads:
+        torch.set_num_threads(network.threads)
+    model = load_model(network.model, network.device, rgb(network.mean), rgb(network.std))
     runs = _runs(
         wanted,
-        source_model,
+        model,
         pairs_of(settings),
         "moving" if served else None,
-        batch_size or BATCH_SIZE,
+        asked.batch_size or BATCH_SIZE,
         named=methods not in (None, "all"),
     )
     evaluation = Evaluation(
         runs=runs,
         data=open_data(
-            data,
-            Geometry(source_model.size, source_model.crop),
-            source_model.class_names,
-            limit=limit,
+            asked.data, Geometry(model.size, model.crop), model.class_names, limit=asked.limit
         ),
-        corruptions=chosen,
-        severity=severity,
-        limit=limit,
-        order=order,
-        protocol=protocol,  # type: ignore[arg-type]
-        seed=seed,
+        corruptions=corruptions,
+        severity=asked.severity,
+        limit=asked.limit,
+        order=asked.order,
+        protocol=protocol,
+        seed=asked.seed,
         fields={
-            "data": data,
-            "model": model,
-            "model_digest": source_model.digest,
-            "model_code": source_digest(model),
-            "device": str(source_model.device),
+            "data": asked.data,
+            "model": network.model,
+            "model_digest": model.digest,
+            "model_code": source_digest(network.model),
+            "device": str(model.device),
             "threads": torch.get_num_threads(),
-            "mean": list(source_model.mean),
-            "std": list(source_model.std),
-            "classes": source_model.classes,
+            "mean": list(model.mean),
+            "std": list(model.std),
+            "classes": model.classes,
             "versions": versions(),
         },
-        logits=predictions is not None,
-        channels=weightiest_channels(source_model, wanted.channels) if wanted.channels else (),
+        logits=asked.predictions is not None,
+        channels=weightiest_channels(model, wanted.channels) if wanted.channels else (),
     )
-    passes = [kind_of(run) for run in runs for _ in chosen]
-    watcher = EvaluationView(View(Console()), passes, predictions, order)
+    passes = [kind_of(run) for run in runs for _ in corruptions]
+    watcher = EvaluationView(View(Console()), passes, asked.predictions, asked.order)
     try:
-        evaluation.run(Rows(rows_path), watcher, anew=predictions is not None)
+        evaluation.run(Rows(asked.rows_path), watcher, anew=asked.predictions is not None)
     except BaseException:
         watcher.view.interrupt()
         raise
     finally:
         if watcher.rows:
-            named = zip(watcher.rows, labels([Result(row) for row in watcher.rows]), strict=True)
-            watcher.view.table(results_table([{**row, "method": name} for row, name in named]))
+            watcher.view.table(results_table(watcher.rows))
 
 
 def _preset(name: str | None, methods: str | None) -> "Preset":

@@ -4,8 +4,9 @@ import contextlib
 import ctypes
 import os
 import tempfile
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
@@ -22,6 +23,7 @@ BATCH_SIZE = 100
 # No data set is as large: beyond, a number is a mistake, and no float either.
 COUNT = click.IntRange(1, 10**9)
 SEED = click.IntRange(0, 2**63 - 1)
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 # Names of <malloc.h>.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
@@ -115,62 +117,104 @@ def load_model(
     return model
 
 
-def data_options(command: Command) -> Command:
-    """What to read: shared by replay and evaluate."""
-    for option in reversed(
-        (
-            click.argument("data"),
-            click.option(
-                "--corruptions",
-                help="all, or names divided by commas, clean too; mixed,A,B: one of those for each "
-                "image; mixed: one of all [all]",
-            ),
-            click.option("--severity", type=click.IntRange(1, 5), default=5, show_default=True),
-            click.option("--batch-size", type=COUNT, help=f"images [{BATCH_SIZE}]"),
-            click.option("--limit", type=COUNT, help="take the first N of each corruption"),
-            click.option("--seed", type=SEED, default=0, show_default=True),
-            click.option(
-                "--order",
-                default="file",
-                show_default=True,
-                help="file, iid, sorted or dirichlet:D",
-            ),
-            click.option(
-                "--json",
-                "rows_path",
-                metavar="ROWS",
-                type=click.Path(dir_okay=False, path_type=Path),
-                help="file of result rows, one JSON object a line",
-            ),
-            click.option(
-                "--predictions",
-                metavar="FILE.npz",
-                type=click.Path(dir_okay=False, path_type=Path),
-                help="keep what was answered to each image (one method, one corruption)",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+def option(*names: str, **how: Any) -> Any:
+    """A field of a dataclass that is an option of each command that takes it (`grouped`)."""
+    return field(metadata={"parameter": click.option(*names, **how)})
+
+
+def grouped(name: str, kind: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the parameters that are a dataclass's fields, as one."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def with_one(**given: Any) -> Any:
+            given[name] = kind(**{each.name: given.pop(each.name) for each in fields(kind)})
+            return command(**given)
+
+        for each in reversed(fields(kind)):
+            with_one = each.metadata["parameter"](with_one)
+        return with_one
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What to read, and where results go: shared by replay and evaluate."""
+
+    data: str = field(metadata={"parameter": click.argument("data")})
+    corruptions: str | None = option(
+        "--corruptions",
+        help="all, or names divided by commas, clean too; mixed,A,B: one of those for each image; "
+        "mixed: one of all [all]",
+    )
+    severity: int = option("--severity", type=click.IntRange(1, 5), default=5, show_default=True)
+    batch_size: int | None = option("--batch-size", type=COUNT, help=f"images [{BATCH_SIZE}]")
+    limit: int | None = option("--limit", type=COUNT, help="take the first N of each corruption")
+    seed: int = option("--seed", type=SEED, default=0, show_default=True)
+    order: str = option(
+        "--order", default="file", show_default=True, help="file, iid, sorted or dirichlet:D"
+    )
+    rows_path: Path | None = option(  # noqa: RUF009  it makes a field
+        *("--json", "rows_path"),
+        metavar="ROWS",
+        type=FILE,
+        help="file of result rows, one JSON object a line",
+    )
+    predictions: Path | None = option(  # noqa: RUF009  it makes a field
+        "--predictions",
+        metavar="FILE.npz",
+        type=FILE,
+        help="keep what was answered to each image (one method, one corruption)",
+    )
+
+    def chosen(self, usual: Sequence[str] = ("all",), methods: int | None = None) -> list[str]:
+        """The corruptions; checked, as is whether each file can be written in the end.
+
+        Args:
+            usual: those that are meant where none is named.
+            methods: how many are to run; None: that is not for us to say.
+        """
+        names = corruptions_of(self.corruptions or ",".join(usual))
+        if self.predictions is not None and (methods not in (1, None) or len(names) != 1):
+            one_method = "" if methods is None else "one method and "
+            raise click.UsageError(f"--predictions goes with {one_method}one corruption.")
+        check_writable(self.predictions, self.rows_path)
+        return names
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The network of `evaluate`, and what it runs on."""
+
+    model: str = option("--model", default="bundled", show_default=True, help="as in ttc serve")
+    device: str = option(
+        "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N"
+    )
+    threads: int = option(
+        "--threads", type=click.IntRange(0, 1024), default=0, help="torch's CPU threads"
+    )
+    mean: str | None = option("--mean", help="R,G,B mean of the model's input")
+    std: str | None = option("--std", help="R,G,B deviation of the model's input")
 
 
 def settings_options(command: Command) -> Command:
     """A flag for each of the server's settings, from `Settings` itself."""
-    for name, field in reversed(Settings.model_fields.items()):
-        default = "" if field.default in (None, (), "") else f"; default {field.default}"
-        help_text = f"{field.description} [TTC_{name.upper()}{default}]"
+    for name, setting in reversed(Settings.model_fields.items()):
+        default = "" if setting.default in (None, (), "") else f"; default {setting.default}"
+        help_text = f"{setting.description} [TTC_{name.upper()}{default}]"
         no = f"--no-{name.replace('_', '-')}"
         if name in SWITCHES:
-            option = click.option(f"{flag(name)}/{no}", name, default=None, help=help_text)
+            parameter = click.option(f"{flag(name)}/{no}", name, default=None, help=help_text)
         else:
-            option = click.option(
+            parameter = click.option(
                 flag(name), name, multiple=name in LISTS, metavar=_metavar(name), help=help_text
             )
         if name in OPTIONAL:
             command = click.option(
                 no, f"no_{name}", is_flag=True, help=f"whatever TTC_{name.upper()} says: none"
             )(command)
-        command = option(command)
+        command = parameter(command)
     return command
 
 

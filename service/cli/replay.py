@@ -1,23 +1,17 @@
 """`ttc replay`: a data set sent to a running service."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import click
 
-from service.cli.options import (
-    BATCH_SIZE,
-    check_writable,
-    corruptions_of,
-    data_options,
-)
+from service.cli.options import BATCH_SIZE, DataOptions, grouped
 
 
 @click.command(
     epilog="Example: ttc replay bundled --corruptions fog,contrast --reset-between --limit 1000"
 )
-@data_options
+@grouped("asked", DataOptions)
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True)
 @click.option("--token", envvar="TTC_TOKEN", help="bearer token [TTC_TOKEN]")
 @click.option(
@@ -45,39 +39,30 @@ from service.cli.options import (
 )
 @click.option("--stream", help="the stream on the server [default]")
 @click.option("--reset-between", is_flag=True, help="reset the stream before each corruption")
-def replay(
-    data: str,
-    corruptions: str | None,
-    rows_path: Path | None,
-    predictions: Path | None,
-    mode: str,
-    concurrency: int | None,
-    batch_size: int | None,
-    **plan: Any,
-) -> None:
+def replay(asked: DataOptions, mode: Any, concurrency: int | None, **plan: Any) -> None:
     """Send DATA to a running server and measure accuracy, adaptation and latency."""
     from rich.console import Console
 
-    from service.client import Client
     from service.replay import ReplayPlan
     from service.replay import replay as run_replay
     from service.view import View
     from ttc_core.rows import Rows
 
-    names = corruptions_of(corruptions)
-    if predictions is not None and len(names) != 1:
-        raise click.UsageError("--predictions goes with one corruption.")
-    check_writable(predictions, rows_path)
+    corruptions = tuple(asked.chosen())
     try:
         replay_plan = ReplayPlan(
-            data=data,
-            corruptions=tuple(names),
-            mode=mode,  # type: ignore[arg-type]
+            data=asked.data,
+            corruptions=corruptions,
+            severity=asked.severity,
+            batch_size=asked.batch_size or BATCH_SIZE,
+            limit=asked.limit,
+            seed=asked.seed,
+            order=asked.order,
+            mode=mode,
             concurrency=concurrency or (8 if mode == "closed" else 1),
-            batch_size=batch_size or BATCH_SIZE,
             **plan,
         )
-        Client(replay_plan.url).close()  # it knows which URLs can be asked
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    asyncio.run(run_replay(replay_plan, Rows(rows_path), View(Console()), predictions))
+    view = View(Console())
+    asyncio.run(run_replay(replay_plan, Rows(asked.rows_path), view, asked.predictions))

@@ -42,6 +42,9 @@ def _serve(settings: Settings) -> None:
     # torch's threads spin while they wait for one another. Beside other work (decoding, clients, a
     # neighbour) that takes the processor from those they wait for: let them spin for moments only.
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # read when torch is imported
+    # Whoever waits for the interpreter's lock asks for it after so long. Parsing megabytes would
+    # else keep the event loop and the device waiting for 5 ms, several times a request.
+    sys.setswitchinterval(0.001)
     import torch
 
     from service import server, tracing

@@ -1,6 +1,6 @@
 """POST /feedback: the true classes of images that were answered before."""
 
-from functools import partial
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
@@ -63,7 +63,7 @@ async def feedback(
     labels = [
         (each.stream or named, each.id, each.label) for each in await service.intake.labels(request)
     ]
-    ids = await service.intake.in_pool(partial(service.engine.truth.feedback, labels))
+    ids = await asyncio.to_thread(service.engine.truth.feedback, labels)
     others = {
         outcome: NotTaken(count=len(names), ids=names[:MOST_NAMED])
         for outcome, names in ids.items()

@@ -6,7 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, get_args, get_origin
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from fastapi import Depends, Request
 from fastapi.dependencies.models import Dependant
@@ -27,6 +27,10 @@ async def known_names(request: Request) -> None:
     Raises:
         OutOfRange: it has another name, or one twice that is no list.
     """
+    try:
+        unquote_to_bytes(request.scope["query_string"]).decode()
+    except UnicodeDecodeError:  # two names would be read as one
+        raise OutOfRange("The query is not UTF-8.") from None
     takes = dict(_query_names(request.scope["route"].dependant))
     accepted = f"accepted are {', '.join(takes)}" if takes else "none is accepted"
     for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():

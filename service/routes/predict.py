@@ -1,7 +1,9 @@
 """POST /predict: images in, flip-averaged predictions out, adaptation afterwards."""
 
+import asyncio
 import json
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any
 
@@ -10,46 +12,46 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from service.engine import Answer
 from service.errors import OutOfRange
-from service.intake import Answered
+from service.intake import Answered, Submission
 from service.routes.context import Service, ServiceNow, problems
 from service.routes.guards import MAY_POST, stream_named
 from service.schemas import STREAM_PATTERN, EncodedImage, PredictResponse
 from service.settings import DAY
-from ttc_core.methods import Answers
+from service.uploads import content_type, memory_to_parse, parse_upload
+from ttc_core.methods import HostPrediction
 
 router = APIRouter()
 
 # Classes named in one answer, of all its images together: some 7 MB of text.
 MOST_SCORES = 100_000
-_IMAGE = {"schema": {"type": "string", "format": "binary"}}
+# After so long, or so many classes, building an answer lets the event loop have its turn.
+TURN_SECONDS = 0.001
+MOST_IN_A_PIECE = 500
+
+
+def _form_of(**properties: object) -> dict[str, object]:
+    """The schema of an object whose first property is required."""
+    required = list(properties)[:1]
+    return {"schema": {"type": "object", "required": required, "properties": properties}}
+
+
+def _several(kind: dict[str, Any], **more: int) -> dict[str, object]:
+    return {"type": "array", **more, "items": kind}
+
+
+_FILE = {"type": "string", "format": "binary"}
 _REQUEST_BODY = {
     "required": True,
     "description": "One image as it is, or one and more as a form or as JSON.",
     "content": {
-        **{f"image/{kind}": _IMAGE for kind in ("jpeg", "png", "webp", "gif", "bmp")},
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["image"],
-                "properties": {
-                    "image": {"type": "array", "items": _IMAGE["schema"]},
-                    "id": {"type": "array", "items": {"type": "string"}},
-                    "label": {"type": "array", "items": {"type": "integer"}},
-                },
-            }
-        },
+        **{f"image/{kind}": {"schema": _FILE} for kind in ("jpeg", "png", "webp", "gif", "bmp")},
+        "multipart/form-data": _form_of(
+            image=_several(_FILE),
+            id=_several({"type": "string"}),
+            label=_several({"type": "integer"}),
+        ),
         "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["images"],
-                "properties": {
-                    "images": {
-                        "type": "array",
-                        "minItems": 1,
-                        "items": EncodedImage.model_json_schema(),
-                    }
-                },
-            },
+            **_form_of(images=_several(EncodedImage.model_json_schema(), minItems=1)),
             "example": {"images": [{"b64": "iVBORw0KGgo…", "id": "frame-1"}]},
         },
     },
@@ -105,23 +107,43 @@ async def predict(
     if top_k > classes:
         raise OutOfRange(f"top_k must be 1 to {classes}, the number of classes; got {top_k}.")
     name = stream_named(request, stream)
-    answered = await service.intake.predict(
-        request,
-        stream=name,
-        ids=id or [],
-        labels=label or [],
-        timeout=timeout,
-        most_images=MOST_SCORES // top_k,
-        learn=learn,
-    )
-    # A large answer takes a while to build: not on the event loop.
-    return await service.intake.in_pool(partial(_response, service, name, answered, top_k, learn))
-
-
-def _response(
-    service: Service, stream: str, answered: Answered, top_k: int, learn: bool
-) -> Response:
+    async with Submission(
+        service.intake, name, http=request, timeout=timeout, learn=learn
+    ) as submission:
+        await submission.receive()
+        kind = content_type(request.headers)
+        images = await submission.decode(
+            partial(
+                parse_upload,
+                content_type=kind,
+                ids=id or [],
+                labels=label or [],
+                max_images=service.settings.max_images,
+            ),
+            partial(memory_to_parse, content_type=kind),
+            most_images=MOST_SCORES // top_k,
+        )
+        answered = await submission.answer(images)
     started = time.perf_counter()
+    ids = [image.id for image in images]
+    content = await _encode(service, name, answered, ids, top_k, learn)
+    encode_seconds = time.perf_counter() - started
+    service.metrics.stage_seconds.labels("encode").observe(encode_seconds)
+    timing = _server_timing(answered, encode_seconds, service.engine.last_adapt_seconds)
+    return Response(
+        bytes(content), media_type="application/json", headers={"Server-Timing": timing}
+    )
+
+
+async def _encode(
+    service: Service,
+    stream: str,
+    answered: Answered,
+    ids: list[str | None],
+    top_k: int,
+    learn: bool,
+) -> bytearray:
+    """Write the answer; a large one takes a while: the event loop has its turns meanwhile."""
     batches = [answer.answers for answer in answered.answers]
     head = {
         "stream": stream,
@@ -129,59 +151,57 @@ def _response(
         "version": _one_or_list(batches, [batch.version for batch in batches]),
         "batch_size": _one_or_list(batches, [len(batch.logits) for batch in batches]),
     }
-    # The encoder lets no other thread run until it is done: it gets one image at a time.
-    predictions = b",".join(
-        _json(
-            _prediction(answer, identifier, top_k, service.source.model.class_names)
-            | ({} if learn else {"selected": False})
-        )
-        for answer, identifier in zip(answered.answers, answered.upload.ids, strict=True)
-    )
-    content = _json(head)[:-1] + b',"predictions":[' + predictions + b"]}"
-    response = Response(content, media_type="application/json")
-    encode_seconds = time.perf_counter() - started
-    service.metrics.stage_seconds.labels("encode").observe(encode_seconds)
-    response.headers["Server-Timing"] = _server_timing(
-        answered, encode_seconds, service.engine.last_adapt_seconds
-    )
-    return response
+    names = service.source.model.class_names
+    content = bytearray(_json(head)[:-1] + b',"predictions":[')
+    until = time.perf_counter() + TURN_SECONDS
+    for number, (answer, identifier) in enumerate(zip(answered.answers, ids, strict=True)):
+        content += b"," * bool(number)
+        for piece in _prediction(answer, identifier, top_k, names, learn):
+            content += piece
+            if time.perf_counter() > until:
+                await asyncio.sleep(0)
+                until = time.perf_counter() + TURN_SECONDS
+    content += b"]}"
+    return content
 
 
 def _json(content: object) -> bytes:
     return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _one_or_list(batches: list[Answers], values: list[int]) -> int | list[int]:
+def _one_or_list(batches: list[HostPrediction], values: list[int]) -> int | list[int]:
     """One value for the request; a list, one an image, if it was cut over several batches."""
     return values[0] if batches[-1] is batches[0] else values
 
 
 def _prediction(
-    answer: Answer, identifier: str | None, top_k: int, names: tuple[str, ...]
-) -> dict[str, Any]:
-    probabilities = answer.answers.probabilities[answer.row]
+    answer: Answer, identifier: str | None, top_k: int, names: tuple[str, ...], learn: bool
+) -> Iterator[bytes]:
+    """Write the answer to an image, in pieces of at most MOST_IN_A_PIECE classes."""
+    answers, row = answer.answers, answer.row
     # The first of equals, as argmax has it: the client's and the server's count must agree.
-    best = np.argsort(-answer.answers.logits[answer.row], kind="stable")[:top_k].tolist()
-    scores = [
-        {"class": index, "name": names[index], "confidence": float(probabilities[index])}
-        for index in best
-    ]
-    return {
-        "id": identifier,
-        **scores[0],
-        "top_k": scores,
-        "entropy": float(answer.answers.entropy[answer.row]),
-        "selected": bool(answer.answers.selected[answer.row]),
+    best = np.argsort(-answers.logits[row], kind="stable")[:top_k].tolist()
+    probabilities = answers.probabilities[row]
+
+    def scores(indices: list[int]) -> list[dict[str, Any]]:
+        return [
+            {"class": index, "name": names[index], "confidence": float(probabilities[index])}
+            for index in indices
+        ]
+
+    yield _json({"id": identifier, **scores(best[:1])[0]})[:-1] + b',"top_k":'
+    for start in range(0, top_k, MOST_IN_A_PIECE):
+        piece = _json(scores(best[start : start + MOST_IN_A_PIECE]))
+        yield (b"," if start else b"[") + piece[1:-1]
+    rest = {
+        "entropy": float(answers.entropy[row]),
+        "selected": learn and bool(answers.selected[row]),
     }
+    yield b"]," + _json(rest)[1:]
 
 
 def _server_timing(answered: Answered, encode_seconds: float, adapt_seconds: float) -> str:
     """The header's text, in milliseconds; adapt is the last batch's, as this one's is to come."""
-    stages = {
-        "decode": answered.decode_seconds,
-        "queue": answered.queue_seconds,
-        "forward": answered.forward_seconds,
-        "encode": encode_seconds,
-    }
+    stages = answered.seconds | {"encode": encode_seconds}
     timings = [f"{stage};dur={1000 * seconds:.2f}" for stage, seconds in stages.items()]
     return ", ".join([*timings, f'adapt;desc="previous batch";dur={1000 * adapt_seconds:.2f}'])

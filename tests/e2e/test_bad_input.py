@@ -403,13 +403,20 @@ def test_bad_requests_cost_no_other_client_its_answer(server, pictures):
     assert statuses == [200] * 48
 
 
+def test_two_content_types_are_refused(source_server, pictures):
+    """Which of them holds nobody can say."""
+    both = [("Content-Type", "image/png"), ("Content-Type", "application/json")]
+    response = source_server.http.post("/predict", content=pictures[0], headers=both)
+    assert "2 Content-Types" in problem(response, 400)["detail"]
+
+
 def test_a_request_that_never_ends_is_given_up(serve, pictures):
     """After --receive-timeout the sender of half a body is told so: 408, and nothing is held."""
     with serve(method="source", receive_timeout=0.2) as running:
         received = send_slowly(running.url)
         assert received.startswith(b"HTTP/1.1 408 ")
         assert b"did not arrive whole in 0.2 seconds" in received
-        assert running.service.intake._bytes_held == 0
+        assert running.service.intake.memory.held == 0
 
 
 def send_slowly(url):
@@ -425,7 +432,7 @@ def test_memory_for_requests_is_bounded(serve, pictures):
         response = running.http.post("/predict", content=bytes(60_000))
         assert "50,000 for all requests" in problem(response, 413)["detail"]
         assert running.http.post("/predict", content=pictures[0]).status_code == 200
-        assert running.service.intake._bytes_held == 0
+        assert running.service.intake.memory.held == 0
 
 
 def test_afterwards_the_process_is_well(server, http):

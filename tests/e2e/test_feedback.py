@@ -247,7 +247,7 @@ def test_a_request_is_refused_whole_and_with_a_sentence(serve, pictures):
         problem(post("/feedback", json={"label": 1}), 422)
         problem(post("/feedback?top_k=3", json=entries(["a"], [0])), 422)
         assert tell(running, ["a"], [0])["taken"] == 1
-        assert running.service.intake._bytes_held == 0
+        assert running.service.intake.memory.held == 0
 
 
 def test_a_request_that_does_not_arrive_is_let_go(serve):
@@ -259,7 +259,7 @@ def test_a_request_that_does_not_arrive_is_let_go(serve):
                 b"Content-Length: 100\r\n\r\n{"
             )
             assert status_of(read(connection, until=b"\r\n\r\n")) == 408
-        assert running.service.intake._bytes_held == 0
+        assert running.service.intake.memory.held == 0
 
 
 def test_labels_ask_for_the_images_token(serve, pictures):

@@ -13,6 +13,7 @@ import pytest
 from service.cli import cli
 from service.client import Client, ServiceError
 from service.launch import launch
+from tests.fixtures.wire import connect, read, status_of
 
 SLOW_METHOD = """
     import time
@@ -137,6 +138,21 @@ def test_readiness_falls_at_once_and_work_is_taken_for_the_drain_delay(pictures)
             assert http.get("/readyz").json()["title"] == "Not ready"
             assert http.get("/healthz").status_code == 200
         assert len(client.predict([pictures[0]]).predictions) == 1
+        assert server.process.wait(30) == 0
+
+
+def test_an_upload_that_has_stalled_does_not_hold_the_drain_up(pictures):
+    """It is told so, as whoever comes then; the process ends at once."""
+    options = ("--method", "source", "--device", "cpu", "--drain-timeout", "60")
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(pictures[0])
+    with launch(*options) as server, connect(server.url, timeout=60) as upload:
+        upload.sendall(head + pictures[0][:10])
+        with httpx.Client(base_url=server.url) as http:
+            wait_for(lambda: "in_progress 1" in http.get("/metrics").text)
+        server.process.send_signal(signal.SIGTERM)
+        answer = read(upload)
+        assert status_of(answer) == 503
+        assert b"application/problem+json" in answer
         assert server.process.wait(30) == 0
 
 

@@ -4,144 +4,29 @@ import asyncio
 import base64
 import contextlib
 import gzip
-import io
 import json
 import threading
 import tracemalloc
 import zlib
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image as Picture
-from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
+from service.decoding import DECODE_CHUNK
 from service.engine import Image
-from service.errors import OutOfRange, QueueFull, TooLarge, UnknownType, Unreadable
-from service.intake import DECODE_CHUNK, ClientGone, Intake
-from service.metrics import Metrics
-from service.settings import Settings
+from service.errors import (
+    ClientGone,
+    OutOfRange,
+    QueueFull,
+    TooLarge,
+    UnknownType,
+    Unreadable,
+)
+from service.intake import Submission
 from service.uploads import memory_to_parse, parse_upload
-
-MEBIBYTE = 1 << 20
-PIXELS = np.random.default_rng(0).integers(1, 256, (24, 32, 3), np.uint8)
-
-
-def write(image, file_format="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    return file.getvalue()
-
-
-GOOD = write(Picture.fromarray(PIXELS))
-
-
-class Place:
-    """A place in the queue at which the answer is what was put there."""
-
-    arrived = 0.0
-    queue_seconds = 0.0
-    is_answered = False
-
-    def __init__(self):
-        self.delivered = threading.Event()
-        self.items = None
-
-    def count(self, images):
-        self.images = images
-
-    def fill(self, items):
-        self.items = items
-
-    async def answers(self):
-        self.is_answered = True
-        return [SimpleNamespace(forward_seconds=0.0) for _ in self.items]
-
-    def leave(self):
-        self.items = None
-
-
-class Door:
-    """An Intake with everything behind it replaced by a place that answers at once."""
-
-    def __init__(self, *, size=None, **settings):
-        self.places = []
-        batcher = SimpleNamespace(
-            check_open=lambda: None, retry_after=lambda: 1.0, enter=self._enter
-        )
-        self.intake = Intake(
-            Settings(**settings),
-            SimpleNamespace(size=size, crop=None, classes=10),
-            SimpleNamespace(admit=lambda *_: None, release=lambda _: None),
-            batcher,
-            Metrics(CollectorRegistry(), classes=10, model={}),
-        )
-
-    def _enter(self, stream, *, deadline, learn):
-        self.places.append(Place())
-        return self.places[-1]
-
-    async def post(self, body, content_type=None, *, headers=(), gone=None):
-        """Send a request; return the pixels that reached the queue. `gone`: the client has left."""
-        named = [(b"content-type", content_type.encode())] if content_type else []
-        view = memoryview(body)
-        messages = [
-            {"type": "http.request", "body": view[at : at + 65536], "more_body": True}
-            for at in range(0, len(view), 65536)
-        ]
-        messages.append({"type": "http.request", "body": b"", "more_body": False})
-        gone = gone or asyncio.Event()
-
-        async def receive():
-            if messages:
-                return messages.pop(0)
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        scope = {"type": "http", "headers": [*named, *headers], "method": "POST", "path": "/"}
-        before = len(self.places)
-        await self.intake.predict(
-            Request(scope, receive),
-            stream="default",
-            ids=[],
-            labels=[],
-            timeout=None,
-            most_images=1000,
-        )
-        return [image.pixels for image in self.places[before].items]
-
-    def run(self, *posts):
-        """Run requests at once; return their answers or errors, and see that all was given back."""
-
-        async def together():
-            return await asyncio.gather(*posts, return_exceptions=True)
-
-        try:
-            answers = asyncio.run(together())
-        finally:
-            self.intake.close()
-        assert self.intake._bytes_held == self.intake._bytes_lent == 0
-        return answers
-
-
-def run_one(post_arguments, **settings):
-    body, content_type, *headers = post_arguments
-    door = Door(**settings)
-    (answer,) = door.run(door.post(body, content_type, headers=headers))
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
-
-
-def as_json(*images):
-    entries = [{"b64": base64.b64encode(image).decode()} for image in images]
-    return json.dumps({"images": entries}).encode(), "application/json"
-
-
-def as_form(*images):
-    part = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\n%b\r\n'
-    return b"".join(part % image for image in images) + b"--b--", "multipart/form-data; boundary=b"
+from tests.fixtures.intake import GOOD, MEBIBYTE, PIXELS, Door, as_form, as_json, run_one, write
 
 
 @pytest.mark.parametrize("send", [as_json, as_form])
@@ -196,9 +81,9 @@ def test_a_request_waits_for_the_memory_that_its_own_and_other_decoding_gives_ba
         threading.Event().wait(0.01)
         with lock:
             at_once -= 1
-        return np.zeros((1, 1, 3), np.uint8)
+        return np.zeros((32, 32, 3), np.uint8)
 
-    monkeypatch.setattr("service.intake.decode", decode)
+    monkeypatch.setattr("service.decoding.decode", decode)
     door = Door(size=32, decode_threads=4, max_queue_bytes=80 * MEBIBYTE)  # one takes 48 MB
     answers = door.run(*(door.post(*as_form(*[BOMB] * (DECODE_CHUNK + 1))) for _ in range(3)))
     assert [len(answer) for answer in answers] == [DECODE_CHUNK + 1] * 3
@@ -222,7 +107,7 @@ def test_nothing_more_is_decoded_for_a_client_that_went_away(monkeypatch):
         return await door.post(*as_form(*[GOOD] * 200), gone=gone)
 
     loop = None
-    monkeypatch.setattr("service.intake.decode", decode)
+    monkeypatch.setattr("service.decoding.decode", decode)
     door = Door()
     (answer,) = door.run(post())
     assert isinstance(answer, ClientGone)
@@ -235,11 +120,11 @@ def test_what_does_not_fit_beside_others_is_told_to_come_back():
     body = write(Picture.new("RGB", (700, 700)))
 
     async def full(door, body):
-        door.intake._bytes_held += 19 * MEBIBYTE
+        door.intake.memory.held += 19 * MEBIBYTE
         try:
             await door.post(body)
         finally:
-            door.intake._bytes_held -= 19 * MEBIBYTE
+            door.intake.memory.held -= 19 * MEBIBYTE
 
     (answer,) = door.run(full(door, body))
     assert isinstance(answer, QueueFull)
@@ -251,9 +136,8 @@ def test_the_copies_made_while_parsing_are_within_what_is_set_aside(send):
     """As little is taken as is lent: it is measured."""
     body, content_type = send(*[bytes(400_000)] * 10)
     body = bytearray(body)
-    limits = {"max_images": 10, "max_image_bytes": MEBIBYTE}
     with at_most(memory_to_parse(body, content_type) + 100_000):
-        parse_upload(body, content_type, ids=[], labels=[], classes=10, **limits)
+        parse_upload(body, content_type, ids=[], labels=[], max_images=10)
     with pytest.raises(TooLarge):
         run_one((bytes(body), content_type), max_queue_bytes=len(body) + 1000)
 
@@ -329,17 +213,19 @@ def test_a_request_that_comes_slowly_holds_no_streams_place():
     """A thousand heads alone, each of another camera, shut nobody out."""
     door = Door()
     admitted = []
-    door.intake._engine.admit = lambda stream, _: admitted.append(stream)
+    door.intake.engine.admit = lambda stream, _: admitted.append(stream)
 
     async def silent():
         await asyncio.Event().wait()
 
     async def walk():
         scope = {"type": "http", "headers": [], "method": "POST", "path": "/"}
-        given = {"ids": [], "labels": [], "timeout": None, "most_images": 1}
-        slow = asyncio.create_task(
-            door.intake.predict(Request(scope, silent), stream="slow", **given)
-        )
+
+        async def receive():
+            async with Submission(door.intake, "slow", http=Request(scope, silent)) as submission:
+                await submission.receive()
+
+        slow = asyncio.create_task(receive())
         await door.post(GOOD, "image/png")
         assert admitted == ["default"]
         slow.cancel()
@@ -347,12 +233,6 @@ def test_a_request_that_comes_slowly_holds_no_streams_place():
 
     door.run(walk())
     assert admitted == ["default"]
-
-
-def test_two_content_types_are_refused():
-    """Which of them holds nobody can say."""
-    with pytest.raises(Unreadable, match="2 Content-Types"):
-        run_one((GOOD, "image/png", (b"content-type", b"application/json")))
 
 
 def test_an_odd_size_among_others_is_refused():

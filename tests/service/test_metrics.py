@@ -19,9 +19,9 @@ from service.metrics import (
     unit_of,
     versions,
 )
-from ttc_core.methods import Adaptation, Answers
+from ttc_core.methods import Adaptation, HostPrediction
 
-README = Path(__file__).parents[2] / "README.md"
+TABLE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 # DESIGN §7, with its labels, and what the dashboard needs beyond; without what it lists for parts
 # that do not exist yet.
@@ -119,7 +119,7 @@ def answers(classes, *, confidence=0.9, selected=None):
     logits = np.log(probabilities)
     entropy = -(probabilities * np.log(probabilities)).sum(axis=1)
     chosen = np.ones(count, bool) if selected is None else np.array(selected)
-    return Answers(logits, probabilities, entropy, chosen, version=0)
+    return HostPrediction(logits, probabilities, entropy, chosen, version=0)
 
 
 def test_every_metric_of_the_design_is_declared_with_help(metrics):
@@ -155,13 +155,11 @@ def test_label_values_are_present_from_the_start(metrics, name, label):
     assert values == FROM_THE_START[name, label]
 
 
-def test_the_readmes_table_is_the_codes(metrics):
+def test_the_documented_table_is_the_codes(metrics):
     """Names, kinds, labels and meanings: whoever reads the table reads the code."""
-    text = README.read_text()
-    table = text[text.index("<!-- metrics -->") : text.index("<!-- /metrics -->")]
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in table.splitlines()
+        for line in TABLE.read_text().splitlines()
         if line.startswith("| `ttc_")
     ]
     found = declared(metrics)

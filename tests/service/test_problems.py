@@ -8,8 +8,8 @@ from fastapi import FastAPI, Query
 from prometheus_client import CollectorRegistry
 
 from service import problems
-from service.errors import STATUS, TITLE, QueueFull, Unauthorized, Unreadable
-from service.intake import DELIVERED, ClientGone
+from service.errors import STATUS, TITLE, ClientGone, QueueFull, Unauthorized, Unreadable
+from service.intake import DELIVERED
 from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.schemas import Problem

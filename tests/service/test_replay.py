@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import service.replay as replay_module
 from service.client import ServiceError
-from service.replay import ReplayPlan, schedule, to_png
+from service.replay import ReplayPlan, load, outbox, to_png
 from tests.fixtures.fake_service import CLASSES, pictures, pixels_of, plain_view, register, run
 from ttc_core.datasets import DataError
 from ttc_core.rows import Rows
@@ -186,7 +185,7 @@ def test_lockstep_gives_up_after_some_tries_with_the_servers_sentence(fake, data
     fake.refusals.extend([(429, 0.01)] * 50)
     with pytest.raises(ServiceError, match=r"^Refused with 429\.$"):
         run(ReplayPlan(data, fake.url))
-    assert fake.log.count("predict") == replay_module.TRIES
+    assert fake.log.count("predict") == load.TRIES
 
 
 def test_lockstep_stops_at_another_error_and_keeps_the_finished_rows(fake, data):
@@ -286,9 +285,9 @@ def test_a_server_that_goes_away_under_load_is_an_error_not_a_hang(fake, data):
 
 def test_poisson_arrivals_are_the_seeds_and_have_the_right_mean():
     """The same seed gives the same load; gaps average 1/rate and vary as much."""
-    times = schedule(20_001, 50.0, "poisson", seed=4)
-    np.testing.assert_array_equal(times, schedule(20_001, 50.0, "poisson", seed=4))
-    assert not np.array_equal(times, schedule(20_001, 50.0, "poisson", seed=5))
+    times = load.schedule(20_001, 50.0, "poisson", seed=4)
+    np.testing.assert_array_equal(times, load.schedule(20_001, 50.0, "poisson", seed=4))
+    assert not np.array_equal(times, load.schedule(20_001, 50.0, "poisson", seed=5))
     gaps = np.diff(times)
     assert times[0] == 0
     assert gaps.min() >= 0
@@ -298,8 +297,8 @@ def test_poisson_arrivals_are_the_seeds_and_have_the_right_mean():
 
 def test_even_arrivals_are_even():
     """One every 1/rate seconds, from 0."""
-    np.testing.assert_allclose(schedule(4, 20.0, "even", seed=0), [0, 0.05, 0.1, 0.15])
-    assert len(schedule(0, 20.0, "poisson", seed=0)) == 0
+    np.testing.assert_allclose(load.schedule(4, 20.0, "even", seed=0), [0, 0.05, 0.1, 0.15])
+    assert len(load.schedule(0, 20.0, "poisson", seed=0)) == 0
 
 
 def test_a_rate_counts_images_whatever_the_size_of_a_request(fake, data):
@@ -392,7 +391,7 @@ def test_an_image_that_cannot_be_read_ends_the_replay_with_its_name(fake, tmp_pa
 
 def test_requests_beyond_the_limit_of_memory_are_made_as_others_leave(fake, data, monkeypatch):
     """However little may lie ahead, every image is sent once and in order."""
-    monkeypatch.setattr(replay_module, "MOST_BYTES_AHEAD", 1)
+    monkeypatch.setattr(outbox, "MOST_BYTES_AHEAD", 1)
     run(ReplayPlan(data, fake.url, batch_size=2))
     assert fake.numbers == list(range(25))
 

@@ -16,7 +16,8 @@ from fastapi.responses import (
 )
 
 from service.client import ServiceError
-from service.replay import LONGEST_RETRY_WAIT, ReplayPlan, retry_wait
+from service.replay import ReplayPlan
+from service.replay.load import LONGEST_RETRY_WAIT, retry_wait
 from tests.fixtures.fake_service import plain_view, run
 from ttc_core.rows import Rows, asked_images
 
@@ -172,7 +173,7 @@ def test_retry_after_is_kept_in_bounds(asked, waited):
 def test_an_absurd_retry_after_loses_no_image(header, fake, data, monkeypatch):
     """The request is sent again."""
     waits: list[float | None] = []
-    monkeypatch.setattr("service.replay.retry_wait", lambda asked: waits.append(asked) or 0.0)
+    monkeypatch.setattr("service.replay.load.retry_wait", lambda asked: waits.append(asked) or 0.0)
     fake.refusals.append((429, header))
     (row,) = run(plan(fake, data))
     assert (row["images"], row["retries"], len(waits)) == (25, 1, 1)

@@ -120,6 +120,8 @@ def refusal(error, *arguments, **options):
         pytest.param('{"images": [{"b64": "ü"}]}'.encode(), "application/json", id="umlaut"),
         pytest.param(form(("image", b"A")), "multipart/form-data", id="no-boundary"),
         pytest.param(form(("image", b"A"))[:-4], FORM, id="no-end"),
+        pytest.param(form(("image", b"A")).replace(b": form", b" form"), FORM, id="no-colon"),
+        pytest.param(form(("image", b"A")).replace(b"Content-", b"Con tent-"), FORM, id="no-token"),
         pytest.param(form(("image", b"A"))[3:], FORM, id="no-start"),
         pytest.param(b"no form at all", FORM, id="no-form"),
         pytest.param(form(), FORM, id="no-part"),

@@ -11,6 +11,9 @@ from tests.fixtures.fake_service import (
     plain_view,
     run,
 )
+from ttc_core.report.groups import groups
+from ttc_core.report.results import Result
+from ttc_core.tally import Tally
 
 
 def test_elsewhere_than_on_a_terminal_there_are_plain_lines(fake, data):
@@ -33,7 +36,7 @@ def test_plain_lines_come_every_few_seconds_only():
     view.start("fog", 100)
     for done in range(1, 101):
         now[0] += 0.12
-        view.update(done=done, correct=done, entropy_sum=0.0, selected=0, steps=0)
+        view.update(Tally(100, images=done, correct=done))
     assert len(screen.getvalue().splitlines()) == 1 + 2
 
 
@@ -98,15 +101,20 @@ def test_a_wide_table_is_whole_in_a_log():
     assert len({len(line) for line in text.splitlines()}) == 1
 
 
+def compared(*changes):
+    (group,) = groups(Result({**ROW, "data": "bundled", **change}) for change in changes)
+    return printed(comparison_table(group, "Compared"))
+
+
 def test_the_comparison_shows_the_gain_in_points():
     """Corruptions down, methods across, the last against the first at the end."""
-    rows = [{**ROW, "method": "source", "accuracy": 0.5}, ROW]
-    (line,) = [line for line in printed(comparison_table(rows)).splitlines() if "fog 5" in line]
+    text = compared({"method": "source", "accuracy": 0.5}, {})
+    (line,) = [line for line in text.splitlines() if "fog 5" in line]
     assert re.findall(r"[-+\d.]+", line)[1:] == ["50.0", "75.0", "+25.0"]
 
 
 def test_the_comparison_averages_only_what_both_have():
     """A method that lacks a corruption has no average to be compared by."""
-    rows = [{**ROW, "method": "source"}, {**ROW, "method": "source", "corruption": "snow"}, ROW]
-    average = printed(comparison_table(rows)).splitlines()[-2]
+    text = compared({"method": "source"}, {"method": "source", "corruption": "snow"}, {})
+    average = text.splitlines()[-2]
     assert re.findall(r"[\d.]+|–", average) == ["75.0", "–", "–"]  # noqa: RUF001

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tests.fixtures.rows import row, write
+from ttc_core.report import write_report
 from ttc_core.report.figures import Drawing, batch_sizes, draw, feature_densities
 from ttc_core.report.groups import groups
 from ttc_core.report.results import Result, read_results
@@ -78,6 +79,6 @@ def test_a_row_without_its_arrays_costs_only_its_figure(tmp_path):
     arrays = [{"features": np.ones((1000, 1), np.float32)}, None, None]
     results = read_results([write(tmp_path / "rows.jsonl", rows, arrays)])
     (tmp_path / results[0]["details"]).unlink()
-    drawings, problems = draw(results, groups(results))
-    assert [drawing.name for drawing in drawings] == ["figure2"]
-    assert len(problems) == 1
+    assert [drawing.name for drawing in draw(results, groups(results))] == ["figure2"]
+    report = write_report([tmp_path / "rows.jsonl"], tmp_path / "out")
+    assert len(report.problems) == 1

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.view import results_table
 from tests.fixtures.rows import answers, row, write
 from ttc_core.report import write_report
 from ttc_core.report.comparison import mcnemar_table
@@ -16,7 +17,9 @@ from ttc_core.report.groups import Group, groups
 from ttc_core.report.results import Result, read_results
 from ttc_core.report.tables import accuracy_table
 from ttc_core.report.tables_across_data import batch_size_table, component_table
-from ttc_core.rows import RESULT_FIELDS, setting
+from ttc_core.rows import RESULT_FIELDS, Rows, setting
+
+RESULTS = dict.fromkeys(("entropy", "selection_rate", "steps", "images_per_second"))
 
 
 def grouped(rows: list[dict[str, Any]]) -> list[Group]:
@@ -46,6 +49,11 @@ DIFFERENCES: list[dict[str, Any]] = [
     {"seed": 1},
     {"limit": 200},
     {"a_field_of_tomorrow": True},
+    {"protocol": "continual"},
+    {"model": "other"},
+    {"data": "other"},
+    {"server": {"adapt": "never"}},
+    {"server": {"max_batch": 10}},
 ]
 
 
@@ -57,8 +65,74 @@ def test_whatever_tells_two_rows_apart_keeps_them_apart(change):
     )
     assert (one["TTC"][0], other["TTC"][0]) == ("50.0", "90.0")
     assert first != second
-    for name in change:
-        assert name.replace("_", " ") in second or str(change[name]) in second
+    for name, value in (change.get("server") or change).items():
+        assert name.replace("_", " ") in second or str(value) in second
+
+
+LINES = [*DIFFERENCES, {"batch_size": 20}, {"changed": {"lr": 0.5}}, {"method": "tent"}]
+
+
+@pytest.mark.parametrize("change", LINES, ids=str)
+def test_a_terminal_shows_them_as_two_lines(change):
+    """With equal numbers, too, and an average each."""
+    both = [{"method": "ttc"} | one for one in ({}, change)]
+    rows = [row(corruption=c, accuracy=0.5, **one) for one in both for c in ("fog", "snow")]
+    table = results_table([{**RESULTS, **one} for one in rows])
+    heads = [column.header for column in table.columns]
+    told = heads.index("corruption")
+    lines = list(zip(*(column.cells for column in table.columns[: told + 1]), strict=True))
+    assert len(set(lines)) == len(lines) == 6
+
+
+@pytest.mark.parametrize("change", DIFFERENCES, ids=str)
+def test_what_is_there_is_the_answer_to_no_other_question(change):
+    """`evaluate` runs what differs in any of them."""
+    rows = Rows(None)
+    rows.append(row("ttc", "fog", 0.5))
+    assert rows.find(row("ttc", "fog", 0.9)) is not None
+    assert rows.find(row("ttc", "fog", 0.9, **change)) is None
+
+
+@pytest.mark.parametrize("change", DIFFERENCES, ids=str)
+def test_the_page_lists_them_as_two_runs(change, tmp_path):
+    """Each with its setting."""
+    rows = [row("ttc", "fog", 0.5), row("ttc", "fog", 0.9, **change)]
+    write_report([write(tmp_path / "rows.jsonl", rows)], tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text()
+    runs = page[page.index("What was run") :].split("<details>")[1:]
+    assert len(set(runs)) == 2
+
+
+def test_numbers_that_differ_in_their_last_digit_are_told_apart():
+    """Nothing of a setting is rounded."""
+    (first, _), (second, _) = shown([row("ttc", "fog", 0.5, rate=rate) for rate in (1.0, 1.00001)])
+    assert first != second
+    lrs = [row("ttc", "fog", 0.5, changed={"lr": lr}) for lr in (0.1, 0.1000001)]
+    assert list(shown(lrs)[0][1]) == ["TTC (lr=0.1)", "TTC (lr=0.1000001)"]
+
+
+def test_what_the_digest_of_a_model_covers_is_not_said_beside_it():
+    """A replay's row has no mean; that its weights and preprocessing are the same is known."""
+    evaluated = row("ttc", "fog", 0.5, model_digest="a", mean=[0.1], std=[0.2])
+    (first, _), (second, _) = shown(
+        [evaluated, row("ttc", "fog", 0.5, model_digest="a", mode="open")]
+    )
+    assert "mode offline" in first
+    assert "mode open" in second
+    assert not [word for word in ("mean", "std", "digest") if word in first + second]
+
+
+def test_what_an_older_row_does_not_tell_is_said_where_it_matters():
+    """Beside one that tells it; alone it is nobody's question. A row without a mode is offline."""
+    older = row("ttc", "fog", 0.5)
+    ((alone, _),) = shown([older])
+    assert "unknown" not in alone
+    (first, _), _ = shown([older, row("ttc", "fog", 0.5, model_digest="a", mode="lockstep")])
+    assert "mode offline, model digest unknown" in first
+    lacking = row("ttc", "fog", 0.9)
+    del lacking["settings"]["augmentation"]
+    ((_, lines),) = shown([older, lacking])
+    assert list(lines) == ["TTC (augmentation=horizontal_flip)", "TTC (augmentation=unknown)"]
 
 
 @pytest.mark.parametrize("change", DIFFERENCES, ids=str)
@@ -74,14 +148,6 @@ def test_tables_across_data_and_figures_keep_them_apart(change):
         assert len(set(table.header)) == 3
     (figure,) = batch_sizes(found)
     assert figure.caption.count("fog") == 2
-
-
-def test_settings_that_look_alike_are_two_lines():
-    """A row of a version that had fewer settings is not the one of today."""
-    older = row("ttc", "fog", 0.9)
-    del older["settings"]["augmentation"]
-    ((_, lines),) = shown([row("ttc", "fog", 0.5), older])
-    assert [cells[0] for cells in lines.values()] == ["50.0", "90.0"]
 
 
 def test_a_benchmarks_corruptions_have_files_of_their_own():
@@ -173,11 +239,12 @@ def test_figure_3_keeps_orders_protocols_and_settings_apart(tmp_path):
     """A picture for each setting, whose title says it; two settings of a method are two curves."""
     random = np.random.default_rng(0)
     changes: list[dict[str, Any]] = [{}, {"order": "iid"}, {"protocol": "continual"}]
+    changes += [{"device": "cuda:0"}, {"mode": "lockstep"}, {"model_digest": "a"}]
     rows = [row("ttc", "fog", 0.7, channels=[3], **change) for change in changes]
     rows.append(row("ttc", "fog", 0.7, channels=[3], changed={"lr": 0.5}))
     arrays = [{"features": random.normal(size=(1000, 1)).astype(np.float32)} for _ in rows]
     drawn = feature_densities(read_results([write(tmp_path / "rows.jsonl", rows, arrays)]))
-    assert len({drawing.title for drawing in drawn}) == 3
+    assert len({drawing.title for drawing in drawn}) == 6
     assert "order iid" in drawn[1].title
 
 
@@ -201,9 +268,8 @@ def test_the_papers_line_needs_the_papers_order():
 
 def test_results_are_no_part_of_the_setting():
     """What was found, when, by which version: two rows may differ in it and measure the same."""
-    assert setting({"method": "ttc", **dict.fromkeys(RESULT_FIELDS, 1), "limit": None}) == {
-        "method": "ttc"
-    }
+    row = {"method": "ttc", **dict.fromkeys(RESULT_FIELDS, 1), "limit": None}
+    assert setting(row) == setting({"method": "ttc"})
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from tests.fixtures.rows import answers, every_table, row, write
 from ttc_core.corruptions import CORRUPTIONS
+from ttc_core.methods import METHODS
 from ttc_core.report.comparison import mcnemar_table
 from ttc_core.report.groups import Group, groups
 from ttc_core.report.results import Result, read_results
@@ -147,6 +148,27 @@ def test_where_defaults_are_not_known_variants_are_named_by_what_differs():
     assert list(lines(tables(rows)[0])) == ["my.own:M (a=1)", "my.own:M (a=2)"]
     old = row("ttc", "fog", 0.5, changed={"lr": 0.01}, classes=None)
     assert list(lines(tables([old])[0])) == ["TTC"]
+
+
+def test_a_row_takes_the_classes_from_another_of_its_network():
+    """So that a replay, which does not tell them, is named as the evaluation beside it."""
+    settings = {"changed": {"lr": 0.01}}
+    rows = [
+        row("ttc", "fog", 0.5, mode="lockstep", classes=None, **settings),
+        row("tent", "fog", 1),
+    ]
+    assert [list(lines(table)) for table in tables(rows)] == [["TTC (lr=0.01)"], ["TENT"]]
+
+
+def test_a_method_of_ones_own_is_no_line_of_the_papers():
+    """Whatever its name begins with."""
+    names = ("ttc_too:M", "ttc (augmentation=rotation)")
+    rows = [row(name, "fog", 0.8, settings={}, **WIDE_RESNET) for name in names]
+    (group,) = grouped([*rows, row("ttc", "fog", 0.8, **WIDE_RESNET)])
+    assert augmentation_table(group) is None
+    assert [line.configuration.rank for line in group.lines][1:] == [len(METHODS)] * 2
+    (table,) = tables(rows)
+    assert list(lines(table)) == list(names)
 
 
 def test_the_papers_line_stands_below_ours():

@@ -130,6 +130,16 @@ def test_a_file_of_something_else_is_refused(change, sentence, path):
     assert other.version == 0
 
 
+def test_other_weights_under_the_same_spec_are_refused(path):
+    """A network that was trained anew in place is another one."""
+    save(path, adapted(**SETTINGS))
+    retrained = make_model("batch-norm")
+    with torch.no_grad():
+        next(retrained.module.parameters()).add_(0.01)
+    with pytest.raises(StateError, match="saved for weights"):
+        load(path, create("ttc", retrained, **SETTINGS))
+
+
 def test_other_settings_are_refused(path):
     """A state means something only with the settings it was made under."""
     save(path, adapted(**SETTINGS))

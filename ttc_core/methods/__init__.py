@@ -8,7 +8,7 @@ from typing import Any
 
 from ttc_core.methods.contract import (
     Adaptation,
-    Answers,
+    HostPrediction,
     Method,
     Prediction,
     State,
@@ -43,7 +43,7 @@ METHODS: dict[str, MethodClass] = {
 __all__ = [
     "METHODS",
     "Adaptation",
-    "Answers",
+    "HostPrediction",
     "Method",
     "Prediction",
     "State",

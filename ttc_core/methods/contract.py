@@ -114,7 +114,7 @@ class Prediction:
         tensors = [self.logits, *(share.tensors() if share is not None else ())]
         return bool(get_total_norm(tensors, norm_type=math.inf).isfinite())
 
-    def to_host(self) -> "Answers":
+    def to_host(self) -> "HostPrediction":
         """Copy the answers to the host, in one transfer."""
         packed = torch.cat(
             (
@@ -128,7 +128,7 @@ class Prediction:
         # numpy has no bfloat16.
         table = (packed.float() if packed.dtype == torch.bfloat16 else packed).cpu().numpy()
         classes = self.logits.shape[1]
-        return Answers(
+        return HostPrediction(
             logits=table[:, :classes],
             probabilities=table[:, classes : 2 * classes],
             entropy=table[:, -2],
@@ -138,7 +138,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Answers:
+class HostPrediction:
     """A `Prediction` on the host: numpy arrays of the same names and shapes."""
 
     logits: NDArray[np.floating[Any]]

@@ -8,9 +8,9 @@ from ttc_core.errors import UserError
 from ttc_core.files import written_whole
 from ttc_core.report.comparison import mcnemar_table
 from ttc_core.report.figures import draw
-from ttc_core.report.groups import Group, groups
-from ttc_core.report.page import Picture, Section, render
-from ttc_core.report.results import Result, read_results, repeated
+from ttc_core.report.groups import groups
+from ttc_core.report.page import Section, render
+from ttc_core.report.results import ArraysError, Result, read_results, repeated
 from ttc_core.report.table import Table
 from ttc_core.report.tables import accuracy_table, augmentation_table
 from ttc_core.report.tables_across_data import batch_size_table, component_table
@@ -50,21 +50,20 @@ def write_report(paths: Sequence[Path], out: Path, *, compare: str | None = None
     sizes, components = batch_size_table(found), component_table(found)
     tests = []
     for number, group in enumerate(found, start=1):
-        reference = compare or (REFERENCE if _has(group, REFERENCE) else group.lines[0].label)
+        first = group.lines[0].configuration.label
+        reference = compare or (REFERENCE if group.find(REFERENCE) else first)
         if table := mcnemar_table(group, reference, f"mcnemar-{number}"):
             tests.append(table)
-    if compare is not None and not any(_has(group, compare) for group in found):
+    if compare is not None and not any(group.find(compare) for group in found):
         raise UserError(f"There are no rows of {compare!r} to compare with.")
-    drawings, undrawn = draw(results, found)
-    problems += [problem for problem in undrawn if problem not in problems]
-
+    drawings = draw(results, found)
     sections = [
         Section("accuracy", "Accuracy by corruption (Tables 2, 3, 4, 6)", accuracy),
         Section("table1", "Table 1: small batches", [sizes] if sizes else []),
         Section("table5", "Table 5: augmentations", augmentations),
         Section("table7", "Table 7: components", [components] if components else []),
         Section("mcnemar", "Methods compared image by image", tests),
-        *(Section(one.name, one.title, figures=[Picture.of(one)]) for one in drawings),
+        *(Section(one.name, one.title, figures=[one]) for one in drawings),
     ]
     sections = [section for section in sections if section.tables or section.figures]
     page = render(sections, results, [str(path) for path in paths], problems)
@@ -92,10 +91,6 @@ def write_report(paths: Sequence[Path], out: Path, *, compare: str | None = None
     return Report(_markdown(accuracy), problems)
 
 
-def _has(group: Group, reference: str) -> bool:
-    return any(reference in (line.label, line.label.split(" ")[0]) for line in group.lines)
-
-
 def _markdown(tables: Sequence[Table]) -> str:
     return "\n".join(table.markdown() for table in tables)
 
@@ -106,6 +101,6 @@ def _damaged(results: Sequence[Result]) -> list[str]:
     for result in results:
         try:
             result.arrays()
-        except UserError as error:
+        except ArraysError as error:
             problems.append(str(error))
     return problems

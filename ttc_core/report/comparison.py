@@ -1,10 +1,9 @@
 """Two methods on the same images: McNemar's test, corruption by corruption."""
 
-from ttc_core.report.groups import Group, Line, average_title
-from ttc_core.report.results import shown
+from ttc_core.report.groups import Group, Line
 from ttc_core.report.statistics import Comparison, Correct, holm, mcnemar, paired_average
 from ttc_core.report.table import NONE, Cell, Table
-from ttc_core.report.tables import SHORT_NAMES
+from ttc_core.report.tables import headers
 from ttc_core.rows import averaged
 
 SIGNIFICANT = 0.05
@@ -16,12 +15,11 @@ def mcnemar_table(group: Group, reference: str, name: str) -> Table | None:
     Args:
         reference: a method's name or whole label.
     """
-    base = next(
-        (line for line in group.lines if reference in (line.label, line.label.split(" ")[0])), None
-    )
+    base = group.find(reference)
     others = [line for line in group.lines if line is not base]
     if base is None or not others:
         return None
+    title = base.configuration.title
     columns = averaged(group.columns)
     tests: list[dict[str, Comparison]] = []
     averages: list[tuple[float, float] | None] = []
@@ -29,7 +27,7 @@ def mcnemar_table(group: Group, reference: str, name: str) -> Table | None:
         pairs = {column: _pair(line, base, column) for column in columns}
         known = {column: pair for column, pair in pairs.items() if pair is not None}
         tests.append({column: mcnemar(*pair) for column, pair in known.items()})
-        digests = {answers.labels_digest for c in known if (answers := base.answers(c))}
+        digests = {found.labels_digest for c in known if (found := base.image_results(c))}
         whole = len(known) == len(columns) and len(digests) == 1
         firsts, seconds = [a for a, _ in known.values()], [b for _, b in known.values()]
         averages.append(paired_average(firsts, seconds) if whole and len(firsts[0]) > 1 else None)
@@ -50,19 +48,14 @@ def mcnemar_table(group: Group, reference: str, name: str) -> Table | None:
             text = f"{100 * average[0]:+.1f}, p {_p(p)}"
             points = {"difference": 100 * average[0]}
             last = Cell(p, text, best=p < SIGNIFICANT, beside=points)
-        lines.append([Cell(line.label, shown(line.label)), *cells, last])
+        lines.append([Cell(line.configuration.label, line.configuration.title), *cells, last])
     return Table(
         name,
-        f"Against {shown(base.label)}, image by image: {group.caption}",
-        [
-            "Method",
-            *(SHORT_NAMES.get(column, column) for column in columns),
-            average_title(columns),
-        ],
-        ["method", *columns, "average"],
+        f"Against {title}, image by image: {group.caption}",
+        *headers("Method", columns),
         lines,
         (
-            f"A : B: images that the method alone, and {shown(base.label)} alone, answers right; p "
+            f"A : B: images that the method alone, and {title} alone, answers right; p "
             "of McNemar's exact test, after Holm's correction over the table; bold below "
             f"{SIGNIFICANT}. Last column: difference of the averages in points, and p of a paired "
             "normal test on the images' own means over the corruptions, corrected among its own.",
@@ -72,7 +65,7 @@ def mcnemar_table(group: Group, reference: str, name: str) -> Table | None:
 
 def _pair(line: Line, base: Line, corruption: str) -> tuple[Correct, Correct] | None:
     """Right or wrong, image by image; None unless both answered the same images in one order."""
-    first, second = line.answers(corruption), base.answers(corruption)
+    first, second = line.image_results(corruption), base.image_results(corruption)
     if first is None or second is None or first.labels_digest != second.labels_digest:
         return None
     return first.right, second.right

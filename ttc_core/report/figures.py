@@ -1,11 +1,9 @@
 """The paper's Figures 1 to 3, from rows. matplotlib is an extra: tables do without it."""
 
-import io
+import contextlib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -14,138 +12,42 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde, norm
 
-from ttc_core.errors import UserError
 from ttc_core.presets import SUPERVISED, TTC_SWITCHES
-from ttc_core.report.groups import Group, Line
-from ttc_core.report.results import SIMULATION, Result, differing, labels, shown, telling
-from ttc_core.rows import averaged, setting
+from ttc_core.report.configuration import Configuration, configurations
+from ttc_core.report.drawing import (
+    COLOURS,
+    MARKERS,
+    OTHER_COLOUR,
+    Drawing,
+    drawn,
+    legend,
+    panels,
+    plain_text,
+)
+from ttc_core.report.groups import Group, Line, by_batch_size
+from ttc_core.report.results import ArraysError, Result
+from ttc_core.rows import as_key, averaged, differing, setting, stated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart also by colour-blind eyes; the paper dictates Figure 3's.
-COLOURS = {
-    "source": "#000000",
-    "norm": "#E69F00",
-    "t3a": "#999999",
-    "eta": "#009E73",
-    "tipi": "#CC79A7",
-    "tent": "#0072B2",
-    "ttc": "#D55E00",
-    SUPERVISED: "#E8B800",
-}
-OTHER_COLOUR = "#56B4E9"
-MARKERS = {"source": "s", "norm": "o", "t3a": "v", "eta": "^", "tipi": "D", "tent": "X", "ttc": "P"}
-ACCUMULATION = "TENT + GA"
+SIMULATION = "entropy_minimisation"
 MOST_CLASSES_DRAWN = 100
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure in both forms.
-
-    Attributes:
-        name: of its files.
-        title: a few words.
-        caption: what it shows, for people who cannot see it, too.
-    """
-
-    name: str
-    title: str
-    caption: str
-    png: bytes
-    svg: bytes
-
-
-def draw(results: Sequence[Result], groups: Sequence[Group]) -> tuple[list[Drawing], list[str]]:
-    """Draw the figures there are rows for.
-
-    Returns:
-        The figures, and sentences about rows that could not be drawn.
+def draw(results: Sequence[Result], groups: Sequence[Group]) -> list[Drawing]:
+    """Draw the figures there are rows for; one whose arrays cannot be read is left out.
 
     Raises:
         UserError: there is something to draw, but matplotlib is not installed.
     """
-    problems: list[str] = []
     drawings: list[Drawing] = []
-    for figure in (
-        partial(probabilities, results),
-        partial(batch_sizes, groups),
-        partial(feature_densities, results),
-    ):
-        try:
-            drawings += figure()
-        except _Unreadable as error:
-            problems.append(str(error))
-    return drawings, problems
-
-
-class _Unreadable(Exception):
-    """A row's arrays cannot be drawn."""
-
-
-def _arrays(result: Result) -> dict[str, NDArray[Any]]:
-    try:
-        return result.arrays()
-    except UserError as error:
-        raise _Unreadable(str(error)) from error
-
-
-def _panels(
-    count: int, columns: int, width: float = 3.3, height: float = 2.6
-) -> tuple["Figure", list["Axes"]]:
-    """An empty figure with so many panels, each of a size in inches."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "Figures need matplotlib: pip install 'ttc-service[report]'; the tables do not."
-        ) from error
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
-    axes = [figure.add_subplot(rows, columns, number + 1) for number in range(count)]
-    for each in axes:
-        each.spines[["top", "right"]].set_visible(False)
-        each.grid(color="#dddddd", linewidth=0.6)
-        each.set_axisbelow(True)
-    return figure, axes
-
-
-def _legend(figure: "Figure", axes: Sequence["Axes"], columns: int) -> None:
-    """One below all panels, so that it hides no line."""
-    entries: dict[str, Any] = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    figure.legend(
-        entries.values(),
-        entries.keys(),
-        loc="outside lower center",
-        ncols=min(columns, len(entries)),
-        frameon=False,
-    )
-
-
-def _text(text: object) -> str:
-    """Text from rows as it is: matplotlib would set $...$ as a formula."""
-    return "".join(c if c.isprintable() else " " for c in str(text)).replace("$", r"\$")
-
-
-def _drawing(name: str, title: str, caption: str, figure: "Figure") -> Drawing:
-    import matplotlib as mpl
-
-    files = {}
-    # Equal rows give equal bytes: no dates, no random names inside.
-    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}), warnings.catch_warnings():
-        # A name in a script that the font lacks gets boxes; that is no news to the user.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            out = io.BytesIO()
-            figure.savefig(out, format=kind, dpi=150, metadata=metadata)
-            files[kind] = out.getvalue()
-    return Drawing(name, title, caption, files["png"], files["svg"])
+    with contextlib.suppress(ArraysError):
+        drawings += probabilities(results)
+    drawings += batch_sizes(groups)
+    with contextlib.suppress(ArraysError):
+        drawings += feature_densities(results)
+    return drawings
 
 
 # Figure 1
@@ -153,38 +55,43 @@ def _drawing(name: str, title: str, caption: str, figure: "Figure") -> Drawing:
 
 def probabilities(results: Sequence[Result]) -> list[Drawing]:
     """Class probabilities of one sample while their entropy is minimised, a panel for each K."""
-    found = [result for result in results if result["method"] == SIMULATION]
-    if not found:
-        return []
     # The last of each setting; another setting is another figure.
-    last = {json.dumps(result.settings, sort_keys=True): result for result in found}
-    return [
-        drawing
-        for number, result in enumerate(last.values(), start=1)
-        if (drawing := _simulation(result, "figure1" if number == 1 else f"figure1-{number}"))
-    ]
-
-
-def _simulation(result: Result, name: str) -> Drawing | None:
-    arrays, settings = _arrays(result), result.settings
-    paths = {
-        int(name.rpartition("_")[2]): path
-        for name, path in arrays.items()
-        if name.startswith("probabilities_")
+    found = {
+        as_key(result["settings"]): result for result in results if result["method"] == SIMULATION
     }
-    if not paths:
-        return None
-    figure, axes = _panels(len(paths), 4)
+    told = differing([result["settings"] or {} for result in found.values()])
+    drawings: list[Drawing] = []
+    for result in found.values():
+        paths = {
+            int(name.rpartition("_")[2]): path
+            for name, path in result.arrays().items()
+            if name.startswith("probabilities_")
+        }
+        if paths:
+            drawings.append(_simulation(paths, result, told, _numbered("figure1", drawings)))
+    return drawings
+
+
+def _numbered(name: str, before: Sequence[Drawing]) -> str:
+    return f"{name}-{len(before) + 1}" if before else name
+
+
+def _simulation(
+    paths: Mapping[int, NDArray[Any]], result: Result, told: Sequence[str], name: str
+) -> Drawing:
+    figure, axes = panels(len(paths), 4)
     for axis, (classes, path) in zip(axes, sorted(paths.items()), strict=True):
         _probabilities_of(axis, classes, path)
     axes[0].set_ylabel("probability of each class (0 to 1)")
-    _legend(figure, axes[-1:], 2)
+    legend(figure, axes[-1:], 2)
+    settings = result["settings"] or {}
+    others = stated(settings, [one for one in told if one != "lr"])
+    said = ", ".join([f"learning rate {settings.get('lr')}", *others])
     caption = (
         "Figure 1: class probabilities of one answer while its entropy is minimised by gradient "
-        f"descent, for several numbers of classes K (learning rate {settings.get('lr')}): the "
-        "largest grows to 1."
+        f"descent, for several numbers of classes K ({said}): the largest grows to 1."
     )
-    return _drawing(name, "Figure 1: repeated entropy minimisation", caption, figure)
+    return drawn(name, "Figure 1: repeated entropy minimisation", caption, figure)
 
 
 def _probabilities_of(axis: "Axes", classes: int, path: NDArray[Any]) -> None:
@@ -210,33 +117,29 @@ def _probabilities_of(axis: "Axes", classes: int, path: NDArray[Any]) -> None:
 
 def batch_sizes(groups: Sequence[Group]) -> list[Drawing]:
     """Average accuracy against batch size, a panel for each data set and network."""
-    places: dict[str, list[Group]] = {}
-    for group in groups:
-        if group.setting.get("batch_size") is not None:
-            places.setdefault(group.place, []).append(group)
-    curves = [curves for found in places.values() if (curves := _curves(found)) is not None]
-    if not curves:
+    found = [panel for sizes in by_batch_size(groups) if (panel := _panel(sizes)) is not None]
+    if not found:
         return []
-    width, height = (9.0, 4.4) if len(curves) == 1 else (6.2, 4.0)
-    figure, axes = _panels(len(curves), 2, width, height)
-    for axis, each in zip(axes, curves, strict=True):
-        _accuracy_by_size(axis, each)
-    _legend(figure, axes, 8 if len(curves) > 1 else 6)
-    averages = "; ".join(f"{each.place}: {each.average}" for each in curves)
+    width, height = (9.0, 4.4) if len(found) == 1 else (6.2, 4.0)
+    figure, axes = panels(len(found), 2, width, height)
+    for axis, panel in zip(axes, found, strict=True):
+        _accuracy_by_size(axis, panel)
+    legend(figure, axes, 8 if len(found) > 1 else 6)
+    averages = "; ".join(f"{panel.place}: {panel.average}" for panel in found)
     caption = (
         "Figure 2: accuracy in % against the number of images in a batch, with 95 % intervals "
         f"where the answers to each image are known ({averages}). TENT + GA is TENT with gradient "
         "accumulation: it steps every 200 images."
     )
-    return [_drawing("figure2", "Figure 2: accuracy against batch size", caption, figure)]
+    return [drawn("figure2", "Figure 2: accuracy against batch size", caption, figure)]
 
 
 @dataclass(frozen=True)
-class _Curves:
-    """A panel: title -> batch size -> line, and the corruptions that all of them have."""
+class _Panel:
+    """Curves, by configuration: batch size -> line; and the corruptions that all of them have."""
 
     place: str
-    lines: Mapping[str, Mapping[int, Line]]
+    curves: Mapping[Configuration, Mapping[int, Line]]
     corruptions: list[str]
 
     @property
@@ -246,55 +149,59 @@ class _Curves:
         return f"average of {len(self.corruptions)} corruptions"
 
 
-def _curves(groups: Sequence[Group]) -> _Curves | None:
+def _panel(groups: Mapping[int, Group]) -> _Panel | None:
     """None where no method ran at two batch sizes under the same corruption."""
-    lines: dict[str, dict[int, Line]] = {}
-    for group in groups:
+    curves: dict[Configuration, dict[int, Line]] = {}
+    for size, group in groups.items():
         for line in group.lines:
-            if (title := _title(line)) is not None:
-                lines.setdefault(title, {})[int(group.setting["batch_size"])] = line
-    lines = {title: sizes for title, sizes in lines.items() if len(sizes) > 1}
+            # Methods as they come, and TENT with accumulation; other variants are no curve.
+            if not line.configuration.told or _accumulates(line.configuration):
+                curves.setdefault(line.configuration, {})[size] = line
+    curves = {one: sizes for one, sizes in curves.items() if len(sizes) > 1}
+    first = next(iter(groups.values()))
     corruptions = [
         name
-        for name in averaged(groups[0].columns)
+        for name in averaged(first.columns)
         if all(
             name in line.results and not line.results[name].is_partial
-            for sizes in lines.values()
+            for sizes in curves.values()
             for line in sizes.values()
         )
     ]
-    place = _where(groups[0])
-    return _Curves(place, lines, corruptions) if lines and corruptions else None
+    return _Panel(_where(first), curves, corruptions) if curves and corruptions else None
+
+
+def _accumulates(configuration: Configuration) -> bool:
+    """TTC with nothing but its accumulation: TENT + GA."""
+    alone = {name: False for name in TTC_SWITCHES if name != "ga"}
+    return configuration.is_known and configuration.method == "ttc" and configuration.told == alone
 
 
 def _where(group: Group) -> str:
     """Data and network, and what tells this panel from another."""
-    s = group.setting.get
-    told = [
-        f"{name.replace('_', ' ')} {telling(s(name))}"
-        for name in ("order", "protocol", "limit", "seed")
-        if name in group.told
-    ]
-    where = [str(s("data")), f"severity {s('severity')}", str(s("model")), *told]
-    return f"{', '.join(where)}{group.differences}"
+    said = ("data", "severity", "model")
+    told = [str(group.setting.get("data")), *stated(group.setting, ["severity"])]
+    told.append(str(group.setting.get("model")))
+    return ", ".join(told) + group.differences((*said, "batch_size"))
 
 
-def _accuracy_by_size(axis: "Axes", curves: _Curves) -> None:
-    for title, sizes in curves.lines.items():
-        method = "tent" if title == ACCUMULATION else title.lower()
+def _accuracy_by_size(axis: "Axes", panel: _Panel) -> None:
+    for one, sizes in panel.curves.items():
+        accumulates = _accumulates(one)
+        method = "tent" if accumulates else one.method
         at = sorted(sizes)
-        values = [fmean(float(sizes[n].accuracy(c) or 0) for c in curves.corruptions) for n in at]
+        values = [fmean(float(sizes[n].accuracy(c) or 0) for c in panel.corruptions) for n in at]
         colour = COLOURS.get(method, OTHER_COLOUR)
         axis.plot(
             at,
             values,
             color=colour,
-            label=_text(title),
-            linestyle="--" if title == ACCUMULATION else "-",
+            label="TENT + GA" if accumulates else plain_text(one.title),
+            linestyle="--" if accumulates else "-",
             marker=MARKERS.get(method, "."),
             markersize=5,
         )
-        found = [sizes[n].average_interval(curves.corruptions) for n in at]
+        found = [sizes[n].average_interval(panel.corruptions) for n in at]
         axis.fill_between(
             [n for n, each in zip(at, found, strict=True) if each],
             [each.low for each in found if each],
@@ -303,25 +210,16 @@ def _accuracy_by_size(axis: "Axes", curves: _Curves) -> None:
             alpha=0.12,
             linewidth=0,
         )
-    ticks = sorted({size for sizes in curves.lines.values() for size in sizes})
+    ticks = sorted({size for sizes in panel.curves.values() for size in sizes})
     axis.set_xscale("log")
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
     axis.set_xlabel("images in a batch")
     axis.set_ylabel(
-        f"accuracy, {curves.average}, %" if len(curves.corruptions) > 1 else "accuracy, %"
+        f"accuracy, {panel.average}, %" if len(panel.corruptions) > 1 else "accuracy, %"
     )
-    lines = [curves.place] if len(curves.corruptions) > 1 else [curves.place, curves.average]
-    axis.set_title("\n".join(fill(_text(line), 70) for line in lines), fontsize=10)
-
-
-def _title(line: Line) -> str | None:
-    """Methods as they come, and TENT with accumulation; other variants are no line."""
-    if "(" not in line.label:
-        return shown(line.label)
-    changed = differing(next(iter(line.results.values())))
-    alone = {name: False for name in TTC_SWITCHES if name != "ga"}
-    return ACCUMULATION if line.label.startswith("ttc") and changed == alone else None
+    lines = [panel.place] if len(panel.corruptions) > 1 else [panel.place, panel.average]
+    axis.set_title("\n".join(fill(plain_text(line), 70) for line in lines), fontsize=10)
 
 
 # Figure 3
@@ -333,80 +231,89 @@ def feature_densities(results: Sequence[Result]) -> list[Drawing]:
     One figure for each data set, network and corruption.
     """
     kept = [result for result in results if result["channels"] and not result.is_partial]
-    found: dict[str, dict[str, Result]] = {}
-    for result, label in zip(kept, labels(kept), strict=True):
+    found: dict[str, dict[Configuration, Result]] = {}
+    named = configurations(result.row for result in kept)
+    for result, configuration in zip(kept, named, strict=True):
         same = setting(result.row)
         same = {name: same[name] for name in same if name not in ("method", "settings")}
-        found.setdefault(json.dumps(same, sort_keys=True), {})[label] = result
+        found.setdefault(as_key(same), {})[configuration] = result
     places = [json.loads(key) for key in found]
-    names = sorted({name for each in places for name in each} - set(_SAID_OF_DENSITIES))
-    told = [name for name in names if len({json.dumps(one.get(name)) for one in places}) > 1]
+    told = [name for name in differing(places) if name not in _SAID_OF_DENSITIES]
     drawings: list[Drawing] = []
     for place, methods in zip(places, found.values(), strict=True):
-        name = "figure3" if not drawings else f"figure3-{len(drawings) + 1}"
-        where = "".join(f", {one.replace('_', ' ')} {telling(place.get(one))}" for one in told)
-        if (drawing := _densities_of(methods, name, where)) is not None:
-            drawings.append(drawing)
+        where = "".join(f", {text}" for text in stated(place, told))
+        features = {
+            one: arrays["features"]
+            for one in sorted(methods, key=_rank)
+            if "features" in (arrays := methods[one].arrays())
+        }
+        if features:
+            drawings.append(_densities_of(features, place, where, _numbered("figure3", drawings)))
     return drawings
 
 
 _SAID_OF_DENSITIES = ("data", "model", "corruption", "severity", "channels")
 
 
-def _densities_of(methods: Mapping[str, Result], name: str, where: str) -> Drawing | None:
-    order = [one for one in (SUPERVISED, "source", "norm", "tent", "ttc") if one in methods]
-    order += [one for one in methods if one not in order]
-    arrays = {one: _arrays(methods[one]) for one in order}
-    features = {one: each["features"] for one, each in arrays.items() if "features" in each}
-    if not features:
-        return None
-    row = methods[order[0]]
-    figure, axes = _panels(len(row["channels"]), 3)
+def _rank(configuration: Configuration) -> int:
+    """The reference first, then the paper's methods."""
+    return -1 if configuration.method == SUPERVISED else configuration.rank
+
+
+def _densities_of(
+    features: Mapping[Configuration, NDArray[Any]], place: Mapping[str, Any], where: str, name: str
+) -> Drawing:
+    figure, axes = panels(len(place["channels"]), 3)
     overlaps: dict[str, list[float]] = {}
-    for number, (axis, channel) in enumerate(zip(axes, row["channels"], strict=True)):
+    for number, (axis, channel) in enumerate(zip(axes, place["channels"], strict=True)):
         shared = _densities(axis, {one: values[:, number] for one, values in features.items()})
         for one, overlap in shared.items():
             overlaps.setdefault(one, []).append(overlap)
-        numbers = ", ".join(f"{_text(shown(one))} {value:.2f}" for one, value in shared.items())
+        numbers = ", ".join(f"{plain_text(one)} {value:.2f}" for one, value in shared.items())
         title = f"channel {channel}" + (f"\noverlap {numbers}" if numbers else "")
         axis.set_title("\n".join(fill(line, 48) for line in title.split("\n")), fontsize=9)
         axis.set_xlabel("value of the feature (no unit)", fontsize=9)
     for axis in axes[::3]:
         axis.set_ylabel("density (no unit)")
-    _legend(figure, axes, 6)
-    severity = "" if row["severity"] is None else f", severity {row['severity']}"
-    means = ", ".join(f"{shown(one)} {fmean(each):.2f}" for one, each in overlaps.items())
+    legend(figure, axes, 6)
+    means = ", ".join(f"{one} {fmean(each):.2f}" for one, each in overlaps.items())
+    severity = "".join(f", {text}" for text in stated(place, ["severity"]))
     caption = (
-        f"Figure 3: densities of the channels that the classifier weighs most, on {row['data']}, "
-        f"{row['corruption']}{severity}, {row['model']}{where}."
+        "Figure 3: densities of the channels that the classifier weighs most, on "
+        f"{place.get('data')}, {place['corruption']}{severity}, {place.get('model')}{where}."
     )
     if means:
         caption += (
             " The reference was trained with the labels. Overlap: the area shared with it, 1 for "
             f"all of it; its mean over the channels: {means}."
         )
-    title = f"Figure 3: feature densities, {row['corruption']}{where}"
-    return _drawing(name, title, caption, figure)
+    title = f"Figure 3: feature densities, {place['corruption']}{where}"
+    return drawn(name, title, caption, figure)
 
 
-def _densities(axis: "Axes", values: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-    """Draw a channel's; return the area that each shares with the reference's."""
+def _densities(axis: "Axes", values: Mapping[Configuration, NDArray[Any]]) -> dict[str, float]:
+    """Draw a channel's; return the area that each shares with the reference's, by title."""
     low, high = np.percentile(np.concatenate(list(values.values())), (0.5, 99.5))
     margin = 0.25 * (high - low) or 0.5
     points = np.linspace(low - margin, high + margin, 400)
-    curves = {name: _density(found, points) for name, found in values.items()}
-    for name, curve in curves.items():
-        label = "supervised reference" if name == SUPERVISED else _text(shown(name))
-        colour = COLOURS.get(name, OTHER_COLOUR)
+    curves = {one: _density(found, points) for one, found in values.items()}
+    reference = None
+    for one, curve in curves.items():
+        is_reference = one.method == SUPERVISED and not one.told
+        if is_reference:
+            reference = curve
+        label = "supervised reference" if is_reference else plain_text(one.title)
+        colour = COLOURS.get(one.method, OTHER_COLOUR)
         axis.plot(points, curve, color=colour, linewidth=1.6, label=label)
         axis.fill_between(points, curve, color=colour, alpha=0.15, linewidth=0)
     axis.set_ylim(bottom=0)
-    reference = curves.pop(SUPERVISED, None)
     if reference is None:
         return {}
     step = points[1] - points[0]
     return {
-        name: float(np.minimum(curve, reference).sum() * step) for name, curve in curves.items()
+        one.title: float(np.minimum(curve, reference).sum() * step)
+        for one, curve in curves.items()
+        if curve is not reference
     }
 
 

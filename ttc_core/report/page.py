@@ -1,16 +1,15 @@
 """All tables and figures on one HTML page, which opens anywhere and asks nothing of a network."""
 
-import base64
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ttc_core.errors import UserError
-from ttc_core.report.figures import Drawing
-from ttc_core.report.results import Result, labels, shown, telling
+from ttc_core.report.configuration import configurations
+from ttc_core.report.drawing import Drawing
+from ttc_core.report.results import Result, settings
 from ttc_core.report.table import Table
-from ttc_core.rows import setting
+from ttc_core.rows import as_key, value_text
 
 # Said of a run in a place of its own, or of each of its rows.
 _ELSEWHERE = ("method", "settings", "corruption", "batch_size", "after")
@@ -23,21 +22,7 @@ class Section:
     id: str
     title: str
     tables: Sequence[Table] = ()
-    figures: Sequence["Picture"] = ()
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure inside the page."""
-
-    caption: str
-    uri: str
-
-    @classmethod
-    def of(cls, drawing: Drawing) -> "Picture":
-        # As an image of its own, names inside it cannot clash with another's.
-        encoded = base64.b64encode(drawing.svg).decode()
-        return cls(drawing.caption, f"data:image/svg+xml;base64,{encoded}")
+    figures: Sequence[Drawing] = ()
 
 
 @dataclass
@@ -83,22 +68,17 @@ def render(
 
 def _runs(results: Sequence[Result]) -> list[_Run]:
     found: dict[str, _Run] = {}
-    for result, label in zip(results, labels(results), strict=True):
-        told = setting(result.row)
-        if result.is_of_a_benchmark:
-            told.pop("data_digest", None)
-        fields = {name: telling(told[name]) for name in told if name not in _ELSEWHERE}
-        fields["settings"] = _text(result.settings)
-        fields["versions"] = _text(result["versions"] or {})
-        key = json.dumps([label, fields])
+    named = configurations(result.row for result in results)
+    for result, configuration, told in zip(results, named, settings(results), strict=True):
+        fields = {name: value_text(told[name]) for name in told if name not in _ELSEWHERE}
+        for name in ("settings", "versions"):
+            pairs = [f"{key}={value}" for key, value in (result[name] or {}).items()]
+            fields[name] = ", ".join(pairs) or "none"
         where = f" on {result['data']}" if result["data"] else ""
-        run = found.setdefault(key, _Run(f"{shown(label)}{where}", fields))
+        title = f"{configuration.title}{where}"
+        run = found.setdefault(as_key([title, fields]), _Run(title, fields))
         if result["batch_size"] is not None:
             run.batch_sizes[result["batch_size"]] = None
         if result["corruption"]:
             run.corruptions[result["corruption"]] = None
     return list(found.values())
-
-
-def _text(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items()) or "none"

@@ -129,7 +129,7 @@ def mark_best(lines: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
     marked = [list(line) for line in lines]
     for column in range(1, len(marked[0]) if marked else 0):
         shown = {
-            row: float(line[column].text.split(" ")[0])  # without a gain behind it
+            row: float(f"{line[column].value:.1f}")
             for row, line in enumerate(marked)
             if isinstance(line[column].value, float)
             and line[column].comparable

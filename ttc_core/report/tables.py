@@ -5,10 +5,9 @@ from dataclasses import replace
 
 from ttc_core.corruptions import CORRUPTIONS
 from ttc_core.report import paper
-from ttc_core.report.groups import Group, Line, average_title
-from ttc_core.report.results import differing, shown
+from ttc_core.report.groups import Group, Line
 from ttc_core.report.table import Cell, Table, mark_best, percent
-from ttc_core.rows import asked_images
+from ttc_core.rows import asked_images, averaged
 
 SHORT_NAMES = dict(
     zip(
@@ -34,9 +33,10 @@ def accuracy_table(group: Group, name: str) -> Table:
     """Methods × corruptions × average, in the form of the paper's Tables 2, 3, 4 and 6."""
     lines = []
     for line in group.lines:
-        lines.append([Cell(line.label, shown(line.label)), *_accuracies(line, group.columns)])
-        if line.is_default() and (found := group.paper_line(paper.COMPARISONS, line.label)):
-            lines.append(_quoted(found, f"{shown(line.label)}, paper", group.columns))
+        one = line.configuration
+        lines.append([Cell(one.label, one.title), *_accuracies(line, group.columns)])
+        if line.is_default() and (found := line.in_paper(paper.COMPARISONS, one.method)):
+            lines.append(_quoted(found, f"{one.title}, paper", group.columns))
     return _by_corruption(name, f"Accuracy in % on {group.caption}", "Method", group, lines)
 
 
@@ -44,23 +44,16 @@ def augmentation_table(group: Group) -> Table | None:
     """Table 5: TTC with other second views; None unless there are two."""
     found: dict[str, Line] = {}
     for line in group.lines:
-        changes = [differing(result) for result in line.results.values()]
-        first = changes[0]
-        if (
-            not line.label.startswith("ttc")
-            or first is None
-            or not first.keys() <= {"augmentation"}
-        ):
-            continue
-        settings = next(iter(line.results.values())).settings
-        found[settings.get("augmentation", DEFAULT_AUGMENTATION)] = line
+        one = line.configuration
+        if one.is_known and one.method == "ttc" and one.told.keys() <= {"augmentation"}:
+            found[one.told.get("augmentation", DEFAULT_AUGMENTATION)] = line
     if len(found) < 2:
         return None
     lines = []
     for name, title in AUGMENTATIONS.items():
         if name in found:
             lines.append([Cell(name, title), *_accuracies(found[name], group.columns)])
-            if quoted := group.paper_line((5,), name):
+            if quoted := found[name].in_paper((5,), name):
                 lines.append(_quoted(quoted, f"{title}, paper", group.columns))
     caption = f"Table 5: TTC with other augmentations, accuracy in % on {group.caption}"
     return _by_corruption("table5", caption, "Augmentation", group, lines)
@@ -99,14 +92,15 @@ def _quoted(found: paper.PaperLine, label: str, columns: Sequence[str]) -> list[
 def _by_corruption(
     name: str, caption: str, what: str, group: Group, lines: list[list[Cell]]
 ) -> Table:
-    return Table(
-        name,
-        caption,
-        [
-            what,
-            *(SHORT_NAMES.get(column, column) for column in group.columns),
-            average_title(group.columns),
-        ],
-        [what.lower(), *group.columns, "average"],
-        mark_best(lines),
-    )
+    return Table(name, caption, *headers(what, group.columns), mark_best(lines))
+
+
+def headers(what: str, columns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The heads of a column for each corruption and one of averages, short and in full.
+
+    The average's says over how many, unless over the fifteen.
+    """
+    names = averaged(columns)
+    average = "Avg" if set(names) == set(CORRUPTIONS) else f"Avg of {len(names)}"
+    short = [what, *(SHORT_NAMES.get(column, column) for column in columns), average]
+    return short, [what.lower(), *columns, "average"]

@@ -1,48 +1,34 @@
 """Averages × data sets: the paper's Table 1 (small batches) and Table 7 (components)."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ttc_core.corruptions import CORRUPTIONS
 from ttc_core.presets import TTC_SWITCHES
 from ttc_core.report import paper
-from ttc_core.report.groups import Group, Line
-from ttc_core.report.results import differing, telling
+from ttc_core.report.groups import Group, Line, by_batch_size, in_order
 from ttc_core.report.table import Cell, Table, mark_best, percent
-from ttc_core.rows import averaged
+from ttc_core.rows import averaged, differing, stated
 
 _COMPONENTS = ("tent", *TTC_SWITCHES, "ttc")
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """What a cell is about: a line, and the group that it is from."""
-
-    group: Group
-    line: Line
-
-    @property
-    def settings_are_known(self) -> bool:
-        """Whether its defaults are; old rows do not tell."""
-        return all(differing(result) is not None for result in self.line.results.values())
-
-
-@dataclass(frozen=True)
 class _Column:
-    """Everything under one setting, whatever the batch size; an entry a line of the table."""
+    """Everything under one setting, whatever the batch size; for each of the table's lines ours."""
 
     setting: Mapping[str, Any]
-    entries: Sequence[_Entry | None]
+    lines: Sequence[Line | None]
 
     @property
     def corruptions(self) -> list[str]:
-        """Those that all entries have, so that their averages can be compared."""
-        known = [entry for entry in self.entries if entry is not None]
+        """Those that all lines have, so that their averages can be compared."""
+        known = [line.results for line in self.lines if line is not None]
         return [
             name
-            for name in averaged(known[0].group.columns)
-            if all(name in entry.line.results for entry in known)
+            for name in averaged(in_order(known[0]))
+            if all(name in results for results in known)
         ]
 
     def cells(self) -> list[Cell]:
@@ -50,9 +36,9 @@ class _Column:
         names = self.corruptions
         return [
             percent(None)
-            if entry is None
-            else percent(entry.line.average(names), entry.line.average_interval(names))
-            for entry in self.entries
+            if line is None
+            else percent(line.average(names), line.average_interval(names))
+            for line in self.lines
         ]
 
     def quoted(self, wanted: Sequence[tuple[tuple[int, ...], str]]) -> list[Cell]:
@@ -63,11 +49,11 @@ class _Column:
         """
         whole = set(CORRUPTIONS) <= set(self.corruptions)
         cells = []
-        for entry, (tables, name) in zip(self.entries, wanted, strict=True):
+        for line, (tables, name) in zip(self.lines, wanted, strict=True):
             found = None
-            if entry is not None and whole and entry.settings_are_known:
-                size = entry.group.setting["batch_size"] if tables == (1,) else 100
-                found = entry.group.paper_line(tables, name, batch_size=size)
+            if line is not None and whole and line.configuration.is_known:
+                size = line.setting["batch_size"] if tables == (1,) else 100
+                found = line.in_paper(tables, name, batch_size=size)
             cells.append(percent(found.average if found else None, quoted=True))
         return cells
 
@@ -75,13 +61,13 @@ class _Column:
 def batch_size_table(found: Sequence[Group]) -> Table | None:
     """Table 1: what small batches do to TENT, average accuracy beside SOURCE."""
     columns = []
-    for setting, sizes in _places(found):
+    for sizes in by_batch_size(found):
         # SOURCE answers alike in batches of any size.
-        sources = (_default(sizes[size], "source") for size in sorted(sizes, reverse=True))
-        source = next((entry for entry in sources if entry), None)
-        small = [_default(sizes[n], "tent") if n in sizes else None for n in (1, 20)]
+        sources = (sizes[size].default("source") for size in sorted(sizes, reverse=True))
+        source = next((line for line in sources if line), None)
+        small = [sizes[n].default("tent") if n in sizes else None for n in (1, 20)]
         if any(small):
-            columns.append(_Column(setting, [source, *small]))
+            columns.append(_Column(_shared(sizes), [source, *small]))
     titles = ("SOURCE", "TENT (batch size 1)", "TENT (batch size 20)")
     wanted = [((1,), name) for name in ("source", "tent 1", "tent 20")]
     caption = "Table 1: small batches, average accuracy in %"
@@ -91,55 +77,32 @@ def batch_size_table(found: Sequence[Group]) -> Table | None:
 def component_table(found: Sequence[Group]) -> Table | None:
     """Table 7: TENT, each of TTC's parts added to it alone, and TTC; average accuracy, and gain."""
     columns = []
-    for setting, sizes in _places(found):
-        options = [[_component(sizes[n], part) for part in _COMPONENTS] for n in sorted(sizes)]
+    for sizes in by_batch_size(found):
+        options = [(n, [_component(sizes[n], part) for part in _COMPONENTS]) for n in sorted(sizes)]
         # All at one batch size: where most of them are, the paper's if there is a choice.
-        entries = max(
-            options,
-            key=lambda each: (sum(one is not None for one in each), _batch_size(each) == 100),
+        size, lines = max(
+            options, key=lambda each: (sum(one is not None for one in each[1]), each[0] == 100)
         )
-        if any(entries[1:-1]):
-            size = _batch_size(entries)
-            columns.append(_Column({**setting, "batch_size": size}, entries))
+        if any(lines[1:-1]):
+            columns.append(_Column(_shared(sizes) | {"batch_size": size}, lines))
     titles = ("TENT", *(f"+{part.upper()}" for part in TTC_SWITCHES), "TTC")
     wanted = [((7,), part) for part in _COMPONENTS[:-1]] + [(paper.COMPARISONS, "ttc")]
     caption = "Table 7: components added to TENT one at a time, average accuracy in %, and the gain"
     return _table("table7", caption, titles, columns, wanted, gains=True)
 
 
-def _places(found: Iterable[Group]) -> list[tuple[dict[str, Any], dict[int, Group]]]:
-    """What differs in nothing but the batch size, put together."""
-    places: dict[str, dict[int, Group]] = {}
-    for group in found:
-        if (size := group.setting.get("batch_size")) is not None:
-            places.setdefault(group.place, {})[size] = group
-    shared = []
-    for sizes in places.values():
-        first = next(iter(sizes.values()))
-        rest = {name: value for name, value in first.setting.items() if name != "batch_size"}
-        shared.append((rest | {"history": first.history}, sizes))
-    return shared
+def _shared(sizes: Mapping[int, Group]) -> dict[str, Any]:
+    """The setting of groups that differ in the batch size alone."""
+    setting = next(iter(sizes.values())).setting
+    return {name: value for name, value in setting.items() if name != "batch_size"}
 
 
-def _default(group: Group, method: str) -> _Entry | None:
-    """The method as it is without settings."""
-    return next((_Entry(group, line) for line in group.lines if line.label == method), None)
-
-
-def _component(group: Group, part: str) -> _Entry | None:
+def _component(group: Group, part: str) -> Line | None:
     """TENT, TTC, or TTC with this switch alone."""
     if part in ("tent", "ttc"):
-        return _default(group, part)
+        return group.default(part)
     off = {name: False for name in TTC_SWITCHES if name != part}
-    for line in group.lines:
-        result = next(iter(line.results.values()))
-        if result["method"] == "ttc" and differing(result) == off:
-            return _Entry(group, line)
-    return None
-
-
-def _batch_size(entries: Iterable[_Entry | None]) -> int | None:
-    return next((entry.group.setting["batch_size"] for entry in entries if entry), None)
+    return group.first(lambda one: one.method == "ttc" and one.is_known and one.told == off)
 
 
 def _table(
@@ -153,13 +116,9 @@ def _table(
 ) -> Table | None:
     if not columns:
         return None
-    cells = [column.cells() for column in columns]
-    quoted = [column.quoted(wanted) for column in columns]
-    if gains:
-        cells, quoted = (
-            [_with_gains(each) for each in cells],
-            [_with_gains(each) for each in quoted],
-        )
+    change = _with_gains if gains else list
+    cells = [change(column.cells()) for column in columns]
+    quoted = [change(column.quoted(wanted)) for column in columns]
     lines = []
     for row, title in enumerate(titles):
         lines.append([Cell(title, title), *(each[row] for each in cells)])
@@ -178,25 +137,11 @@ def _table(
 
 def _headers(columns: Sequence[_Column]) -> list[str]:
     """Data and network, and of the rest what tells one column from another."""
-    names = dict.fromkeys(name for column in columns for name in column.setting)
-    several = [
-        name
-        for name in names
-        if name not in ("data", "model")
-        and len({repr(column.setting.get(name)) for column in columns}) > 1
-    ]
+    settings = [column.setting for column in columns]
+    several = [name for name in differing(settings) if name not in ("data", "model")]
     return [
-        ", ".join(
-            [
-                str(column.setting.get("data")),
-                str(column.setting.get("model")),
-                *(
-                    f"{name.replace('_', ' ')} {telling(column.setting.get(name))}"
-                    for name in several
-                ),
-            ]
-        )
-        for column in columns
+        ", ".join([str(one.get("data")), str(one.get("model")), *stated(one, several)])
+        for one in settings
     ]
 
 
@@ -208,17 +153,13 @@ def _named(corruptions: Sequence[str]) -> str:
 
 def _with_gains(cells: Sequence[Cell]) -> list[Cell]:
     """Each with its difference from the first, in points."""
-    base = cells[0].value
-    if not isinstance(base, float):
-        return list(cells)
+    base, *others = cells
     return [
-        Cell(
-            cell.value,
-            f"{cell.text} ({cell.value - base:+.1f})",
-            cell.interval,
-            quoted=cell.quoted,
-        )
-        if number and isinstance(cell.value, float)
-        else cell
-        for number, cell in enumerate(cells)
+        base,
+        *(
+            replace(cell, text=f"{cell.text} ({cell.value - base.value:+.1f})")
+            if isinstance(cell.value, float) and isinstance(base.value, float)
+            else cell
+            for cell in others
+        ),
     ]

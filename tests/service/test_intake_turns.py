@@ -1,0 +1,247 @@
+"""Small requests do not wait for large ones; large ones, and large answers, are done in turns."""
+
+import asyncio
+import json
+import os
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from service import decoding
+from service.decoding import CHUNK_PIXELS, DECODE_CHUNK, SMALL_PIXELS
+from service.intake import Submission
+from service.routes import predict
+from service.uploads import Upload
+from tests.fixtures.intake import GOOD, MEBIBYTE, Door, as_form, as_json, write
+
+PATIENCE = 30.0
+# More pixels than a small request has, in few bytes.
+LARGE = write(Picture.new("L", (SMALL_PIXELS // 1000 + 1, 1000)), compress_level=9)
+MIDDLE = write(Picture.new("L", (CHUNK_PIXELS // 1000, 1000)), compress_level=9)
+FORMS = [
+    pytest.param((GOOD, "image/png"), id="raw"),
+    pytest.param(as_form(GOOD), id="form"),
+    pytest.param(as_json(GOOD), id="json"),
+]
+
+
+class Gate:
+    """Stands before `decode`: large pictures stop there until it is opened; all are noted."""
+
+    def __init__(self, monkeypatch):
+        self.opened, self.reached = threading.Event(), threading.Event()
+        self.decoded, self._decode = [], decoding.decode
+        monkeypatch.setattr("service.decoding.decode", self)
+
+    def __call__(self, picture, **geometry):
+        name = threading.get_ident()
+        self.decoded.append((picture.width, name, os.getpriority(os.PRIO_PROCESS, 0)))
+        if picture.width > 100:
+            self.reached.set()
+            assert self.opened.wait(PATIENCE)
+        return self._decode(picture, **geometry)
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    return Gate(monkeypatch)
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("small", FORMS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_small_request_does_not_wait_for_large_ones(gate, small, threads):
+    """Not for their threads, though more of them came before it than there are threads."""
+    door = Door(decode_threads=threads)
+
+    async def walk():
+        large = [asyncio.create_task(door.post(*as_form(*[LARGE] * 3))) for _ in range(3)]
+        await until(gate.reached.is_set)
+        async with asyncio.timeout(PATIENCE):
+            assert len(await door.post(*small)) == 1
+            assert len(await door.post(*as_form(*[GOOD] * (DECODE_CHUNK + 1)))) == DECODE_CHUNK + 1
+        assert not any(task.done() for task in large)
+        gate.opened.set()
+        assert [len(pixels) for pixels in await asyncio.gather(*large)] == [3, 3, 3]
+
+    (failed,) = door.run(walk())
+    assert failed is None, failed
+
+
+def test_a_small_request_does_not_wait_for_the_memory_of_large_ones(gate):
+    """One large piece has what another waits for; a small one needs little, and has it at once."""
+    door = Door(size=32, decode_threads=2, max_queue_bytes=80 * MEBIBYTE)  # a large one takes 48 MB
+
+    async def walk():
+        large = [asyncio.create_task(door.post(LARGE, "image/png")) for _ in range(2)]
+        await until(gate.reached.is_set)
+        async with asyncio.timeout(PATIENCE):
+            assert len(await door.post(GOOD, "image/png")) == 1
+        gate.opened.set()
+        await asyncio.gather(*large)
+
+    (failed,) = door.run(walk())
+    assert failed is None, failed
+
+
+def test_large_requests_take_turns(gate):
+    """The one that came second has its first images decoded before the first has its last."""
+    first, second = write(Picture.new("L", (1000, 1001))), write(Picture.new("L", (1001, 1000)))
+    door = Door(decode_threads=1)
+
+    async def walk():
+        tasks = [asyncio.create_task(door.post(*as_form(*[first] * 6)))]
+        await until(gate.reached.is_set)
+        tasks.append(asyncio.create_task(door.post(*as_form(*[second] * 6))))
+        await until(lambda: door.intake.threads._turns[False]._waiters)
+        gate.opened.set()
+        await asyncio.gather(*tasks)
+
+    (failed,) = door.run(walk())
+    assert failed is None, failed
+    order = [width for width, _, _ in gate.decoded]
+    assert order.index(1001) <= 2
+    assert 1000 in order[order.index(1001) :]
+
+
+@pytest.mark.parametrize("small", FORMS)
+def test_a_small_image_crosses_two_threads(monkeypatch, small):
+    """The event loop's, and one in which it is parsed, checked and decoded; many times over."""
+    threads = set()
+
+    def noted(function):
+        def call(*arguments, **options):
+            threads.add(threading.get_ident())
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("decode", "read_header", "check_upload"):
+        monkeypatch.setattr(f"service.decoding.{name}", noted(getattr(decoding, name)))
+    door = Door(decode_threads=4)
+
+    async def walk():
+        for _ in range(20):
+            threads.clear()
+            assert len(await door.post(*small)) == 1
+            assert len(threads - {threading.get_ident()}) == 1
+
+    (failed,) = door.run(walk())
+    assert failed is None, failed
+
+
+def test_threads_at_large_requests_step_back(gate):
+    """The event loop and the device come first; small requests too."""
+    gate.opened.set()
+    door = Door()
+    door.run(door.post(GOOD, "image/png"), door.post(LARGE, "image/png"))
+    niceness = {width: nice for width, _, nice in gate.decoded}
+    assert niceness[32] == os.getpriority(os.PRIO_PROCESS, 0) < niceness.popitem()[1]
+
+
+def test_files_and_pixels_of_another_origin_need_no_http(gate):
+    """A camera's feed enters at the second stage or at the third; what it lacks is not asked."""
+    door = Door(max_images=2)
+
+    async def walk():
+        async with Submission(door.intake, "feed") as submission:
+            images = await submission.decode(lambda _: Upload([GOOD, GOOD]))
+            await submission.answer(images)
+        assert [image.id for image in images] == [None, None]
+        async with Submission(door.intake, "feed") as submission:
+            await submission.answer(images)
+        for place in door.places:
+            assert len(place.items) == 2
+            assert place.delivered.is_set()  # nobody waits for an answer to leave
+
+    (failed,) = door.run(walk())
+    assert failed is None, failed
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"), [((8, 9, 4), "uint8"), ((8, 9), "uint8"), ((8, 9, 3), "float32")]
+)
+def test_pixels_of_another_kind_are_refused(shape, kind):
+    """With what they are and what is taken."""
+    door = Door()
+
+    async def walk():
+        async with Submission(door.intake, "feed") as submission:
+            await submission.answer([decoding.Image(np.zeros(shape, kind))])
+
+    (error,) = door.run(walk())
+    assert "not (8, 9, 3) uint8" in str(error)
+    assert error.index == 0
+
+
+# Answers
+
+
+def answered(images, classes):
+    logits = np.random.default_rng(0).normal(size=(images, classes)).astype(np.float32)
+    batch = SimpleNamespace(
+        logits=logits,
+        probabilities=np.exp(logits),
+        entropy=logits[:, 0],
+        selected=logits[:, 0] > 0,
+        version=3,
+    )
+    rows = [SimpleNamespace(answers=batch, row=row) for row in range(images)]
+    return SimpleNamespace(answers=rows), batch
+
+
+def encode(images, classes, top_k, learn=True):
+    """Write an answer; return it and how many turns the event loop had meanwhile."""
+    turns = 0
+
+    async def tick():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def walk():
+        nonlocal turns
+        other = asyncio.create_task(tick())
+        await asyncio.sleep(0)
+        turns = 0
+        content = await predict._encode(service, "a", given, [None] * images, top_k, learn)
+        other.cancel()
+        return json.loads(content), turns
+
+    given, batch = answered(images, classes)
+    names = tuple(f"name {number}" for number in range(classes))
+    model = SimpleNamespace(class_names=names)
+    service = SimpleNamespace(
+        settings=SimpleNamespace(method="ttc"), source=SimpleNamespace(model=model)
+    )
+    return *asyncio.run(walk()), batch
+
+
+@pytest.mark.parametrize(("images", "classes"), [(1000, 100), (1, 100_000)])
+def test_a_large_answer_lets_the_event_loop_have_its_turns(images, classes):
+    """Of many images, and of one with many classes; nothing is lost at the seams."""
+    content, turns, batch = encode(images, classes, classes)
+    assert turns > 10
+    for row, one in enumerate(content["predictions"]):
+        best = np.argsort(-batch.logits[row], kind="stable")
+        assert [score["class"] for score in one["top_k"]] == best.tolist()
+        assert one["top_k"][0]["confidence"] == one["confidence"]
+        assert one["confidence"] == float(batch.probabilities[row, best[0]])
+
+
+def test_a_small_answer_is_written_in_one_go():
+    """With everything in it, in its order."""
+    content, _, batch = encode(2, 10, 2, learn=False)
+    one = content["predictions"][0]
+    assert list(one) == ["id", "class", "name", "confidence", "top_k", "entropy", "selected"]
+    assert one["entropy"] == float(batch.entropy[0])
+    assert [each["selected"] for each in content["predictions"]] == [False, False]
+    assert (content["stream"], content["version"], content["batch_size"]) == ("a", 3, 2)

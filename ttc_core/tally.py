@@ -1,0 +1,64 @@
+"""What a pass over one corruption adds up to, offline or over HTTP. Knows no torch."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass
+class Tally:
+    """What a pass over one corruption adds up to.
+
+    Attributes:
+        length: images of the stream.
+        entropy_sum: nats, over the images answered.
+        selected: images that the method learned from.
+        seconds: that it took.
+        columns: what is kept of each image, in stream order.
+    """
+
+    length: int
+    images: int = 0
+    correct: int = 0
+    entropy_sum: float = 0.0
+    selected: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.images
+
+    def results(self, *, selects: bool) -> dict[str, Any]:
+        """The result fields of a row; None where nothing was answered."""
+        return {
+            "images": self.images,
+            "correct": self.correct,
+            "accuracy": self.accuracy if self.images else None,
+            "entropy": self.entropy_sum / self.images if self.images else None,
+            "selection_rate": self.selected / self.images if selects and self.images else None,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "images_per_second": self.images / self.seconds if self.seconds > 0 else None,
+        }
+
+    def add(self, columns: dict[str, NDArray[Any]], start: int | None = None) -> None:
+        """Count a batch of N images.
+
+        Args:
+            columns: (N, ...) each; predicted, labels, entropy and selected among them. They are
+                copied: views would keep whole batches of logits alive.
+            start: the place of the first image; None: behind those that were answered.
+        """
+        start, count = self.images if start is None else start, len(columns["labels"])
+        for name, values in columns.items():
+            if name not in self.columns:
+                self.columns[name] = np.empty((self.length, *values.shape[1:]), values.dtype)
+            self.columns[name][start : start + count] = values
+        self.images += count
+        self.correct += int((columns["predicted"] == columns["labels"]).sum())
+        self.entropy_sum += float(columns["entropy"].sum(dtype=np.float64))
+        self.selected += int(columns["selected"].sum())
