@@ -289,6 +289,7 @@ class Engine:
         record.take_note()
         self._metrics.count_reset("failure")
         self.truth.forget([stream])
+        self._streams.note_change(stream)
         self.events.note("reset", stream=stream, level=logging.ERROR, reason="failure")
 
     async def adapt(self, answered: Pass, *, learn: bool) -> None:
