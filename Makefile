@@ -18,7 +18,7 @@ TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py docs \
   $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
-.PHONY: install demo test test-lowest check lock tables small-batches benchmark cost queue beside monitoring picture \
+.PHONY: install demo test test-lowest check lock tables small-batches benchmark cost saving queue beside monitoring picture \
   clean
 
 install: $(INSTALLED)
@@ -75,6 +75,9 @@ benchmark: $(INSTALLED)  ## images a second beside a bare loop, offline and over
 
 cost: $(INSTALLED)  ## what each method costs, as a multiple of SOURCE
 	$(BIN)/python -m benchmarks.cost --model $(MODEL)
+
+saving: $(INSTALLED)  ## what saving costs the cameras
+	$(BIN)/python -m benchmarks.saving
 
 queue: $(INSTALLED)  ## what the queue costs, by the number of streams that wait
 	$(BIN)/python -m benchmarks.queue

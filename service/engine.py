@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -165,9 +164,7 @@ class Engine:
             lambda: sum(s.pending_batches for s in self.streams.values())
         )
         metrics.unsaved_streams.set_function(lambda: self.unsaved_streams)
-        metrics.unsaved_age.set_function(
-            lambda: time.monotonic() - min(self._streams.unsaved().values(), default=math.inf)
-        )
+        metrics.unsaved_age.set_function(lambda: self._streams.unsaved_age)
 
     @property
     def streams(self) -> dict[str, StreamRecord]:

@@ -193,6 +193,12 @@ class Streams:
             leaving = {name: snapshot.since for name, snapshot in self._leaving.items()}
             return {**self._changed, **leaving}
 
+    @property
+    def unsaved_age(self) -> float:
+        """Seconds since the oldest change that no file has; 0 for none."""
+        now = time.monotonic()
+        return now - min(self.unsaved().values(), default=now)
+
     def _has_room(self, name: str) -> bool:
         records = self._records
         if name in records or name in self._pins:

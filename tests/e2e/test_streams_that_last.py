@@ -1,7 +1,14 @@
 """What outlives a request: streams over restarts, and their bound."""
 
+import asyncio
+import time
+
 import pytest
 
+from service.app import build
+from service.launch import launch
+from service.settings import Settings
+from service.state_folder import StateFolder
 from tests.fixtures.engine import own
 from tests.fixtures.methods import Plain
 from tests.fixtures.requests import ask
@@ -70,3 +77,36 @@ def test_a_method_with_the_verbs_alone_is_served(serve, make_method, pictures):
     assert [event["event"] for event in status["events"]] == ["started"]
     assert status["streams"]["default"]["batches"] == 1
     assert status["settings"]["method"] == {}
+
+
+def test_an_end_whose_save_failed_is_no_good_end(make_method, tmp_path, monkeypatch):
+    """Whatever the reason: the status says so, and the folder is free for the next process."""
+    app = build(Settings(method="source", state_dir=tmp_path), make_method("source"))
+
+    async def walk():
+        async with app.router.lifespan_context(app):
+            monkeypatch.setattr(app.state.service.engine, "save", fail)
+
+    async def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(walk())
+    assert not app.state.service.saved
+    StateFolder(tmp_path, method="source", model="bundled").close()
+
+
+@pytest.mark.slow
+def test_a_start_with_ten_thousand_saved_streams_takes_as_long_as_with_none(tmp_path):
+    """None of them is opened; the fastest of three starts each, in turns."""
+    none, many = tmp_path / "none", tmp_path / "many"
+    many.mkdir()
+    for number in range(10_000):
+        (many / f"s{number}.safetensors").write_bytes(b"to be opened by nobody")
+    took = {none: [], many: []}
+    for _ in range(3):
+        for folder, seconds in took.items():
+            began = time.monotonic()
+            with launch("--method", "source", "--device", "cpu", "--state-dir", str(folder)):
+                seconds.append(time.monotonic() - began)
+    assert min(took[many]) < 1.5 * min(took[none])

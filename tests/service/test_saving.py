@@ -250,6 +250,7 @@ def test_a_disk_that_cannot_be_written_is_told_and_saving_resumes(
         folder.unlink()
     save_changed(table)
     assert metric(table, "ttc_unsaved_streams") == 0
+    assert metric(table, "ttc_unsaved_age_seconds") == 0
     table.close()
     assert count_of(engine(folder)) == 4
 
