@@ -449,7 +449,7 @@ class Engine:
         if self._folder is None:
             return True
         await self._save_changed()
-        _, kept = await asyncio.to_thread(self._streams.remove, self._streams.undead)
+        _, kept = await asyncio.to_thread(self._streams.remove)
         for name, reason in kept.items():
             self.events.note("not_removed", level=logging.ERROR, stream=name, reason=reason)
         unsaved, total = self._streams.unsaved(), len(self.streams)

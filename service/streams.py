@@ -504,16 +504,23 @@ class Streams:
             "not_saved", level=logging.ERROR, stream=name, reason=_reason(error)
         )
 
-    def remove(self, names: Iterable[str]) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    def remove(
+        self, names: Iterable[str] | None = None
+    ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
         """Remove what is saved of streams that were forgotten; another thread's writing goes on.
+
+        Args:
+            names: None: all whose file is still there.
 
         Returns:
             By stream: the steps and pending batches of what was removed, and why it could not be.
             That is not taken up any more, but another process would.
         """
-        discarded, kept = {}, {}
-        for name in names if self._folder is not None else ():
-            assert self._folder is not None
+        discarded: dict[str, tuple[int, int]] = {}
+        kept: dict[str, str] = {}
+        if self._folder is None:
+            return discarded, kept
+        for name in list(self._undead) if names is None else names:
             try:
                 # Not read while others wait to write.
                 counts = self._folder.counts(name, self._source)
@@ -530,14 +537,8 @@ class Streams:
                     self._undead.discard(name)
                 except (OSError, UserError) as error:
                     kept[name] = _reason(error)
-        if self._folder is not None:
-            self._folder.sync()
+        self._folder.sync()
         return discarded, kept
-
-    @property
-    def undead(self) -> list[str]:
-        """The streams that were reset and whose files are still there."""
-        return list(self._undead)
 
     def _is_saved(self, name: str, record: StreamRecord) -> bool:
         file = None if self._folder is None else self._folder.identity(name)

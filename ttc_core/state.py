@@ -11,7 +11,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
@@ -67,14 +66,6 @@ class _Stored(BaseModel):
     data_offsets: Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]
 
 
-@dataclass(frozen=True)
-class _Header:
-    """The texts of a state file, and its tensors by name."""
-
-    texts: dict[str, str]
-    tensors: dict[str, _Stored]
-
-
 _TENSORS = TypeAdapter(dict[str, _Stored])
 _TEXTS = TypeAdapter(dict[str, str], config=ConfigDict(strict=True))
 _COUNTERS = TypeAdapter(Counters, config=ConfigDict(strict=True))
@@ -114,34 +105,6 @@ def save_state(path: Path, method: Method, **of: Any) -> None:
     sync_folder(path.parent)
 
 
-def encoded(
-    method: Method,
-    *,
-    name: str,
-    model: str,
-    state: State | None = None,
-    of_stream: Mapping[str, int] | None = None,
-) -> bytes:
-    """What `save_state` writes.
-
-    Args:
-        name: the method's name; model: the model's spec. Both must fit when it is loaded.
-        state: as the method gave it before; None: as it is now.
-        of_stream: counts, 0 to MOST_COUNT, that are kept beside it.
-
-    Raises:
-        TypeError: the state, or a setting, is what no state file can hold.
-    """
-    for key, value in method.settings.items():
-        if _ADDRESS.search(json.dumps(value, default=str)):
-            raise TypeError(
-                f"settings are numbers, texts and None, to be the same in another process; {key} "
-                f"is an object of type {type(value).__name__}"
-            )
-    state = method.state() if state is None else state
-    return encode(state, _identity(method, name, model), of_stream or {})
-
-
 def size_bytes(entries: Mapping[str, Any]) -> int:
     """The memory of all tensors of a state."""
     total = 0
@@ -155,17 +118,35 @@ def size_bytes(entries: Mapping[str, Any]) -> int:
     return total
 
 
-def encode(
-    state: State, identity: Mapping[str, str], of_stream: Mapping[str, int] | None = None
+def encoded(
+    method: Method,
+    *,
+    name: str,
+    model: str,
+    state: State | None = None,
+    of_stream: Mapping[str, int] | None = None,
 ) -> bytes:
-    """The content of a state file: a safetensors file of the tensors by section and name.
+    """What `save_state` writes: a safetensors file of the tensors by section and name.
 
     The library's own writer takes 90 ms for the 742 tensors of a ResNet-50's stream, most of it to
     find memory that they share; here what lies in one tensor is written as it lies.
 
+    Args:
+        name: the method's name; model: the model's spec. Both must fit when it is loaded.
+        state: as the method gave it before; None: as it is now.
+        of_stream: counts, 0 to MOST_COUNT, that are kept beside it.
+
     Raises:
-        TypeError: the state holds what no state file can, or what would be refused when it is read.
+        TypeError: the state, or a setting, is what no state file can hold, or would be refused when
+            it is read.
     """
+    for key, value in method.settings.items():
+        if _ADDRESS.search(json.dumps(value, default=str)):
+            raise TypeError(
+                f"settings are numbers, texts and None, to be the same in another process; {key} "
+                f"is an object of type {type(value).__name__}"
+            )
+    state = method.state() if state is None else state
     blocks: list[tuple[Tensor, dict[str, Sequence[int]]]] = []
     counters: Counters = {}
 
@@ -196,7 +177,7 @@ def encode(
     header: dict[str, Any] = {
         "__metadata__": {
             "format": FORMAT,
-            **identity,
+            **_identity(method, name, model),
             "counters": json.dumps(counters, ensure_ascii=False),
             # A section may be empty (nothing pending), and safetensors keeps tensors only.
             "sections": json.dumps(list(state), ensure_ascii=False),
@@ -208,10 +189,10 @@ def encode(
     # The widest numbers first, so that each lies at a multiple of its own size.
     for tensor, shapes in sorted(blocks, key=lambda block: -block[0].element_size()):
         start, dtype = len(data), DTYPES[tensor.dtype]
-        for name, shape in shapes.items():
+        for key, shape in shapes.items():
             end = start + tensor.element_size() * prod(shape)
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-            stored[name] = dtype, header[name]["shape"]
+            header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+            stored[key] = dtype, shape
             start = end
         data += tensor_bytes(tensor)
     # All that lies in one tensor is looked at by the first of its names.
@@ -250,7 +231,7 @@ def read_header(path: Path) -> dict[str, str]:
         StateError: it is missing or no state file.
     """
     with _opened(path) as file:
-        return _read_header(path, file).texts
+        return _read_header(path, file)[0]
 
 
 def describe(path: Path) -> str:
@@ -294,14 +275,13 @@ def load_state(path: Path, method: Method, *, name: str, model: str) -> dict[str
             the method is as it was, or at the source.
     """
     with _opened(path) as file:
-        header = _read_header(path, file)
-        _check_owner(path, header.texts, _identity(method, name, model))
-        sections = _text(path, header.texts, "sections", _SECTIONS)
-        counters = _text(path, header.texts, "counters", _COUNTERS)
+        texts, forms = _read_header(path, file)
+        _check_owner(path, texts, _identity(method, name, model))
+        sections = _text(path, texts, "sections", _SECTIONS)
+        counters = _text(path, texts, "counters", _COUNTERS)
         # Files of former versions have none.
-        of_stream = _text(path, {"stream": "{}", **header.texts}, "stream", _OF_STREAM)
+        of_stream = _text(path, {"stream": "{}", **texts}, "stream", _OF_STREAM)
         own = method.state()
-        forms = {key: (stored.dtype, stored.shape) for key, stored in header.tensors.items()}
         misfit = _misfit(forms, own) or _miscount(forms, counters, own)
         if misfit is None:
             tensors = _read_tensors(path, file)
@@ -323,7 +303,7 @@ def load_state(path: Path, method: Method, *, name: str, model: str) -> dict[str
             state.setdefault(section, {})[entry] = value
     for section, values in counters.items():
         state.setdefault(section, {}).update(values)
-    if header.texts["format"] == FORMER_FORMAT and "draws" in own:
+    if texts["format"] == FORMER_FORMAT and "draws" in own:
         state["draws"] = {"learned_batches": state["counters"].pop("learned_batches", 0)}
     try:
         method.restore(state)
@@ -372,7 +352,8 @@ def _read_texts(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, A
     return texts, content, 8 + length
 
 
-def _read_header(path: Path, file: BinaryIO) -> _Header:
+def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, _Form]]:
+    """What a file says of itself and, by name, of its tensors."""
     texts, content, start = _read_texts(path, file)
     try:
         tensors = _TENSORS.validate_python(content)
@@ -382,7 +363,7 @@ def _read_header(path: Path, file: BinaryIO) -> _Header:
     size = os.fstat(file.fileno()).st_size
     if size != end:
         raise _no_state(path, f"it has {size:,} bytes where {end:,} were written")
-    return _Header(texts, tensors)
+    return texts, {key: (stored.dtype, stored.shape) for key, stored in tensors.items()}
 
 
 def _no_state(path: Path, problem: str) -> StateError:
