@@ -81,7 +81,7 @@ class Poisoned:
     def __getattr__(self, name):
         return getattr(self._inner, name)
 
-    def predict(self, images):
+    def predict(self, images, *, learn=True):
         if len(images) > 1 and not all(image.any() for image in images):
             raise RuntimeError("the model broke")
         return self._inner.predict(images)

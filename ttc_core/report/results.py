@@ -153,7 +153,7 @@ _KINDS: dict[Any, tuple[str, ...]] = {
     _Count | dict[str, _Count] | None: ("refused", "errors", "dropped"),
 }
 _FIELDS: dict[str, Any] = {name: (kind, None) for kind, names in _KINDS.items() for name in names}
-_FIELDS |= {"method": str, "corruption": str | None, "accuracy": float | None}
+_FIELDS |= {"method": (str, ...), "corruption": (str | None, ...), "accuracy": (float | None, ...)}
 _Checked = create_model("_Checked", __config__=ConfigDict(strict=True), **_FIELDS)
 
 
