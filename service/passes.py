@@ -162,11 +162,13 @@ class Passes(Generic[Item, Answer]):
         ((place, start, _),) = batch.parts
         if index is None:
             index = await self._culprit(batch)
+        # Whoever sends the request again would teach those of its former batches twice.
+        before = f" The first {start} were learned from." if start and batch.learn else ""
         if index is None:
-            place.fail(type(refusal)(f"The request's images together: {refusal}"))
+            place.fail(type(refusal)(f"The request's images together: {refusal}{before}"))
         else:
             where = f"Image {start + index + 1} of {place.images}: "
-            place.fail(type(refusal)(f"{where}{refusal}", index=start + index))
+            place.fail(type(refusal)(f"{where}{refusal}{before}", index=start + index))
 
     async def _culprit(self, batch: Batch[Item, Answer]) -> int | None:
         """Find the first image that fails by itself, in passes that add up to one or two batches.

@@ -201,6 +201,20 @@ def test_a_long_request_with_a_failed_row_is_not_run_to_its_end():
     in_loop(walk())
 
 
+@pytest.mark.parametrize(("images", "before"), [("abcdnan", True), ("anan", False)])
+def test_a_long_request_that_fails_says_what_was_learned_from(images, before):
+    """Its first batches have been: to send it whole again would teach them twice."""
+    items = [*images.removesuffix("nan"), "nan"]
+
+    async def walk():
+        async with Queue() as queue:
+            with pytest.raises(PredictionFailed) as failed:
+                await queue.ask(items)
+            assert ("The first 4 were learned from." in str(failed.value)) == before
+
+    in_loop(walk())
+
+
 def test_too_few_answers_are_an_error_not_a_hang():
     """A worker that forgets a row fails the batch; nobody waits for ever."""
 
