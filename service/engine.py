@@ -25,6 +25,7 @@ from service.errors import PredictionFailed, Refused, StateNotRemoved
 from service.events import Events
 from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
+from service.schemas import StreamTruth
 from service.state_folder import StateFolder
 from service.streams import StreamRecord, Streams
 from service.truth import Truth
@@ -134,8 +135,8 @@ class Engine:
         self.truth = Truth(
             metrics,
             ids,
-            # A stream has made room, and its counts are in its file, before they are dropped.
             most_streams=2 * max_streams,
+            lasting=state_dir is not None,
             note_change=lambda stream: self._streams.note_change(stream),
         )
         self._streams = Streams(
@@ -276,13 +277,13 @@ class Engine:
             if said is None:
                 raise
             return said
-        if answer[1].sound.any():
+        if learn and answer[1].sound.any():
             self._put_back(stream, record, source)
         return answer
 
     def _put_back(self, stream: str, record: StreamRecord, source: Method) -> None:
         """Give a stream that cannot go on a method at the source."""
-        record.method = source
+        record.method, record.truth = source, StreamTruth()
         record.take_note()
         self._metrics.count_reset("failure")
         self.truth.forget([stream])
@@ -428,6 +429,7 @@ class Engine:
             await asyncio.sleep(interval / 10)
             try:
                 await self._save_changed(older_than=0.8 * interval)
+                self.truth.write()
             except Exception:
                 log.exception("saving failed")
 

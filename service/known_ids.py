@@ -146,10 +146,19 @@ class KnownIds:
         """Set a record, and have it written soon: what changes before is written with it."""
         _RECORD.pack_into(self._bytes, slot * RECORD.itemsize, number, key, answer, label, 0)
         self._changed[slot] = True
+        self._write_soon()
+
+    def _write_soon(self) -> None:
         if self._path is None or self._to_write or time.monotonic() < self._retry_at:
             return
         self._to_write = True
         self._writer.submit(self._write, self._path)
+
+    def write(self) -> None:
+        """Have written what could not be before, if there is any."""
+        with self._lock:
+            if self._retry_at and self._changed.any():
+                self._write_soon()
 
     def _write(self, path: Path) -> None:
         whole = not self._is_in_place(path)

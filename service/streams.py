@@ -33,6 +33,8 @@ from ttc_core.state import StateError, StateUnreadable, size_bytes
 
 # Streams that cannot be saved one after another: then it is the folder, and all will fail.
 MOST_FAILURES = 3
+# After a file that could not be written no other is tried for so long, but in the background.
+RETRY_SECONDS = 1.0
 # For how long the device thread takes snapshots before a batch may come between.
 SNAPSHOT_SECONDS = 0.002
 MOST_SNAPSHOTS = 16
@@ -125,6 +127,8 @@ class Streams:
         # Since when what is not in its file, by stream; and what is on its way there.
         self._changed: dict[str, float] = {}
         self._leaving: dict[str, Snapshot] = {}
+        # Until when no file is tried for a newcomer's sake: the last could not be written.
+        self._retry_at = 0.0
         # Reset, but their files are still there, or the folder would not let go of them.
         self._undead: set[str] = set()
         self._fresh_bytes = _state_bytes(source)
@@ -149,7 +153,9 @@ class Streams:
     def names(self, *, saved: bool = True) -> list[str]:
         """All streams: in memory, answering their first images, saved or without those."""
         on_disk = sorted(self._on_disk()) if saved else ()
-        return list(self.records | dict(self._new) | dict.fromkeys(on_disk))
+        # Not dict(self._new), which other threads may change meanwhile.
+        new = {reference.key: None for reference in self._new.valuerefs() if reference()}
+        return list(self.records | new | dict.fromkeys(on_disk))
 
     def __contains__(self, name: str) -> bool:
         """Whether a stream is in memory or saved."""
@@ -210,7 +216,7 @@ class Streams:
         staying = [
             record
             for other, record in records.items()
-            if other in self._pins or not self._may_go(record)
+            if other in self._pins or not self._may_go(other, record)
         ]
         total = sum(record.bytes for record in staying) + self._fresh_bytes * len(reserved)
         return self._fits(len(staying) + len(reserved), total)
@@ -218,12 +224,15 @@ class Streams:
     def _fits(self, count: int, total_bytes: int) -> bool:
         return count <= self._most and (total_bytes <= self._most_bytes or count == 1)
 
-    def _may_go(self, record: StreamRecord) -> bool:
-        return self._saves or time.monotonic() - record.used >= self._expiry
+    def _may_go(self, name: str, record: StreamRecord) -> bool:
+        idle = time.monotonic() - record.used
+        return self._saves or idle >= self._expiry or self._is_saved(name, record)
 
     @property
     def _saves(self) -> bool:
-        return self._folder is not None and self._folder.problem is None
+        """Whether the folder takes files, as far as is known."""
+        is_full = time.monotonic() < self._retry_at
+        return self._folder is not None and self._folder.problem is None and not is_full
 
     def _refusal(self, refused: str, wait: float, *, saves: bool) -> TooManyStreams:
         seconds = max(1.0, math.ceil(wait if saves else self._time_to_room(refused, wait)))
@@ -234,7 +243,9 @@ class Streams:
             if count >= self._most
             else f"The {count:,} streams take {total:,} of the {self._most_bytes:,} bytes for them"
         )
-        until = "all are in use" if saves else f"those idle for {self._expiry:g} s make room"
+        until = f"those idle for {self._expiry:g} s make room"
+        if self._folder is not None:
+            until = "all are in use" if saves else f"none can be saved now, {until}"
         return TooManyStreams(
             f"{held}; {until}, enough in {seconds:,.0f} s. Use one of them, or reset one.",
             retry_after=seconds,
@@ -369,7 +380,7 @@ class Streams:
         meanwhile stays.
         """
         record = self._records[name]
-        saved = self._saves and (self._is_saved(name, record) or self._save(name, record))
+        saved = self._is_saved(name, record) or (self._saves and self._save(name, record))
         expired = time.monotonic() - record.used >= self._expiry
         with self._lock:
             if self._pins[name] or not (saved or expired):
@@ -420,7 +431,8 @@ class Streams:
             name = names.popleft()
             record = self._records.get(name)
             if record is None and self._is_on_disk(name) and name not in self._undead:
-                record = self.load(name)  # labels came for what is on disk only
+                # Labels came for what is on disk only, or is answering its first images.
+                record = self._new.get(name) or self.load(name)
                 record = record if record.restored else None
             if record is not None:
                 snapshot = self._snapshot(name, record)
@@ -437,7 +449,7 @@ class Streams:
         except Exception as error:  # a user's own method may raise anything
             self._not_saved(name, error)
             return None
-        truth = record.truth = self._truth.take_up(name, record.truth)
+        truth = record.truth = self._truth.take_up(name, record.truth, saving=True)
         counts = {"images": record.images, "batches": record.batches, **truth.model_dump()}
         with self._lock:
             since = self._changed.pop(name, time.monotonic())
@@ -483,7 +495,14 @@ class Streams:
                 record.file = self._folder.save(
                     name, record.method, snapshot.state, snapshot.of_stream
                 )
+                self._retry_at = 0.0
+                with self._lock:
+                    if self._leaving.get(name) is snapshot:
+                        del self._leaving[name]
+                        self._undead.discard(name)
         except Exception as error:  # a user's own method may hold anything
+            if isinstance(error, OSError):
+                self._retry_at = time.monotonic() + RETRY_SECONDS
             with self._lock:
                 if self._leaving.get(name) is snapshot:
                     del self._leaving[name]
@@ -491,10 +510,6 @@ class Streams:
                     self._changed[name] = snapshot.since
             self._not_saved(name, error)
             return False
-        with self._lock:
-            if self._leaving.get(name) is snapshot:
-                del self._leaving[name]
-                self._undead.discard(name)
         self._metrics.saves.labels("saved").inc()
         return True
 

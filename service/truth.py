@@ -21,6 +21,7 @@ class Truth:
     Args:
         ids: the answers that a label may still come for.
         most_streams: of which counts are kept; beyond, the one without a label for longest goes.
+        lasting: counts are in files: none goes that no file has.
         note_change: told of each stream that a label came for.
     """
 
@@ -30,6 +31,7 @@ class Truth:
         ids: KnownIds,
         *,
         most_streams: int,
+        lasting: bool = False,
         note_change: Callable[[str], None] = lambda stream: None,
     ) -> None:
         self._metrics, self._ids, self._most_streams = metrics, ids, most_streams
@@ -37,6 +39,7 @@ class Truth:
         self._streams: dict[str, StreamTruth] = {}
         # Those whose counts include what their stream's file says.
         self._whole: set[str] = set()
+        self._lasting, self._unsaved = lasting, set[str]()
         self._right: deque[bool] = deque(maxlen=ACCURACY_WINDOW)
         self._answered: deque[tuple[str, int]] = deque(maxlen=DOMINANCE_WINDOW)
         self._lock = threading.Lock()
@@ -87,15 +90,23 @@ class Truth:
             return
         with self._lock:
             self._right.extend(right)
+            if self._lasting:
+                self._unsaved.add(stream)
             given = StreamTruth(labelled=len(right), correct=sum(right))
             self._keep(stream, _sum(self._streams.get(stream, StreamTruth()), given))
         self._note_change(stream)
         self._metrics.labelled.inc(len(right))
         self._metrics.correct.inc(sum(right))
 
-    def take_up(self, stream: str, saved: StreamTruth) -> StreamTruth:
-        """Count what a stream's file says, if that is not counted; return what it is to say."""
+    def take_up(self, stream: str, saved: StreamTruth, *, saving: bool = False) -> StreamTruth:
+        """Count what a stream's file says, if that is not counted; return what it is to say.
+
+        Args:
+            saving: it is about to be told that.
+        """
         with self._lock:
+            if saving:
+                self._unsaved.discard(stream)
             said = self._streams.get(stream, StreamTruth())
             if stream not in self._whole:
                 said = _sum(saved, said)
@@ -108,9 +119,10 @@ class Truth:
         self._streams.pop(stream, None)
         self._streams[stream] = said
         if len(self._streams) > self._most_streams:
-            oldest = next(iter(self._streams))
-            del self._streams[oldest]
-            self._whole.discard(oldest)
+            oldest = next((name for name in self._streams if name not in self._unsaved), None)
+            if oldest is not None:
+                del self._streams[oldest]
+                self._whole.discard(oldest)
 
     def forget(self, streams: Collection[str]) -> None:
         """Streams are back at the source: what they answered before is no sign of now.
@@ -121,8 +133,13 @@ class Truth:
             for stream in streams:
                 self._streams.pop(stream, None)
                 self._whole.discard(stream)
+                self._unsaved.discard(stream)
             kept = [(name, answer) for name, answer in self._answered if name not in streams]
             self._answered = deque(kept, maxlen=DOMINANCE_WINDOW)
+
+    def write(self) -> None:
+        """Have ids written that could not be before."""
+        self._ids.write()
 
     def close(self) -> None:
         """Write the ids that are not written yet."""

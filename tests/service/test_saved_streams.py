@@ -94,6 +94,7 @@ def test_a_reset_puts_another_programs_file_aside(engine, tmp_path):
 
 def test_what_cannot_be_saved_keeps_its_place(engine, tmp_path, monkeypatch):
     """A full disk: the newcomer is refused, nobody loses what was learned, and it mends itself."""
+    monkeypatch.setattr("service.streams.RETRY_SECONDS", 0.0)
     table = engine(tmp_path, max_streams=1)
     request(table, "a")
     learned = table.streams["a"].method
@@ -110,6 +111,30 @@ def test_what_cannot_be_saved_keeps_its_place(engine, tmp_path, monkeypatch):
         assert not list(tmp_path.glob("*.safetensors*"))
         (event,) = events(table, "not_saved")
         assert (event["reason"], event["count"]) == ("No space left on device", 3)
+    request(table, "b")
+    assert list(table.streams) == ["b"]
+
+
+def test_a_newcomer_is_told_that_nobody_can_be_saved(engine, tmp_path, monkeypatch):
+    """The cause is the disk, and it is not tried for each who comes."""
+    monkeypatch.setattr("service.streams.RETRY_SECONDS", 1000.0)
+    table = engine(tmp_path, max_streams=1)
+    request(table, "a")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(TooManyStreams):
+            request(table, "b")
+        for _ in range(3):
+            with pytest.raises(TooManyStreams, match="none can be saved now, those idle") as told:
+                request(table, "b")
+            assert told.value.retry_after > 3000  # --stream-expiry
+    (event,) = events(table, "not_saved")
+    assert event["count"] == 1
+    asyncio.run(table._save_changed())  # as it goes on doing in the background
     request(table, "b")
     assert list(table.streams) == ["b"]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from service.engine import Image
-from tests.fixtures.engine import own
+from tests.fixtures.engine import own, raiser
 from tests.fixtures.methods import Plain
 from tests.fixtures.streams import PIXELS, batch, events, request, reset, stop
 
@@ -394,3 +394,72 @@ def test_a_file_of_a_former_version_says_nothing_of_counters(engine, tmp_path, s
     free = engine()
     request(free, "gate")
     assert np.array_equal(request(free, "gate"), got)
+
+
+def identified(engine, stream):
+    """An image with an id, answered and learned from."""
+
+    async def walk():
+        answered = await engine.predict([(stream, [Image(PIXELS[0], None, "one")])])
+        await engine.adapt(answered, learn=True)
+
+    asyncio.run(walk())
+
+
+def test_a_stream_that_is_being_answered_is_saved_from_its_own_record(engine, tmp_path):
+    """A label came while it was on disk: its own file is replaced, and none is set aside."""
+    first = engine(tmp_path)
+    identified(first, "gate")
+    assert stop(first)
+    second = engine(tmp_path)
+    assert second.truth.feedback([("gate", "one", 1)])["taken"] == ["one"]
+
+    async def walk():
+        answered = await second.predict([("gate", [Image(PIXELS[0])])])
+        await second._save_changed()  # the answer is on its way
+        await second.adapt(answered, learn=True)
+
+    asyncio.run(walk())
+    assert stop(second)
+    assert not events(second, "set_aside")
+    assert not list(tmp_path.glob("*.rejected*"))
+
+
+def test_labels_for_more_streams_than_are_kept_last(engine, tmp_path):
+    """A night's labels for all cameras, few of which are in memory."""
+    names = [f"cam{number}" for number in range(10)]
+    first = engine(tmp_path, max_streams=2)
+    for name in names:
+        identified(first, name)
+    assert len(first.truth.feedback([(name, "one", 1) for name in names])["taken"]) == 10
+    assert stop(first)
+    second = engine(tmp_path)
+    for name in names:
+        request(second, name)
+    counted = {name: said.labelled for name, said in second.truth.streams.items()}
+    assert counted == dict.fromkeys(names, 1)
+
+
+def test_a_stream_put_back_to_the_source_begins_its_counts_anew(engine, tmp_path):
+    """What its file says of labels is of before."""
+    table = engine(tmp_path)
+    labelled(table, "gate", True)
+    save_changed(table)
+    table._put_back("gate", table.streams["gate"], table._source.fork())
+    labelled(table, "gate", True)
+    save_changed(table)
+    assert truth_of(table) == (1, 1)
+
+
+def test_without_learning_a_failing_stream_stays_where_it_is(engine, source):
+    """The source answers for it; nothing is thrown away by who only asks."""
+    table = engine()
+    request(table, "gate")
+    record = table.streams["gate"]
+    record.method.predict = raiser(RuntimeError("odd"))
+    failing = record.method
+    answered = asyncio.run(table.predict([("gate", [Image(PIXELS[0])])], learn=False))
+    assert answered.rows[0].answers.sound.all()
+    assert table.streams["gate"].method is failing
+    request(table, "gate")
+    assert table.streams["gate"].method is not failing
