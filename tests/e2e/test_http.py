@@ -194,3 +194,14 @@ def test_two_names_of_a_stream_must_agree(source_server, pictures):
         assert answer.status_code == status
     twice = [("X-Session-Id", "a"), ("X-Session-Id", "b")]
     assert post("/predict", content=pictures[0], headers=twice).status_code == 422
+
+
+@pytest.mark.parametrize("query", [b"id=%ff", b"id=\xff", b"stream=a%C3"])
+def test_a_query_that_is_not_utf8_is_refused(source_server, pictures, query):
+    """Else two names would be read as one."""
+    head = (
+        b"POST /predict?%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    )
+    answer = talk(source_server.url, head % (query, len(pictures[0])) + pictures[0])
+    assert status_of(answer) in (400, 422)
+    assert b"problem+json" in answer

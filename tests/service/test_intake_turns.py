@@ -12,6 +12,7 @@ from PIL import Image as Picture
 
 from service import decoding
 from service.decoding import CHUNK_PIXELS, DECODE_CHUNK, SMALL_PIXELS
+from service.errors import DeadlineExpired
 from service.intake import Submission
 from service.routes import predict
 from service.uploads import Upload
@@ -109,6 +110,23 @@ def test_large_requests_take_turns(gate):
     order = [width for width, _, _ in gate.decoded]
     assert order.index(1001) <= 2
     assert 1000 in order[order.index(1001) :]
+
+
+def test_a_request_whose_time_is_over_is_not_decoded_to_its_end(gate):
+    """It is told so at once, and its images hold no thread any more."""
+    door = Door(decode_threads=1)
+
+    async def walk():
+        task = asyncio.create_task(door.post(*as_form(*[LARGE] * 6)))
+        await until(gate.reached.is_set)
+        door.places[0].fail(DeadlineExpired("Its time is over."))
+        gate.opened.set()
+        with pytest.raises(DeadlineExpired):
+            await task
+
+    (failed,) = door.run(walk())
+    assert failed is None, failed
+    assert len(gate.decoded) == 1
 
 
 @pytest.mark.parametrize("small", FORMS)
