@@ -282,6 +282,10 @@ def load_state(path: Path, method: Method, *, name: str, model: str) -> dict[str
         # Files of former versions have none.
         of_stream = _text(path, {"stream": "{}", **texts}, "stream", _OF_STREAM)
         own = method.state()
+        former = counters.get("counters", {})
+        if "learned_batches" in former and "learned_batches" in own.get("draws", {}):
+            # The former format has it there.
+            counters["draws"] = {"learned_batches": former.pop("learned_batches")}
         misfit = _misfit(forms, own) or _miscount(forms, counters, own)
         if misfit is None:
             tensors = _read_tensors(path, file)
@@ -293,18 +297,9 @@ def load_state(path: Path, method: Method, *, name: str, model: str) -> dict[str
         section, entry = _split(key)
         like = _like(own, section, entry)
         value = tensor if like is None else tensor.to(like.dtype)
-        moment, colon, name = entry.partition(":")
-        if section == "optimizer" and colon and "affine" in own:
-            if tensor.ndim:
-                state[section].setdefault(moment, {})[name] = value
-            else:  # the former format has one count of steps for each parameter
-                state[section][moment] = value
-        else:
-            state.setdefault(section, {})[entry] = value
+        state.setdefault(section, {})[entry] = value
     for section, values in counters.items():
         state.setdefault(section, {}).update(values)
-    if texts["format"] == FORMER_FORMAT and "draws" in own:
-        state["draws"] = {"learned_batches": state["counters"].pop("learned_batches", 0)}
     try:
         method.restore(state)
     except Exception as error:  # a user's own method may raise anything

@@ -215,3 +215,24 @@ def test_a_part_that_learns_from_a_memory_of_images_is_a_class():
     assert isinstance(outcomes[0], Adaptation)
     assert issubclass(Remembering, AffineMethod)
     assert issubclass(Remembering.Settings, OptimizerSettings)
+
+
+class Lazy(Tent):
+    """A user's class that keeps what it sees, made when it is first needed."""
+
+    seen: list[int] | None = None
+
+    def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
+        if self.seen is None:
+            self.seen = []
+        self.seen.append(len(images))
+        return super().predict(images, learn=learn)
+
+
+def test_streams_of_a_users_subclass_share_nothing_that_it_keeps():
+    """Whether or not it has an __init__."""
+    first = Lazy(make_model())
+    first.predict(make_images(4))
+    second = first.fork()
+    second.predict(make_images(2))
+    assert (first.seen, second.seen) == ([4], [2])

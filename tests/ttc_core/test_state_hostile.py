@@ -182,6 +182,10 @@ def first_tensor(**fields):
             id="step-infinite",
         ),
         pytest.param(tensors(gradients__norm1_dot_bias=lambda t: t * torch.nan), id="gradient-nan"),
+        pytest.param(
+            tensors(optimizer__exp_avg_at_norm1_dot_bias=lambda _: torch.tensor(1.0)),
+            id="moment-of-one-number",
+        ),
     ],
 )
 def test_a_hostile_file_is_refused_in_a_sentence(refused, change):

@@ -4,18 +4,21 @@
 the logits of the next 32.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
+from safetensors.torch import save_file
 
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch
 from ttc_core.load import load
 from ttc_core.methods import create
-from ttc_core.state import load_state, read_header, save_state
+from ttc_core.state import StateError, load_state, read_header, save_state
 
 STATES = Path(__file__).parent / "states"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -54,3 +57,18 @@ def test_a_state_of_format_1_goes_on(name, tmp_path):
             method.adapt(prediction)
         with np.load(STATES / "expected.npz") as expected:
             np.testing.assert_allclose(np.concatenate(logits), expected[name], atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [10**30, -5, "7", 1.5, None])
+def test_its_count_of_learned_batches_is_held_against_what_counts(count, tmp_path):
+    """It stood among the learner's counters; a wrong one would fail every later batch."""
+    path = tmp_path / "camera.safetensors"
+    with safetensors.safe_open(STATES / "ttc.safetensors", framework="pt") as file:
+        texts = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    counters = json.loads(texts["counters"])
+    counters["counters"]["learned_batches"] = count
+    save_file(tensors, path, metadata={**texts, "counters": json.dumps(counters)})
+    method = create("ttc", load("bundled"), **SETTINGS["ttc"])
+    with pytest.raises(StateError, match="learned_batches"):
+        load_state(path, method, name="ttc", model="bundled")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ttc_core.errors import PluginError, UserError, told
+from ttc_core.flat import NamedTensors
 from ttc_core.methods.contract import Adaptation, Method, Prediction, State
 from ttc_core.model import SourceModel
 
@@ -121,8 +122,10 @@ class OwnMethod:
             return type(self)(self._name, self.model, self._inner.fork())
 
 
-def _copied(entries: Mapping[str, Any]) -> dict[str, Any]:
+def _copied(entries: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a state holds, apart from what the method goes on to change in place."""
+    if isinstance(entries, NamedTensors):
+        return entries  # of a part of ours, which gives copies
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in entries.items()}
 
 

@@ -1,10 +1,10 @@
 """Scales and shifts that a loss moves, step by step, and the gradients that wait for a step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -242,7 +242,11 @@ class AffineLearner:
         }
 
     def restore(self, state: State) -> None:
-        """Take up what `state` gave."""
+        """Take up what `state` gave.
+
+        Raises:
+            KeyError, ValueError: it is of another network or optimizer.
+        """
         layout, source = self._model.affine_layout, self._model.source_affine
         affine = layout.flattened(state["affine"]).to(source)
         waiting, counters = state["gradients"], state["counters"]
@@ -251,11 +255,28 @@ class AffineLearner:
             key: value.to("cpu", copy=True)
             if isinstance(value, Tensor)
             else layout.flattened(value).to(source)
-            for key, value in state["optimizer"].items()
+            for key, value in _by_moment(state["optimizer"]).items()
         }
+        kept = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
+        if self._optimizer and self._optimizer.keys() != kept[self._settings.optimizer]:
+            raise ValueError(f"its optimizer kept {', '.join(self._optimizer)}")
         self._pending = layout.flattened(waiting).to(source) if waiting else None
         self._publish(affine)
         self.steps = int(counters["steps"])
         self.pending_batches = int(counters["pending_batches"])
         self.pending_images = int(counters["pending_images"])
         self.drift = self._measure(affine, ())[0]
+
+
+def _by_moment(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """What an optimizer keeps, by its own names; a file has each moment as MOMENT:PARAMETER."""
+    moments: dict[str, Any] = {}
+    for key, value in entries.items():
+        moment, colon, name = key.partition(":")
+        if colon and moment != "step":
+            moments.setdefault(moment, {})[name] = value
+        elif moment == "step" and value.ndim:
+            raise ValueError("its count of steps is no number")
+        else:  # the former format has one count of steps for each parameter
+            moments[moment] = value
+    return moments

@@ -65,10 +65,12 @@ class MeanAnswer:
     def restore(self, state: State) -> None:
         mean = state["mean_answer"].get("probabilities")
         if mean is not None and not (
-            mean.shape == (self._model.classes,) and mean.isfinite().all()
+            mean.shape == (self._model.classes,)
+            and mean.is_floating_point()
+            and mean.isfinite().all()
         ):
             raise ValueError("its mean answer is none of this network's")
-        self.value = None if mean is None else mean.to(self._model.device, copy=True)
+        self.value = None if mean is None else mean.to(self._model.source_affine, copy=True)
 
 
 @dataclass(frozen=True)
