@@ -4,6 +4,7 @@ It shows where adaptation without labels could arrive (the paper's Figure 3), so
 `METHODS` and never served.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,9 +13,10 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from ttc_core.datasets import Stream
-from ttc_core.methods.composed import AffineMethod
+from ttc_core.methods.composed import StatisticsMethod
 from ttc_core.methods.contract import Adaptation, Prediction
-from ttc_core.methods.parts.learner import Loss, gradient
+from ttc_core.methods.parts import Part
+from ttc_core.methods.parts.learner import AffineLearner, Loss, gradient
 from ttc_core.methods.settings import OptimizerSettings
 from ttc_core.objective import entropy
 
@@ -30,13 +32,21 @@ class SupervisedSettings(OptimizerSettings):
         return {}
 
 
-class Supervised(AffineMethod):
+class Supervised(StatisticsMethod):
     """Cross-entropy with the labels, several passes over the stream; then it only answers."""
 
     name = "supervised"
+    adapts = frozenset({"affine"})
     Settings = SupervisedSettings
-    selects = False
     _settings: SupervisedSettings
+
+    def _compose(self) -> Sequence[Part]:
+        self._learner = AffineLearner(self.model, self._settings)
+        return (self._learner, *super()._compose())
+
+    @property
+    def drift(self) -> float:
+        return self._learner.drift
 
     def fit(self, stream: Stream, batch_size: int) -> None:
         """Train on the stream's images and labels, a step a batch, with the batch's statistics."""
@@ -65,6 +75,3 @@ class Supervised(AffineMethod):
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         return Adaptation(drift=self.drift)
-
-    def _loss(self, prediction: Prediction) -> Loss:
-        raise NotImplementedError("without labels there is nothing that the reference learns")
