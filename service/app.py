@@ -53,7 +53,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
     The application's `state.service` is the running `Service`.
     """
     model = source.model
-    learns = settings.adapt != "never" and "affine" in getattr(source, "adapts", ())
+    learns = settings.adapt != "never" and "affine" in source.adapts
     metrics = Metrics(
         CollectorRegistry(),
         classes=model.classes,
@@ -62,7 +62,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
             "method": settings.method,
             "device": str(model.device),
             "classes": str(model.classes),
-            "statistics": str(getattr(source, "settings", {}).get("statistics", "")),
+            "statistics": str(source.settings.get("statistics", "")),
             # Whether there are optimizer steps to expect.
             "learns": "yes" if learns else "no",
         },

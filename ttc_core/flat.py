@@ -29,13 +29,8 @@ class Layout:
     def _sizes(self) -> list[int]:
         return [prod(shape) for shape in self.shapes.values()]
 
-    @cached_property
-    def total(self) -> int:
-        """How many numbers there are."""
-        return sum(self._sizes)
-
     def flattened(self, tensors: Mapping[str, Any]) -> Tensor:
-        """(total,) a copy of these tensors, one behind the other.
+        """(P,) a copy of these tensors, one behind the other.
 
         Raises:
             KeyError: one is missing. ValueError: one has another shape.
@@ -49,7 +44,7 @@ class Layout:
         return torch.cat(parts) if parts else torch.zeros(0)
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Each name's part of a flat tensor (…, total), in its shape, on the same memory."""
+        """Each name's part of a flat tensor (…, P), in its shape, on the same memory."""
         parts = torch.split(flat, self._sizes, dim=-1)
         return {
             name: part if len(shape) == 1 else part.reshape(*part.shape[:-1], *shape)
@@ -61,7 +56,7 @@ class NamedTensors(Mapping[str, Any]):
     """A flat tensor, its parts by name, and what else belongs to them.
 
     Args:
-        flat: (layout.total,); the parts are views of it.
+        flat: (P,), all numbers of the layout; the parts are views of it.
         others: numbers and texts by name.
     """
 

@@ -109,7 +109,7 @@ def _introduce(settings: Settings, source: "Method") -> None:
     import torch
 
     model = source.model
-    adapted = model.affine.values() if "affine" in getattr(source, "adapts", ()) else ()
+    adapted = model.affine.values() if "affine" in source.adapts else ()
     count = sum(tensor.numel() for tensor in adapted)
     threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
     log.info(
@@ -117,7 +117,7 @@ def _introduce(settings: Settings, source: "Method") -> None:
         f"features ({model.feature_dimension}) → {model.split} → logits, "
         f"{count:,} adapted parameters in {len(adapted)} tensors"
     )
-    used = ", ".join(f"{k}={v}" for k, v in getattr(source, "settings", {}).items())
+    used = ", ".join(f"{k}={v}" for k, v in source.settings.items())
     log.info("Method %s: %s", settings.method, used or "no settings")
     chosen = settings.model_dump(exclude={"model", "method", "set", *SECRETS}, mode="json")
     log.info("Settings: %s", ", ".join(f"{flag(k)} {v}" for k, v in chosen.items()))
@@ -133,7 +133,7 @@ def _introduce(settings: Settings, source: "Method") -> None:
             f"--max-queue {settings.max_queue} is less than --max-images {settings.max_images}: "
             "requests with more images than that are never taken."
         )
-    statistics = getattr(source, "settings", {}).get("statistics")
+    statistics = source.settings.get("statistics")
     if statistics == "batch" and model.batch_norms and settings.max_wait == 0:
         log.warning(
             "Batch statistics need full batches; images that come one by one are answered near "

@@ -35,7 +35,7 @@ class Service:
     @property
     def adapted_parameters(self) -> int:
         """How many numbers the method may move by gradients."""
-        if "affine" not in getattr(self.source, "adapts", ()):
+        if "affine" not in self.source.adapts:
             return 0
         return sum(tensor.numel() for tensor in self.source.model.affine.values())
 

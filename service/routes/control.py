@@ -2,11 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 
 from service.metrics import versions
 from service.routes.context import ServiceNow, problems
-from service.routes.guards import MAY_ADMINISTER, MAY_READ, stream_named, without_body
+from service.routes.guards import MAY_ADMINISTER, MAY_READ, StreamHeader, stream_named, without_body
 from service.schemas import (
     ALL_STREAMS,
     STREAM_PATTERN,
@@ -37,9 +37,7 @@ async def reset(
             pattern=rf"{STREAM_PATTERN}|^\*$",
         ),
     ] = None,
-    x_session_id: Annotated[
-        str | None, Header(pattern=STREAM_PATTERN, description="the stream, as a header")
-    ] = None,
+    x_session_id: StreamHeader = None,
 ) -> ResetResponse:
     """Restore source weights, optimizer, counters and statistics of a stream, a saved one too."""
     name = stream_named(request, stream)
@@ -67,7 +65,7 @@ async def status(service: ServiceNow) -> StatusResponse:
             accuracy=model.accuracy,
         ),
         method=settings.method,
-        settings={"method": plain(getattr(service.source, "settings", {})), "server": shown},
+        settings={"method": plain(service.source.settings), "server": shown},
         device=str(model.device),
         streams={
             name: StreamStatus(

@@ -3,10 +3,10 @@
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Query, Request
 
 from service.routes.context import ServiceNow, problems
-from service.routes.guards import MAY_POST, stream_named
+from service.routes.guards import MAY_POST, StreamHeader, stream_named
 from service.schemas import STREAM_PATTERN, FeedbackResponse, LateLabel, NotTaken
 from service.uploads import MOST_LABELS
 
@@ -49,9 +49,7 @@ async def feedback(
     stream: Annotated[
         str | None, Query(pattern=STREAM_PATTERN, description="of the labels that name none")
     ] = None,
-    x_session_id: Annotated[
-        str | None, Header(pattern=STREAM_PATTERN, description="the stream, as a header")
-    ] = None,
+    x_session_id: StreamHeader = None,
 ) -> FeedbackResponse:
     """Count labels that came minutes or hours after the answers.
 

@@ -8,17 +8,23 @@ from collections.abc import Iterator
 from typing import Annotated, get_args, get_origin
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 
 from service.errors import Forbidden, OutOfRange, Unauthorized
 from service.routes.context import ServiceNow
-from service.schemas import DEFAULT_STREAM
+from service.schemas import DEFAULT_STREAM, STREAM_PATTERN
 from service.settings import Settings, plain_origin
 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+
+
+# Read by `stream_named`, which sees every header of the name; declared for /docs.
+StreamHeader = Annotated[
+    str | None, Header(pattern=STREAM_PATTERN, description="the stream, as a header")
+]
 
 
 async def known_names(request: Request) -> None:

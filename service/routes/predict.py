@@ -8,13 +8,13 @@ from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from service.engine import Answer
 from service.errors import OutOfRange
 from service.intake import Answered, Submission
 from service.routes.context import Service, ServiceNow, problems
-from service.routes.guards import MAY_POST, stream_named
+from service.routes.guards import MAY_POST, StreamHeader, stream_named
 from service.schemas import STREAM_PATTERN, EncodedImage, PredictResponse
 from service.settings import DAY
 from service.uploads import content_type, memory_to_parse, parse_upload
@@ -81,9 +81,7 @@ async def predict(
     stream: Annotated[
         str | None, Query(pattern=STREAM_PATTERN, description="the camera; adapts apart")
     ] = None,
-    x_session_id: Annotated[
-        str | None, Header(pattern=STREAM_PATTERN, description="the stream, as a header")
-    ] = None,
+    x_session_id: StreamHeader = None,
     top_k: Annotated[int, Query(ge=1, description="how many classes to name")] = 1,
     id: Annotated[list[str] | None, Query(description="echoed; one an image")] = None,
     label: Annotated[list[str] | None, Query(description="true class; one an image")] = None,

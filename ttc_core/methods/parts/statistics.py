@@ -158,7 +158,7 @@ class MovingStatistics:
             # A layer that the pass left out (an auxiliary head, say) keeps its moments.
             batch = {**self.moments, **share.moments}
             flat = torch.cat([batch[name] for name in self._model.moments_layout.shapes], dim=1)
-            self._moments = _move(self._moments, flat, self._weight(share.images))
+            self._moments = torch.lerp(self._moments, flat, self._weight(share.images))
         self.images_seen += share.images
 
     def _weight(self, images: int) -> float:
@@ -197,9 +197,9 @@ class MovingLook:
         with torch.no_grad():
             batch = call.moments().to(self._moments[call.layer].dtype)
             if call.number > 0:
-                batch = _move(self._batch[call.layer], batch, 1 / (call.number + 1))
+                batch = torch.lerp(self._batch[call.layer], batch, 1 / (call.number + 1))
             self._batch[call.layer] = batch
-            used = _move(self._moments[call.layer], batch, self._weight)
+            used = torch.lerp(self._moments[call.layer], batch, self._weight)
         self._used.setdefault(call.layer, []).append(used)
         return _normalized(call, used)
 
@@ -227,10 +227,6 @@ def _normalized(call: Call, moments: Tensor) -> Tensor:
         if call.rows is not None and moments.ndim == 3:
             mean, variance = mean[call.rows.index], variance[call.rows.index]
     return call.normalized(mean, variance)
-
-
-def _move(moments: Tensor, towards: Tensor, weight: float | Tensor) -> Tensor:
-    return torch.lerp(moments, towards, weight)
 
 
 def _moving(model: SourceModel, settings: Any) -> Statistics:
