@@ -1,6 +1,8 @@
 """Methods are composed of parts: what a stream costs, and how a part of another kind joins."""
 
 import gc
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -236,3 +238,20 @@ def test_streams_of_a_users_subclass_share_nothing_that_it_keeps():
     second = first.fork()
     second.predict(make_images(2))
     assert (first.seen, second.seen) == ([4], [2])
+
+
+FIRST_STEP = """
+import sys
+from tests.fixtures.networks import make_images, make_model
+from ttc_core.methods import create
+method = create("ttc", make_model(), samples_per_step=4).fork()
+before = set(sys.modules)
+assert method.adapt(method.predict(make_images(4))).stepped
+print(len(set(sys.modules) - before))
+"""
+
+
+def test_the_first_step_imports_nothing():
+    """Torch's optimizers bring a second's worth of modules along: no batch waits for that."""
+    done = subprocess.run([sys.executable, "-c", FIRST_STEP], capture_output=True, text=True)
+    assert int(done.stdout) < 20, done.stderr

@@ -121,6 +121,10 @@ class AffineMethod(StatisticsMethod):
     selects = True
     _settings: OptimizerSettings
 
+    def __init__(self, model: SourceModel, **settings: Any) -> None:
+        super().__init__(model, **settings)
+        self._learner.try_out()
+
     def _compose(self) -> Sequence[Part]:
         self._learner = AffineLearner(self.model, self._settings)
         return (self._learner, *super()._compose())

@@ -120,6 +120,13 @@ class AffineLearner:
         self.pending_batches = self.pending_images = self.steps = 0
         self.drift = 0.0
 
+    def try_out(self) -> None:
+        """Step on nothing, once: torch imports a second's worth of modules for it, which no batch
+        should wait for."""
+        nothing = torch.zeros(1)
+        nothing.grad = torch.zeros(1)
+        self._new_optimizer(nothing, 0.0).step()
+
     def _publish(self, parameters: Tensor) -> None:
         self.parameters = parameters.detach().requires_grad_()
 
