@@ -17,11 +17,11 @@ from ttc_core.methods.composed import StatisticsMethod
 from ttc_core.methods.contract import Adaptation, Prediction
 from ttc_core.methods.parts import Part
 from ttc_core.methods.parts.learner import AffineLearner, Loss, gradient
-from ttc_core.methods.settings import OptimizerSettings
+from ttc_core.methods.settings import AffineSettings
 from ttc_core.objective import entropy
 
 
-class SupervisedSettings(OptimizerSettings):
+class SupervisedSettings(AffineSettings):
     """The reference's hyperparameters; Adam 1e-3 whatever the data set."""
 
     passes: PositiveInt = 5

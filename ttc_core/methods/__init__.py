@@ -23,6 +23,7 @@ from ttc_core.methods.t3a import T3A
 from ttc_core.methods.tent import Tent
 from ttc_core.methods.tipi import Tipi
 from ttc_core.methods.ttc import TTC
+from ttc_core.methods.ttc_stream import TTCStream
 from ttc_core.model import SourceModel
 from ttc_core.plugins import import_attribute
 
@@ -30,7 +31,7 @@ from ttc_core.plugins import import_attribute
 MethodClass = Callable[..., Method]
 
 # In the order of the paper's tables.
-METHODS: dict[str, MethodClass] = {
+PAPER_METHODS: dict[str, MethodClass] = {
     "source": Source,
     "norm": Norm,
     "t3a": T3A,
@@ -39,9 +40,14 @@ METHODS: dict[str, MethodClass] = {
     "tent": Tent,
     "ttc": TTC,
 }
+METHODS: dict[str, MethodClass] = {**PAPER_METHODS, "ttc_stream": TTCStream}
+# What is served where nothing else is asked for.
+DEFAULT_METHOD = "ttc_stream"
 
 __all__ = [
+    "DEFAULT_METHOD",
     "METHODS",
+    "PAPER_METHODS",
     "Adaptation",
     "HostPrediction",
     "Method",

@@ -12,7 +12,12 @@ from ttc_core.methods.contract import Adaptation, Pending, Prediction, State
 from ttc_core.methods.parts import Part
 from ttc_core.methods.parts.learner import AffineLearner, Gradient, Loss, gradient
 from ttc_core.methods.parts.statistics import STATISTICS
-from ttc_core.methods.settings import MethodSettings, OptimizerSettings, StatisticsSettings
+from ttc_core.methods.settings import (
+    AffineSettings,
+    MethodSettings,
+    OptimizerSettings,
+    StatisticsSettings,
+)
 from ttc_core.model import SourceModel
 from ttc_core.normalization import Look
 
@@ -110,12 +115,8 @@ class StatisticsMethod(ComposedMethod):
         return (self._statistics,)
 
 
-class AffineMethod(StatisticsMethod):
-    """One that moves scales and shifts by the gradient of a loss on what it just answered.
-
-    A subclass predicts, keeping in `Prediction.pending` what its loss needs, and says what that
-    loss is and when the optimizer steps.
-    """
+class LearningMethod(ComposedMethod):
+    """One that moves scales and shifts by the gradient of a loss on what it just answered."""
 
     adapts = frozenset({"affine", "moments"})
     selects = True
@@ -140,6 +141,30 @@ class AffineMethod(StatisticsMethod):
     @property
     def drift(self) -> float:
         return self._learner.drift
+
+    def _gradient(self, prediction: Prediction) -> Gradient:
+        parameters = prediction.pending.parameters
+        if parameters is None:
+            raise ValueError(
+                "This prediction was made with learn=False and has no graph to learn by; adapt to "
+                "it with learn=False."
+            )
+        with torch.enable_grad():
+            loss = self._loss(prediction)
+        return gradient(loss, parameters)
+
+    @abstractmethod
+    def _loss(self, prediction: Prediction) -> Loss: ...
+
+
+class AffineMethod(LearningMethod, StatisticsMethod):
+    """One that learns from each batch alone, over statistics of one's choice.
+
+    A subclass predicts, keeping in `Prediction.pending` what its loss needs, and says what that
+    loss is and when the optimizer steps.
+    """
+
+    _settings: AffineSettings
 
     def _answered(
         self,
@@ -174,11 +199,6 @@ class AffineMethod(StatisticsMethod):
         )
 
     def _learn(self, prediction: Prediction) -> Adaptation:
-        if prediction.pending.parameters is None:
-            raise ValueError(
-                "This prediction was made with learn=False and has no graph to learn by; adapt to "
-                "it with learn=False."
-            )
         images = len(prediction)
         return self._learner.learn(
             self._gradient(prediction),
@@ -186,15 +206,6 @@ class AffineMethod(StatisticsMethod):
             step=self._step_is_due(images),
             lr=self._rate(images),
         )
-
-    def _gradient(self, prediction: Prediction) -> Gradient:
-        assert prediction.pending.parameters is not None
-        with torch.enable_grad():
-            loss = self._loss(prediction)
-        return gradient(loss, prediction.pending.parameters)
-
-    @abstractmethod
-    def _loss(self, prediction: Prediction) -> Loss: ...
 
     def _step_is_due(self, images: int) -> bool:
         """Whether the optimizer moves after the batch at hand, of that many images."""

@@ -43,6 +43,7 @@ class Pending:
         entropy, similarity: (N,), the terms of the loss, with their graph.
         share: what the batch adds to the statistics.
         images: (N, 3, H, W) in [0, 1], for a part that learns from them later.
+        after: what parts will be once the batch is committed, by the section of their state.
     """
 
     parameters: Tensor | None = None
@@ -50,6 +51,7 @@ class Pending:
     similarity: Tensor | None = None
     share: Share | None = None
     images: Tensor | None = None
+    after: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from ttc_core.methods.contract import Prediction
 from ttc_core.methods.parts import Part
 from ttc_core.methods.parts.learner import Loss
 from ttc_core.methods.parts.memory import MeanAnswer
-from ttc_core.methods.settings import IMAGENET_CLASSES, OptimizerSettings
+from ttc_core.methods.settings import IMAGENET_CLASSES, AffineSettings
 from ttc_core.objective import entropy
 
 
-class EtaSettings(OptimizerSettings):
+class EtaSettings(AffineSettings):
     """ETA's hyperparameters. Its paper's `momentum` is that of the mean answer."""
 
     entropy_fraction: float = Field(

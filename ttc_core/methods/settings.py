@@ -90,7 +90,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Decay, Decay], BeforeValidator(_split_pair)]
 
 
-class OptimizerSettings(StatisticsSettings):
+class OptimizerSettings(MethodSettings):
     """How the affine parameters move. Adam 1e-3 for CIFAR, SGD 2.5e-4 for ImageNet (METHOD §1)."""
 
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -116,6 +116,10 @@ class OptimizerSettings(StatisticsSettings):
     def optimizer_momentum(self) -> float:
         """SGD's momentum; ETA has a `momentum` of its own and calls it otherwise."""
         return self.momentum
+
+
+class AffineSettings(OptimizerSettings, StatisticsSettings):
+    """Of methods that move scales and shifts, over statistics of one's choice."""
 
 
 def _sentence(method: str, settings: type[BaseModel], error: ValidationError) -> str:

@@ -12,12 +12,12 @@ from ttc_core.methods.composed import AffineMethod
 from ttc_core.methods.contract import Prediction
 from ttc_core.methods.parts.learner import Loss
 from ttc_core.methods.parts.views import two_views
-from ttc_core.methods.settings import OptimizerSettings
+from ttc_core.methods.settings import AffineSettings
 from ttc_core.normalization import Look
 from ttc_core.objective import entropy
 
 
-class TentSettings(OptimizerSettings):
+class TentSettings(AffineSettings):
     """TENT's hyperparameters."""
 
     flip: bool = Field(False, description="average the answer with the mirrored image's")

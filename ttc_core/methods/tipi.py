@@ -22,14 +22,14 @@ from ttc_core.methods.settings import (
     CIFAR100_CLASSES,
     IMAGENET_CLASSES,
     LARGEST_SEED,
-    OptimizerSettings,
+    AffineSettings,
     none_as_text,
 )
 from ttc_core.normalization import Look
 from ttc_core.objective import divergence, entropy
 
 
-class TipiSettings(OptimizerSettings):
+class TipiSettings(AffineSettings):
     """TIPI's hyperparameters. The learning rate is stated for batches of `lr_images`."""
 
     epsilon: float = Field(

@@ -24,7 +24,7 @@ from ttc_core.methods.parts.augmentation import augment
 from ttc_core.methods.parts.learner import Loss
 from ttc_core.methods.parts.memory import LearnedBatches
 from ttc_core.methods.parts.views import two_views
-from ttc_core.methods.settings import LARGEST_SEED, OptimizerSettings
+from ttc_core.methods.settings import LARGEST_SEED, AffineSettings
 from ttc_core.model import Output
 from ttc_core.normalization import Look
 from ttc_core.objective import entropy, select_confident, similarity_constraint
@@ -34,7 +34,7 @@ Augmentation = Literal[
 ]
 
 
-class TTCSettings(OptimizerSettings):
+class TTCSettings(AffineSettings):
     """TTC's hyperparameters and switches (METHOD §1.7 and §2)."""
 
     rla: bool = Field(True, description="average the two views (robust label assignment)")

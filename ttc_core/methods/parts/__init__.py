@@ -1,8 +1,13 @@
 """What methods are composed of: each part follows a stream by itself, and keeps its own state."""
 
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ttc_core.methods.contract import Prediction, State
+
+Numbers = NDArray[np.float64]
 
 
 class Part(Protocol):
@@ -27,3 +32,16 @@ class Part(Protocol):
         Raises:
             KeyError, ValueError: they are missing, or of another network.
         """
+
+
+def distributions(given: Any, like: Numbers) -> Numbers:
+    """A copy of what a state holds in the place of `like` (…, K), whose rows sum to 1.
+
+    Raises:
+        ValueError: it has another shape, or its rows are no distributions.
+    """
+    found: Numbers = given.double().cpu().numpy().copy()
+    sound = found.shape == like.shape and np.allclose(found.sum(axis=-1), 1)
+    if not (sound and (found >= 0).all()):
+        raise ValueError("its averages of answers are none of this network's")
+    return found

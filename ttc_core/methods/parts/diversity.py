@@ -1,0 +1,109 @@
+"""How evenly the classes come of late: what a camera's order does to statistics is told by it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttc_core.methods.contract import Prediction, State
+from ttc_core.methods.parts import Numbers, distributions
+from ttc_core.model import SourceModel
+
+# Before so many images the answers are too few to be called diverse.
+LEAST_IMAGES = 48
+# Of the most classes that a window of images can tell, how many have to come before late layers
+# begin to follow the stream, and how many before they do so wholly. Of ten: 4.1 and 5.5.
+BEGIN, WHOLLY = 0.44, 0.59
+# A rare class's images count for so many in the statistics of late layers, at most.
+LARGEST_WEIGHT = 3.0
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that came of late; never written in place.
+
+    Attributes:
+        frequencies: (K,) the moving mean of the answers; sums to 1.
+        images: how many answers were seen.
+        opening: in [0, 1], how far late layers may follow the stream. It never falls.
+        weights: (N,) what each image of the last batch counts in the statistics of late layers.
+    """
+
+    frequencies: Numbers
+    images: int = 0
+    opening: float = 0.0
+    weights: Numbers = field(default_factory=lambda: np.empty(0))
+
+    @property
+    def importance(self) -> Numbers:
+        """(K,) what an image of each class counts: as if all classes were equally frequent."""
+        return importance(self.frequencies)
+
+    @property
+    def expected_weight(self) -> float:
+        """What an image to come will count, on average; 1 where classes are equally frequent."""
+        return float(self.frequencies @ self.importance)
+
+
+def importance(frequencies: Numbers) -> Numbers:
+    """1 / (K·frequency) of each class, at most LARGEST_WEIGHT."""
+    even = len(frequencies) * frequencies
+    return 1 / np.maximum(even, 1 / LARGEST_WEIGHT)
+
+
+class Diversity:
+    """Follows the classes of a stream's answers.
+
+    Late layers see classes: their statistics over a run of one class would make that class look
+    like all of them. So they stay the source's until the answers have been diverse, and an image
+    of a frequent class counts less in them than one of a rare class.
+
+    Args:
+        window: images over which the frequencies are taken.
+    """
+
+    def __init__(self, model: SourceModel, window: int) -> None:
+        self._model, self._window = model, window
+        self.reset()
+
+    def reset(self) -> None:
+        self.classes = Classes(np.full(self._model.classes, 1 / self._model.classes))
+
+    def after(self, probabilities: Tensor) -> Classes:
+        """What the classes will be after these answers (N, K), in their order."""
+        frequencies, images = self.classes.frequencies, self.classes.images
+        weights = []
+        for answer in probabilities.detach().double().cpu().numpy():
+            frequencies = frequencies + (answer - frequencies) / self._window
+            weights.append(answer @ importance(frequencies))
+        images += len(probabilities)
+        opening = self.classes.opening
+        if images >= LEAST_IMAGES:
+            opening = max(opening, self._openness(frequencies))
+        return Classes(frequencies, images, opening, np.array(weights))
+
+    def _openness(self, frequencies: Numbers) -> float:
+        """Where the effective number of classes stands between BEGIN and WHOLLY."""
+        classes = 1 / np.square(frequencies).sum()
+        # A window of w images, each of one class, has a moving mean of 2w effective ones.
+        most = 1 / (1 / len(frequencies) + 1 / (2 * self._window))
+        return float(np.clip((classes / most - BEGIN) / (WHOLLY - BEGIN), 0, 1))
+
+    def commit(self, prediction: Prediction, *, learned: bool) -> None:
+        self.classes = prediction.pending.after["classes"]
+
+    def state(self) -> State:
+        classes = self.classes
+        return {
+            "classes": {
+                "frequencies": torch.from_numpy(classes.frequencies.copy()),
+                "images": classes.images,
+                "opening": classes.opening,
+            }
+        }
+
+    def restore(self, state: State) -> None:
+        given = state["classes"]
+        frequencies = distributions(given["frequencies"], self.classes.frequencies)
+        self.classes = Classes(frequencies, int(given["images"]), float(given["opening"]))

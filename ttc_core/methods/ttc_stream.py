@@ -1,0 +1,161 @@
+"""TTC for a camera's stream: the service's default.
+
+It is TTC in kind: the answer of image and mirror image, averaged, before anything is learned from
+it; the entropy of the confident ones minimised, gradients added up over many images before a step
+of the optimizer. What it has besides makes it hold on streams whose images come one by one, in
+runs, of few classes, or under changing light:
+- statistics that follow the stream: early layers fast, late ones with every class counting alike
+  and only once the answers have been diverse (`stream_statistics`, `diversity`);
+- a prior from the images just before, which has to earn its weight (`prior`);
+- the mirror image is left out where it means something else (`second_view`).
+METHOD §1.9.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ttc_core.methods.composed import LearningMethod
+from ttc_core.methods.contract import Adaptation, Pending, Prediction
+from ttc_core.methods.parts import Part
+from ttc_core.methods.parts.diversity import Classes, Diversity
+from ttc_core.methods.parts.learner import Loss
+from ttc_core.methods.parts.prior import TemporalPrior
+from ttc_core.methods.parts.second_view import SecondView
+from ttc_core.methods.parts.stream_statistics import StreamLook, StreamStatistics
+from ttc_core.methods.parts.views import two_views
+from ttc_core.methods.settings import OptimizerSettings
+from ttc_core.model import Output
+from ttc_core.objective import entropy, similarity_constraint
+
+# Late layers that open by so much within a batch answer it again.
+SUDDENLY = 0.25
+# Learned from are answers whose entropy is below this part of ln K (EATA's).
+CONFIDENT = 0.4
+
+
+class TTCStreamSettings(OptimizerSettings):
+    """None of them should need tuning; each is there to be varied."""
+
+    blend: float = Field(0.7, ge=0, le=1, description="the stream's part of the statistics")
+    early_horizon: int = Field(50, ge=1, description="images that early layers' moments run over")
+    late_horizon: int = Field(400, ge=1, description="images that late layers' moments run over")
+    window: int = Field(64, ge=1, description="images that the classes' frequencies run over")
+    samples_per_step: int = Field(50, ge=1, description="images learned from between two steps")
+    prior: bool = Field(True, description="let the images before weigh in the answer")
+    learn: bool = Field(True, description="move scales and shifts")
+    spc: float = Field(0.0, ge=0, description="weight of the similarity constraint")
+    second_view: Literal["auto", "on", "off"] = Field(
+        "auto", description="average with the mirror image: as long as it means the same, or forced"
+    )
+
+
+class TTCStream(LearningMethod):
+    """Predict with two views averaged, in the light of the images before; adapt with care."""
+
+    name = "ttc_stream"
+    Settings = TTCStreamSettings
+    _settings: TTCStreamSettings
+
+    def _compose(self) -> Sequence[Part]:
+        s = self._settings
+        self._statistics = StreamStatistics(
+            self.model,
+            blend=s.blend,
+            early_horizon=s.early_horizon,
+            late_horizon=s.late_horizon,
+        )
+        self._diversity = Diversity(self.model, s.window)
+        self._prior = TemporalPrior(self.model.classes)
+        self._second_view = SecondView(s.second_view)
+        return (
+            *super()._compose(),
+            self._statistics,
+            self._diversity,
+            self._prior,
+            self._second_view,
+        )
+
+    @property
+    def uses_second_view(self) -> bool:
+        """Whether mirror images take part; False once they were seen to mean something else."""
+        return self._second_view.used
+
+    def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
+        s, classes = self._settings, self._diversity.classes
+        learn = learn and s.learn
+        with torch.set_grad_enabled(learn):
+            logits, views, look = self._pass(images, classes.opening)
+            answers, context = self._answers(logits)
+            after = self._diversity.after(answers)
+            if after.opening - classes.opening > SUDDENLY:
+                logits, views, look = self._pass(images, after.opening)
+                answers, context = self._answers(logits)
+                after = self._diversity.after(answers)
+            entropies = entropy(logits)
+            similarity = None
+            if learn and s.spc and len(views) == 2:
+                one, two = views
+                similarity = similarity_constraint(
+                    one.logits, two.logits, one.features, two.features, kappa_detach=True
+                )
+        bet = self._second_view.bet
+        if len(views) == 2:
+            bet = self._second_view.after(views[0].logits, views[1].logits)
+        # What the images before made of an answer is no evidence to learn from.
+        agrees = logits.detach().argmax(dim=1) == answers.argmax(dim=1)
+        confident = entropies.detach() < CONFIDENT * math.log(self.model.classes)
+        return Prediction(
+            logits=logits.detach(),
+            probabilities=answers,
+            entropy=-torch.special.xlogy(answers, answers).sum(dim=1),
+            selected=agrees & confident,
+            version=self.version,
+            pending=Pending(
+                parameters=self._learner.parameters if learn else None,
+                entropy=entropies,
+                similarity=similarity,
+                share=look.share(),
+                after={"classes": after, "context": context, "second_view": bet},
+            ),
+        )
+
+    def _pass(self, images: Tensor, opening: float) -> tuple[Tensor, Sequence[Output], StreamLook]:
+        """The averaged logits (N, K), each view's output, and the look they were seen with."""
+        model = self.model
+        look = self._statistics.look(len(images), self._diversity.classes, opening)
+        inputs = model.normalize(model.to_unit(images))
+        affine = self._learner.affine
+        if not self._second_view.used:
+            output = model.run(inputs, affine=affine, look=look)
+            return output.logits, (output,), look
+        views = two_views(model, inputs, inputs.flip(3), look, affine=affine, together=True)
+        return (views[0].logits + views[1].logits) / 2, views, look
+
+    def _answers(self, logits: Tensor) -> tuple[Tensor, object]:
+        answers, context = self._prior.answers(logits)
+        return (answers, context) if self._settings.prior else (logits.detach().softmax(1), context)
+
+    def _learn(self, prediction: Prediction) -> Adaptation:
+        if not self._settings.learn:
+            return Adaptation()
+        count = int(prediction.selected.sum())
+        due = self._learner.pending_images + count >= self._settings.samples_per_step
+        return self._learner.learn(self._gradient(prediction), images=count, step=due)
+
+    def _loss(self, prediction: Prediction) -> Loss:
+        s, pending, selected = self._settings, prediction.pending, prediction.selected
+        assert pending.entropy is not None
+        classes: Classes = pending.after["classes"]
+        # What came too often counts less: minimised entropy makes it come more often still.
+        importance = torch.from_numpy(classes.importance.clip(max=1) ** 2).to(pending.entropy)
+        weights = importance[prediction.logits.argmax(dim=1)] * selected
+        per_image = pending.entropy
+        if pending.similarity is not None:
+            per_image = per_image + s.spc * pending.similarity
+        total = (weights * per_image).sum() / s.samples_per_step
+        return Loss(total, pending.entropy[selected].mean(), selected.sum())
