@@ -34,8 +34,6 @@ from ttc_core.objective import entropy, similarity_constraint
 
 # Late layers that open by so much within a batch answer it again.
 SUDDENLY = 0.25
-# Learned from are answers whose entropy is below this part of ln K (EATA's).
-CONFIDENT = 0.4
 
 
 class TTCStreamSettings(OptimizerSettings):
@@ -46,6 +44,7 @@ class TTCStreamSettings(OptimizerSettings):
     late_horizon: int = Field(400, ge=1, description="images that late layers' moments run over")
     window: int = Field(64, ge=1, description="images that the classes' frequencies run over")
     samples_per_step: int = Field(50, ge=1, description="images learned from between two steps")
+    entropy_fraction: float = Field(0.4, gt=0, description="of ln K: above it nothing is learned")
     prior: bool = Field(True, description="let the images before weigh in the answer")
     learn: bool = Field(True, description="move scales and shifts")
     spc: float = Field(0.0, ge=0, description="weight of the similarity constraint")
@@ -108,12 +107,12 @@ class TTCStream(LearningMethod):
             bet = self._second_view.after(views[0].logits, views[1].logits)
         # What the images before made of an answer is no evidence to learn from.
         agrees = logits.detach().argmax(dim=1) == answers.argmax(dim=1)
-        confident = entropies.detach() < CONFIDENT * math.log(self.model.classes)
+        confident = entropies.detach() < s.entropy_fraction * math.log(self.model.classes)
         return Prediction(
             logits=logits.detach(),
             probabilities=answers,
             entropy=-torch.special.xlogy(answers, answers).sum(dim=1),
-            selected=agrees & confident,
+            selected=agrees & confident & (after.openness > 0),
             version=self.version,
             pending=Pending(
                 parameters=self._learner.parameters if learn else None,

@@ -26,12 +26,14 @@ class Classes:
     Attributes:
         frequencies: (K,) the moving mean of the answers; sums to 1.
         images: how many answers were seen.
-        opening: in [0, 1], how far late layers may follow the stream. It never falls.
+        openness: in [0, 1], how diverse they are.
+        opening: the most that openness ever was: how far late layers may follow the stream.
         weights: (N,) what each image of the last batch counts in the statistics of late layers.
     """
 
     frequencies: Numbers
     images: int = 0
+    openness: float = 0.0
     opening: float = 0.0
     weights: Numbers = field(default_factory=lambda: np.empty(0))
 
@@ -78,10 +80,9 @@ class Diversity:
             frequencies = frequencies + (answer - frequencies) / self._window
             weights.append(answer @ importance(frequencies))
         images += len(probabilities)
-        opening = self.classes.opening
-        if images >= LEAST_IMAGES:
-            opening = max(opening, self._openness(frequencies))
-        return Classes(frequencies, images, opening, np.array(weights))
+        openness = self._openness(frequencies) if images >= LEAST_IMAGES else 0.0
+        opening = max(openness, self.classes.opening)
+        return Classes(frequencies, images, openness, opening, np.array(weights))
 
     def _openness(self, frequencies: Numbers) -> float:
         """Where the effective number of classes stands between BEGIN and WHOLLY."""
@@ -99,6 +100,7 @@ class Diversity:
             "classes": {
                 "frequencies": torch.from_numpy(classes.frequencies.copy()),
                 "images": classes.images,
+                "openness": classes.openness,
                 "opening": classes.opening,
             }
         }
@@ -106,4 +108,6 @@ class Diversity:
     def restore(self, state: State) -> None:
         given = state["classes"]
         frequencies = distributions(given["frequencies"], self.classes.frequencies)
-        self.classes = Classes(frequencies, int(given["images"]), float(given["opening"]))
+        self.classes = Classes(
+            frequencies, int(given["images"]), float(given["openness"]), float(given["opening"])
+        )
