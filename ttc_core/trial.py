@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ttc_core.errors import told
-from ttc_core.normalization import NORMALIZATION_LAYERS
+from ttc_core.normalization import (
+    NORMALIZATION_LAYERS,
+    Routing,
+    affine_parameters,
+    source_look,
+)
 from ttc_core.plugins import torch_kept
 
 # Sides of images, in pixels, tried in turn with a network whose factory states none.
@@ -36,6 +41,8 @@ class Trial:
         features: what the head read.
         takes_any_size: whether it takes images of another size and shape, too.
         repeats: whether it answers the same images twice alike.
+        fixed: the normalisation layers that it runs but whose scale or shift, wholly or in part,
+            nothing else can stand for or no gradient gets to.
 
     Raises:
         ValueError: the network cannot be served; the sentence says the first cause.
@@ -48,6 +55,7 @@ class Trial:
         logits = self._run(side, watched)
         self.classes = logits.shape[1]
         logits = logits.clone()  # it may answer the next pass in the same memory
+        self.fixed: list[str] = []
         again = self._again()
         _check_logits(logits, _last_function(again))
         scale = logits.abs().max()
@@ -138,14 +146,49 @@ class Trial:
         )
 
     def _again(self) -> Tensor | None:
-        """Its answer to the images of the trial with a graph; None: with one it does not run."""
+        """Its answer to the images of the trial with a graph; None: with one it does not run.
+
+        Copies stand for scales and shifts, as in every later pass. What the graph leads to is what
+        the network computed with: the copy, or its own past the routing.
+        """
+        affine = affine_parameters(self._module)
+        copies = {name: own.detach().clone() for name, own in affine.items()}
+        run: set[int] = set()
+
+        def note(layer: nn.Module, _inputs: object) -> None:
+            run.update(map(id, layer.parameters(recurse=False)))
+
+        handles = [
+            layer.register_forward_pre_hook(note)
+            for layer in self._module.modules()
+            if isinstance(layer, NORMALIZATION_LAYERS)
+        ]
+        routing = Routing({}, source_look, [(own, copies[name]) for name, own in affine.items()])
         try:
             with torch.enable_grad(), torch_kept():
                 # A leaf could not be written into.
-                answer = self._module(self._images(self.side, self.side).requires_grad_() * 1)
+                images = self._images(self.side, self.side).requires_grad_() * 1
+                for tensor in (*affine.values(), *copies.values()):
+                    tensor.requires_grad_()
+                with routing:
+                    answer = self._module(images)
         except Exception:  # without gradients it did run
             return None
-        return answer if isinstance(answer, Tensor) and len(answer) == IMAGES else None
+        finally:
+            for own in affine.values():
+                own.requires_grad_(False)
+            for handle in handles:
+                handle.remove()
+        if not isinstance(answer, Tensor) or len(answer) != IMAGES:
+            return None
+        leaves = _leaves(answer)
+        fixed = (
+            name.rpartition(".")[0] or "the network"
+            for name, own in affine.items()
+            if id(own) in leaves or (id(own) in run and id(copies[name]) not in leaves)
+        )
+        self.fixed = list(dict.fromkeys(fixed))
+        return answer
 
     @torch.no_grad()
     def _takes(self, height: int, width: int) -> bool:
@@ -265,6 +308,20 @@ def _where_it_begins(module: nn.Module, images: Tensor) -> str:
     because = f": its {fault}" if fault is not None else ""
     where = f"{name!r} ({type(layer).__name__})" if name else type(layer).__name__
     return f"{sentence}; {kind} begins in {where}{because}."
+
+
+def _leaves(answer: Tensor) -> set[int]:
+    """The ids of the tensors that a graph ends in. No function of the network's is called."""
+    found: set[int] = set()
+    pending, seen = [answer.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.add(id(getattr(node, "variable", None)))
+        pending += [before for before, _ in node.next_functions]
+    return found
 
 
 def _last_function(answer: Tensor | None) -> str:
