@@ -217,7 +217,7 @@ def torch_kept() -> Iterator[None]:
         (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     )
     before = [get() for get, _ in kept]
-    device = torch.get_default_device()
+    device = torch.empty(0).device  # the default one
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled()):
             yield
@@ -225,5 +225,5 @@ def torch_kept() -> Iterator[None]:
         for (get, put), value in zip(kept, before, strict=True):
             if get() != value:
                 put(value)
-        if torch.get_default_device() != device:
+        if torch.empty(0).device != device:
             torch.set_default_device(None if device.type == "cpu" else device)
