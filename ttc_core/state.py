@@ -404,7 +404,7 @@ def _difference(key: str, saved: str | None, wanted: str) -> str:
         with contextlib.suppress(ValueError, AttributeError):
             before, now = from_json(saved), json.loads(wanted)
             for name in before.keys() | now.keys():
-                if before.get(name) != now.get(name):
+                if json.dumps(before.get(name)) != json.dumps(now.get(name)):  # 1 is no True
                     name = shown(name)
                     return f"{name}={shown(before.get(name))}, not {shown(now.get(name))}"
     return f"{key} {shown(saved)}, not {shown(wanted)}"

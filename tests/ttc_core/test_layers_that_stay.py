@@ -26,12 +26,12 @@ def scripted() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 class Scale(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(weight)
         return x * weight[:, None, None] + bias[:, None, None]
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
+        (weight,) = ctx.saved_tensors
         return slope * weight[:, None, None], None, None
 
 
