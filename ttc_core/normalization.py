@@ -7,7 +7,7 @@ and hands on other scales and shifts than the network's own. It is the thread's 
 several threads may run the network at once, each with its own.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,17 +28,27 @@ def affine_parameters(module: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: there is none, so nothing could adapt.
     """
-    first: dict[int, tuple[str, Tensor]] = {}
-    for prefix, layer in module.named_modules():
-        if isinstance(layer, NORMALIZATION_LAYERS):
-            for name, parameter in layer.named_parameters(prefix, recurse=False):
-                first.setdefault(id(parameter), (name, parameter))
-    if not first:
+    affine = {name: parameter for name, first, parameter in _named(module) if name == first}
+    if not affine:
         raise ValueError(
             "The network has no BatchNorm, LayerNorm, GroupNorm or RMSNorm layer with scale and "
             "shift; there is nothing that test-time adaptation could move."
         )
-    return dict(first.values())
+    return affine
+
+
+def shared_parameters(module: nn.Module) -> dict[str, str]:
+    """By each further name of a scale or shift that several layers share, its first."""
+    return {name: first for name, first, _ in _named(module) if name != first}
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """Each name of each scale and shift, its first name, and the parameter."""
+    first: dict[int, str] = {}
+    for prefix, layer in module.named_modules():
+        if isinstance(layer, NORMALIZATION_LAYERS):
+            for name, parameter in layer.named_parameters(prefix, recurse=False):
+                yield name, first.setdefault(id(parameter), name), parameter
 
 
 def batch_norm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
