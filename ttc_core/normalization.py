@@ -9,6 +9,7 @@ several threads may run the network at once, each with its own.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -242,14 +243,13 @@ class Routing(TorchFunctionMode):
         self, rows: Rows, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
         """Call a function of torch's where scales and shifts are each stream's own."""
-        layers: dict[Callable[..., Any], Callable[..., Tensor]] = {
-            F.layer_norm: self._layer_norm,
-            F.group_norm: self._group_norm,
-            F.rms_norm: self._rms_norm,
-        }
-        if function in layers:
-            rows.check(args[0] if args else kwargs["input"])
-            return layers[function](*args, **kwargs)
+        if function in (F.layer_norm, F.group_norm, F.rms_norm):
+            given = signature(function).bind(*args, **kwargs).arguments
+            x, weight, bias = given["input"], given.pop("weight", None), given.pop("bias", None)
+            rows.check(x)
+            done = function(**given)
+            shape = given.get("normalized_shape")
+            return self._scaled(done, weight, bias, 1 if shape is None else x.ndim - len(shape))
         used = any(self._own(value) is not value for value in (*args, *kwargs.values()))
         if used and getattr(function, "__name__", "") != "__get__":  # its shape, say, is the same
             raise ValueError(
@@ -257,37 +257,6 @@ class Routing(TorchFunctionMode):
                 "takes one stream at a time"
             )
         return function(*args, **kwargs)
-
-    def _layer_norm(
-        self,
-        input: Tensor,
-        normalized_shape: Sequence[int],
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        done = F.layer_norm(input, normalized_shape, eps=eps)
-        return self._scaled(done, weight, bias, input.ndim - len(normalized_shape))
-
-    def _group_norm(
-        self,
-        input: Tensor,
-        num_groups: int,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        return self._scaled(F.group_norm(input, num_groups, eps=eps), weight, bias, 1)
-
-    def _rms_norm(
-        self,
-        input: Tensor,
-        normalized_shape: list[int],
-        weight: Tensor | None = None,
-        eps: float | None = None,
-    ) -> Tensor:
-        done = F.rms_norm(input, normalized_shape, eps=eps)
-        return self._scaled(done, weight, None, input.ndim - len(normalized_shape))
 
     def _scaled(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, place: int) -> Tensor:
         """Scale and shift x (N, …) row by row; the parameters stand at dimension `place` of it."""

@@ -40,18 +40,15 @@ def import_attribute(spec: str) -> Any:
     if not module_name or module_name.startswith(".") or not attribute:
         raise PluginError(f"{spec} cannot be imported; expected is package.module:attribute.")
     with guarded(f"{spec} cannot be imported"):
-        module = importlib.import_module(module_name)
-    found: Any = module
-    for name in attribute.split("."):
-        with guarded(f"{spec} cannot be imported"):
-            missing = not hasattr(found, name)
-            found = None if missing else getattr(found, name)
-        if missing:
-            # Another module of that name may have come first, one of Python's own, say.
-            place = getattr(module, "__file__", None) or "built in"
-            raise PluginError(
-                f"{spec} cannot be imported: {module_name} ({place}) has no {name!r}."
-            )
+        found: Any = importlib.import_module(module_name)
+        # Another module of that name may have come first, one of Python's own, say.
+        place = getattr(found, "__file__", None) or "built in"
+        for name in attribute.split("."):
+            if not hasattr(found, name):
+                raise PluginError(
+                    f"{spec} cannot be imported: {module_name} ({place}) has no {name!r}."
+                )
+            found = getattr(found, name)
     return found
 
 

@@ -266,12 +266,11 @@ def _fault_of(layer: nn.Module) -> str | None:
 
 def _wrong_form(logits: object) -> str | None:
     """Say what is wrong with the form of an answer to IMAGES images, if anything is."""
-    fits = isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[1] >= 2
-    if fits and isinstance(logits, Tensor) and len(logits) == IMAGES and logits.is_floating_point():
-        return None
-    if not isinstance(logits, Tensor):
-        got = type(logits).__name__
-    else:
+    got = type(logits).__name__
+    if isinstance(logits, Tensor):
+        rows, *classes = logits.shape or (0,)
+        if rows == IMAGES and len(classes) == 1 and classes[0] >= 2 and logits.is_floating_point():
+            return None
         got = f"{tuple(logits.shape)}" + ("" if logits.is_floating_point() else f" {logits.dtype}")
     return (
         f"The network must answer with logits (N, K >= 2); to {IMAGES} images it answers with "
