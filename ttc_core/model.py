@@ -121,8 +121,8 @@ class SourceModel:
             named = ", ".join(trial.fixed[:5]) + (", …" if len(trial.fixed) > 5 else "")
             self.notices.append(
                 f"{named}: the scale or shift stays the source's whatever is learned "
-                f"({len(trial.fixed)} of the layers that could adapt): the network hands it to a "
-                "scripted function or a torch.autograd.Function, or lets no gradient through to it."
+                f"(in {len(trial.fixed)} normalisation layers): the network hands it to scripted "
+                "code or a torch.autograd.Function, or lets no gradient through to it."
             )
         if size is None and not trial.takes_any_size:
             self.size = self.trial_side

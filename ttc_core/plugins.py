@@ -19,6 +19,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -136,16 +137,10 @@ def guarded(what: str) -> Iterator[None]:
 
 def _loggers() -> dict[logging.Logger, dict[str, Any]]:
     """What decides, for each logger there is, whether and where its lines are shown."""
-    known = (logging.root, *logging.root.manager.loggerDict.values())
+    names = ("level", "disabled", "propagate", "handlers", "filters")
     return {
-        logger: {
-            "level": logger.level,
-            "disabled": logger.disabled,
-            "propagate": logger.propagate,
-            "handlers": [*logger.handlers],
-            "filters": [*logger.filters],
-        }
-        for logger in known
+        logger: {name: copy(getattr(logger, name)) for name in names}
+        for logger in (logging.root, *logging.root.manager.loggerDict.values())
         if isinstance(logger, logging.Logger)
     }
 
@@ -212,9 +207,12 @@ def torch_kept() -> Iterator[None]:
         (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
         (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
         (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+        (
+            lambda: torch.empty(0).device,  # the default one
+            lambda was: torch.set_default_device(None if was.type == "cpu" else was),
+        ),
     )
     before = [get() for get, _ in kept]
-    device = torch.empty(0).device  # the default one
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled()):
             yield
@@ -222,5 +220,3 @@ def torch_kept() -> Iterator[None]:
         for (get, put), value in zip(kept, before, strict=True):
             if get() != value:
                 put(value)
-        if torch.empty(0).device != device:
-            torch.set_default_device(None if device.type == "cpu" else device)

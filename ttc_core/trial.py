@@ -28,6 +28,9 @@ ENOUGH = 5
 # Functions that pass on what they were given, in the names of autograd's nodes.
 _PASSING = ("View", "Reshape", "ToCopy", "Clone", "Squeeze", "Unsqueeze", "Alias", "Slice", "Clamp")
 
+# A scripted layer is of no class but by name.
+_SCRIPTED = ("BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm")
+
 
 class Trial:
     """A run of a network in eval mode on two random images.
@@ -187,7 +190,14 @@ class Trial:
             for name, own in affine.items()
             if id(own) in leaves or (id(own) in run and id(copies[name]) not in leaves)
         )
-        self.fixed = list(dict.fromkeys(fixed))
+        scripted = (
+            name
+            for name, layer in self._module.named_modules()
+            if isinstance(layer, torch.jit.ScriptModule)
+            and layer.original_name.startswith(_SCRIPTED)
+            and any(True for _ in layer.parameters(recurse=False))
+        )
+        self.fixed = list(dict.fromkeys((*fixed, *scripted)))
         return answer
 
     @torch.no_grad()

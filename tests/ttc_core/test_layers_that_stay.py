@@ -82,6 +82,13 @@ def test_a_layer_that_stays_at_the_source_is_named(function):
     assert notice.startswith("layer.1: the scale or shift stays the source's whatever is learned")
 
 
+@pytest.mark.filterwarnings("ignore")  # torch calls it deprecated
+def test_a_scripted_layer_is_named():
+    """Torch knows it by no class that could adapt."""
+    (notice,) = told(Network(torch.jit.script(nn.GroupNorm(2, 8))))
+    assert notice.startswith("layer: ")
+
+
 def test_layers_behind_which_no_gradient_is_kept_are_named():
     """All that run, since none of them could learn."""
     module = Network(OwnLayer(torch.no_grad()(Scale.apply)))
