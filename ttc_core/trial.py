@@ -1,6 +1,7 @@
 """The first run of a network of somebody's own: which input it takes, and what it answers with."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -89,7 +90,7 @@ class Trial:
             self._seen: dict[str, tuple[Tensor, Tensor]] = {}
             images = self._images(self.side, self.side)
             handles = [
-                layer.register_forward_hook(self._keeper(name), with_kwargs=True)
+                layer.register_forward_hook(partial(self._keep, name), with_kwargs=True)
                 for name, layer in watched.items()
             ]
             try:
@@ -120,15 +121,12 @@ class Trial:
             "another size, a factory states it: SourceModel(..., size=…)."
         )
 
-    def _keeper(self, name: str) -> Any:
-        def keep(
-            _layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], out: Any
-        ) -> None:
-            features = first_tensor((*inputs, *named.values()))
-            if features is not None and isinstance(out, Tensor):
-                self._seen[name] = features, out
-
-        return keep
+    def _keep(
+        self, name: str, _layer: nn.Module, inputs: Iterable[Any], named: dict[str, Any], out: Any
+    ) -> None:
+        features = first_tensor((*inputs, *named.values()))
+        if features is not None and isinstance(out, Tensor):
+            self._seen[name] = features, out
 
     def _head(
         self, logits: Tensor, watched: dict[str, nn.Module], split: str | None
@@ -221,15 +219,15 @@ def first_tensor(values: Iterable[Any]) -> Tensor | None:
 def _watched(module: nn.Module, split: str | None) -> dict[str, nn.Module]:
     layers = dict(module.named_modules())
     if split is None:
-        return {name: layer for name, layer in layers.items() if _may_be_head(layer)}
+        return {
+            name: layer
+            for name, layer in layers.items()
+            if isinstance(layer, nn.Linear)
+            or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
+        }
     if not split or split not in layers:
         raise ValueError(f"split={split!r} names no layer of the network.")
     return {split: layers[split]}
-
-
-def _may_be_head(layer: nn.Module) -> bool:
-    pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
-    return isinstance(layer, nn.Linear) or pointwise
 
 
 def precisions(module: nn.Module) -> Iterator[torch.dtype]:
