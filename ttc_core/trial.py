@@ -291,15 +291,13 @@ def _where_it_begins(module: nn.Module, images: Tensor) -> str:
     """Name the first layer whose output is not finite."""
     first: list[tuple[str, nn.Module, str]] = []
 
-    def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def look(_layer: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and not first and not output.isfinite().all():
-                kind = "NaN" if output.isnan().any() else "infinity"
-                first.append((name, layer, kind))
+    def look(name: str, layer: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and not first and not output.isfinite().all():
+            first.append((name, layer, "NaN" if output.isnan().any() else "infinity"))
 
-        return layer.register_forward_hook(look)
-
-    handles = [watch(name, layer) for name, layer in module.named_modules()]
+    handles = [
+        layer.register_forward_hook(partial(look, name)) for name, layer in module.named_modules()
+    ]
     try:
         module(images)
     finally:
