@@ -117,6 +117,13 @@ class SourceModel:
                 "the network answers the same images otherwise when asked again (it draws at "
                 "random, or keeps something): no answer can be repeated, not even after a reset."
             )
+        if trial.fixed:
+            named = ", ".join(trial.fixed[:5]) + (", …" if len(trial.fixed) > 5 else "")
+            self.notices.append(
+                f"{named}: the scale or shift stays the source's whatever is learned "
+                f"(in {len(trial.fixed)} normalisation layers): the network hands it to scripted "
+                "code or a torch.autograd.Function, or lets no gradient through to it."
+            )
         if size is None and not trial.takes_any_size:
             self.size = self.trial_side
             self.notices.append(
@@ -287,14 +294,15 @@ def _without_checkpoints() -> Iterator[None]:
     Its second pass comes with the gradient: neither the scales and shifts nor the statistics that
     this pass ran with are in place by then.
     """
-    hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-    if hooked or not torch.is_grad_enabled():
-        yield
-        return
-    with torch.autograd.graph.disable_saved_tensors_hooks(
-        "it uses gradient checkpointing, which gradients at test time do not go through; "
-        "switch it off in the network"
-    ):
+    with contextlib.ExitStack() as disabled:
+        if torch.is_grad_enabled():
+            with contextlib.suppress(RuntimeError):  # the caller has hooks of its own in place
+                disabled.enter_context(
+                    torch.autograd.graph.disable_saved_tensors_hooks(
+                        "it uses gradient checkpointing, which gradients at test time do not go "
+                        "through; switch it off in the network"
+                    )
+                )
         yield
 
 

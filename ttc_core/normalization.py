@@ -7,8 +7,9 @@ and hands on other scales and shifts than the network's own. It is the thread's 
 several threads may run the network at once, each with its own.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -28,17 +29,27 @@ def affine_parameters(module: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: there is none, so nothing could adapt.
     """
-    first: dict[int, tuple[str, Tensor]] = {}
-    for prefix, layer in module.named_modules():
-        if isinstance(layer, NORMALIZATION_LAYERS):
-            for name, parameter in layer.named_parameters(prefix, recurse=False):
-                first.setdefault(id(parameter), (name, parameter))
-    if not first:
+    affine = {name: parameter for name, first, parameter in _named(module) if name == first}
+    if not affine:
         raise ValueError(
             "The network has no BatchNorm, LayerNorm, GroupNorm or RMSNorm layer with scale and "
             "shift; there is nothing that test-time adaptation could move."
         )
-    return dict(first.values())
+    return affine
+
+
+def shared_parameters(module: nn.Module) -> dict[str, str]:
+    """By each further name of a scale or shift that several layers share, its first."""
+    return {name: first for name, first, _ in _named(module) if name != first}
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """Each name of each scale and shift, its first name, and the parameter."""
+    first: dict[int, str] = {}
+    for prefix, layer in module.named_modules():
+        if isinstance(layer, NORMALIZATION_LAYERS):
+            for name, parameter in layer.named_parameters(prefix, recurse=False):
+                yield name, first.setdefault(id(parameter), name), parameter
 
 
 def batch_norm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
@@ -232,14 +243,13 @@ class Routing(TorchFunctionMode):
         self, rows: Rows, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
         """Call a function of torch's where scales and shifts are each stream's own."""
-        layers: dict[Callable[..., Any], Callable[..., Tensor]] = {
-            F.layer_norm: self._layer_norm,
-            F.group_norm: self._group_norm,
-            F.rms_norm: self._rms_norm,
-        }
-        if function in layers:
-            rows.check(args[0] if args else kwargs["input"])
-            return layers[function](*args, **kwargs)
+        if function in (F.layer_norm, F.group_norm, F.rms_norm):
+            given = signature(function).bind(*args, **kwargs).arguments
+            x, weight, bias = given["input"], given.pop("weight", None), given.pop("bias", None)
+            rows.check(x)
+            done = function(**given)
+            shape = given.get("normalized_shape")
+            return self._scaled(done, weight, bias, 1 if shape is None else x.ndim - len(shape))
         used = any(self._own(value) is not value for value in (*args, *kwargs.values()))
         if used and getattr(function, "__name__", "") != "__get__":  # its shape, say, is the same
             raise ValueError(
@@ -247,37 +257,6 @@ class Routing(TorchFunctionMode):
                 "takes one stream at a time"
             )
         return function(*args, **kwargs)
-
-    def _layer_norm(
-        self,
-        input: Tensor,
-        normalized_shape: Sequence[int],
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        done = F.layer_norm(input, normalized_shape, eps=eps)
-        return self._scaled(done, weight, bias, input.ndim - len(normalized_shape))
-
-    def _group_norm(
-        self,
-        input: Tensor,
-        num_groups: int,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        return self._scaled(F.group_norm(input, num_groups, eps=eps), weight, bias, 1)
-
-    def _rms_norm(
-        self,
-        input: Tensor,
-        normalized_shape: list[int],
-        weight: Tensor | None = None,
-        eps: float | None = None,
-    ) -> Tensor:
-        done = F.rms_norm(input, normalized_shape, eps=eps)
-        return self._scaled(done, weight, None, input.ndim - len(normalized_shape))
 
     def _scaled(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, place: int) -> Tensor:
         """Scale and shift x (N, …) row by row; the parameters stand at dimension `place` of it."""

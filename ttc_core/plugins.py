@@ -19,6 +19,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,15 @@ def import_attribute(spec: str) -> Any:
     if not module_name or module_name.startswith(".") or not attribute:
         raise PluginError(f"{spec} cannot be imported; expected is package.module:attribute.")
     with guarded(f"{spec} cannot be imported"):
-        module = importlib.import_module(module_name)
-    found: Any = module
-    for name in attribute.split("."):
-        with guarded(f"{spec} cannot be imported"):
-            missing = not hasattr(found, name)
-            found = None if missing else getattr(found, name)
-        if missing:
-            # Another module of that name may have come first, one of Python's own, say.
-            place = getattr(module, "__file__", None) or "built in"
-            raise PluginError(
-                f"{spec} cannot be imported: {module_name} ({place}) has no {name!r}."
-            )
+        found: Any = importlib.import_module(module_name)
+        # Another module of that name may have come first, one of Python's own, say.
+        place = getattr(found, "__file__", None) or "built in"
+        for name in attribute.split("."):
+            if not hasattr(found, name):
+                raise PluginError(
+                    f"{spec} cannot be imported: {module_name} ({place}) has no {name!r}."
+                )
+            found = getattr(found, name)
     return found
 
 
@@ -139,16 +137,10 @@ def guarded(what: str) -> Iterator[None]:
 
 def _loggers() -> dict[logging.Logger, dict[str, Any]]:
     """What decides, for each logger there is, whether and where its lines are shown."""
-    known = (logging.root, *logging.root.manager.loggerDict.values())
+    names = ("level", "disabled", "propagate", "handlers", "filters")
     return {
-        logger: {
-            "level": logger.level,
-            "disabled": logger.disabled,
-            "propagate": logger.propagate,
-            "handlers": [*logger.handlers],
-            "filters": [*logger.filters],
-        }
-        for logger in known
+        logger: {name: copy(getattr(logger, name)) for name in names}
+        for logger in (logging.root, *logging.root.manager.loggerDict.values())
         if isinstance(logger, logging.Logger)
     }
 
@@ -215,9 +207,12 @@ def torch_kept() -> Iterator[None]:
         (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
         (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
         (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+        (
+            lambda: torch.empty(0).device,  # the default one
+            lambda was: torch.set_default_device(None if was.type == "cpu" else was),
+        ),
     )
     before = [get() for get, _ in kept]
-    device = torch.get_default_device()
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled()):
             yield
@@ -225,5 +220,3 @@ def torch_kept() -> Iterator[None]:
         for (get, put), value in zip(kept, before, strict=True):
             if get() != value:
                 put(value)
-        if torch.get_default_device() != device:
-            torch.set_default_device(None if device.type == "cpu" else device)

@@ -83,7 +83,11 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def as_key(value: Any) -> str:
-    """Equal where two values of rows are: 1, 1.0 and true are three."""
+    """Equal where two values of rows are: 1, 1.0 and true are three.
+
+    A method of a user's own may make something else of each. Where a setting is declared to be a
+    float its method has made 1.0 of a 1 before a row is written.
+    """
     return json.dumps(value, sort_keys=True)
 
 
@@ -162,7 +166,10 @@ class Rows:
             RowsError: a row of this setting could not be written: known before it is measured.
         """
         wanted = setting(self._as_written(row))
-        return next((known for known in self._rows if setting(known) == wanted), None)
+        key = as_key(wanted)
+        alike = (known for known in self._rows if setting(known) == wanted)
+        # To Python 1 is True.
+        return next((known for known in alike if as_key(setting(known)) == key), None)
 
     def append(self, row: Mapping[str, Any], details: Arrays | None = None) -> Row:
         """Append a row; it is on the disk when this returns.

@@ -24,6 +24,7 @@ from torch import Tensor
 from ttc_core.errors import UserError, shown
 from ttc_core.flat import NamedTensors, tensor_bytes
 from ttc_core.methods.contract import Method, State
+from ttc_core.normalization import shared_parameters
 
 FORMAT = "ttc-state-2"
 # One step counter for each parameter, and the count of learned batches among the others.
@@ -286,10 +287,15 @@ def load_state(path: Path, method: Method, *, name: str, model: str) -> dict[str
         if "learned_batches" in former and "learned_batches" in own.get("draws", {}):
             # The former format has it there.
             counters["draws"] = {"learned_batches": former.pop("learned_batches")}
+        twins = _twins(forms, method) if texts["format"] == FORMER_FORMAT else {}
+        forms = {key: form for key, form in forms.items() if key not in twins}
         misfit = _misfit(forms, own) or _miscount(forms, counters, own)
         if misfit is None:
             tensors = _read_tensors(path, file)
-            misfit = _bad_number(tensors, own)
+            for twin, first in twins.items():
+                if not torch.equal(tensors.pop(twin), tensors[first]):
+                    misfit = misfit or " ".join(_split(twin))
+            misfit = misfit or _bad_number(tensors, own)
     if misfit is not None:
         raise StateError(f"{shown(path)} does not fit the model: {misfit}.")
     state: dict[str, dict[str, Any]] = {section: {} for section in sections}
@@ -404,10 +410,25 @@ def _difference(key: str, saved: str | None, wanted: str) -> str:
         with contextlib.suppress(ValueError, AttributeError):
             before, now = from_json(saved), json.loads(wanted)
             for name in before.keys() | now.keys():
-                if before.get(name) != now.get(name):
+                if json.dumps(before.get(name)) != json.dumps(now.get(name)):  # 1 is no True
                     name = shown(name)
                     return f"{name}={shown(before.get(name))}, not {shown(now.get(name))}"
     return f"{key} {shown(saved)}, not {shown(wanted)}"
+
+
+def _twins(forms: Mapping[str, _Form], method: Method) -> dict[str, str]:
+    """What is said again of a parameter that layers share, and where it is said first.
+
+    The former format has each such parameter under all its names.
+    """
+    shared = shared_parameters(method.model.module)
+    twins = {}
+    for key, form in forms.items():
+        name = re.split("[/:]", key)[-1]
+        first = key.removesuffix(name) + shared.get(name, name)
+        if first != key and forms.get(first) == form:
+            twins[key] = first
+    return twins
 
 
 def _misfit(stored: Mapping[str, _Form], own: State) -> str | None:

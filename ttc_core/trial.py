@@ -1,6 +1,7 @@
 """The first run of a network of somebody's own: which input it takes, and what it answers with."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -8,7 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ttc_core.errors import told
-from ttc_core.normalization import NORMALIZATION_LAYERS
+from ttc_core.normalization import (
+    NORMALIZATION_LAYERS,
+    Routing,
+    affine_parameters,
+    source_look,
+)
 from ttc_core.plugins import torch_kept
 
 # Sides of images, in pixels, tried in turn with a network whose factory states none.
@@ -23,6 +29,9 @@ ENOUGH = 5
 # Functions that pass on what they were given, in the names of autograd's nodes.
 _PASSING = ("View", "Reshape", "ToCopy", "Clone", "Squeeze", "Unsqueeze", "Alias", "Slice", "Clamp")
 
+# A scripted layer is of no class but by name.
+_SCRIPTED = ("BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm")
+
 
 class Trial:
     """A run of a network in eval mode on two random images.
@@ -36,6 +45,8 @@ class Trial:
         features: what the head read.
         takes_any_size: whether it takes images of another size and shape, too.
         repeats: whether it answers the same images twice alike.
+        fixed: the normalisation layers that it runs but whose scale or shift, wholly or in part,
+            nothing else can stand for or no gradient gets to.
 
     Raises:
         ValueError: the network cannot be served; the sentence says the first cause.
@@ -48,6 +59,7 @@ class Trial:
         logits = self._run(side, watched)
         self.classes = logits.shape[1]
         logits = logits.clone()  # it may answer the next pass in the same memory
+        self.fixed: list[str] = []
         again = self._again()
         _check_logits(logits, _last_function(again))
         scale = logits.abs().max()
@@ -78,7 +90,7 @@ class Trial:
             self._seen: dict[str, tuple[Tensor, Tensor]] = {}
             images = self._images(self.side, self.side)
             handles = [
-                layer.register_forward_hook(self._keeper(name), with_kwargs=True)
+                layer.register_forward_hook(partial(self._keep, name), with_kwargs=True)
                 for name, layer in watched.items()
             ]
             try:
@@ -109,15 +121,12 @@ class Trial:
             "another size, a factory states it: SourceModel(..., size=…)."
         )
 
-    def _keeper(self, name: str) -> Any:
-        def keep(
-            _layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], out: Any
-        ) -> None:
-            features = first_tensor((*inputs, *named.values()))
-            if features is not None and isinstance(out, Tensor):
-                self._seen[name] = features, out
-
-        return keep
+    def _keep(
+        self, name: str, _layer: nn.Module, inputs: Iterable[Any], named: dict[str, Any], out: Any
+    ) -> None:
+        features = first_tensor((*inputs, *named.values()))
+        if features is not None and isinstance(out, Tensor):
+            self._seen[name] = features, out
 
     def _head(
         self, logits: Tensor, watched: dict[str, nn.Module], split: str | None
@@ -138,14 +147,56 @@ class Trial:
         )
 
     def _again(self) -> Tensor | None:
-        """Its answer to the images of the trial with a graph; None: with one it does not run."""
+        """Its answer to the images of the trial with a graph; None: with one it does not run.
+
+        Copies stand for scales and shifts, as in every later pass. What the graph leads to is what
+        the network computed with: the copy, or its own past the routing.
+        """
+        affine = affine_parameters(self._module)
+        copies = {name: own.detach().clone() for name, own in affine.items()}
+        run: set[int] = set()
+
+        def note(layer: nn.Module, _inputs: object) -> None:
+            run.update(map(id, layer.parameters(recurse=False)))
+
+        handles = [
+            layer.register_forward_pre_hook(note)
+            for layer in self._module.modules()
+            if isinstance(layer, NORMALIZATION_LAYERS)
+        ]
+        routing = Routing({}, source_look, [(own, copies[name]) for name, own in affine.items()])
         try:
             with torch.enable_grad(), torch_kept():
                 # A leaf could not be written into.
-                answer = self._module(self._images(self.side, self.side).requires_grad_() * 1)
+                images = self._images(self.side, self.side).requires_grad_() * 1
+                for tensor in (*affine.values(), *copies.values()):
+                    tensor.requires_grad_()
+                with routing:
+                    answer = self._module(images)
         except Exception:  # without gradients it did run
             return None
-        return answer if isinstance(answer, Tensor) and len(answer) == IMAGES else None
+        finally:
+            for own in affine.values():
+                own.requires_grad_(False)
+            for handle in handles:
+                handle.remove()
+        if not isinstance(answer, Tensor) or len(answer) != IMAGES:
+            return None
+        leaves = _leaves(answer)
+        fixed = (
+            name.rpartition(".")[0] or "the network"
+            for name, own in affine.items()
+            if id(own) in leaves or (id(own) in run and id(copies[name]) not in leaves)
+        )
+        scripted = (
+            name
+            for name, layer in self._module.named_modules()
+            if isinstance(layer, torch.jit.ScriptModule)
+            and layer.original_name.startswith(_SCRIPTED)
+            and any(True for _ in layer.parameters(recurse=False))
+        )
+        self.fixed = list(dict.fromkeys((*fixed, *scripted)))
+        return answer
 
     @torch.no_grad()
     def _takes(self, height: int, width: int) -> bool:
@@ -168,15 +219,15 @@ def first_tensor(values: Iterable[Any]) -> Tensor | None:
 def _watched(module: nn.Module, split: str | None) -> dict[str, nn.Module]:
     layers = dict(module.named_modules())
     if split is None:
-        return {name: layer for name, layer in layers.items() if _may_be_head(layer)}
+        return {
+            name: layer
+            for name, layer in layers.items()
+            if isinstance(layer, nn.Linear)
+            or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
+        }
     if not split or split not in layers:
         raise ValueError(f"split={split!r} names no layer of the network.")
     return {split: layers[split]}
-
-
-def _may_be_head(layer: nn.Module) -> bool:
-    pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
-    return isinstance(layer, nn.Linear) or pointwise
 
 
 def precisions(module: nn.Module) -> Iterator[torch.dtype]:
@@ -223,12 +274,11 @@ def _fault_of(layer: nn.Module) -> str | None:
 
 def _wrong_form(logits: object) -> str | None:
     """Say what is wrong with the form of an answer to IMAGES images, if anything is."""
-    fits = isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[1] >= 2
-    if fits and isinstance(logits, Tensor) and len(logits) == IMAGES and logits.is_floating_point():
-        return None
-    if not isinstance(logits, Tensor):
-        got = type(logits).__name__
-    else:
+    got = type(logits).__name__
+    if isinstance(logits, Tensor):
+        rows, *classes = logits.shape or (0,)
+        if rows == IMAGES and len(classes) == 1 and classes[0] >= 2 and logits.is_floating_point():
+            return None
         got = f"{tuple(logits.shape)}" + ("" if logits.is_floating_point() else f" {logits.dtype}")
     return (
         f"The network must answer with logits (N, K >= 2); to {IMAGES} images it answers with "
@@ -241,15 +291,13 @@ def _where_it_begins(module: nn.Module, images: Tensor) -> str:
     """Name the first layer whose output is not finite."""
     first: list[tuple[str, nn.Module, str]] = []
 
-    def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def look(_layer: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and not first and not output.isfinite().all():
-                kind = "NaN" if output.isnan().any() else "infinity"
-                first.append((name, layer, kind))
+    def look(name: str, layer: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and not first and not output.isfinite().all():
+            first.append((name, layer, "NaN" if output.isnan().any() else "infinity"))
 
-        return layer.register_forward_hook(look)
-
-    handles = [watch(name, layer) for name, layer in module.named_modules()]
+    handles = [
+        layer.register_forward_hook(partial(look, name)) for name, layer in module.named_modules()
+    ]
     try:
         module(images)
     finally:
@@ -265,6 +313,20 @@ def _where_it_begins(module: nn.Module, images: Tensor) -> str:
     because = f": its {fault}" if fault is not None else ""
     where = f"{name!r} ({type(layer).__name__})" if name else type(layer).__name__
     return f"{sentence}; {kind} begins in {where}{because}."
+
+
+def _leaves(answer: Tensor) -> set[int]:
+    """The ids of the tensors that a graph ends in. No function of the network's is called."""
+    found: set[int] = set()
+    pending, seen = [answer.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.add(id(getattr(node, "variable", None)))
+        pending += [before for before, _ in node.next_functions]
+    return found
 
 
 def _last_function(answer: Tensor | None) -> str:

@@ -302,3 +302,17 @@ def test_an_untrained_head_is_not_taken_for_probabilities():
     for bias in (0.0, 0.05):
         nn.init.constant_(network[5].bias, bias)
         assert model_of(network).split == "5"
+
+
+def test_a_caller_may_have_hooks_for_what_gradients_keep():
+    """They are asked in every pass, and stay in place behind it."""
+    method = create("tent", model_of(plain()))
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        assert method.adapt(method.predict(make_images(4, size=32))).stepped
+        assert kept
+        kept.clear()
+        (torch.ones(2, requires_grad=True) ** 2).sum()
+    assert kept
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        pass  # they are not disabled afterwards

@@ -12,6 +12,7 @@ from service.view import results_table
 from tests.fixtures.rows import answers, row, write
 from ttc_core.report import write_report
 from ttc_core.report.comparison import mcnemar_table
+from ttc_core.report.configuration import configurations
 from ttc_core.report.figures import batch_sizes, feature_densities, probabilities
 from ttc_core.report.groups import Group, groups
 from ttc_core.report.results import Result, read_results
@@ -32,6 +33,18 @@ def shown(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, list[str]]]]:
         (table.caption, {line[0].text: [cell.text for cell in line[1:]] for line in table.lines})
         for table in tables
     ]
+
+
+def test_a_number_is_not_the_truth_value_that_is_the_default():
+    """Though to Python 0 is False: the settings are told."""
+    told = [
+        one.told
+        for one in configurations(
+            {"method": "norm", "classes": 10, "model": "m", "settings": {"flip": flip}}
+            for flip in (False, 0)
+        )
+    ]
+    assert told == [{}, {"flip": 0}]
 
 
 DIFFERENCES: list[dict[str, Any]] = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ttc_core.rows import RESULT_FIELDS, Rows, read_rows
+from ttc_core.rows import RESULT_FIELDS, Rows, as_key, read_rows
 
 ASKED = {
     "method": "ttc",
@@ -57,6 +57,23 @@ def test_find_ignores_results_and_nothing_else(tmp_path):
         assert rows.find({**ASKED, name: "another"}) is None, name
     assert rows.find({**ASKED, "limit": 200}) is None
     assert rows.find({**ASKED, **dict.fromkeys(RESULT_FIELDS)}) == found
+
+
+@pytest.mark.parametrize("value", [True, 1, 1.0, [True], [1], {"deep": True}, {"deep": 1}])
+def test_a_truth_value_is_no_number(tmp_path, value):
+    """A method may do something else with each: 1 finds neither the row of true nor that of 1.0."""
+    rows = Rows(tmp_path / "rows.jsonl")
+    others = [True, 1, 1.0, [True], [1], {"deep": True}, {"deep": 1}]
+    for other in others:
+        if as_key(other) != as_key(value):
+            rows.append({**ROW, "settings": {"own": other}})
+    asked = {**ROW, "settings": {"own": value}}
+    assert len(rows) == len(others) - 1
+    assert rows.find(asked) is None
+    rows.append(asked)
+    found = Rows(tmp_path / "rows.jsonl").find(asked)
+    assert found is not None
+    assert type(found["settings"]["own"]) is type(value)
 
 
 def test_numbers_of_numpy_become_plain_and_not_a_number_becomes_null(tmp_path):

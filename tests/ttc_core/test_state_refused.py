@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.fixtures.networks import make_model
-from ttc_core.state import MOST_HEADER_BYTES, load_state, save_state
+from ttc_core.state import MOST_HEADER_BYTES, StateError, load_state, save_state
 
 
 class Holder:
@@ -137,3 +137,11 @@ def test_a_namespace_is_no_text(tmp_path):
     path = tmp_path / "gate.safetensors"
     save_state(path, Holder({}, settings), **OF)
     load_state(path, Holder({}, {"widget": types.SimpleNamespace(a=1)}), **OF)
+
+
+def test_a_truth_value_is_no_number(tmp_path):
+    """A state of k=True is not taken up for k=1, and the sentence tells the setting."""
+    path = tmp_path / "gate.safetensors"
+    save_state(path, Holder({"mine": {"n": 1}}, {"k": True}), **OF)
+    with pytest.raises(StateError, match="saved for k=True, not 1"):
+        load_state(path, Holder({}, {"k": 1}), **OF)

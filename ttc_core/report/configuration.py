@@ -98,7 +98,9 @@ def _changes(
     if classes is None:
         return None
     usual = _defaults(method, classes)
-    return {name: value for name, value in settings.items() if usual.get(name) != value}
+    return {
+        name: value for name, value in settings.items() if as_key(usual.get(name)) != as_key(value)
+    }
 
 
 @cache
