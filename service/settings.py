@@ -4,7 +4,7 @@ import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -44,13 +44,18 @@ class Settings(BaseSettings):
         min_length=1,
         description="bundled, torchvision/NAME, timm/NAME, cifar/NAME@FILE, module:factory",
     )
-    method: str = Field(
-        "ttc", min_length=1, description="source, norm, t3a, eta, tipi, tent, ttc, or a class"
-    )
     set: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="a hyperparameter of the method; may be repeated"
     )
-    paper: bool = Field(False, description="as the paper has it: batch statistics")
+    paper: bool = Field(
+        False, description="as the paper has it: batch statistics; TTC where no method is named"
+    )
+    # Behind `paper`, which its default follows from.
+    method: str = Field(
+        default_factory=lambda given: "ttc" if given.get("paper") else "ttc_stream",
+        min_length=1,
+        description="ttc_stream, source, norm, t3a, eta, tipi, tent, ttc, or a class",
+    )
     mean: Annotated[tuple[float, ...], NoDecode] | None = Field(
         None, description="mean of the model's input, values in [0, 1]"
     )
@@ -214,6 +219,11 @@ OPTIONAL = LISTS | {
     if field.default is None and type(None) in get_args(field.annotation)
 }
 """The settings that may have no value."""
+
+
+def default(name: str) -> Any:
+    """What holds where nothing else is said."""
+    return Settings.model_fields[name].get_default(call_default_factory=True, validated_data={})
 
 
 def flag(name: str) -> str:

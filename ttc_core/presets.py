@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ttc_core.corruptions import CORRUPTIONS
-from ttc_core.methods import METHODS, Method, create
+from ttc_core.methods import PAPER_METHODS, Method, create
 from ttc_core.model import SourceModel
 from ttc_core.supervised import Supervised
 
@@ -89,7 +89,7 @@ _AUGMENTATIONS = (
 _BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100, 200)
 _TENT_WITH_ACCUMULATION = _switched("ga")
 
-_ALL = plain(METHODS)
+_ALL = plain(PAPER_METHODS)
 PRESETS: dict[str, Preset] = {
     "table1": Preset((Variant("source"), Variant("tent", {}, 1), Variant("tent", {}, 20))),
     "table2": _ALL,
@@ -108,7 +108,7 @@ PRESETS: dict[str, Preset] = {
         tuple(
             Variant(method, settings, batch_size)
             for method, settings in (
-                *((name, {}) for name in METHODS),
+                *((name, {}) for name in PAPER_METHODS),
                 ("ttc", _TENT_WITH_ACCUMULATION),
             )
             for batch_size in _BATCH_SIZES

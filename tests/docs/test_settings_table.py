@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from service.settings import SWITCHES, Settings, flag
+from service.settings import SWITCHES, Settings, default, flag
 
 TABLE = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -29,19 +29,20 @@ def accepted(name: str, field: FieldInfo) -> str:
     return f"{lowest} to {bounds['le']:.15g}"
 
 
-def default(name: str, field: FieldInfo) -> str:
+def usual(name: str) -> str:
     """What holds where nothing is said."""
+    value = default(name)
     if name in SWITCHES:
-        return "on" if field.default else "off"
-    if field.default in (None, ()):
+        return "on" if value else "off"
+    if value in (None, ()):
         return ""
-    return f"{field.default:.15g}" if isinstance(field.default, float | int) else field.default
+    return f"{value:.15g}" if isinstance(value, float | int) else value
 
 
 def lines() -> Iterator[str]:
     """The table's lines, from the code."""
     for name, field in Settings.model_fields.items():
-        cells = (f"`{flag(name)}`", default(name, field), accepted(name, field), field.description)
+        cells = (f"`{flag(name)}`", usual(name), accepted(name, field), field.description)
         yield "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 

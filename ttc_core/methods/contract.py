@@ -59,9 +59,10 @@ class Prediction:
     """The answers to a batch of N images, on the model's device, without gradient.
 
     Attributes:
-        logits: (N, K).
-        probabilities: (N, K), rows sum to 1.
-        entropy: (N,), nats, in [0, ln K].
+        logits: (N, K), the network's.
+        probabilities: (N, K), the answers; rows sum to 1. Of a method with a prior they are not the
+            logits' alone.
+        entropy: (N,), of the probabilities; nats, in [0, ln K].
         selected: (N,) bool, the images that `adapt` will learn from.
         version: optimizer steps the method had taken when it answered.
         pending: private to the method that made it.
@@ -157,8 +158,9 @@ class HostPrediction:
 
     @property
     def predicted(self) -> NDArray[np.int64]:
-        """(N,) the most probable class of each image."""
-        best: NDArray[np.int64] = self.logits.argmax(axis=1)
+        """(N,) the most probable class of each image; of several, the one of the highest logit."""
+        most = self.probabilities == self.probabilities.max(axis=1, keepdims=True)
+        best: NDArray[np.int64] = np.where(most, self.logits, -np.inf).argmax(axis=1)
         return best
 
 

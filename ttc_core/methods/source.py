@@ -1,6 +1,7 @@
 """SOURCE: the model as it came, the figure every adaptation has to beat."""
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ttc_core.methods.composed import ComposedMethod
@@ -9,7 +10,9 @@ from ttc_core.methods.settings import MethodSettings
 
 
 class SourceSettings(MethodSettings):
-    """SOURCE has none."""
+    """SOURCE's only choice."""
+
+    flip: bool = Field(False, description="average the answer with the mirrored image's")
 
 
 class Source(ComposedMethod):
@@ -17,9 +20,12 @@ class Source(ComposedMethod):
 
     name = "source"
     Settings = SourceSettings
+    _settings: SourceSettings
 
     @torch.no_grad()
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
-        return Prediction.of(
-            self.model.run(self.model.normalize(self.model.to_unit(images))).logits
-        )
+        inputs = self.model.normalize(self.model.to_unit(images))
+        logits = self.model.run(inputs).logits
+        if self._settings.flip:
+            logits = (logits + self.model.run(inputs.flip(3)).logits) / 2
+        return Prediction.of(logits)
