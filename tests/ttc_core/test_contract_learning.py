@@ -12,11 +12,12 @@ from tests.fixtures.contract import (
     MOVED,
     batches,
     eta,
+    follows,
     moves,
     same,
     same_answers,
     walk,
-    without_moments,
+    without_what_follows,
 )
 from tests.fixtures.networks import CLASSES, SIZE, make_images, make_model
 from ttc_core.methods import create
@@ -31,7 +32,7 @@ def test_only_what_the_class_says_ever_moves(method):
     after = method.state()
     moved = {part for part in MOVED if not same(before.get(part, {}), after.get(part, {}))}
     expected = set(method.adapts)
-    if method.settings.get("statistics") != "moving":
+    if not follows(method):
         expected -= {"moments"}
     assert moved == expected
     assert set(before.get("affine", {})) <= set(method.model.affine)
@@ -57,9 +58,8 @@ def test_a_batch_in_which_nothing_is_selected_moves_no_parameter(learner):
     assert outcome.skipped == "none_selected"
     assert (outcome.selected, outcome.stepped, outcome.loss) == (0, False, None)
     after = learner.state()
-    assert same(without_moments(after), without_moments(before))
-    follows = learner.settings["statistics"] == "moving"
-    assert same(after["moments"], before["moments"]) != follows
+    assert same(without_what_follows(after), without_what_follows(before))
+    assert same(after["moments"], before["moments"]) != follows(learner)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf], ids=["nan", "inf"])
@@ -141,13 +141,12 @@ def test_without_learning_only_moving_statistics_move(method):
     outcome = method.adapt(method.predict(make_images(BATCH, seed=8)), learn=False)
     after = method.state()
     assert (outcome.loss, outcome.stepped) == (None, False)
-    assert same(without_moments(after), without_moments(before))
-    follows = method.settings.get("statistics") == "moving"
-    assert same(after.get("moments"), before.get("moments")) != follows
+    assert same(without_what_follows(after), without_what_follows(before))
+    assert same(after.get("moments"), before.get("moments")) != follows(method)
 
 
 def test_answers_are_what_their_names_say(method):
-    """Shapes, rows that sum to 1, entropy of these very logits within [0, ln K]."""
+    """Shapes, rows that sum to 1, their entropy within [0, ln K]; without a prior the logits'."""
     walk(method, batches(3))
     prediction = method.predict(make_images(BATCH, seed=4))
     assert prediction.logits.shape == prediction.probabilities.shape == (BATCH, CLASSES)
@@ -155,10 +154,12 @@ def test_answers_are_what_their_names_say(method):
     assert prediction.selected.dtype == torch.bool
     assert not prediction.logits.requires_grad
     assert len(prediction) == BATCH
-    torch.testing.assert_close(prediction.probabilities, prediction.logits.softmax(dim=1))
+    if "prior" not in method.settings:
+        torch.testing.assert_close(prediction.probabilities, prediction.logits.softmax(dim=1))
     sums = prediction.probabilities.sum(dim=1)
     torch.testing.assert_close(sums, torch.ones_like(sums))
-    torch.testing.assert_close(prediction.entropy, entropy(prediction.logits))
+    of_answers = entropy(prediction.probabilities.log())
+    torch.testing.assert_close(prediction.entropy, of_answers, atol=1e-5, rtol=1e-5)
     assert prediction.entropy.min() >= 0
     assert prediction.entropy.max() <= math.log(CLASSES) + 1e-6
     assert prediction.selected.any() == method.selects
@@ -173,7 +174,7 @@ def test_the_answers_on_the_host_equal_the_tensors(method):
         np.testing.assert_array_equal(getattr(answers, name), getattr(prediction, name).cpu())
     assert answers.selected.dtype == np.bool_
     assert answers.version == prediction.version
-    np.testing.assert_array_equal(answers.predicted, prediction.logits.argmax(dim=1).cpu())
+    np.testing.assert_array_equal(answers.predicted, prediction.probabilities.argmax(dim=1).cpu())
 
 
 def test_an_adaptation_says_what_happened(learner):

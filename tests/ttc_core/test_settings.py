@@ -182,7 +182,7 @@ def test_betas_are_two_numbers_in_any_usual_writing(model, text):
     ("name", "settings", "sentence"),
     [
         ("ttc", {"lrr": 1}, r"ttc\.lrr is not a setting of ttc; its settings are: .*\blr\b"),
-        ("source", {"lr": 1}, r"source\.lr is not a setting of source; its settings are: none"),
+        ("source", {"lr": 1}, r"source\.lr is not a setting of source; its settings are: flip"),
         ("norm", {"lr": 1}, r"norm\.lr is not a setting of norm"),
         ("tent", {"samples_per_step": 1}, r"tent\.samples_per_step is not a setting"),
         ("ttc", {"moving": {"speed": 1}}, r"ttc\.moving\.speed"),

@@ -46,7 +46,9 @@ class TTCStreamSettings(OptimizerSettings):
     samples_per_step: int = Field(50, ge=1, description="images learned from between two steps")
     entropy_fraction: float = Field(0.4, gt=0, description="of ln K: above it nothing is learned")
     prior: bool = Field(True, description="let the images before weigh in the answer")
-    learn: bool = Field(True, description="move scales and shifts")
+    learn: Literal["diverse", "always", "never"] = Field(
+        "diverse", description="move scales and shifts: while the answers are diverse, or forced"
+    )
     spc: float = Field(0.0, ge=0, description="weight of the similarity constraint")
     second_view: Literal["auto", "on", "off"] = Field(
         "auto", description="average with the mirror image: as long as it means the same, or forced"
@@ -86,7 +88,7 @@ class TTCStream(LearningMethod):
 
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         s, classes = self._settings, self._diversity.classes
-        learn = learn and s.learn
+        learn = learn and s.learn != "never"
         with torch.set_grad_enabled(learn):
             logits, views, look = self._pass(images, classes.opening)
             answers, context = self._answers(logits)
@@ -112,7 +114,7 @@ class TTCStream(LearningMethod):
             logits=logits.detach(),
             probabilities=answers,
             entropy=-torch.special.xlogy(answers, answers).sum(dim=1),
-            selected=agrees & confident & (after.openness > 0),
+            selected=agrees & confident & (after.openness == 1 or s.learn == "always"),
             version=self.version,
             pending=Pending(
                 parameters=self._learner.parameters if learn else None,
@@ -140,7 +142,7 @@ class TTCStream(LearningMethod):
         return (answers, context) if self._settings.prior else (logits.detach().softmax(1), context)
 
     def _learn(self, prediction: Prediction) -> Adaptation:
-        if not self._settings.learn:
+        if self._settings.learn == "never":
             return Adaptation()
         count = int(prediction.selected.sum())
         due = self._learner.pending_images + count >= self._settings.samples_per_step

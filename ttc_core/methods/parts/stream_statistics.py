@@ -65,7 +65,7 @@ class StreamStatistics:
         # Never written in place, so the source's need no copy.
         self._moments = self._model.source_moments
         # Images seen, by whether the layer is late; there each counts by its class.
-        self._seen = {False: 0.0, True: 0.0}
+        self._seen: dict[bool, float] = {False: 0, True: 0.0}
 
     def look(self, images: int, classes: Classes, opening: float) -> "StreamLook":
         """A look for a pass over `images` images, of which each may come in several views."""
@@ -116,7 +116,7 @@ class StreamStatistics:
                 self._model.moments_in_state,
                 self._moments.flatten().clone(),
                 images_seen=self._seen[False],
-                late_images_seen=self._seen[True],
+                late_images=self._seen[True],
             )
         }
 
@@ -125,8 +125,8 @@ class StreamStatistics:
         flat = self._model.moments_in_state.flattened(moments)
         self._moments = flat.to(self._moments).view(2, -1)
         self._seen = {
-            False: float(moments["images_seen"]),
-            True: float(moments["late_images_seen"]),
+            False: int(moments["images_seen"]),
+            True: float(moments["late_images"]),
         }
 
 
