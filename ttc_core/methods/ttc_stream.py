@@ -13,6 +13,7 @@ METHOD §1.9.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -24,13 +25,12 @@ from ttc_core.methods.contract import Adaptation, Pending, Prediction
 from ttc_core.methods.parts import Part
 from ttc_core.methods.parts.diversity import Classes, Diversity
 from ttc_core.methods.parts.learner import Loss
-from ttc_core.methods.parts.prior import TemporalPrior
-from ttc_core.methods.parts.second_view import SecondView
+from ttc_core.methods.parts.prior import Context, TemporalPrior
+from ttc_core.methods.parts.second_view import Bet, SecondView
 from ttc_core.methods.parts.stream_statistics import StreamLook, StreamStatistics
 from ttc_core.methods.parts.views import two_views
 from ttc_core.methods.settings import OptimizerSettings
-from ttc_core.model import Output
-from ttc_core.objective import entropy, similarity_constraint
+from ttc_core.objective import entropy
 
 # Late layers that open by so much within a batch answer it again.
 SUDDENLY = 0.25
@@ -49,10 +49,21 @@ class TTCStreamSettings(OptimizerSettings):
     learn: Literal["diverse", "always", "never"] = Field(
         "diverse", description="move scales and shifts: while the answers are diverse, or forced"
     )
-    spc: float = Field(0.0, ge=0, description="weight of the similarity constraint")
     second_view: Literal["auto", "on", "off"] = Field(
         "auto", description="average with the mirror image: as long as it means the same, or forced"
     )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Images looked at: logits and answers, (N, K) each, and what parts would be afterwards."""
+
+    logits: Tensor
+    answers: Tensor
+    context: Context
+    classes: Classes
+    bet: Bet
+    look: StreamLook
 
 
 class TTCStream(LearningMethod):
@@ -87,59 +98,58 @@ class TTCStream(LearningMethod):
         return self._second_view.used
 
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
-        s, classes = self._settings, self._diversity.classes
+        s, opening = self._settings, self._diversity.classes.opening
         learn = learn and s.learn != "never"
         with torch.set_grad_enabled(learn):
-            logits, views, look = self._pass(images, classes.opening)
-            answers, context = self._answers(logits)
-            after = self._diversity.after(answers)
-            if after.opening - classes.opening > SUDDENLY:
-                logits, views, look = self._pass(images, after.opening)
-                answers, context = self._answers(logits)
-                after = self._diversity.after(answers)
-            entropies = entropy(logits)
-            similarity = None
-            if learn and s.spc and len(views) == 2:
-                one, two = views
-                similarity = similarity_constraint(
-                    one.logits, two.logits, one.features, two.features, kappa_detach=True
-                )
-        bet = self._second_view.bet
-        if len(views) == 2:
-            bet = self._second_view.after(views[0].logits, views[1].logits)
+            seen = self._look_at(images, opening)
+            if seen.classes.opening - opening > SUDDENLY:
+                seen = self._look_at(images, seen.classes.opening)
+            entropies = entropy(seen.logits)
+        logits, answers = seen.logits.detach(), seen.answers
         # What the images before made of an answer is no evidence to learn from.
-        agrees = logits.detach().argmax(dim=1) == answers.argmax(dim=1)
-        confident = entropies.detach() < s.entropy_fraction * math.log(self.model.classes)
+        selected = logits.argmax(dim=1) == answers.argmax(dim=1)
+        selected &= entropies.detach() < s.entropy_fraction * math.log(self.model.classes)
+        selected &= seen.classes.openness == 1 or s.learn == "always"
         return Prediction(
-            logits=logits.detach(),
+            logits=logits,
             probabilities=answers,
             entropy=-torch.special.xlogy(answers, answers).sum(dim=1),
-            selected=agrees & confident & (after.openness == 1 or s.learn == "always"),
+            selected=selected,
             version=self.version,
             pending=Pending(
                 parameters=self._learner.parameters if learn else None,
                 entropy=entropies,
-                similarity=similarity,
-                share=look.share(),
-                after={"classes": after, "context": context, "second_view": bet},
+                share=seen.look.share(),
+                after={"classes": seen.classes, "context": seen.context, "second_view": seen.bet},
             ),
         )
 
-    def _pass(self, images: Tensor, opening: float) -> tuple[Tensor, Sequence[Output], StreamLook]:
-        """The averaged logits (N, K), each view's output, and the look they were seen with."""
-        model = self.model
+    def _look_at(self, images: Tensor, opening: float) -> _Seen:
+        """Answer images with late layers open so far."""
+        model, bet = self.model, self._second_view.bet
         look = self._statistics.look(len(images), self._diversity.classes, opening)
-        inputs = model.normalize(model.to_unit(images))
-        affine = self._learner.affine
-        if not self._second_view.used:
-            output = model.run(inputs, affine=affine, look=look)
-            return output.logits, (output,), look
-        views = two_views(model, inputs, inputs.flip(3), look, affine=affine, together=True)
-        return (views[0].logits + views[1].logits) / 2, views, look
-
-    def _answers(self, logits: Tensor) -> tuple[Tensor, object]:
+        inputs, affine = model.normalize(model.to_unit(images)), self._learner.affine
+        if self._second_view.used:
+            view, mirrored = two_views(
+                model, inputs, inputs.flip(3), look, affine=affine, together=True
+            )
+            bet = self._second_view.after(view.logits, mirrored.logits)
+            logits = view.logits if bet.lost else (view.logits + mirrored.logits) / 2
+        else:
+            logits = model.run(inputs, affine=affine, look=look).logits
         answers, context = self._prior.answers(logits)
-        return (answers, context) if self._settings.prior else (logits.detach().softmax(1), context)
+        if not self._settings.prior:
+            answers = logits.detach().softmax(dim=1)
+        return _Seen(logits, answers, context, self._diversity.after(answers), bet, look)
+
+    def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
+        used = self._second_view.used
+        outcome = super().adapt(prediction, learn=learn)
+        if used and not self._second_view.used:
+            bet = self._second_view.bet
+            self.reset()  # what mirror images have moved is wrong
+            self._second_view.bet = bet
+        return outcome
 
     def _learn(self, prediction: Prediction) -> Adaptation:
         if self._settings.learn == "never":
@@ -155,8 +165,5 @@ class TTCStream(LearningMethod):
         # What came too often counts less: minimised entropy makes it come more often still.
         importance = torch.from_numpy(classes.importance.clip(max=1) ** 2).to(pending.entropy)
         weights = importance[prediction.logits.argmax(dim=1)] * selected
-        per_image = pending.entropy
-        if pending.similarity is not None:
-            per_image = per_image + s.spc * pending.similarity
-        total = (weights * per_image).sum() / s.samples_per_step
+        total = (weights * pending.entropy).sum() / s.samples_per_step
         return Loss(total, pending.entropy[selected].mean(), selected.sum())

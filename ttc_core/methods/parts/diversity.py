@@ -77,6 +77,9 @@ class Diversity:
         frequencies, images = self.classes.frequencies, self.classes.images
         weights = []
         for answer in probabilities.detach().double().cpu().numpy():
+            if not np.isfinite(answer).all():
+                weights.append(0.0)
+                continue
             frequencies = frequencies + (answer - frequencies) / self._window
             weights.append(answer @ importance(frequencies))
         images += len(probabilities)

@@ -64,7 +64,7 @@ class TemporalPrior:
         """Answer images in their order.
 
         Args:
-            logits: (N, K), the network's, finite.
+            logits: (N, K), the network's.
 
         Returns:
             (N, K) probabilities, and the context after them.
@@ -76,6 +76,9 @@ class TemporalPrior:
         said = np.stack([_softmax(scores / temperature) for temperature in TEMPERATURES])
         answers = np.empty_like(scores)
         for number in range(len(scores)):
+            if not np.isfinite(scores[number]).all():
+                answers[number] = np.nan  # it says nothing, and nothing follows from it
+                continue
             prior = (1 - FLOOR) * averages + FLOOR / self._classes
             joint = said[:, number, None, :] * prior  # (T, H, K)
             evidence = joint.sum(axis=2)
@@ -111,6 +114,7 @@ class TemporalPrior:
 
 
 def _softmax(scores: Numbers) -> Numbers:
-    exponentials: Numbers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # of infinite ones
+        exponentials: Numbers = np.exp(scores - scores.max(axis=1, keepdims=True))
     sums: Numbers = exponentials.sum(axis=1, keepdims=True)
     return exponentials / sums
