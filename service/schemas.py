@@ -5,10 +5,29 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
+from service.errors import OutOfRange
+
 STREAM_PATTERN = r"^[A-Za-z0-9._:-]{1,64}$"
 STREAM_NAME = re.compile(STREAM_PATTERN)
 DEFAULT_STREAM = "default"
 ALL_STREAMS = "*"
+# In a query or a form: as in JSON. Python would take 1_0, +1, blanks and other scripts' digits too.
+WRITTEN = {
+    float: ("a number", re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")),
+    int: ("a whole number", re.compile(r"-?(0|[1-9][0-9]*)")),
+    bool: ("true or false", re.compile(r"true|false")),
+}
+
+
+def check_written(name: str, value: str, *kinds: object) -> None:
+    """Hold the text of a query's or a form's value against the widest of the kinds it may be of.
+
+    Raises:
+        OutOfRange: it is not written as JSON has it; texts may be written in any way.
+    """
+    what, form = next((WRITTEN[kind] for kind in WRITTEN if kind in kinds), ("", None))
+    if form and not form.fullmatch(value):
+        raise OutOfRange(f"{name} is {what}, written as in JSON; got {value[:40]!r}.")
 
 
 class EncodedImage(BaseModel):
