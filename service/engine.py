@@ -50,7 +50,7 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ImageAnswer:
     """One image's row in the answers of its batch."""
 
     answers: HostPrediction
@@ -70,9 +70,9 @@ class _Part:
     seconds: float
 
     @property
-    def rows(self) -> list[Answer | Refused]:
+    def rows(self) -> list[ImageAnswer | Refused]:
         return [
-            Answer(self.answers, row, self.seconds)
+            ImageAnswer(self.answers, row, self.seconds)
             if sound
             else PredictionFailed("the model's scores for it are not finite numbers.")
             for row, sound in enumerate(self.answers.sound)
@@ -84,7 +84,7 @@ class Pass:
     """Images that were answered, in parts by stream, and the rows of all in order."""
 
     parts: Sequence[_Part]
-    rows: Sequence[Answer | Refused]
+    rows: Sequence[ImageAnswer | Refused]
 
 
 def _said(method: Method, images: Tensor, learn: bool) -> _Said:
