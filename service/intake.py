@@ -203,7 +203,7 @@ class Submission:
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._admitted:
-            self._intake.engine.release(self._stream)
+            self._intake.engine.table.release(self._stream)
         if self._gone is not None:
             self._gone.cancel()
         self._no_longer()
@@ -261,7 +261,7 @@ class Submission:
         if self._place is None:
             engine, batcher = self._intake.engine, self._intake.batcher
             if self._learn:  # nobody holds a stream's place by sending slowly
-                engine.admit(self._stream, batcher.retry_after)
+                engine.table.admit(self._stream, batcher.retry_after)
                 self._admitted = True
             self._place = batcher.enter(self._stream, deadline=self._deadline, learn=self._learn)
             self._place.on_end(self._no_longer)  # when its time is over, say
