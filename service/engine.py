@@ -33,6 +33,7 @@ from service.truth import Truth
 from ttc_core.errors import told
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.methods import Adaptation, HostPrediction, Method, Prediction
+from ttc_core.plugins import source_digest
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ def _said(method: Method, images: Tensor, learn: bool) -> _Said:
 class Engine:
     """Runs the batches of all streams on one thread.
 
-    `table` has their places: whoever wants an answer that teaches is admitted there first.
+    `code` has digests of the method's and the model's code, where it is the user's own; `table` has
+    the streams' places: whoever wants an answer that teaches is admitted there first.
 
     Args:
         source: a method at the source; streams are forked from it.
@@ -127,11 +129,13 @@ class Engine:
     ) -> None:
         self._source, self._metrics = source, metrics
         self._names = {"name": method_name, "model": model_spec}
+        # As it runs: the files may be edited meanwhile.
+        specs = {"method": method_name, "model": model_spec}
+        digests = {whose: source_digest(spec) for whose, spec in specs.items()}
+        self.code = {whose: digest for whose, digest in digests.items() if digest is not None}
         self.events = Events()
         self._folder = (
-            None
-            if state_dir is None
-            else StateFolder(state_dir, method=method_name, model=model_spec)
+            None if state_dir is None else StateFolder(state_dir, **specs, code=self.code)
         )
         names, ids_file = source.model.class_names, None if state_dir is None else state_dir / FILE
         ids = KnownIds(feedback_ids, names, ids_file, self.events)

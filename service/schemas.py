@@ -157,6 +157,7 @@ class ModelStatus(BaseModel):
     digest: str | None = Field(
         None, description="a hash of weights and preprocessing: tells models of one spec apart"
     )
+    code: str | None = Field(None, description="a hash of its code, if that is the user's own")
     classes: int
     class_names: list[str]
     size: int | None
@@ -173,7 +174,10 @@ class StatusResponse(BaseModel):
     idle: bool = Field(description="nothing is queued, and no batch is predicted or adapted")
     model: ModelStatus
     method: str
-    settings: dict[str, Any] = Field(description="the method's hyperparameters and the server's")
+    settings: dict[str, Any] = Field(
+        description="the method's hyperparameters, and code_digest if its code is the user's own; "
+        "the server's"
+    )
     device: str
     streams: dict[str, StreamStatus] = Field(description="those in memory")
     saved_streams: int = Field(description="others in the state folder, loaded when asked for")
