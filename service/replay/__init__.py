@@ -195,6 +195,7 @@ def _row(
         "data": plan.data,
         "model": server.model.spec,
         "model_digest": server.model.digest,
+        "model_code": server.model.code,
         "corruption": stream.corruption,
         "severity": stream.severity,
         "order": plan.order,

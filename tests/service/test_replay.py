@@ -13,7 +13,7 @@ from service.client import ServiceError
 from service.replay import ReplayPlan, load, outbox, to_png
 from tests.fixtures.fake_service import CLASSES, pictures, pixels_of, plain_view, register, run
 from ttc_core.datasets import DataError
-from ttc_core.rows import Rows
+from ttc_core.rows import Rows, setting
 
 
 def test_lockstep_sends_every_image_once_in_order_and_in_whole_batches(fake, data):
@@ -64,6 +64,13 @@ def test_files_of_a_folder_are_sent_as_they_are(fake, tmp_path):
         files.append(path.read_bytes())
     run(ReplayPlan(f"folder:{tmp_path}", fake.url))
     assert fake.files == files
+
+
+def test_a_row_tells_the_code_of_the_model(fake, data):
+    """As the server has it: another code is another measurement."""
+    fake.model_code = "abcd"
+    (row,) = run(ReplayPlan(data, fake.url))
+    assert setting(row)["model_code"] == "abcd"
 
 
 def test_labels_are_sent_along(fake, data):
