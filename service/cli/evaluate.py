@@ -87,6 +87,8 @@ def evaluate(
         raise click.UsageError(str(error)) from error
     if unknown is not None and "unknown" not in shares:
         raise click.UsageError("--unknown goes with --mix unknown:SHARE.")
+    if asked.predictions is not None and kind == "recurring":
+        raise click.UsageError("--predictions goes with one pass; recurring:V makes several.")
     usual = ("clean",) if kind == "day-night" else wanted.corruptions
     corruptions = asked.chosen(usual, len(wanted.variants), joined=kind == "changing")
     if network.threads:

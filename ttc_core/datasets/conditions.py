@@ -88,7 +88,8 @@ def day_night(stream: Stream, seed: int) -> Stream:
     Columns: `light`, in [MIDNIGHT_LIGHT, 1], what is left of each pixel; `condition`, day or night,
     and `since_change`.
     """
-    phase = (1 - np.cos(2 * np.pi * np.arange(len(stream)) / PERIOD)) / 2
+    hour = np.arange(len(stream)) % PERIOD
+    phase = (1 - np.cos(2 * np.pi * hour / PERIOD)) / 2
     light = 1 - (1 - MIDNIGHT_LIGHT) * phase
 
     def swing(images: Images, numbers: Places) -> Images:
@@ -99,7 +100,7 @@ def day_night(stream: Stream, seed: int) -> Stream:
             changed[index] = np.clip(np.rint(level), 0, 255)
         return changed
 
-    condition = np.where(phase < 0.5, "day", "night")
+    condition = np.where(abs(2 * hour - PERIOD) > PERIOD // 2, "day", "night")
     name = "day-night" if stream.corruption == "clean" else f"day-night:{stream.corruption}"
     more = {"light": light, "condition": condition, "since_change": since_change(condition)}
     return stream.altered(swing, corruption=name, columns={**stream.columns, **more})
