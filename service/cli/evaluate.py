@@ -1,6 +1,6 @@
 """`ttc evaluate`: methods on a data set, without a server."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -64,13 +64,11 @@ def evaluate(
     from rich.console import Console
 
     from service.evaluation_view import EvaluationView, kind_of
-    from service.metrics import versions
     from service.view import View, results_table
     from ttc_core.datasets import Geometry, open_data, parse_mix
     from ttc_core.evaluate import Evaluation, parse_protocol
     from ttc_core.features import weightiest_channels
     from ttc_core.order import check_order, images_asked, with_class_index
-    from ttc_core.plugins import source_digest
     from ttc_core.rows import Rows
 
     if preset == FIGURE_1:
@@ -113,19 +111,7 @@ def evaluate(
         order=with_class_index(asked.order, model.class_names),
         protocol=protocol,
         seed=asked.seed,
-        fields={
-            "data": asked.data,
-            "model": network.model,
-            "model_digest": model.digest,
-            "model_code": source_digest(network.model),
-            "device": str(model.device),
-            "threads": torch.get_num_threads(),
-            "mean": list(model.mean),
-            "std": list(model.std),
-            "classes": model.classes,
-            "unknown": unknown,
-            "versions": versions(),
-        },
+        fields=row_fields(asked.data, network.model, model, unknown),
         logits=asked.predictions is not None,
         channels=weightiest_channels(model, wanted.channels) if wanted.channels else (),
         mix=shares,
@@ -141,6 +127,30 @@ def evaluate(
     finally:
         if watcher.rows:
             watcher.view.table(results_table(watcher.rows))
+
+
+def row_fields(
+    data: str, spec: str, model: "SourceModel", unknown: str | None = None
+) -> dict[str, Any]:
+    """What is the same in every row of an evaluation."""
+    import torch
+
+    from service.metrics import versions
+    from ttc_core.plugins import source_digest
+
+    return {
+        "data": data,
+        "model": spec,
+        "model_digest": model.digest,
+        "model_code": source_digest(spec),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "mean": list(model.mean),
+        "std": list(model.std),
+        "classes": model.classes,
+        "unknown": unknown,
+        "versions": versions(),
+    }
 
 
 def _preset(name: str | None, methods: str | None) -> "Preset":
