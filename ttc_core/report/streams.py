@@ -134,10 +134,9 @@ def _titled(streams: Mapping[str, Any]) -> dict[str, Any]:
 def stream_title(row: Mapping[str, Any]) -> str:
     """A stream as one asks for it: its order, and its protocol and mix where they are not usual."""
     parts = [str(row.get("order")), str(row.get("protocol"))]
-    parts = [part for part in parts if part not in ("episodic", "iid")] or ["iid"]
     if row.get("mix"):
         parts.append(f"mix {row['mix']}" + (f" of {row['unknown']}" if row.get("unknown") else ""))
-    return ", ".join(parts)
+    return ", ".join(part for part in parts if part not in ("episodic", "iid")) or "iid"
 
 
 def stream_matrix(matrix: Matrix, name: str) -> Table:
