@@ -8,7 +8,7 @@ import pytest
 from tests.fixtures.rows import answers, row, write
 from ttc_core.report import write_report
 from ttc_core.report.results import read_results
-from ttc_core.report.streams import _curve, matrices, stream_matrix
+from ttc_core.report.streams import _curve, matrices, stream_matrix, window_table
 
 STREAMS = (
     {"order": "iid"},
@@ -80,18 +80,20 @@ def test_images_that_are_mixed_in_are_no_observations(path):
     assert cell.beside["difference_error"] == pytest.approx(100 * paired.std(ddof=1) / 800**0.5)
 
 
-def test_the_report_begins_with_the_matrix_and_has_a_figure_a_stream(path, tmp_path):
-    """Also where only a row of two streams is there; one stream alone makes none."""
+def test_the_report_begins_with_the_matrix_and_has_a_figure_a_stream(tmp_path):
+    """One stream alone makes none."""
+    rows, arrays = rows_and_arrays()
+    two = [number for number, one in enumerate(rows) if one["order"] == "iid" and "mix" not in one]
+    path = write(tmp_path / "rows.jsonl", [rows[n] for n in two], [arrays[n] for n in two])
     report = write_report([path], tmp_path / "out")
     assert report.problems == []
     names = {each.name for each in (tmp_path / "out").iterdir()}
-    assert {"streams.md", "streams-1.csv"} <= names
-    for name in ("iid", "runs-50", "changing-250", "mix-noise-0.2"):
+    assert {"streams.md", "streams-1.csv", "windows-1.csv"} <= names
+    for name in ("iid", "changing-250"):
         assert {f"stream-{name}.png", f"stream-{name}.svg"} <= names
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.index('id="streams"') < page.index('id="accuracy"')
     assert "Dashed lines mark where the conditions change" in page
-    rows, arrays = rows_and_arrays()
     alone = write(tmp_path / "alone.jsonl", rows[:6], arrays[:6])
     assert matrices(read_results([alone])) == []
 
@@ -121,6 +123,28 @@ def test_visits_follow_one_another_in_a_figure(tmp_path):
     assert len(curve) == 4000
     assert curve[500] == 0
     assert 0.4 < curve[3500] < 0.8
+
+
+def test_the_worst_window_is_the_one_farthest_below_source(tmp_path):
+    """In standard errors; what is more than chance among so many windows is marked."""
+    rows, arrays = rows_and_arrays()
+    for number in (1, 4):  # NORM on the first stream: wrong from image 500 on, under one corruption
+        arrays[number]["predicted"] = arrays[number]["labels"].copy()
+    arrays[4]["predicted"][500:] = (arrays[4]["labels"][500:] + 1) % 10
+    (matrix,) = matrices(read_results([write(tmp_path / "rows.jsonl", rows, arrays)]))
+    table = window_table(matrix, "windows-1")
+    right = arrays[3]["predicted"] == arrays[3]["labels"]
+    cells = {line[0].text: line[1] for line in table.lines}
+    assert list(cells) == ["SOURCE (flip=true)", "NORM"]
+    worst = -100 * right[500:].mean()
+    assert cells["NORM"].value == pytest.approx(worst)
+    assert cells["NORM"].text.endswith("†")
+    assert cells["NORM"].beside["windows"] == 4
+    assert "†" not in cells["SOURCE (flip=true)"].text
+    left = [number for number, one in enumerate(rows) if one["method"] != "source"]
+    path = write(tmp_path / "b.jsonl", [rows[n] for n in left], [arrays[n] for n in left])
+    (matrix,) = matrices(read_results([path]))
+    assert window_table(matrix, "windows") is None
 
 
 def test_without_source_there_is_no_difference(tmp_path):

@@ -11,7 +11,7 @@ from ttc_core.report.figures import draw
 from ttc_core.report.groups import groups
 from ttc_core.report.page import Section, render
 from ttc_core.report.results import ArraysError, Result, read_results, repeated
-from ttc_core.report.streams import matrices, stream_figures, stream_matrix
+from ttc_core.report.streams import matrices, stream_figures, stream_matrix, window_table
 from ttc_core.report.table import Table
 from ttc_core.report.tables import accuracy_table, augmentation_table
 from ttc_core.report.tables_across_data import batch_size_table, component_table
@@ -65,7 +65,15 @@ def write_report(paths: Sequence[Path], out: Path, *, compare: str | None = None
         Section(
             "streams",
             "Methods on streams",
-            [stream_matrix(matrix, f"streams-{number}") for number, matrix in over_streams],
+            [
+                table
+                for number, matrix in over_streams
+                for table in (
+                    stream_matrix(matrix, f"streams-{number}"),
+                    window_table(matrix, f"windows-{number}"),
+                )
+                if table is not None
+            ],
         ),
         Section("accuracy", "Accuracy by corruption (Tables 2, 3, 4, 6)", accuracy),
         Section("table1", "Table 1: small batches", [sizes] if sizes else []),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from ttc_core.report.configuration import Configuration, configurations
 from ttc_core.report.drawing import (
@@ -22,9 +23,10 @@ from ttc_core.report.drawing import (
     plain_text,
 )
 from ttc_core.report.results import ArraysError, Result, accuracies
-from ttc_core.report.statistics import paired_difference
-from ttc_core.report.table import Cell, Table, mark_best, percent
+from ttc_core.report.statistics import Correct, paired_difference
+from ttc_core.report.table import NONE, Cell, Table, mark_best, percent
 from ttc_core.rows import as_key, differing, setting, stated
+from ttc_core.tally import WINDOW
 
 # What lines, columns and averages are over; all else tells one matrix from another.
 _OF_A_STREAM = ("order", "protocol", "mix", "unknown", "limit")
@@ -172,10 +174,7 @@ def _cell(line: StreamLine, lines: Mapping[StreamLine, Sequence[Result]]) -> Cel
     if not found:
         return percent(None)
     cell = percent(100 * fmean(float(one["accuracy"]) for one in found))
-    reference = next((rows for one, rows in lines.items() if one.is_reference), None)
-    if line.is_reference or reference is None:
-        return cell
-    difference = _difference(found, reference)
+    difference = None if line.is_reference else _difference(found, lines)
     if difference is None:
         return cell
     mean, error = (100 * each for each in difference)
@@ -186,21 +185,76 @@ def _cell(line: StreamLine, lines: Mapping[StreamLine, Sequence[Result]]) -> Cel
     )
 
 
-def _difference(found: Sequence[Result], reference: Sequence[Result]) -> tuple[float, float] | None:
-    """The mean paired difference over the rows; None unless both answered the same images.
+def window_table(matrix: Matrix, name: str) -> Table | None:
+    """The window of each stream in which a line falls farthest below SOURCE; None without SOURCE.
 
-    Rows of the same images, under other corruptions, are no independent observations.
+    Far means in standard errors of the paired difference over the window's images.
     """
+    lines = []
+    for line in matrix.lines:
+        cells = [_worst_window(line, found) for found in matrix.cells.values()]
+        if any(cell.value is not None for cell in cells):
+            label = matrix.label(line)
+            lines.append([Cell(label, label), *cells])
+    if not lines:
+        return None
+    titles = list(matrix.cells)
+    return Table(
+        name,
+        f"Worst windows of {WINDOW} images against SOURCE, in points, on {matrix.place}",
+        ["Method", *titles],
+        ["method", *titles],
+        lines,
+        (
+            "Of all windows of a stream, under each corruption, the one that is the most standard "
+            "errors below SOURCE. †: by more than two, corrected for the number of windows.",
+        ),
+    )
+
+
+def _worst_window(line: StreamLine, lines: Mapping[StreamLine, Sequence[Result]]) -> Cell:
+    windows: list[tuple[float, float, float]] = []
+    for ours, theirs in () if line.is_reference else _pairs(lines.get(line, ()), lines):
+        for start in range(0, max(1, len(ours) - WINDOW + 1), WINDOW):
+            part = slice(start, start + WINDOW)
+            mean, error = paired_difference([ours[part]], [theirs[part]])
+            errors = mean / error if error else np.sign(mean) * np.inf if mean else 0.0
+            windows.append((float(errors), 100 * mean, 100 * error))
+    if not windows:
+        return Cell(None, NONE)
+    errors, mean, error = min(windows)
+    least = norm.ppf(norm.cdf(-2) / len(windows))
+    text = f"{mean:+.1f} ± {error:.1f}" + (" †" if errors < least else "")
+    return Cell(mean, text, beside={"error": error, "windows": len(windows)})
+
+
+def _pairs(
+    found: Sequence[Result], lines: Mapping[StreamLine, Sequence[Result]]
+) -> list[tuple[Correct, Correct]]:
+    """Right or wrong by a line and by SOURCE, pass by pass; nothing unless all are of the same."""
+    reference = next((rows for one, rows in lines.items() if one.is_reference), ())
     others = {_pass(one): one.image_results for one in reference}
-    same: dict[str, list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]] = {}
+    pairs = []
     for one in found:
         ours, theirs = one.image_results, others.get(_pass(one))
         if ours is None or theirs is None or ours.labels_digest != theirs.labels_digest:
-            return None
-        same.setdefault(f"{one['seed']} {ours.labels_digest}", []).append(
-            (ours.right, theirs.right)
-        )
-    if any(len(pairs[0][0]) < 2 for pairs in same.values()):
+            return []
+        pairs.append((ours.right, theirs.right))
+    return pairs if all(len(right) > 1 for right, _ in pairs) else []
+
+
+def _difference(
+    found: Sequence[Result], lines: Mapping[StreamLine, Sequence[Result]]
+) -> tuple[float, float] | None:
+    """The mean paired difference to SOURCE over the rows; None unless it answered the same images.
+
+    Rows of the same images, under other corruptions, are no independent observations.
+    """
+    same: dict[str, list[tuple[Correct, Correct]]] = {}
+    for one, pair in zip(found, _pairs(found, lines), strict=False):
+        assert one.image_results is not None
+        same.setdefault(f"{one['seed']} {one.image_results.labels_digest}", []).append(pair)
+    if not same:
         return None
     each = [paired_difference(*zip(*pairs, strict=True)) for pairs in same.values()]
     error = sum(error**2 for _, error in each) ** 0.5 / len(each)
