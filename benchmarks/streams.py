@@ -7,13 +7,13 @@ Every stream of SCENES with every line of LINES, by the same walk as `ttc evalua
 there are not run again. Then the report, and the page with its pictures.
 """
 
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
+from PIL import Image
 from rich.console import Console
 
 from service.cli.evaluate import row_fields
@@ -230,12 +230,19 @@ def write_page(page: Path, rows_path: Path, report: Path) -> None:
     for scene in SCENES:
         if scene.title not in matrix.cells:
             continue
-        name = f"{slug(scene.title)}.png"
-        shutil.copyfile(report / f"stream-{name}", pictures / name)
-        column = table.header.index(scene.title)
-        told = ", ".join(f"{line[0].text} {line[column].text}" for line in table.lines)
+        name, column = f"{slug(scene.title)}.png", table.header.index(scene.title)
+        with Image.open(report / f"stream-{name}") as image:
+            small = image.convert("RGB").resize((900, 900 * image.height // image.width))
+            small.quantize(64).save(pictures / name, optimize=True)
+        numbers = replace(
+            table,
+            caption=f"Accuracy in %, `ttc evaluate DATA {scene.asked}`",
+            header=[line[0].text for line in table.lines],
+            lines=[[line[column] for line in table.lines]],
+            notes=(),
+        )
         parts.append(
-            f"## … {scene.happens}?\n\n{scene.said} `{scene.asked}`\n\n{told}.\n\n"
+            f"## … {scene.happens}?\n\n{scene.said}\n\n{numbers.markdown()}\n"
             f"![Accuracy over the images: {scene.title}]({pictures.name}/{name})\n"
         )
     page.write_text("\n".join(parts))

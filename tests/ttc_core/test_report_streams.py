@@ -147,6 +147,26 @@ def test_the_worst_window_is_the_one_farthest_below_source(tmp_path):
     assert window_table(matrix, "windows") is None
 
 
+def test_seeds_are_averaged_and_what_is_unfinished_has_no_mean(tmp_path):
+    """Seeds are independent streams; a mean over fewer corruptions would be another figure."""
+    rows, arrays = [], []
+    for seed, accuracy in ((0, 0.5), (1, 0.7)):
+        for order in ("iid", "runs:50"):
+            for method, more in (("source", 0.0), ("norm", 0.1)):
+                made = row(method, "fog", accuracy + more, seed=seed, order=order)
+                rows.append(made | {"data_digest": f"{seed} {order}"})
+                arrays.append(answers(accuracy + more, seed=len(rows)))
+    path = write(tmp_path / "a.jsonl", rows, arrays)
+    (matrix,) = matrices(read_results([path]))
+    norm = stream_matrix(matrix, "streams").lines[1]
+    assert norm[1].value == pytest.approx(70)
+    assert norm[1].beside["difference"] == pytest.approx(10)
+    assert norm[1].beside["difference_error"] == pytest.approx(1.5, abs=0.3)
+    path = write(tmp_path / "b.jsonl", rows[:-1], arrays[:-1])
+    (matrix,) = matrices(read_results([path]))
+    assert [cell.text for cell in stream_matrix(matrix, "streams").lines[1][1:]][1] == "–"  # noqa: RUF001
+
+
 def test_without_source_there_is_no_difference(tmp_path):
     """Nor where it answered other images."""
     rows, arrays = rows_and_arrays()

@@ -171,8 +171,9 @@ def stream_matrix(matrix: Matrix, name: str) -> Table:
 
 def _cell(line: StreamLine, lines: Mapping[StreamLine, Sequence[Result]]) -> Cell:
     found = lines.get(line)
-    if not found:
-        return percent(None)
+    everything = {_pass(one) for rows in lines.values() for one in rows}
+    if not found or {_pass(one) for one in found} != everything:
+        return percent(None)  # a mean over fewer passes is another figure
     cell = percent(100 * fmean(float(one["accuracy"]) for one in found))
     difference = None if line.is_reference else _difference(found, lines)
     if difference is None:
@@ -320,7 +321,7 @@ def _figure(
     axis.set_ylim(-2, 102)
     axis.set_xlabel("images seen")
     axis.set_ylabel(f"accuracy of {SMOOTHED_OVER} images, %")
-    legend(figure, [axis], 4)
+    legend(figure, [axis], 3)
     caption = (
         f"{title}: accuracy in % over the images of the stream, each point the mean of the "
         f"{SMOOTHED_OVER} images around it, over all corruptions and seeds ({matrix.place})."
