@@ -1,4 +1,4 @@
-"""What `make streams` runs: every order, protocol and mix there is, as the command line knows it."""
+"""What `make streams` runs: every order, protocol and mix, as the command line knows them."""
 
 import pytest
 
