@@ -146,22 +146,21 @@ def mixed_in(
     Raises:
         DataError: the unknown images are of another size, or are not there under a corruption.
     """
-    numbered, mixed = np.arange(len(stream)), np.zeros(len(stream), np.uint8)
+    mixed, kinds = np.zeros(len(stream), np.uint8), {kind: n for n, kind in enumerate(MIXES, 1)}
     places = np.random.default_rng([seed, zlib.crc32(b"mix")]).permutation(len(stream))
     for kind, share in shares.items():
         # Rounded, so that 0.29 of 100 images are 29, but never all.
         count = min(round(share * len(stream)), max(0, len(places) - 1))
-        mixed[places[:count]], places = MIXES.index(kind) + 1, places[count:]
-    kinds = {kind: MIXES.index(kind) + 1 for kind in shares}
-    ours = {kind: np.flatnonzero(mixed == kinds[kind]) for kind in shares}
-    things: Shift | None = None
-    replacements: dict[str, Callable[[Images, Places], Images]] = {"noise": _noise(seed)}
-    if len(strange := ours.get("unknown", numbered[:0])):
-        things = _things(stream, strange, unknown, severity, seed)
+        mixed[places[:count]], places = kinds[kind], places[count:]
+    strange, frozen = (np.flatnonzero(mixed == kinds[kind]) for kind in ("unknown", "frozen"))
+    frame = stream.positions[frozen[:1]]
+    things = _things(stream, strange, unknown, severity, seed) if len(strange) else None
+    replacements: dict[str, Callable[[Images, Places], Images]] = {
+        "noise": _noise(seed),
+        "frozen": lambda images, _: np.repeat(stream.read(frame), len(images), axis=0),
+    }
+    if things is not None:
         replacements["unknown"] = lambda _, at: things.read(np.searchsorted(strange, at))
-    if len(frozen := ours.get("frozen", numbered[:0])):
-        frame = stream.positions[frozen[:1]]
-        replacements["frozen"] = lambda images, _: np.repeat(stream.read(frame), len(images), 0)
     if poison is not None:
         replacements["poison"] = lambda images, _: poison(images)
 
