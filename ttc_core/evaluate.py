@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
@@ -185,6 +185,11 @@ class Evaluation:
         names = ["+".join(self.corruptions)] if kind == "changing" else self.corruptions
         return [(name, None) for name in names]
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a method is never reset between the passes."""
+        return parse_protocol(self.protocol)[0] in ("continual", "recurring")
+
     def run(
         self, rows: Rows, watcher: Watcher | None = None, *, anew: bool = False
     ) -> list[dict[str, Any]]:
@@ -200,25 +205,19 @@ class Evaluation:
         # Opened and hashed once for all methods: with files it takes a while.
         streams: dict[str, Stream] = {}
         references: dict[str, NDArray[np.float64]] = {}
-        goes_on = parse_protocol(self.protocol)[0] in ("continual", "recurring")
         for run in sorted(self.runs, key=lambda one: one.name != REFERENCE):
-            warmed_up, earlier = False, list[str]()
+            warmed_up, needed = False, 0
             with self._sentences(run, "at the start"):
                 run.method.reset()
-            for corruption, visit in self.passes:
-                if corruption not in streams:
-                    streams[corruption] = self._open(corruption)
-                stream = streams[corruption]
-                row = self._row(run, stream) | {"data_digest": stream.digest}
-                if goes_on:
-                    # "clean" itself has no severity, but comes after corruptions of one.
-                    row |= {"after": earlier[:], "after_severity": self.severity}
-                    earlier.append(corruption)
-                if visit is not None:
-                    row["visit"] = visit
+            asked: Iterable[tuple[str, Stream, dict[str, Any]]] = self._asked(run, streams)
+            if self.goes_on:
+                # A row depends on those before it: all up to the last that is missing are run.
+                asked = list(asked)
+                missing = [n for n, (*_, row) in enumerate(asked, 1) if rows.find(row) is None]
+                needed = max(missing, default=0)
+            for number, (corruption, stream, row) in enumerate(asked):
                 existing = rows.find(row)
-                # A continual row depends on those before it, which have to be run for it anyway.
-                if existing is not None and not goes_on and not anew:
+                if existing is not None and number >= needed and not anew:
                     all_rows.append(existing)
                     if watcher is not None:
                         watcher.found(run, existing)
@@ -228,7 +227,7 @@ class Evaluation:
                         side = stream.read(stream.positions[:1]).shape[1]
                         warm_up(run.method, side, images=min(run.batch_size, len(stream)))
                         warmed_up = True
-                    if not goes_on:
+                    if not self.goes_on:
                         run.method.reset()
                     if watcher is not None:
                         watcher.started(run, stream)
@@ -247,6 +246,23 @@ class Evaluation:
                     watcher.finished(run, row, columns)
                 all_rows.append(row)
         return all_rows
+
+    def _asked(
+        self, run: Run, streams: dict[str, Stream]
+    ) -> Iterator[tuple[str, Stream, dict[str, Any]]]:
+        """Each pass of a run: what it is over, as named, its stream, and its row so far."""
+        for number, (corruption, visit) in enumerate(self.passes):
+            if corruption not in streams:
+                streams[corruption] = self._open(corruption)
+            stream = streams[corruption]
+            row = self._row(run, stream) | {"data_digest": stream.digest}
+            if self.goes_on:
+                # "clean" itself has no severity, but comes after corruptions of one.
+                earlier = [name for name, _ in self.passes[:number]]
+                row |= {"after": earlier, "after_severity": self.severity}
+            if visit is not None:
+                row["visit"] = visit
+            yield corruption, stream, row
 
     @contextlib.contextmanager
     def _sentences(self, run: Run, where: str) -> Iterator[None]:

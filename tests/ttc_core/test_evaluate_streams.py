@@ -90,8 +90,7 @@ def test_recurring_goes_round_and_never_resets(evaluate, tmp_path):
     assert [row["entropy"] for row in found[:2]] == [row["entropy"] for row in continual]
     assert found[2]["entropy"] != found[0]["entropy"]
     assert len(rows) == 4
-    evaluate(rows, protocol="recurring:2")
-    assert len(rows) == 4, "finished rows are not written again"
+    assert evaluate(rows, protocol="recurring:2") == found, "with their times: they were not run"
 
 
 def test_what_is_mixed_in_is_answered_but_not_judged(evaluate, tmp_path):
