@@ -28,7 +28,14 @@ from ttc_core.model import SourceModel
 from ttc_core.presets import Variant
 from ttc_core.report import write_report
 from ttc_core.report.results import read_results
-from ttc_core.report.streams import matrices, slug, stream_matrix, stream_title, window_table
+from ttc_core.report.streams import (
+    change_table,
+    matrices,
+    slug,
+    stream_matrix,
+    stream_title,
+    window_table,
+)
 from ttc_core.rows import Rows
 
 BATCH_SIZE = 100
@@ -225,8 +232,8 @@ def write_page(page: Path, rows_path: Path, report: Path) -> None:
     pictures = page.with_suffix("")
     pictures.mkdir(parents=True, exist_ok=True)
     table = stream_matrix(matrix, "streams")
-    worst = window_table(matrix, "windows")
-    parts = [HEAD, table.markdown(), *([worst.markdown()] if worst else [])]
+    more = (window_table(matrix, "windows"), change_table(matrix, "changes"))
+    parts = [HEAD, table.markdown(), *(each.markdown() for each in more if each)]
     for scene in SCENES:
         if scene.title not in matrix.cells:
             continue

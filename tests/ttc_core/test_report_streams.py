@@ -8,7 +8,7 @@ import pytest
 from tests.fixtures.rows import answers, row, write
 from ttc_core.report import write_report
 from ttc_core.report.results import read_results
-from ttc_core.report.streams import _curve, matrices, stream_matrix, window_table
+from ttc_core.report.streams import _curve, change_table, matrices, stream_matrix, window_table
 
 STREAMS = (
     {"order": "iid"},
@@ -165,6 +165,31 @@ def test_seeds_are_averaged_and_what_is_unfinished_has_no_mean(tmp_path):
     path = write(tmp_path / "b.jsonl", rows[:-1], arrays[:-1])
     (matrix,) = matrices(read_results([path]))
     assert [cell.text for cell in stream_matrix(matrix, "streams").lines[1][1:]][1] == "–"  # noqa: RUF001
+
+
+def test_accuracy_is_told_by_how_long_conditions_have_lasted(tmp_path):
+    """Of changes within a stream and between rows; not before the first, nor of short stretches."""
+    lasted = np.tile(np.arange(500), 2)
+    within = {"labels": np.zeros(1000, int), "predicted": np.where(lasted < 50, 1, 0)}
+    within |= {"since_change": lasted, "condition": np.repeat(["fog", "clean"], 500)}
+    within["predicted"][:500] = 1
+    short = within | {"since_change": np.tile(np.arange(250), 4)}
+    visit = {"labels": np.zeros(600, int), "predicted": np.where(np.arange(600) < 150, 0, 1)}
+    rows = [
+        row("source", "changing:fog", 0.45, protocol="changing:500"),
+        row("source", "changing:fog", 0.45, protocol="changing:250"),
+        row("source", "fog", 0.25, protocol="continual", images=600, correct=150, after=[]),
+        row("source", "clean", 0.25, protocol="continual", images=600, correct=150, after=["fog"]),
+    ]
+    beside = [within, short, visit, visit]
+    (matrix,) = matrices(read_results([write(tmp_path / "rows.jsonl", rows, beside)]))
+    table = change_table(matrix, "changes")
+    assert table.header[1:] == ["0 to 50", "50 to 150", "150 to 300", "300 to 500"]
+    cells = {line[0].text: [cell.text for cell in line[1:]] for line in table.lines}
+    assert cells == {
+        "file, changing:500: SOURCE": ["0.0", "100.0", "100.0", "100.0"],
+        "file, continual: SOURCE": ["100.0", "100.0", "0.0", "0.0"],
+    }
 
 
 def test_without_source_there_is_no_difference(tmp_path):

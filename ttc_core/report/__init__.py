@@ -11,7 +11,13 @@ from ttc_core.report.figures import draw
 from ttc_core.report.groups import groups
 from ttc_core.report.page import Section, render
 from ttc_core.report.results import ArraysError, Result, read_results, repeated
-from ttc_core.report.streams import matrices, stream_figures, stream_matrix, window_table
+from ttc_core.report.streams import (
+    change_table,
+    matrices,
+    stream_figures,
+    stream_matrix,
+    window_table,
+)
 from ttc_core.report.table import Table
 from ttc_core.report.tables import accuracy_table, augmentation_table
 from ttc_core.report.tables_across_data import batch_size_table, component_table
@@ -71,6 +77,7 @@ def write_report(paths: Sequence[Path], out: Path, *, compare: str | None = None
                 for table in (
                     stream_matrix(matrix, f"streams-{number}"),
                     window_table(matrix, f"windows-{number}"),
+                    change_table(matrix, f"changes-{number}"),
                 )
                 if table is not None
             ],

@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from statistics import fmean
 from typing import Any
 
@@ -36,6 +36,8 @@ _LAID_OUT = (
 )
 _STYLES = ("-", "--", ":", "-.")
 SMOOTHED_OVER = 100
+# Images after a change, between which accuracy is told.
+STAGES = (0, 50, 150, 300, 500)
 REFERENCE = "source"
 
 
@@ -211,6 +213,50 @@ def window_table(matrix: Matrix, name: str) -> Table | None:
             "errors below SOURCE. †: by more than two, corrected for the number of windows.",
         ),
     )
+
+
+def change_table(matrix: Matrix, name: str) -> Table | None:
+    """Accuracy by how long the conditions have lasted, over all changes of a stream.
+
+    None unless some last until the last of STAGES. What comes before the first change is left out.
+    """
+    parts = list(pairwise(STAGES))
+    lines = []
+    for title, found in matrix.cells.items():
+        for line in (each for each in matrix.lines if each in found):
+            since, right = _after_changes(found[line])
+            stages = [right[(since >= low) & (since < high)] for low, high in parts]
+            if all(map(len, stages)) and max(since) >= STAGES[-1] - 1:
+                label = f"{title}: {matrix.label(line)}"
+                accuracies = [percent(100 * float(stage.mean())) for stage in stages]
+                lines.append([Cell(label, label), *accuracies])
+    if not lines:
+        return None
+    heads = [f"{low} to {high}" for low, high in parts]
+    return Table(
+        name,
+        f"Accuracy in % by images since the conditions changed, on {matrix.place}",
+        ["Stream: method", *heads],
+        ["line", *heads],
+        lines,
+    )
+
+
+def _after_changes(rows: Sequence[Result]) -> tuple[NDArray[np.int64], Correct]:
+    """Of each judged image behind a change: how many came since, and whether it was right."""
+    since: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    right: list[Correct] = [np.empty(0, np.bool_)]
+    for one in rows:
+        with contextlib.suppress(ArraysError):
+            arrays = one.arrays()
+            if {"predicted", "labels"} <= arrays.keys():
+                numbers = np.arange(len(arrays["labels"]))
+                lasted = arrays.get("since_change", numbers)
+                behind = (lasted < numbers) | bool(one["after"])
+                counted = behind & (arrays["labels"] >= 0)
+                since.append(lasted[counted])
+                right.append((arrays["predicted"] == arrays["labels"])[counted])
+    return np.concatenate(since), np.concatenate(right)
 
 
 def _worst_window(line: StreamLine, lines: Mapping[StreamLine, Sequence[Result]]) -> Cell:
