@@ -99,6 +99,16 @@ def test_limit_comes_before_order(fake, data):
     assert (row["limit"], row["order"], row["seed"], row["images"]) == (12, "iid", 3, 12)
 
 
+def test_an_order_that_deals_images_takes_the_limit_for_its_length(fake, data):
+    """From all images, some of them again; a class may be named as the server names it."""
+    (row,) = run(ReplayPlan(data, fake.url, batch_size=10, limit=50, order="one:2"))
+    assert (row["limit"], row["order"], row["images"]) == (50, "one:2", 50)
+    _, labels = pictures()
+    assert {labels[number] for number in fake.numbers} == {2}
+    (row,) = run(ReplayPlan(data, fake.url, batch_size=10, limit=12, order="runs:4"))
+    assert len(row["window_accuracy"]) == 1
+
+
 def test_reset_comes_before_every_corruption_the_first_included(fake, data):
     """Episodic over HTTP: each corruption meets the source model, in its own stream."""
     corruptions = ("clean", "fog")
