@@ -9,6 +9,12 @@ MODEL := bundled
 # A few corruptions of each kind, where all fifteen would take an hour.
 SOME := gaussian_noise,defocus_blur,fog,contrast,pixelate,jpeg_compression
 
+# What `make study` runs: --network SPEC DATA, several times.
+CIFAR10 := benchmarks.cifar10_stream:load
+NETWORKS := --network bundled bundled $(foreach each,resnet20 resnet32, \
+  --network cifar/$(each)@../shared/data/models/$(each).th $(CIFAR10))
+SEEDS := 0,1,2
+
 # On CI's Python the very files that CI has; elsewhere what pyproject.toml allows.
 LOCK := $(shell $(PYTHON) -c 'import sys; \
   print("locks/dev.txt" if (sys.platform, *sys.version_info[:2]) == ("linux", 3, 11) else "")')
@@ -18,7 +24,7 @@ TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py docs \
   $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
-.PHONY: install demo test test-lowest check lock tables small-batches benchmark cost saving queue beside monitoring picture \
+.PHONY: install demo test test-lowest check lock tables small-batches streams study benchmark cost saving queue beside monitoring picture \
   clean
 
 install: $(INSTALLED)
@@ -69,6 +75,17 @@ small-batches: $(INSTALLED)  ## single images one after another against batches 
 	$(BIN)/ttc evaluate bundled --methods source,norm,ttc --corruptions $(SOME) --json results/paper.jsonl
 	$(BIN)/ttc report results/small-batches.jsonl --out results/small-batches
 	$(BIN)/ttc report results/paper.jsonl --out results/paper
+
+streams: $(INSTALLED)  ## what happens when a stream is not shuffled: methods × streams, and their page
+	$(BIN)/python -m benchmarks.streams --page docs/what-happens-when.md
+
+# It takes hours, goes on where it was, and says how far it is in the log.
+study: $(INSTALLED)  ## the same over networks and seeds, in the background
+	mkdir -p results
+	nohup nice $(BIN)/python -m benchmarks.streams $(NETWORKS) --seeds $(SEEDS) \
+	  --corruptions gaussian_noise,defocus_blur,fog,jpeg_compression \
+	  --rows results/study.jsonl --out results/study > results/study.log 2>&1 &
+	@echo 'results/study.log says how far it is; the table will be in results/study/streams.md.'
 
 benchmark: $(INSTALLED)  ## images a second beside a bare loop, offline and over HTTP
 	$(BIN)/python -m benchmarks.throughput --model $(MODEL)

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from service.batcher import Batcher
-from service.engine import Answer, Engine, Image
+from service.engine import Engine, Image, ImageAnswer
 from service.errors import Forbidden
 from service.intake import Intake
 from service.metrics import Metrics
@@ -83,7 +83,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        batcher: Batcher[Image, Answer] = Batcher(
+        batcher: Batcher[Image, ImageAnswer] = Batcher(
             engine,
             metrics,
             max_batch=settings.max_batch,

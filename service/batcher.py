@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, Protocol
 
 from service import tracing
 from service.errors import NotReady, PredictionFailed
-from service.lines import Answer, Batch, Item, Lines, Place
+from service.lines import Batch, Item, Lines, Place, Result
 from service.passes import Passes, Worker
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Observer(Protocol):
     def waited(self, seconds: float) -> None: ...
 
 
-class Batcher(Generic[Item, Answer]):
+class Batcher(Generic[Item, Result]):
     """Group requests of one stream, in order of arrival, at most `max_batch` images together.
 
     Every place ends: in its answers, an error, or left by its own request; on draining too. A
@@ -53,15 +53,15 @@ class Batcher(Generic[Item, Answer]):
         adapt: AdaptPolicy = "always",
     ) -> None:
         self._observer, self._adapt = observer, adapt
-        self._lines = Lines[Item, Answer](max_batch, max_wait, max_images, self.retry_after)
-        self._passes = Passes[Item, Answer](worker, self._learns)
+        self._lines = Lines[Item, Result](max_batch, max_wait, max_images, self.retry_after)
+        self._passes = Passes[Item, Result](worker, self._learns)
         self._draining = self._running = False
 
     # What a request does
 
     def enter(
         self, stream: str, *, deadline: float | None = None, learn: bool = True
-    ) -> Place[Item, Answer]:
+    ) -> Place[Item, Result]:
         """Take a place at the end of the stream's queue.
 
         Args:
@@ -129,7 +129,7 @@ class Batcher(Generic[Item, Answer]):
 
     async def run(self) -> None:
         """Form batches and run them until drained and empty. The lifespan owns this task."""
-        batch: Batch[Item, Answer] | None = None
+        batch: Batch[Item, Result] | None = None
         while True:
             self._running = True
             try:
@@ -147,7 +147,7 @@ class Batcher(Generic[Item, Answer]):
                 stopped = NotReady("The service stopped before it came to this request.")
                 self._fail_all(batch, stopped)
 
-    async def _run(self, batch: Batch[Item, Answer]) -> None:
+    async def _run(self, batch: Batch[Item, Result]) -> None:
         """Run a batch; whatever happens to it, the next must not suffer, nor wait for ever."""
         began = monotonic()
         watch = asyncio.create_task(self._watch(batch))
@@ -161,7 +161,7 @@ class Batcher(Generic[Item, Answer]):
             watch.cancel()
             self._lines.served(batch.stream, began)
 
-    def _observe(self, batch: Batch[Item, Answer], now: float) -> None:
+    def _observe(self, batch: Batch[Item, Result], now: float) -> None:
         """Count a batch and the waits of its requests, once."""
         for place, start, _ in batch.parts:
             if start == 0:
@@ -170,18 +170,18 @@ class Batcher(Generic[Item, Answer]):
                 place.context.run(tracing.stage, "queue", place.queue_seconds)
         self._observer.batch_closed(batch.reason, batch.images)
 
-    async def _watch(self, batch: Batch[Item, Answer]) -> None:
+    async def _watch(self, batch: Batch[Item, Result]) -> None:
         """Answer everybody once the worker has not returned for too long."""
         while (rest := HUNG_SECONDS - self.batch_age) > 0:
             await asyncio.sleep(rest)
         self._fail_all(batch, _hung())
 
-    def _fail_all(self, batch: Batch[Item, Answer] | None, error: NotReady) -> None:
+    def _fail_all(self, batch: Batch[Item, Result] | None, error: NotReady) -> None:
         """Refuse who waits for an answer, in the lines and in the batch at hand."""
         for place in [*self._lines, *(batch.places if batch else ())]:
             place.fail(error)
 
-    def _learns(self, batch: Batch[Item, Answer]) -> bool:
+    def _learns(self, batch: Batch[Item, Result]) -> bool:
         policy = self._adapt == "always" or (self._adapt == "idle" and not self._lines)
         return batch.learn and policy
 

@@ -25,13 +25,15 @@ from service.errors import PredictionFailed, Refused, StateNotRemoved
 from service.events import Events
 from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
+from service.saving import Saving, StreamRecord
 from service.schemas import StreamTruth
 from service.state_folder import StateFolder
-from service.streams import StreamRecord, Streams
+from service.streams import Streams
 from service.truth import Truth
 from ttc_core.errors import told
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.methods import Adaptation, HostPrediction, Method, Prediction
+from ttc_core.plugins import source_digest
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ImageAnswer:
     """One image's row in the answers of its batch."""
 
     answers: HostPrediction
@@ -70,9 +72,9 @@ class _Part:
     seconds: float
 
     @property
-    def rows(self) -> list[Answer | Refused]:
+    def rows(self) -> list[ImageAnswer | Refused]:
         return [
-            Answer(self.answers, row, self.seconds)
+            ImageAnswer(self.answers, row, self.seconds)
             if sound
             else PredictionFailed("the model's scores for it are not finite numbers.")
             for row, sound in enumerate(self.answers.sound)
@@ -84,7 +86,7 @@ class Pass:
     """Images that were answered, in parts by stream, and the rows of all in order."""
 
     parts: Sequence[_Part]
-    rows: Sequence[Answer | Refused]
+    rows: Sequence[ImageAnswer | Refused]
 
 
 def _said(method: Method, images: Tensor, learn: bool) -> _Said:
@@ -94,6 +96,9 @@ def _said(method: Method, images: Tensor, learn: bool) -> _Said:
 
 class Engine:
     """Runs the batches of all streams on one thread.
+
+    `code` has digests of the method's and the model's code, where it is the user's own; `table` has
+    the streams' places: whoever wants an answer that teaches is admitted there first.
 
     Args:
         source: a method at the source; streams are forked from it.
@@ -124,11 +129,13 @@ class Engine:
     ) -> None:
         self._source, self._metrics = source, metrics
         self._names = {"name": method_name, "model": model_spec}
+        # As it runs: the files may be edited meanwhile.
+        specs = {"method": method_name, "model": model_spec}
+        digests = {whose: source_digest(spec) for whose, spec in specs.items()}
+        self.code = {whose: digest for whose, digest in digests.items() if digest is not None}
         self.events = Events()
         self._folder = (
-            None
-            if state_dir is None
-            else StateFolder(state_dir, method=method_name, model=model_spec)
+            None if state_dir is None else StateFolder(state_dir, **specs, code=self.code)
         )
         names, ids_file = source.model.class_names, None if state_dir is None else state_dir / FILE
         ids = KnownIds(feedback_ids, names, ids_file, self.events)
@@ -137,14 +144,15 @@ class Engine:
             ids,
             most_streams=2 * max_streams,
             lasting=state_dir is not None,
-            note_change=lambda stream: self._streams.note_change(stream),
+            note_change=lambda stream: self._saving.note_change(stream),
         )
-        self._streams = Streams(
-            source,
-            self._folder,
+        self._saving = Saving(source, self._folder, self.events, metrics, self.truth)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self.table = Streams(
+            self._saving,
+            self._writer,
             self.events,
             metrics,
-            self.truth,
             most=max_streams,
             most_bytes=max_stream_bytes,
             expiry=stream_expiry,
@@ -155,9 +163,8 @@ class Engine:
             thread_name_prefix="device",
             initializer=lambda: torch.set_num_threads(threads) if threads else None,
         )
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         metrics.streams.set_function(lambda: len(self.streams))
-        metrics.stream_bytes.set_function(lambda: self._streams.bytes)
+        metrics.stream_bytes.set_function(lambda: self.table.bytes)
         metrics.drift.set_function(
             lambda: max((s.drift for s in self.streams.values()), default=0.0)
         )
@@ -165,22 +172,22 @@ class Engine:
             lambda: sum(s.pending_batches for s in self.streams.values())
         )
         metrics.unsaved_streams.set_function(lambda: self.unsaved_streams)
-        metrics.unsaved_age.set_function(lambda: self._streams.unsaved_age)
+        metrics.unsaved_age.set_function(lambda: self._saving.unsaved_age)
 
     @property
     def streams(self) -> dict[str, StreamRecord]:
         """The streams in memory by name; a copy."""
-        return self._streams.records
+        return self.table.records
 
     @property
     def unsaved_streams(self) -> int:
         """How many streams have changed since their file was written; 0 without a folder."""
-        return len(self._streams.unsaved())
+        return len(self._saving.unsaved())
 
     async def saved_streams(self) -> int:
         """How many streams are on disk only; 0 if the folder cannot be read."""
         try:
-            return await asyncio.to_thread(self._streams.saved)
+            return await asyncio.to_thread(self.table.saved)
         except OSError:
             return 0
 
@@ -210,21 +217,6 @@ class Engine:
                 reason=problem,
             )
 
-    def admit(self, stream: str, wait: Callable[[], float] = lambda: 1.0) -> None:
-        """Take a place for a request of a stream, until `release`.
-
-        Args:
-            wait: tells the seconds in which the requests in flight will have been answered.
-
-        Raises:
-            TooManyStreams: there is none, and none makes room.
-        """
-        self._streams.admit(stream, wait)
-
-    def release(self, stream: str) -> None:
-        """Give a request's place back."""
-        self._streams.release(stream)
-
     # Batches
 
     async def predict(
@@ -240,7 +232,7 @@ class Engine:
     def _answer(self, stream: str, items: Sequence[Image], learn: bool) -> _Part:
         started = time.perf_counter()
         # It is kept once it is adapted: nothing that fails takes a stream's place.
-        record = self._streams.get(stream)
+        record = self.table.get(stream)
         images = as_batch([item.pixels for item in items])
         with tracing.span("forward"):
             said = self._ask(stream, record, images, learn)
@@ -287,7 +279,7 @@ class Engine:
         record.take_note()
         self._metrics.count_reset("failure")
         self.truth.forget([stream])
-        self._streams.note_change(stream)
+        self._saving.note_change(stream)
         self.events.note("reset", stream=stream, level=logging.ERROR, reason="failure")
 
     async def adapt(self, answered: Pass, *, learn: bool) -> None:
@@ -304,7 +296,7 @@ class Engine:
         started = time.perf_counter()
         self._count(part)
         stream, record = part.stream, part.record
-        if not self._streams.is_current(stream, record):  # a reset came between
+        if not self.table.is_current(stream, record):  # a reset came between
             self.truth.forget([stream])
             return
         if not part.answers.sound.all():
@@ -312,14 +304,14 @@ class Engine:
         else:
             record.images += len(part.labels)
             record.batches += 1
-            if self._streams.keep(stream, record):
+            if self.table.keep(stream, record):
                 outcome = self._learn(stream, record, part.prediction, learn)
                 record.take_note()
-                self._streams.measure(stream)
+                self.table.measure(stream)
             else:
                 outcome = Adaptation(skipped="shed")
                 self.events.note_repeated("skipped", stream=stream, reason="no memory for it")
-            self._streams.note_change(stream)
+            self._saving.note_change(stream)
         self._metrics.count_adaptation(outcome)
         if outcome.skipped not in (None, "shed", "failed"):  # policy, or told already
             self.events.note_repeated("skipped", stream=stream, reason=outcome.skipped)
@@ -381,12 +373,12 @@ class Engine:
         names, problem = [stream or ""], None
         if stream is None:
             try:
-                names = await asyncio.to_thread(self._streams.names)
+                names = await asyncio.to_thread(self.table.names)
             except OSError as error:
                 names, problem = [], f"the state folder: {error.strerror}"
         names, known, in_memory = await self._on_device(self._forget, names, stream is None)
         # Thousands of files: whoever asks for an answer does not wait for them.
-        saved, kept = await asyncio.to_thread(self._streams.remove, names)
+        saved, kept = await asyncio.to_thread(self._saving.remove, names)
         await asyncio.to_thread(self._tell_reset, names, known, kept)
         for name, reason in kept.items():
             problem = problem or f"stream {name}: {reason}"
@@ -403,12 +395,12 @@ class Engine:
     ) -> tuple[list[str], int, dict[str, tuple[int, int]]]:
         """Put streams back to the source; return their names, how many there were, and of what."""
         if all_streams:
-            names = list(dict.fromkeys([*self._streams.names(saved=False), *names]))
+            names = list(dict.fromkeys([*self.table.names(saved=False), *names]))
             known = len(names)
         else:
-            known = sum(name in self._streams for name in names)
+            known = sum(name in self.table for name in names)
         # At the source a stream is as good as none: its place is free for another.
-        in_memory = self._streams.forget(names)
+        in_memory = self.table.forget(names)
         # Labels may have come for streams that are neither in memory nor saved.
         self.truth.forget({*names, *(self.truth.streams if all_streams else ())})
         return names, known, in_memory
@@ -436,12 +428,11 @@ class Engine:
     async def _save_changed(self, *, older_than: float = 0.0) -> None:
         """Save the streams that changed so many seconds ago; batches run in between."""
         loop = asyncio.get_running_loop()
-        names = await asyncio.to_thread(self._streams.to_save, older_than)
+        names = await asyncio.to_thread(self._saving.to_save, older_than, self.streams)
         while names:
-            taken = await self._on_device(self._streams.snapshots, names)
+            taken = await self._on_device(self.table.snapshots, names)
             written = [
-                await loop.run_in_executor(self._writer, self._streams.write, each)
-                for each in taken
+                await loop.run_in_executor(self._writer, self.table.write, each) for each in taken
             ]
             if older_than and written and not any(written):
                 return  # it is the folder: another round tries again
@@ -451,10 +442,10 @@ class Engine:
         if self._folder is None:
             return True
         await self._save_changed()
-        _, kept = await asyncio.to_thread(self._streams.remove)
+        _, kept = await asyncio.to_thread(self._saving.remove)
         for name, reason in kept.items():
             self.events.note("not_removed", level=logging.ERROR, stream=name, reason=reason)
-        unsaved, total = self._streams.unsaved(), len(self.streams)
+        unsaved, total = self._saving.unsaved(), len(self.streams)
         saved = total - len(unsaved.keys() & self.streams.keys())
         self.events.note(
             "saved",

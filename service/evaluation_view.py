@@ -83,7 +83,7 @@ class EvaluationView:
         self._estimate.skip(kind_of(run))
 
     def started(self, run: Run, stream: Stream) -> None:
-        if note := note_on_runs(stream.labels, self._order):
+        if note := note_on_runs(stream.labels[stream.labels >= 0], self._order):
             self.view.say(f"{stream.corruption}: {note}.")
         self._estimate.begin(kind_of(run), len(stream))
         batches = f", batches of {run.batch_size}" if self._several_sizes else ""

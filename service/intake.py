@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from service import tracing
 from service.batcher import Batcher
 from service.decoding import SMALL_BYTES, Decoding, Threads
-from service.engine import Answer, Engine, Image
+from service.engine import Engine, Image, ImageAnswer
 from service.errors import ClientGone, OutOfRange, ReceiveTimeout, Refused, TooLarge, of_image
 from service.lines import Place
 from service.memory import Memory, Share
@@ -53,10 +53,10 @@ NOTES = "ttc.notes"
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredRequest:
     """The answers to a request, in order, with the seconds that it spent in each stage."""
 
-    answers: list[Answer]
+    answers: list[ImageAnswer]
     seconds: dict[str, float]
 
 
@@ -67,7 +67,7 @@ class Intake:
     settings: Settings
     model: SourceModel
     engine: Engine
-    batcher: Batcher[Image, Answer]
+    batcher: Batcher[Image, ImageAnswer]
     metrics: Metrics
 
     def __post_init__(self) -> None:
@@ -183,7 +183,7 @@ class Submission:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._share = Share(intake.memory)
         self._decoding = Decoding(intake.settings, intake.model, intake.threads, self._share)
-        self._place: Place[Image, Answer] | None = None
+        self._place: Place[Image, ImageAnswer] | None = None
         self._gone: asyncio.Task[None] | None = None
         self._admitted = False
         self._body: Buffer = b""
@@ -203,7 +203,7 @@ class Submission:
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._admitted:
-            self._intake.engine.release(self._stream)
+            self._intake.engine.table.release(self._stream)
         if self._gone is not None:
             self._gone.cancel()
         self._no_longer()
@@ -256,12 +256,12 @@ class Submission:
         """Have what is still being decoded stop at its next image."""
         self._decoding.wanted = False
 
-    def _enter(self) -> Place[Image, Answer]:
+    def _enter(self) -> Place[Image, ImageAnswer]:
         """Take the place in the queue, when all has arrived that the request brings."""
         if self._place is None:
             engine, batcher = self._intake.engine, self._intake.batcher
             if self._learn:  # nobody holds a stream's place by sending slowly
-                engine.admit(self._stream, batcher.retry_after)
+                engine.table.admit(self._stream, batcher.retry_after)
                 self._admitted = True
             self._place = batcher.enter(self._stream, deadline=self._deadline, learn=self._learn)
             self._place.on_end(self._no_longer)  # when its time is over, say
@@ -300,7 +300,7 @@ class Submission:
 
     async def _decoded(
         self,
-        place: Place[Image, Answer],
+        place: Place[Image, ImageAnswer],
         parse: Callable[[Buffer], Upload],
         memory: Callable[[Buffer], int],
         most_images: int | None,
@@ -323,7 +323,7 @@ class Submission:
 
     # Images answered
 
-    async def answer(self, images: Sequence[Image]) -> Answered:
+    async def answer(self, images: Sequence[Image]) -> AnsweredRequest:
         """Wait until images, (H, W, 3) uint8 of the model's size, are answered."""
         intake, place = self._intake, self._enter()
         if not self._decoding.images:  # they were never files
@@ -349,7 +349,7 @@ class Submission:
             waiting.cancel()
         forward = max(answer.forward_seconds for answer in answers)
         seconds = {"decode": decode_seconds, "queue": place.queue_seconds, "forward": forward}
-        return Answered(answers, seconds)
+        return AnsweredRequest(answers, seconds)
 
 
 def _check(images: Sequence[Image], model: SourceModel) -> None:

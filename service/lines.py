@@ -18,13 +18,13 @@ from typing import Generic, TypeVar
 from service.errors import DeadlineExpired, QueueFull, Refused, TooLarge
 
 Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 # For how long at most what a stream had of the device counts against it.
 LATELY_SECONDS = 60.0
 
 
-class Place(Generic[Item, Answer]):
+class Place(Generic[Item, Result]):
     """A request's place in the queue, taken when it has arrived whole.
 
     It is `count`ed when the number of its images is known, `fill`ed when they are decoded, and
@@ -32,7 +32,7 @@ class Place(Generic[Item, Answer]):
     """
 
     def __init__(
-        self, lines: "Lines[Item, Answer]", stream: str, deadline: float | None, learn: bool
+        self, lines: "Lines[Item, Result]", stream: str, deadline: float | None, learn: bool
     ) -> None:
         self._lines = lines
         # What the request's own log lines and spans know of it.
@@ -43,9 +43,9 @@ class Place(Generic[Item, Answer]):
         self.items: Sequence[Item] | None = None
         self.queue_seconds = 0.0
         self.delivered = asyncio.Event()
-        self._answers: list[Answer] = []
+        self._answers: list[Result] = []
         loop = asyncio.get_running_loop()
-        self._done: asyncio.Future[list[Answer]] = loop.create_future()
+        self._done: asyncio.Future[list[Result]] = loop.create_future()
         if deadline is not None:
             timer = loop.call_later(max(0.0, deadline - self.arrived), self._expire)
             self._done.add_done_callback(lambda _: timer.cancel())
@@ -68,7 +68,7 @@ class Place(Generic[Item, Answer]):
         self.items, self.filled = items, monotonic()
         self._lines.look(self.stream)
 
-    async def answers(self) -> list[Answer]:
+    async def answers(self) -> list[Result]:
         """Wait for the answers, in order.
 
         Raises:
@@ -95,7 +95,7 @@ class Place(Generic[Item, Answer]):
             # The client may have gone: then nobody asks for the error, and that is no mistake.
             self._done.exception()
 
-    def answer(self, answers: Sequence[Answer]) -> None:
+    def answer(self, answers: Sequence[Result]) -> None:
         """Add the answers of one of its batches; after the last, the request is answered."""
         self._answers.extend(answers)
         if len(self._answers) == self.images and not self._done.done():
@@ -126,14 +126,14 @@ class Place(Generic[Item, Answer]):
 
 
 @dataclass(frozen=True)
-class Batch(Generic[Item, Answer]):
+class Batch(Generic[Item, Result]):
     """Parts of requests of one stream, in order of arrival: (place, first image, last + 1).
 
     All of them are to be learned from, or none.
     """
 
     stream: str
-    parts: Sequence[tuple[Place[Item, Answer], int, int]]
+    parts: Sequence[tuple[Place[Item, Result], int, int]]
     reason: str
 
     @property
@@ -141,7 +141,7 @@ class Batch(Generic[Item, Answer]):
         return self.parts[0][0].learn
 
     @property
-    def places(self) -> list[Place[Item, Answer]]:
+    def places(self) -> list[Place[Item, Result]]:
         return [place for place, _, _ in self.parts]
 
     @property
@@ -154,7 +154,7 @@ class Batch(Generic[Item, Answer]):
     def images(self) -> int:
         return sum(stop - start for _, start, stop in self.parts)
 
-    def answer(self, answers: Sequence[Answer]) -> None:
+    def answer(self, answers: Sequence[Result]) -> None:
         """Give each request its rows."""
         position = 0
         for place, start, stop in self.parts:
@@ -168,20 +168,20 @@ class Batch(Generic[Item, Answer]):
 
 
 @dataclass(eq=False)
-class _Line(Generic[Item, Answer]):
+class _Line(Generic[Item, Result]):
     """A stream's places in order of arrival.
 
     Its `entry` is the one that counts among those whose turn may come, None if it may not. `due`
     is until when it waits for company, as the lines know.
     """
 
-    places: deque[Place[Item, Answer]] = field(default_factory=deque)
+    places: deque[Place[Item, Result]] = field(default_factory=deque)
     images: int = 0
     entry: tuple[float, float, str] | None = None
     due: float = -math.inf
 
 
-class Lines(Generic[Item, Answer]):
+class Lines(Generic[Item, Result]):
     """A line of places for each stream, and the order in which their batches are next.
 
     Among the streams that may close a batch, whoever had least of the device lately is next: the
@@ -205,8 +205,8 @@ class Lines(Generic[Item, Answer]):
         self._retry_after = retry_after
         self.images = 0
         self.batches: Counter[int] = Counter()
-        self._lines: dict[str, _Line[Item, Answer]] = {}
-        self._places: OrderedDict[Place[Item, Answer], None] = OrderedDict()
+        self._lines: dict[str, _Line[Item, Result]] = {}
+        self._places: OrderedDict[Place[Item, Result], None] = OrderedDict()
         # Heaps. What no longer holds of a stream stays in them until it comes up.
         self._ready: list[tuple[float, float, str]] = []  # turn, arrival of the oldest, stream
         self._due: list[tuple[float, str]] = []
@@ -220,7 +220,7 @@ class Lines(Generic[Item, Answer]):
         """How many streams wait."""
         return len(self._lines)
 
-    def __iter__(self) -> Iterator[Place[Item, Answer]]:
+    def __iter__(self) -> Iterator[Place[Item, Result]]:
         """The places in order of arrival, whatever their stream."""
         return iter(self._places)
 
@@ -239,7 +239,7 @@ class Lines(Generic[Item, Answer]):
                 retry_after=self._retry_after(),
             )
 
-    def enter(self, stream: str, deadline: float | None, learn: bool) -> Place[Item, Answer]:
+    def enter(self, stream: str, deadline: float | None, learn: bool) -> Place[Item, Result]:
         """Take a place at the end of a stream's line."""
         place = Place(self, stream, deadline, learn)
         line = self._lines.setdefault(stream, _Line())
@@ -248,7 +248,7 @@ class Lines(Generic[Item, Answer]):
         self._recount(line, 1)
         return place
 
-    def count(self, place: Place[Item, Answer], images: int) -> None:
+    def count(self, place: Place[Item, Result], images: int) -> None:
         """Let a place have so many images, if there is room for them."""
         before = place.waiting
         self.make_room(images, instead_of=before)
@@ -256,7 +256,7 @@ class Lines(Generic[Item, Answer]):
         if place in self._places:
             self._recount(self._lines[place.stream], place.waiting - before)
 
-    def remove(self, place: Place[Item, Answer]) -> None:
+    def remove(self, place: Place[Item, Result]) -> None:
         """Take a place out, if it is in."""
         if place in self._places:
             line = self._lines[place.stream]
@@ -287,7 +287,7 @@ class Lines(Generic[Item, Answer]):
 
     # What the loop does
 
-    async def next(self) -> Batch[Item, Answer] | None:
+    async def next(self) -> Batch[Item, Result] | None:
         """Wait for the next batch and take it out; `served` is to follow. None once drained."""
         while (batch := self._take()) is None:
             if self._draining and not self._lines:
@@ -319,7 +319,7 @@ class Lines(Generic[Item, Answer]):
             self.look(stream)
         self._wake.set()
 
-    def _take(self) -> Batch[Item, Answer] | None:
+    def _take(self) -> Batch[Item, Result] | None:
         """Take out the batch whose turn it is, if any may close."""
         now = monotonic()
         while self._due and self._due[0][0] <= now:
@@ -341,14 +341,14 @@ class Lines(Generic[Item, Answer]):
         self._recount(line, -batch.images)
         return batch
 
-    def _strike(self, line: _Line[Item, Answer], place: Place[Item, Answer]) -> None:
+    def _strike(self, line: _Line[Item, Result], place: Place[Item, Result]) -> None:
         del self._places[place]
         if not line.places:
             del self._lines[place.stream]
         if self._draining:  # it may have been the last
             self._wake.set()
 
-    def _recount(self, line: _Line[Item, Answer], change: int) -> None:
+    def _recount(self, line: _Line[Item, Result], change: int) -> None:
         """Note that so many more images wait in a line."""
         for images, sign in ((line.images, -1), (line.images + change, 1)):
             full, rest = divmod(images, self._max_batch)
@@ -359,14 +359,14 @@ class Lines(Generic[Item, Answer]):
         self.images += change
 
     def _compose(
-        self, places: deque[Place[Item, Answer]]
-    ) -> tuple[list[tuple[Place[Item, Answer], int, int]], bool]:
+        self, places: deque[Place[Item, Result]]
+    ) -> tuple[list[tuple[Place[Item, Result], int, int]], bool]:
         """Return what the next batch of a stream would hold, and whether it can hold no more.
 
         A request still being decoded ends the batch: those behind it keep the order of arrival.
         So does one that is not to be learned from behind those that are, and the reverse.
         """
-        parts: list[tuple[Place[Item, Answer], int, int]] = []
+        parts: list[tuple[Place[Item, Result], int, int]] = []
         room = self._max_batch
         for place in places:
             if place.items is None:

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from service import tracing
 from service.errors import DeadlineExpired, PredictionFailed, Refused
-from service.lines import Answer, Batch, Item, Place
+from service.lines import Batch, Item, Place, Result
 from service.pace import Pace
 from ttc_core.errors import UserError, told
 
@@ -53,7 +53,7 @@ class Worker(Protocol[ItemIn, PassMade]):
         """Count what was answered; nothing else moves."""
 
 
-class Passes(Generic[Item, Answer]):
+class Passes(Generic[Item, Result]):
     """Runs a batch in one pass, or in those that it takes to leave out who makes it fail.
 
     Args:
@@ -64,7 +64,7 @@ class Passes(Generic[Item, Answer]):
     """
 
     def __init__(
-        self, worker: Worker[Item, Any], learns: Callable[[Batch[Item, Answer]], bool]
+        self, worker: Worker[Item, Any], learns: Callable[[Batch[Item, Result]], bool]
     ) -> None:
         self._worker, self._learns = worker, learns
         self.pace = Pace()
@@ -76,7 +76,7 @@ class Passes(Generic[Item, Answer]):
         """Seconds that the worker has been at its pass; 0 without one."""
         return 0.0 if self.began is None else monotonic() - self.began
 
-    async def run(self, batch: Batch[Item, Answer]) -> None:
+    async def run(self, batch: Batch[Item, Result]) -> None:
         """Run a batch; all its requests are answered then, or have failed."""
         self.began = monotonic()
         try:
@@ -84,7 +84,7 @@ class Passes(Generic[Item, Answer]):
         finally:
             self.began = None
 
-    async def _run(self, batch: Batch[Item, Answer]) -> None:
+    async def _run(self, batch: Batch[Item, Result]) -> None:
         """Run a batch; if a row fails, run its requests in halves: only the culprits fail.
 
         That takes at most twice as many passes as there are requests, and few for one culprit.
@@ -104,7 +104,7 @@ class Passes(Generic[Item, Answer]):
             for half in (parts[: len(parts) // 2], parts[len(parts) // 2 :]):
                 await self._run(replace(batch, parts=half))
 
-    async def _run_together(self, batch: Batch[Item, Answer]) -> bool:
+    async def _run_together(self, batch: Batch[Item, Result]) -> bool:
         """Predict, hand out the answers, then adapt; return whether its requests are answered."""
         began = monotonic()
         learn = self._learns(batch)
@@ -136,15 +136,15 @@ class Passes(Generic[Item, Answer]):
         self.pace.measured(batch.images, monotonic() - began)
         return True
 
-    async def _predict(self, stream: str, items: Sequence[Item], learn: bool) -> Pass[Answer]:
+    async def _predict(self, stream: str, items: Sequence[Item], learn: bool) -> Pass[Result]:
         self.began, self.images = monotonic(), len(items)
-        answered: Pass[Answer] = await self._worker.predict([(stream, items)], learn=learn)
+        answered: Pass[Result] = await self._worker.predict([(stream, items)], learn=learn)
         if len(answered.rows) != len(items):
             raise ValueError(f"{len(items)} images were to be answered, {len(answered.rows)} were")
         return answered
 
     async def _take_note(
-        self, batch: Batch[Item, Answer], answered: Pass[Answer], *, learn: bool
+        self, batch: Batch[Item, Result], answered: Pass[Result], *, learn: bool
     ) -> None:
         """Have the worker learn from the batch, or count it; no answer hangs on that."""
         try:
@@ -156,7 +156,7 @@ class Passes(Generic[Item, Answer]):
             log.exception("what follows a batch of stream %s failed", batch.stream)
 
     async def _refuse(
-        self, batch: Batch[Item, Answer], refusal: Refused, index: int | None
+        self, batch: Batch[Item, Result], refusal: Refused, index: int | None
     ) -> None:
         """Refuse the only request of a batch, and name the image at fault where it can be found."""
         ((place, start, _),) = batch.parts
@@ -170,7 +170,7 @@ class Passes(Generic[Item, Answer]):
             where = f"Image {start + index + 1} of {place.images}: "
             place.fail(type(refusal)(f"{where}{refusal}{before}", index=start + index))
 
-    async def _culprit(self, batch: Batch[Item, Answer]) -> int | None:
+    async def _culprit(self, batch: Batch[Item, Result]) -> int | None:
         """Find the first image that fails by itself, in passes that add up to one or two batches.
 
         Returns:
@@ -193,7 +193,7 @@ class Passes(Generic[Item, Answer]):
         return start if batch.images == 1 or await fails(start, stop) else None
 
 
-async def _delivered(places: Sequence[Place[Item, Answer]]) -> None:
+async def _delivered(places: Sequence[Place[Item, Result]]) -> None:
     """Wait until the answers are with the clients, for a short while at most."""
     waits = [place.delivered.wait() for place in places if place.is_answered]
     if waits:

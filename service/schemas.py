@@ -5,10 +5,29 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
+from service.errors import OutOfRange
+
 STREAM_PATTERN = r"^[A-Za-z0-9._:-]{1,64}$"
 STREAM_NAME = re.compile(STREAM_PATTERN)
 DEFAULT_STREAM = "default"
 ALL_STREAMS = "*"
+# In a query or a form: as in JSON. Python would take 1_0, +1, blanks and other scripts' digits too.
+WRITTEN = {
+    float: ("a number", re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")),
+    int: ("a whole number", re.compile(r"-?(0|[1-9][0-9]*)")),
+    bool: ("true or false", re.compile(r"true|false")),
+}
+
+
+def check_written(name: str, value: str, *kinds: object) -> None:
+    """Hold the text of a query's or a form's value against the widest of the kinds it may be of.
+
+    Raises:
+        OutOfRange: it is not written as JSON has it; texts may be written in any way.
+    """
+    what, form = next((WRITTEN[kind] for kind in WRITTEN if kind in kinds), ("", None))
+    if form and not form.fullmatch(value):
+        raise OutOfRange(f"{name} is {what}, written as in JSON; got {value[:40]!r}.")
 
 
 class EncodedImage(BaseModel):
@@ -138,6 +157,7 @@ class ModelStatus(BaseModel):
     digest: str | None = Field(
         None, description="a hash of weights and preprocessing: tells models of one spec apart"
     )
+    code: str | None = Field(None, description="a hash of its code, if that is the user's own")
     classes: int
     class_names: list[str]
     size: int | None
@@ -154,7 +174,10 @@ class StatusResponse(BaseModel):
     idle: bool = Field(description="nothing is queued, and no batch is predicted or adapted")
     model: ModelStatus
     method: str
-    settings: dict[str, Any] = Field(description="the method's hyperparameters and the server's")
+    settings: dict[str, Any] = Field(
+        description="the method's hyperparameters, and code_digest if its code is the user's own; "
+        "the server's"
+    )
     device: str
     streams: dict[str, StreamStatus] = Field(description="those in memory")
     saved_streams: int = Field(description="others in the state folder, loaded when asked for")

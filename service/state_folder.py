@@ -48,14 +48,17 @@ class StateFolder:
 
     Args:
         method, model: as the user gave them; files of others do not fit.
+        code: digests of their code, `method` and `model`, where it is the user's own.
 
     Raises:
         StateFolderError: it is no folder, cannot be made, or another process holds it.
     """
 
-    def __init__(self, path: Path, *, method: str, model: str) -> None:
+    def __init__(
+        self, path: Path, *, method: str, model: str, code: Mapping[str, str] | None = None
+    ) -> None:
         self.path = path
-        self._names: dict[str, Any] = {"name": method, "model": model}
+        self._names: dict[str, Any] = {"name": method, "model": model, "code": dict(code or {})}
         self._lease: int | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 
 from service.errors import OutOfRange, TooLarge, UnknownType, Unreadable, of_image
 from service.images import check_media_type
-from service.schemas import FeedbackRequest, LateLabel, PredictRequest
+from service.schemas import FeedbackRequest, LateLabel, PredictRequest, check_written
 from ttc_core.pictures import Buffer
 
 ACCEPTED = "image/*, multipart/form-data with fields named image, or application/json"
@@ -32,7 +32,6 @@ MOST_LABELS = 10_000
 _MAX_GZIP_MEMBERS = 100
 _BASE64_PIECE = 1 << 16
 _HEADER_NAME = re.compile(rb"[!#-'*+.0-9A-Z^-z|~-]+")
-_WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 _MOST_DIGITS = 18  # what has more is cut: any such number is no class
 
 # What a JSON body is like, and what goes in the query instead.
@@ -277,10 +276,8 @@ def _one_each(name: str, values: list[T | None], images: int) -> list[T | None]:
 def _whole_numbers(values: list[str]) -> list[int | None]:
     numbers: list[int | None] = []
     for index, value in enumerate(values):
-        # Not all that int() takes: " 1", "+1", "1_0" and other scripts' digits are no JSON either.
         with of_image(index, len(values)):
-            if not _WHOLE_NUMBER.fullmatch(value):
-                raise OutOfRange(f"a label is a whole number; got {value[:40]!r}.")
+            check_written("a label", value, int)
         numbers.append(int(value[:_MOST_DIGITS]))
     return numbers
 

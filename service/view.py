@@ -161,7 +161,7 @@ def _numbers(row: Row) -> str:
 
 
 # What a pass goes through: told of a row beside its method, or follows from its corruption.
-_OF_A_PASS = ("corruption", "severity", "after", "data_digest")
+_OF_A_PASS = ("corruption", "severity", "after", "visit", "data_digest")
 
 
 def _lines(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, ...]]]:
@@ -240,8 +240,9 @@ def comparison_table(group: Group, title: str) -> Table:
 
 
 def _corruption(row: Row) -> str:
-    severity = row.get("severity")
-    return str(row["corruption"]) if severity is None else f"{row['corruption']} {severity}"
+    severity = "" if row.get("severity") is None else f" {row['severity']}"
+    visit = "" if row.get("visit") is None else f", visit {row['visit']}"
+    return f"{row['corruption']}{severity}{visit}"
 
 
 def _averaged(rows: Sequence[Row]) -> list[Row]:

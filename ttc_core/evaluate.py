@@ -2,24 +2,27 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ttc_core.datasets import DataSet, Stream
+from ttc_core.datasets import DataSet, Stream, changing, day_night, mixed_in
 from ttc_core.errors import UserError
 from ttc_core.features import FeatureRecorder
 from ttc_core.methods import Method, Prediction
-from ttc_core.rows import Rows
+from ttc_core.poison import poisoned
+from ttc_core.rows import Rows, same_images
 from ttc_core.supervised import Supervised
 from ttc_core.tally import Tally
 
-ResetProtocol = Literal["episodic", "continual"]
+PROTOCOLS = "episodic, continual, changing:L, recurring:V (L and V from 1 on) or day-night"
+REFERENCE = "source"
 
 
 class EvaluationError(UserError):
@@ -29,6 +32,21 @@ class EvaluationError(UserError):
 def as_batch(images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
     """Stack images (H, W, 3) uint8 into a batch (N, 3, H, W), without copying twice."""
     return torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2)
+
+
+def parse_protocol(text: str) -> tuple[str, int]:
+    """The kind of a protocol, and the number behind its colon, 0 where it has none.
+
+    Raises:
+        ValueError: it is none of PROTOCOLS.
+    """
+    kind, colon, number = text.partition(":")
+    if text in ("episodic", "continual", "day-night"):
+        return text, 0
+    digits = colon and number.isascii() and number.isdigit() and len(number) < 10
+    if kind not in ("changing", "recurring") or not digits or int(number) < 1:
+        raise ValueError(f"The protocol must be {PROTOCOLS}; got {text!r}.")
+    return kind, int(number)
 
 
 def warm_up(method: Method, side: int | None = None, *, images: int = 1) -> None:
@@ -88,8 +106,8 @@ def run_stream(
         recorder: keeps some channels of each image's features.
 
     Returns:
-        The tally; its columns are predicted, labels, entropy, selected and version, and what else
-        was asked for.
+        The tally; its columns are predicted, labels, entropy, selected and version, the stream's
+        own, and what else was asked for.
     """
     tally = Tally(len(stream))
     for images, labels in stream.batches(batch_size):
@@ -109,6 +127,10 @@ def run_stream(
             "entropy": answers.entropy,
             "selected": answers.selected,
             "version": np.full(len(labels), answers.version),
+            **{
+                name: values[tally.images : tally.images + len(labels)]
+                for name, values in stream.columns.items()
+            },
         }
         if logits:
             columns["logits"] = answers.logits
@@ -130,10 +152,14 @@ class Evaluation:
     """What to evaluate: runs × corruptions of one data set.
 
     Attributes:
-        protocol: episodic resets before each corruption, continual never.
+        protocol: episodic resets before each corruption, continual never; `recurring:V` is
+            continual over the corruptions, V times; `changing:L` and `day-night` are of a stream
+            whose conditions change within (`ttc_core.datasets.conditions`), reset before it.
         fields: what is the same in every row (data, model, versions).
         logits: keep them among each pass's columns.
         channels: of the features, kept beside each row; a figure needs them.
+        mix: which share of the images is replaced, by kind.
+        unknown: where the unknown ones among them are from; None: drawn shapes.
     """
 
     runs: Sequence[Run]
@@ -142,16 +168,32 @@ class Evaluation:
     severity: int
     limit: int | None
     order: str
-    protocol: ResetProtocol
+    protocol: str
     seed: int
     fields: dict[str, Any]
     logits: bool = False
     channels: Sequence[int] = ()
+    mix: Mapping[str, float] = field(default_factory=dict)
+    unknown: DataSet | None = None
+
+    @cached_property
+    def passes(self) -> list[tuple[str, int | None]]:
+        """What each run passes over: a corruption, and which visit it is where they recur."""
+        kind, number = parse_protocol(self.protocol)
+        if kind == "recurring":
+            return [(name, visit + 1) for visit in range(number) for name in self.corruptions]
+        names = ["+".join(self.corruptions)] if kind == "changing" else self.corruptions
+        return [(name, None) for name in names]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a method is never reset between the passes."""
+        return parse_protocol(self.protocol)[0] in ("continual", "recurring")
 
     def run(
         self, rows: Rows, watcher: Watcher | None = None, *, anew: bool = False
     ) -> list[dict[str, Any]]:
-        """Fill in the rows that are missing; return all of them.
+        """Fill in the rows that are missing; return all of them, SOURCE's first.
 
         Args:
             anew: run every pass, also those whose row is there.
@@ -160,23 +202,22 @@ class Evaluation:
             EvaluationError: code of a user's own failed; finished rows are kept.
         """
         all_rows = []
-        digests: dict[str, str] = {}
-        for run in self.runs:
-            warmed_up, earlier = False, list[str]()
+        # Opened and hashed once for all methods: with files it takes a while.
+        streams: dict[str, Stream] = {}
+        references: dict[str, NDArray[np.float64]] = {}
+        for run in sorted(self.runs, key=lambda one: one.name != REFERENCE):
+            warmed_up, needed = False, 0
             with self._sentences(run, "at the start"):
                 run.method.reset()
-            for corruption in self.corruptions:
-                stream = self._open(corruption)
-                # Read once for all methods: with files it takes a while.
-                digests[corruption] = digests.get(corruption) or stream.digest
-                row = self._row(run, stream) | {"data_digest": digests[corruption]}
-                if self.protocol == "continual":
-                    # "clean" itself has no severity, but comes after corruptions of one.
-                    row |= {"after": earlier[:], "after_severity": self.severity}
-                    earlier.append(corruption)
+            asked: Iterable[tuple[str, Stream, dict[str, Any]]] = self._asked(run, streams)
+            if self.goes_on:
+                # A row depends on those before it: all up to the last that is missing are run.
+                asked = list(asked)
+                missing = [n for n, (*_, row) in enumerate(asked, 1) if rows.find(row) is None]
+                needed = max(missing, default=0)
+            for number, (corruption, stream, row) in enumerate(asked):
                 existing = rows.find(row)
-                # A continual row depends on those before it, which have to be run for it anyway.
-                if existing is not None and self.protocol == "episodic" and not anew:
+                if existing is not None and number >= needed and not anew:
                     all_rows.append(existing)
                     if watcher is not None:
                         watcher.found(run, existing)
@@ -186,19 +227,42 @@ class Evaluation:
                         side = stream.read(stream.positions[:1]).shape[1]
                         warm_up(run.method, side, images=min(run.batch_size, len(stream)))
                         warmed_up = True
-                    if self.protocol == "episodic":
+                    if not self.goes_on:
                         run.method.reset()
                     if watcher is not None:
                         watcher.started(run, stream)
                     tally = self._pass(run, stream, watcher)
-                row |= tally.results(selects=run.method.selects)
                 columns = tally.columns
+                key, right = same_images(row), _right(columns)
+                if run.name == REFERENCE:
+                    references[key] = right
+                elif key not in references:
+                    references |= _earlier_reference(rows, key)
+                row |= tally.results(selects=run.method.selects) | tally.windows()
+                row |= _differences(right, references.get(key) if run.name != REFERENCE else None)
                 if existing is None:
                     row = rows.append(row, {k: v for k, v in columns.items() if k != "logits"})
                 if watcher is not None:
                     watcher.finished(run, row, columns)
                 all_rows.append(row)
         return all_rows
+
+    def _asked(
+        self, run: Run, streams: dict[str, Stream]
+    ) -> Iterator[tuple[str, Stream, dict[str, Any]]]:
+        """Each pass of a run: what it is over, as named, its stream, and its row so far."""
+        for number, (corruption, visit) in enumerate(self.passes):
+            if corruption not in streams:
+                streams[corruption] = self._open(corruption)
+            stream = streams[corruption]
+            row = self._row(run, stream) | {"data_digest": stream.digest}
+            if self.goes_on:
+                # "clean" itself has no severity, but comes after corruptions of one.
+                earlier = [name for name, _ in self.passes[:number]]
+                row |= {"after": earlier, "after_severity": self.severity}
+            if visit is not None:
+                row["visit"] = visit
+            yield corruption, stream, row
 
     @contextlib.contextmanager
     def _sentences(self, run: Run, where: str) -> Iterator[None]:
@@ -224,10 +288,23 @@ class Evaluation:
                 recorder=recorder,
             )
 
-    def _open(self, corruption: str) -> Stream:
-        return self.data.open(
-            corruption, self.severity, limit=self.limit, order=self.order, seed=self.seed
-        )
+    def _open(self, name: str) -> Stream:
+        kind, number = parse_protocol(self.protocol)
+        asked: dict[str, Any] = {"limit": self.limit, "order": self.order, "seed": self.seed}
+        if kind == "changing":
+            stream = changing(self.data, self.corruptions, self.severity, number, **asked)
+        else:
+            stream = self.data.open(name, self.severity, **asked)
+        if self.mix:
+            stream = mixed_in(
+                stream,
+                self.mix,
+                severity=self.severity,
+                seed=self.seed,
+                unknown=self.unknown,
+                poison=partial(poisoned, self.runs[0].method.model),
+            )
+        return day_night(stream, self.seed) if kind == "day-night" else stream
 
     def _row(self, run: Run, stream: Stream) -> dict[str, Any]:
         # Among the settings, so that a table still has it beside other methods.
@@ -244,6 +321,35 @@ class Evaluation:
             "settings": dict(run.method.settings) | code,
             **self.fields,
         }
+        if self.mix:
+            row["mix"] = ",".join(f"{kind}:{share:g}" for kind, share in self.mix.items())
         if self.channels:
             row["channels"] = list(self.channels)
         return row
+
+
+def _right(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    """Of each judged image whether the answer was right, 1 or 0."""
+    judged = columns["labels"] >= 0
+    return np.asarray((columns["predicted"] == columns["labels"])[judged], np.float64)
+
+
+def _earlier_reference(rows: Rows, key: str) -> dict[str, NDArray[np.float64]]:
+    """SOURCE's answers to the same images, by key, if they lie beside an earlier row."""
+    for row in rows:
+        if row["method"] == REFERENCE and same_images(row) == key:
+            columns = rows.arrays(row) or {}
+            if {"predicted", "labels"} <= columns.keys():
+                return {key: _right(columns)}
+    return {}
+
+
+def _differences(
+    right: NDArray[np.float64], reference: NDArray[np.float64] | None
+) -> dict[str, float | None]:
+    """Accuracy less SOURCE's, and the standard error of the mean over the images, paired."""
+    if reference is None or reference.shape != right.shape or len(right) < 2:
+        return {"source_difference": None, "source_difference_error": None}
+    paired = right - reference
+    error = float(paired.std(ddof=1)) / len(paired) ** 0.5
+    return {"source_difference": float(paired.mean()), "source_difference_error": error}

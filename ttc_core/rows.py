@@ -31,8 +31,9 @@ MOST_ROW_BYTES = MOST_LINE_BYTES - 1000
 
 # All other fields say what was asked for, of what, where and how: see `setting`.
 RESULT_FIELDS = frozenset(
-    {"images", "asked", "refused", "errors", "dropped", "retries", "restarted"}
+    {"images", "judged", "asked", "refused", "errors", "dropped", "retries", "restarted"}
     | {"correct", "accuracy", "server_accuracy", "entropy", "selection_rate", "steps", "details"}
+    | {"window_accuracy", "worst_window", "source_difference", "source_difference_error"}
     | {"latency_p50", "latency_p90", "latency_p99", "latency_max", "lateness_p99", "late"}
     | {"seconds", "images_per_second", "threads", "versions", "classes", "server"}
 )
@@ -42,10 +43,12 @@ SERVER_FIELDS = ("adapt", "max_batch", "max_wait")
 """Of a replay's `server`: what answers and their times depend on."""
 OPTIONAL_FIELDS = frozenset(
     {"severity", "limit", "concurrency", "rate", "arrivals", "stream", "channels", "history"}
+    | {"mix", "unknown", "visit"}
     | {"after_severity", "after_images", "mean", "std", "model_code", *SERVER_FIELDS}
 )
 """The fields that a row may rightly be without; any other that is null or missing is unknown."""
 
+_OF_A_METHOD = ("method", "settings", "batch_size", "channels", "guard")
 UNKNOWN = "unknown"
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,12 @@ def setting(row: Mapping[str, Any]) -> Row:
         for name, value in told.items()
         if value is not None and name not in RESULT_FIELDS
     }
+
+
+def same_images(row: Mapping[str, Any]) -> str:
+    """Equal where two rows are of the same network's answers to the same images in one order."""
+    told = setting(row)
+    return as_key({name: told[name] for name in told if name not in _OF_A_METHOD})
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -170,6 +179,18 @@ class Rows:
         alike = (known for known in self._rows if setting(known) == wanted)
         # To Python 1 is True.
         return next((known for known in alike if as_key(setting(known)) == key), None)
+
+    def arrays(self, row: Mapping[str, Any]) -> dict[str, NDArray[Any]] | None:
+        """What lies beside one of the rows; None where nothing does that can be read."""
+        if self._path is None or not row.get("details"):
+            return None
+        path = self._path.parent / str(row["details"])
+        try:
+            check_regular(path)
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except Exception:  # numpy promises no particular types for damaged files
+            return None
 
     def append(self, row: Mapping[str, Any], details: Arrays | None = None) -> Row:
         """Append a row; it is on the disk when this returns.

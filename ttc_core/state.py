@@ -126,6 +126,7 @@ def encoded(
     model: str,
     state: State | None = None,
     of_stream: Mapping[str, int] | None = None,
+    code: Mapping[str, str] | None = None,
 ) -> bytes:
     """What `save_state` writes: a safetensors file of the tensors by section and name.
 
@@ -136,6 +137,8 @@ def encoded(
         name: the method's name; model: the model's spec. Both must fit when it is loaded.
         state: as the method gave it before; None: as it is now.
         of_stream: counts, 0 to MOST_COUNT, that are kept beside it.
+        code: digests of the `method`'s and the `model`'s code, where it is the user's own. They
+            must fit likewise; files that have none do.
 
     Raises:
         TypeError: the state, or a setting, is what no state file can hold, or would be refused when
@@ -178,7 +181,7 @@ def encoded(
     header: dict[str, Any] = {
         "__metadata__": {
             "format": FORMAT,
-            **_identity(method, name, model),
+            **_identity(method, name, model, code),
             "counters": json.dumps(counters, ensure_ascii=False),
             # A section may be empty (nothing pending), and safetensors keeps tensors only.
             "sections": json.dumps(list(state), ensure_ascii=False),
@@ -251,33 +254,37 @@ def describe(path: Path) -> str:
     return f"{shown(texts.get('method'))} on {shown(texts.get('model'))}; {held}"
 
 
-def read_counters(path: Path, method: Method, *, name: str, model: str) -> Counters:
+def read_counters(
+    path: Path, method: Method, *, name: str, model: str, code: Mapping[str, str] | None = None
+) -> Counters:
     """Return the numbers and texts, by section, that a file saved for this method and model holds.
 
     What it says of its tensors is not looked at: that takes ten times as long.
 
     Raises:
-        StateError: it is missing, no state file, or of another method, model or settings.
+        StateError: it is missing, no state file, or of another method, model, code or settings.
     """
     with _opened(path) as file:
         texts = _read_texts(path, file)[0]
-    _check_owner(path, texts, _identity(method, name, model))
+    _check_owner(path, texts, _identity(method, name, model, code))
     return _text(path, texts, "counters", _COUNTERS)
 
 
-def load_state(path: Path, method: Method, *, name: str, model: str) -> dict[str, int]:
+def load_state(
+    path: Path, method: Method, *, name: str, model: str, code: Mapping[str, str] | None = None
+) -> dict[str, int]:
     """Restore a method from a file that `save_state` wrote for the same method and model.
 
     Returns:
         The counts that were kept beside it.
 
     Raises:
-        StateError: the file is missing, damaged, or belongs to another method, model or settings;
-            the method is as it was, or at the source.
+        StateError: the file is missing, damaged, or belongs to another method, model, code or
+            settings; the method is as it was, or at the source.
     """
     with _opened(path) as file:
         texts, forms = _read_header(path, file)
-        _check_owner(path, texts, _identity(method, name, model))
+        _check_owner(path, texts, _identity(method, name, model, code))
         sections = _text(path, texts, "sections", _SECTIONS)
         counters = _text(path, texts, "counters", _COUNTERS)
         # Files of former versions have none.
@@ -387,19 +394,23 @@ def _text(path: Path, texts: Mapping[str, str], key: str, kind: TypeAdapter[T]) 
         raise StateError(f"{shown(path)} is incomplete: it has no {key}.") from None
 
 
-def _identity(method: Method, name: str, model: str) -> dict[str, str]:
+def _identity(
+    method: Method, name: str, model: str, code: Mapping[str, str] | None
+) -> dict[str, str]:
     """What a state belongs to; a state of anything else is not to be taken up."""
     return {
         "method": name,
         "model": model,
         "weights": method.model.digest,
         "settings": json.dumps(dict(method.settings), default=str),
+        **{f"{whose}_code": digest for whose, digest in (code or {}).items()},
     }
 
 
 def _check_owner(path: Path, texts: Mapping[str, str], identity: Mapping[str, str]) -> None:
     for key, value in identity.items():
-        if texts.get(key) != value:
+        is_former = key.endswith("_code") and key not in texts  # it was not told before
+        if texts.get(key) != value and not is_former:
             difference = _difference(key, texts.get(key), value)
             raise StateError(f"{shown(path)} was saved for {difference}.")
 
@@ -413,7 +424,7 @@ def _difference(key: str, saved: str | None, wanted: str) -> str:
                 if json.dumps(before.get(name)) != json.dumps(now.get(name)):  # 1 is no True
                     name = shown(name)
                     return f"{name}={shown(before.get(name))}, not {shown(now.get(name))}"
-    return f"{key} {shown(saved)}, not {shown(wanted)}"
+    return f"{key.replace('_', ' ')} {shown(saved)}, not {shown(wanted)}"
 
 
 def _twins(forms: Mapping[str, _Form], method: Method) -> dict[str, str]:

@@ -57,7 +57,7 @@ class Supervised(StatisticsMethod):
                     logits = self._run(batch)
                     target = torch.from_numpy(labels).to(logits.device)
                     loss = Loss(
-                        total=F.cross_entropy(logits, target),
+                        total=F.cross_entropy(logits, target, ignore_index=-1),
                         entropy=entropy(logits).mean(),
                         selected=torch.tensor(len(labels)),
                     )

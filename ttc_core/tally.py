@@ -1,10 +1,13 @@
 """What a pass over one corruption adds up to, offline or over HTTP. Knows no torch."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+WINDOW = 500
 
 
 @dataclass
@@ -13,6 +16,7 @@ class Tally:
 
     Attributes:
         length: images of the stream.
+        judged: images answered whose label counts; others have the label -1.
         entropy_sum: nats, over the images answered.
         selected: images that the method learned from.
         seconds: that it took.
@@ -21,6 +25,7 @@ class Tally:
 
     length: int
     images: int = 0
+    judged: int = 0
     correct: int = 0
     entropy_sum: float = 0.0
     selected: int = 0
@@ -30,20 +35,39 @@ class Tally:
 
     @property
     def accuracy(self) -> float:
-        return self.correct / self.images
+        """Of the images that are judged; nan where there are none yet."""
+        return self.correct / self.judged if self.judged else math.nan
 
     def results(self, *, selects: bool) -> dict[str, Any]:
         """The result fields of a row; None where nothing was answered."""
         return {
             "images": self.images,
+            "judged": self.judged,
             "correct": self.correct,
-            "accuracy": self.accuracy if self.images else None,
+            "accuracy": self.accuracy if self.judged else None,
             "entropy": self.entropy_sum / self.images if self.images else None,
             "selection_rate": self.selected / self.images if selects and self.images else None,
             "steps": self.steps,
             "seconds": self.seconds,
             "images_per_second": self.images / self.seconds if self.seconds > 0 else None,
         }
+
+    def windows(self) -> dict[str, Any]:
+        """Accuracy by WINDOW places of the stream, the last window may be short; and the worst.
+
+        Of the judged images that have an answer; None in a window without any. A short window is
+        the worst only where it is alone.
+        """
+        predicted, labels = self.columns["predicted"], self.columns["labels"]
+        found: list[float | None] = []
+        for start in range(0, self.length, WINDOW):
+            part = slice(start, start + WINDOW)
+            counted = (labels[part] >= 0) & (predicted[part] >= 0)
+            right = (predicted[part] == labels[part])[counted]
+            found.append(float(right.mean()) if len(right) else None)
+        whole = found[: max(1, self.length // WINDOW)]
+        known = [each for each in whole if each is not None]
+        return {"window_accuracy": found, "worst_window": min(known, default=None)}
 
     def add(self, columns: dict[str, NDArray[Any]], start: int | None = None) -> None:
         """Count a batch of N images.
@@ -59,6 +83,7 @@ class Tally:
                 self.columns[name] = np.empty((self.length, *values.shape[1:]), values.dtype)
             self.columns[name][start : start + count] = values
         self.images += count
+        self.judged += int((columns["labels"] >= 0).sum())
         self.correct += int((columns["predicted"] == columns["labels"]).sum())
         self.entropy_sum += float(columns["entropy"].sum(dtype=np.float64))
         self.selected += int(columns["selected"].sum())

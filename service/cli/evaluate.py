@@ -33,11 +33,15 @@ FIGURE_1 = "figure1"
 @click.option("--served", is_flag=True, help="as `ttc serve` runs the methods by default")
 @click.option(
     "--protocol",
-    type=click.Choice(["episodic", "continual"]),
     default="episodic",
     show_default=True,
-    help="reset before each corruption, or never",
+    help="episodic: reset before each corruption; continual: never; recurring:V: never, all of "
+    "them V times; changing:L: one pass, another of them every L images; day-night",
 )
+@click.option(
+    "--mix", metavar="KIND:SHARE,…", help="images replaced: noise, unknown, frozen, poison; [none]"
+)
+@click.option("--unknown", metavar="DATA", help="where a mix's unknown images are from [shapes]")
 @click.option(
     "--preset",
     metavar="NAME",
@@ -50,7 +54,9 @@ def evaluate(
     methods: str | None,
     settings: tuple[str, ...],
     served: bool,
-    protocol: Any,
+    protocol: str,
+    mix: str | None,
+    unknown: str | None,
     preset: str | None,
 ) -> None:
     """Answer DATA batch by batch with each method, adapting, without a server."""
@@ -58,13 +64,11 @@ def evaluate(
     from rich.console import Console
 
     from service.evaluation_view import EvaluationView, kind_of
-    from service.metrics import versions
     from service.view import View, results_table
-    from ttc_core.datasets import Geometry, open_data
-    from ttc_core.evaluate import Evaluation
+    from ttc_core.datasets import Geometry, open_data, parse_mix
+    from ttc_core.evaluate import Evaluation, parse_protocol
     from ttc_core.features import weightiest_channels
-    from ttc_core.order import check_order
-    from ttc_core.plugins import source_digest
+    from ttc_core.order import check_order, images_asked, with_class_index
     from ttc_core.rows import Rows
 
     if preset == FIGURE_1:
@@ -73,11 +77,18 @@ def evaluate(
     wanted = _preset(preset, methods)
     if asked.batch_size is not None and wanted.chooses_batch_sizes:
         raise click.UsageError(f"{preset} has batch sizes of its own; leave out --batch-size.")
-    corruptions = asked.chosen(wanted.corruptions, len(wanted.variants))
     try:
         check_order(asked.order)
+        kind, _ = parse_protocol(protocol)
+        shares = parse_mix(mix) if mix is not None else {}
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    if unknown is not None and "unknown" not in shares:
+        raise click.UsageError("--unknown goes with --mix unknown:SHARE.")
+    if asked.predictions is not None and kind == "recurring":
+        raise click.UsageError("--predictions goes with one pass; recurring:V makes several.")
+    usual = ("clean",) if kind == "day-night" else wanted.corruptions
+    corruptions = asked.chosen(usual, len(wanted.variants), joined=kind == "changing")
     if network.threads:
         torch.set_num_threads(network.threads)
     model = load_model(network.model, network.device, rgb(network.mean), rgb(network.std))
@@ -89,33 +100,24 @@ def evaluate(
         asked.batch_size or BATCH_SIZE,
         named=methods not in (None, "all"),
     )
+    geometry = Geometry(model.size, model.crop)
+    images = images_asked(asked.order, asked.limit)
     evaluation = Evaluation(
         runs=runs,
-        data=open_data(
-            asked.data, Geometry(model.size, model.crop), model.class_names, limit=asked.limit
-        ),
+        data=open_data(asked.data, geometry, model.class_names, limit=images),
         corruptions=corruptions,
         severity=asked.severity,
         limit=asked.limit,
-        order=asked.order,
+        order=with_class_index(asked.order, model.class_names),
         protocol=protocol,
         seed=asked.seed,
-        fields={
-            "data": asked.data,
-            "model": network.model,
-            "model_digest": model.digest,
-            "model_code": source_digest(network.model),
-            "device": str(model.device),
-            "threads": torch.get_num_threads(),
-            "mean": list(model.mean),
-            "std": list(model.std),
-            "classes": model.classes,
-            "versions": versions(),
-        },
+        fields=row_fields(asked.data, network.model, model, unknown),
         logits=asked.predictions is not None,
         channels=weightiest_channels(model, wanted.channels) if wanted.channels else (),
+        mix=shares,
+        unknown=None if unknown is None else open_data(unknown, geometry, limit=asked.limit),
     )
-    passes = [kind_of(run) for run in runs for _ in corruptions]
+    passes = [kind_of(run) for run in runs for _ in evaluation.passes]
     watcher = EvaluationView(View(Console()), passes, asked.predictions, asked.order)
     try:
         evaluation.run(Rows(asked.rows_path), watcher, anew=asked.predictions is not None)
@@ -125,6 +127,30 @@ def evaluate(
     finally:
         if watcher.rows:
             watcher.view.table(results_table(watcher.rows))
+
+
+def row_fields(
+    data: str, spec: str, model: "SourceModel", unknown: str | None = None
+) -> dict[str, Any]:
+    """What is the same in every row of an evaluation."""
+    import torch
+
+    from service.metrics import versions
+    from ttc_core.plugins import source_digest
+
+    return {
+        "data": data,
+        "model": spec,
+        "model_digest": model.digest,
+        "model_code": source_digest(spec),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "mean": list(model.mean),
+        "std": list(model.std),
+        "classes": model.classes,
+        "unknown": unknown,
+        "versions": versions(),
+    }
 
 
 def _preset(name: str | None, methods: str | None) -> "Preset":

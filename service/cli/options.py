@@ -153,7 +153,11 @@ class DataOptions:
     limit: int | None = option("--limit", type=COUNT, help="take the first N of each corruption")
     seed: int = option("--seed", type=SEED, default=0, show_default=True)
     order: str = option(
-        "--order", default="file", show_default=True, help="file, iid, sorted or dirichlet:D"
+        "--order",
+        default="file",
+        show_default=True,
+        help="file, iid, sorted, dirichlet:D; or runs:L, one:CLASS, camera-trap, limited:M, where "
+        "--limit is the stream's length",
     )
     rows_path: Path | None = option(  # noqa: RUF009  it makes a field
         *("--json", "rows_path"),
@@ -168,15 +172,19 @@ class DataOptions:
         help="keep what was answered to each image (one method, one corruption)",
     )
 
-    def chosen(self, usual: Sequence[str] = ("all",), methods: int | None = None) -> list[str]:
+    def chosen(
+        self, usual: Sequence[str] = ("all",), methods: int | None = None, *, joined: bool = False
+    ) -> list[str]:
         """The corruptions; checked, as is whether each file can be written in the end.
 
         Args:
             usual: those that are meant where none is named.
             methods: how many are to run; None: that is not for us to say.
+            joined: all of them are of one stream.
         """
         names = corruptions_of(self.corruptions or ",".join(usual))
-        if self.predictions is not None and (methods not in (1, None) or len(names) != 1):
+        several = len(names) > 1 and not joined
+        if self.predictions is not None and (methods not in (1, None) or several):
             one_method = "" if methods is None else "one method and "
             raise click.UsageError(f"--predictions goes with {one_method}one corruption.")
         check_writable(self.predictions, self.rows_path)

@@ -3,6 +3,7 @@
 import asyncio
 import platform
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from service.replay.tally import ReplayTally
 from service.schemas import DEFAULT_STREAM, StatusResponse
 from service.view import View, results_table
 from ttc_core.datasets import DataSet, Geometry, Stream, open_data
-from ttc_core.order import note_on_runs
+from ttc_core.order import images_asked, note_on_runs, with_class_index
 from ttc_core.rows import Row, Rows, save_arrays
 
 __all__ = ["ReplayPlan", "replay", "to_png"]
@@ -75,8 +76,13 @@ async def replay(
         status = await client.status()
         geometry = Geometry(status.model.size, status.model.crop)
         data = await asyncio.to_thread(
-            open_data, plan.data, geometry, status.model.class_names, limit=plan.limit
+            open_data,
+            plan.data,
+            geometry,
+            status.model.class_names,
+            limit=images_asked(plan.order, plan.limit),
         )
+        plan = replace(plan, order=with_class_index(plan.order, status.model.class_names))
         # What the stream has seen before goes on: after another history it is another measurement.
         stream = status.streams.get(plan.stream or DEFAULT_STREAM)
         history: Row = {
@@ -195,6 +201,7 @@ def _row(
         "data": plan.data,
         "model": server.model.spec,
         "model_digest": server.model.digest,
+        "model_code": server.model.code,
         "corruption": stream.corruption,
         "severity": stream.severity,
         "order": plan.order,
@@ -204,6 +211,7 @@ def _row(
         "images": tally.images,
         "asked": len(stream),
         **tally.results(selects=selects),
+        **tally.windows(),
         "steps": None if restarted or after is None else steps,
         "seed": plan.seed,
         "settings": server.settings.get("method", server.settings),

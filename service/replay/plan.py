@@ -22,14 +22,15 @@ class ReplayPlan:
         corruptions: one after another; "clean" is one too.
         severity: 1 to 5.
         batch_size: images per request, in every mode.
-        limit: the first so many images of each corruption; None: all.
+        limit: the first so many images of each corruption, or the length of an order that deals
+            images class by class; None: all.
         seed: of corruptions, order and Poisson arrivals.
         mode: lockstep, closed or open.
         concurrency: workers in closed mode.
         rate: images per second in open mode, so rate / batch_size requests per second.
         arrivals: of requests in open mode: Poisson, or evenly spaced.
         stream: the name of the service's stream; None: its default one.
-        order: file, iid, sorted or dirichlet:D.
+        order: see `ttc_core.order.ORDERS`.
         reset_between: put the stream back to the source before each corruption.
         token: what the server's --token says, if it has one.
         admin_token: what its --admin-token says, for resets.

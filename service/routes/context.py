@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.batcher import Batcher
-from service.engine import Answer, Engine, Image
+from service.engine import Engine, Image, ImageAnswer
 from service.intake import Intake
 from service.metrics import Metrics
 from service.schemas import Problem
@@ -25,7 +25,7 @@ class Service:
     source: Method
     metrics: Metrics
     engine: Engine
-    batcher: Batcher[Image, Answer]
+    batcher: Batcher[Image, ImageAnswer]
     intake: Intake
     ready: bool = False
     saved: bool = True

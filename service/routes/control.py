@@ -49,6 +49,8 @@ async def reset(
 async def status(service: ServiceNow) -> StatusResponse:
     """Tell the model, the method with its hyperparameters, the streams, counters and events."""
     model, settings = service.source.model, service.settings
+    code = service.engine.code
+    of_method = {"code_digest": code["method"]} if "method" in code else {}
     shown = settings.model_dump(mode="json", exclude=set(SECRETS))
     return StatusResponse(
         ready=service.is_ready,
@@ -56,6 +58,7 @@ async def status(service: ServiceNow) -> StatusResponse:
         model=ModelStatus(
             spec=settings.model,
             digest=model.digest,
+            code=code.get("model"),
             classes=model.classes,
             class_names=list(model.class_names),
             size=model.size,
@@ -65,7 +68,7 @@ async def status(service: ServiceNow) -> StatusResponse:
             accuracy=model.accuracy,
         ),
         method=settings.method,
-        settings={"method": plain(service.source.settings), "server": shown},
+        settings={"method": plain(service.source.settings) | of_method, "server": shown},
         device=str(model.device),
         streams={
             name: StreamStatus(

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from service.errors import Forbidden, OutOfRange, Unauthorized
 from service.routes.context import ServiceNow
-from service.schemas import DEFAULT_STREAM, STREAM_PATTERN
+from service.schemas import DEFAULT_STREAM, STREAM_PATTERN, check_written
 from service.settings import Settings, plain_origin
 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
@@ -27,11 +27,13 @@ StreamHeader = Annotated[
 ]
 
 
-async def known_names(request: Request) -> None:
+async def known_query(request: Request) -> None:
     """Let a request pass whose query has only names that the route takes, each once.
 
+    Its numbers and switches are written as in JSON.
+
     Raises:
-        OutOfRange: it has another name, or one twice that is no list.
+        OutOfRange: it has another name, one twice that is no list, or another spelling.
     """
     try:
         unquote_to_bytes(request.scope["query_string"]).decode()
@@ -39,20 +41,28 @@ async def known_names(request: Request) -> None:
         raise OutOfRange("The query is not UTF-8.") from None
     takes = dict(_query_names(request.scope["route"].dependant))
     accepted = f"accepted are {', '.join(takes)}" if takes else "none is accepted"
-    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
+    given = request.query_params.multi_items()
+    for name, count in Counter(name for name, _ in given).items():
         if name not in takes:
             raise OutOfRange(f"The query has {name[:100]!r}; {accepted}.")
-        if count > 1 and not takes[name]:
+        if count > 1 and list not in map(get_origin, takes[name]):
             raise OutOfRange(f"The query has {name} {count} times; it is accepted once.")
+    for name, value in given:
+        check_written(name, value, *takes[name])
 
 
-def _query_names(dependant: Dependant) -> Iterator[tuple[str, bool]]:
-    """The names that a route takes in its query, and whether more than once."""
+def _query_names(dependant: Dependant) -> Iterator[tuple[str, list[object]]]:
+    """The names that a route takes in its query, and all types in what it takes of each."""
     for field in dependant.query_params:
-        kind = field.field_info.annotation
-        yield field.alias, any(get_origin(each) is list for each in (kind, *get_args(kind)))
+        yield field.alias, list(_types(field.field_info.annotation))
     for inner in dependant.dependencies:
         yield from _query_names(inner)
+
+
+def _types(annotation: object) -> Iterator[object]:
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _types(inner)
 
 
 def stream_named(request: Request, stream: str | None) -> str:
@@ -174,4 +184,4 @@ def _demand(credentials: HTTPAuthorizationCredentials | None, *tokens: SecretStr
 MAY_POST = [Depends(of_our_page), Depends(may_post)]
 MAY_ADMINISTER = [Depends(of_our_page), Depends(may_administer)]
 MAY_READ = [Depends(may_read)]
-EVERY_ROUTE = [Depends(known_host), Depends(known_names)]
+EVERY_ROUTE = [Depends(known_host), Depends(known_query)]

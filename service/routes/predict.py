@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
-from service.engine import Answer
+from service.engine import ImageAnswer
 from service.errors import OutOfRange
-from service.intake import Answered, Submission
+from service.intake import AnsweredRequest, Submission
 from service.routes.context import Service, ServiceNow, problems
 from service.routes.guards import MAY_POST, StreamHeader, stream_named
 from service.schemas import STREAM_PATTERN, EncodedImage, PredictResponse
@@ -136,7 +136,7 @@ async def predict(
 async def _encode(
     service: Service,
     stream: str,
-    answered: Answered,
+    answered: AnsweredRequest,
     ids: list[str | None],
     top_k: int,
     learn: bool,
@@ -173,7 +173,7 @@ def _one_or_list(batches: list[HostPrediction], values: list[int]) -> int | list
 
 
 def _prediction(
-    answer: Answer, identifier: str | None, top_k: int, names: tuple[str, ...], learn: bool
+    answer: ImageAnswer, identifier: str | None, top_k: int, names: tuple[str, ...], learn: bool
 ) -> Iterator[bytes]:
     """Write the answer to an image, in pieces of at most MOST_IN_A_PIECE classes."""
     answers, row = answer.answers, answer.row
@@ -198,7 +198,7 @@ def _prediction(
     yield b"]," + _json(rest)[1:]
 
 
-def _server_timing(answered: Answered, encode_seconds: float, adapt_seconds: float) -> str:
+def _server_timing(answered: AnsweredRequest, encode_seconds: float, adapt_seconds: float) -> str:
     """The header's text, in milliseconds; adapt is the last batch's, as this one's is to come."""
     stages = answered.seconds | {"encode": encode_seconds}
     timings = [f"{stage};dur={1000 * seconds:.2f}" for stage, seconds in stages.items()]

@@ -186,6 +186,31 @@ def test_a_query_has_only_names_that_the_route_takes(source_server, pictures, me
     assert named in refused.text
 
 
+LAX = {
+    "top_k": ["1_0", "3.0", "+3", " 3", "3 ", "03", "٣", "3e0", "0x3", "true", "", "3\n"],
+    "timeout": ["1_0", "+1", " 1", ".5", "5.", "٣", "0x1p4", "1e_2", "Infinity", "1,5", "09", "1s"],
+    "learn": ["1", "0", "yes", "on", "False", "TRUE", "f", "", " true"],
+    "label": ["1_0", "+1", " 1", "01", "٣", "1.0", "1e0", "true", ""],
+}
+WRITTEN = {
+    "top_k": ["1", "10"],
+    "timeout": ["1", "1.5", "0.5", "1e2", "1E-1", "86400"],
+    "learn": ["true", "false"],
+    "label": ["0", "9"],
+}
+
+
+@pytest.mark.parametrize("name", LAX)
+def test_numbers_and_switches_of_a_query_are_written_as_in_json(source_server, pictures, name):
+    """Python reads 1_0 as ten and yes as true; whoever sends such a thing means something else."""
+    for values, status in ((LAX, 422), (WRITTEN, 200)):
+        for value in values[name]:
+            answer = source_server.http.post("/predict", params={name: value}, content=pictures[0])
+            assert answer.status_code == status, (value, answer.text)
+            if status == 422:
+                assert f"{name} is " in answer.json()["detail"]
+
+
 def test_two_names_of_a_stream_must_agree(source_server, pictures):
     """The header and the query may both say it, if they say the same."""
     post = source_server.http.post

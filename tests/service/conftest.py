@@ -9,6 +9,7 @@ import pytest
 import uvicorn
 from prometheus_client import CollectorRegistry
 
+from service import saving as saving_module
 from service import streams as streams_module
 from service.engine import Engine
 from service.metrics import Metrics
@@ -59,7 +60,8 @@ def clock(monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr(streams_module, "time", clock)
+    for module in (saving_module, streams_module):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 

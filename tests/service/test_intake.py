@@ -213,7 +213,7 @@ def test_a_request_that_comes_slowly_holds_no_streams_place():
     """A thousand heads alone, each of another camera, shut nobody out."""
     door = Door()
     admitted = []
-    door.intake.engine.admit = lambda stream, _: admitted.append(stream)
+    door.intake.engine.table.admit = lambda stream, _: admitted.append(stream)
 
     async def silent():
         await asyncio.Event().wait()

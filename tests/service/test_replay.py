@@ -13,7 +13,7 @@ from service.client import ServiceError
 from service.replay import ReplayPlan, load, outbox, to_png
 from tests.fixtures.fake_service import CLASSES, pictures, pixels_of, plain_view, register, run
 from ttc_core.datasets import DataError
-from ttc_core.rows import Rows
+from ttc_core.rows import Rows, setting
 
 
 def test_lockstep_sends_every_image_once_in_order_and_in_whole_batches(fake, data):
@@ -66,6 +66,13 @@ def test_files_of_a_folder_are_sent_as_they_are(fake, tmp_path):
     assert fake.files == files
 
 
+def test_a_row_tells_the_code_of_the_model(fake, data):
+    """As the server has it: another code is another measurement."""
+    fake.model_code = "abcd"
+    (row,) = run(ReplayPlan(data, fake.url))
+    assert setting(row)["model_code"] == "abcd"
+
+
 def test_labels_are_sent_along(fake, data):
     """The server can count its accuracy; the labels are those of the data set."""
     run(ReplayPlan(data, fake.url, batch_size=10))
@@ -90,6 +97,16 @@ def test_limit_comes_before_order(fake, data):
     assert sorted(fake.numbers) == list(range(12))
     assert fake.numbers != list(range(12))
     assert (row["limit"], row["order"], row["seed"], row["images"]) == (12, "iid", 3, 12)
+
+
+def test_an_order_that_deals_images_takes_the_limit_for_its_length(fake, data):
+    """From all images, some of them again; a class may be named as the server names it."""
+    (row,) = run(ReplayPlan(data, fake.url, batch_size=10, limit=50, order="one:2"))
+    assert (row["limit"], row["order"], row["images"]) == (50, "one:2", 50)
+    _, labels = pictures()
+    assert {labels[number] for number in fake.numbers} == {2}
+    (row,) = run(ReplayPlan(data, fake.url, batch_size=10, limit=12, order="runs:4"))
+    assert len(row["window_accuracy"]) == 1
 
 
 def test_reset_comes_before_every_corruption_the_first_included(fake, data):

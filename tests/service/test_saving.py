@@ -24,7 +24,7 @@ def on_device(engine, call, *arguments):
 
 
 def snapshot(engine, *names):
-    return on_device(engine, engine._streams.snapshots, deque(names))
+    return on_device(engine, engine.table.snapshots, deque(names))
 
 
 def save_changed(engine, **options):
@@ -37,7 +37,7 @@ def files(folder):
 
 def count_of(engine, stream="gate"):
     """How many batches a fresh engine finds in a stream's file."""
-    return on_device(engine, engine._streams.load, stream).batches
+    return on_device(engine, engine.table.load, stream).batches
 
 
 # Snapshots
@@ -75,7 +75,7 @@ def test_a_snapshot_is_of_one_moment(engine, tmp_path, source, whose):
     assert stop(reference)
     for _ in range(5):
         request(table, "gate")
-    assert table._streams.write(taken)
+    assert table.table.write(taken)
     written, expected = (tmp_path / f"{each}/gate.safetensors" for each in "ab")
     assert written.read_bytes() == expected.read_bytes()
     assert table.unsaved_streams == 1
@@ -88,7 +88,7 @@ def test_of_two_snapshots_the_later_one_stays(engine, tmp_path):
     (old,) = snapshot(table, "gate")
     request(table, "gate")
     request(table, "yard")  # for which the gate makes room
-    assert table._streams.write(old)
+    assert table.table.write(old)
     table.close()
     assert count_of(engine(tmp_path)) == 2
 
@@ -100,7 +100,7 @@ def test_a_reset_drops_the_snapshot_that_waits(engine, tmp_path, stream):
     request(table, "gate")
     (taken,) = snapshot(table, "gate")
     reset(table, stream)
-    assert table._streams.write(taken)
+    assert table.table.write(taken)
     assert files(tmp_path) == {}
     assert table.unsaved_streams == 0
 
@@ -111,10 +111,10 @@ def test_a_stream_that_learns_while_its_old_file_is_removed_is_saved(engine, tmp
     for _ in range(3):
         request(table, "gate")
     save_changed(table)
-    on_device(table, table._streams.forget, ["gate"])
+    on_device(table, table.table.forget, ["gate"])
     request(table, "gate")
     save_changed(table)
-    assert table._streams.remove(["gate"]) == ({}, {})
+    assert table._saving.remove(["gate"]) == ({}, {})
     table.close()
     assert not list(tmp_path.glob("*.rejected"))
     assert count_of(engine(tmp_path)) == 1

@@ -22,12 +22,12 @@ def test_the_bound_holds_for_all_that_arrive_at_once(engine):
     admitted = 0
     for number in range(40):
         try:
-            table.admit(f"camera-{number}")
+            table.table.admit(f"camera-{number}")
             admitted += 1
         except TooManyStreams:
             pass
     assert admitted == 3
-    table.admit("camera-0")  # a second request of one that is there
+    table.table.admit("camera-0")  # a second request of one that is there
 
 
 def test_a_stream_that_never_answered_holds_no_place(engine):
@@ -35,8 +35,8 @@ def test_a_stream_that_never_answered_holds_no_place(engine):
     table = engine(max_streams=1)
     with pytest.raises(ValueError, match="shape"):
         request(table, "broken", [PIXELS[0], PIXELS[0][:4]])
-    table.admit("left")
-    table.release("left")
+    table.table.admit("left")
+    table.table.release("left")
     request(table, "good")
     assert list(table.streams) == ["good"]
 
@@ -69,11 +69,11 @@ def test_without_a_folder_only_an_expired_stream_makes_room(engine, clock):
     clock.now += 30
     request(table, "b")
     with pytest.raises(TooManyStreams, match="2 streams already") as refused:
-        table.admit("c")
+        table.table.admit("c")
     assert refused.value.retry_after == 70
     clock.now += 69
     with pytest.raises(TooManyStreams):
-        table.admit("c")
+        table.table.admit("c")
     clock.now += 1
     request(table, "c")
     assert list(table.streams) == ["b", "c"]
@@ -88,12 +88,12 @@ def test_a_stream_in_use_does_not_expire(engine, clock):
     request(table, "a")
     clock.now += 90
     with pytest.raises(TooManyStreams) as refused:
-        table.admit("b")
+        table.table.admit("b")
     assert refused.value.retry_after == 10
-    table.admit("a")
+    table.table.admit("a")
     clock.now += 1000
     with pytest.raises(TooManyStreams) as refused:
-        table.admit("b", lambda: 7.0)
+        table.table.admit("b", lambda: 7.0)
     assert refused.value.retry_after == 107
 
 
@@ -117,11 +117,11 @@ def test_a_pinned_stream_does_not_make_room(engine, tmp_path):
     table = engine(tmp_path, max_streams=2)
     for name in ("a", "b"):
         request(table, name)
-        table.admit(name)
+        table.table.admit(name)
     with pytest.raises(TooManyStreams, match="all are in use") as refused:
-        table.admit("c", lambda: 4.2)
+        table.table.admit("c", lambda: 4.2)
     assert refused.value.retry_after == 5
-    table.release("a")
+    table.table.release("a")
     request(table, "c")
     assert list(table.streams) == ["b", "c"]
 
@@ -142,7 +142,7 @@ def test_who_is_refused_late_is_not_among_those_that_are_there(engine):
 
     async def walk():
         answered = await table.predict([("a", [Image(PIXELS[0])])])
-        table.admit("b")
+        table.table.admit("b")
         await table.adapt(answered, learn=True)
         with pytest.raises(TooManyStreams, match="There are 1 streams already"):
             await table.predict([("b", [Image(PIXELS[0])])])
@@ -157,19 +157,19 @@ def test_those_that_will_make_room_are_not_counted_beside_those_they_make_it_for
     for name in ("a", "b"):
         request(table, name)
     for name in ("c", "d"):
-        table.admit(name)
+        table.table.admit(name)
     with pytest.raises(TooManyStreams, match="There are 2 streams already"):
-        table.admit("e")
+        table.table.admit("e")
 
 
 def test_bytes_are_bounded_beside_the_count(engine, tmp_path, source):
     """Room is made as for the count; a lone stream may be as large as it is."""
-    one = streams_module._state_bytes(source)
+    one = streams_module.state_bytes(source)
     table = engine(max_stream_bytes=5 * one // 2)
     for name in ("a", "b"):
         request(table, name)
     with pytest.raises(TooManyStreams, match="bytes"):
-        table.admit("c")
+        table.table.admit("c")
     saving = engine(tmp_path, max_stream_bytes=1)
     for name in ("a", "b", "c"):
         request(saving, name)
@@ -185,13 +185,13 @@ def test_the_time_of_a_refusal_is_when_enough_bytes_are_free(engine, clock, sour
         table.streams[name].bytes = size
         clock.now += 30
     with pytest.raises(TooManyStreams, match="bytes") as refused:
-        table.admit("c")
+        table.table.admit("c")
     assert refused.value.retry_after == 70
     clock.now += 69
     with pytest.raises(TooManyStreams):
-        table.admit("c")
+        table.table.admit("c")
     clock.now += 1
-    table.admit("c")
+    table.table.admit("c")
 
 
 def test_streams_that_take_turns_in_one_place_are_not_told_one_by_one(engine, tmp_path):
@@ -243,7 +243,7 @@ def test_streams_that_fill_the_bytes_are_answered_and_learn_no_more(engine, cloc
     assert [record.images for record in table.streams.values()] == [24, 24]
     assert table._metrics.skipped.labels("shed")._value.get() > 2
     with pytest.raises(TooManyStreams, match="bytes"):
-        table.admit("c")
+        table.table.admit("c")
     clock.now += 3601
     request(table, "a")
     assert table.streams["a"].bytes > sizes[0]

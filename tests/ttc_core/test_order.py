@@ -77,11 +77,17 @@ def test_a_few_images_are_no_special_case(count):
 
 
 @pytest.mark.parametrize(
-    "order", ["mixed", "", "dirichlet", "dirichlet:", "dirichlet:0", "dirichlet:-1", "dirichlet:x"]
+    "order",
+    [
+        *("mixed", "", "dirichlet", "dirichlet:", "dirichlet:0", "dirichlet:-1", "dirichlet:x"),
+        *("runs", "runs:0", "runs:x", "runs:1.5", "one", "one: ", "camera-trap:2", "limited:0"),
+    ],
 )
 def test_other_orders_are_refused(order):
     """With those that there are."""
-    with pytest.raises(ValueError, match=r"order must be file, iid, sorted or dirichlet:D"):
+    with pytest.raises(
+        ValueError, match=r"order must be file, iid, sorted, dirichlet:D .*limited:M"
+    ):
         check_order(order)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ttc_core.datasets.cifar_c import CifarC
 from ttc_core.datasets.clean import STREAM_FILE, CleanData, bundled, from_factory
+from ttc_core.datasets.conditions import changing, day_night, mixed_in, parse_mix
 from ttc_core.datasets.files import Geometry
 from ttc_core.datasets.folder import Folder
 from ttc_core.datasets.imagenet_c import WORDNET_IDS_FILE, ImageNetC
@@ -28,8 +29,12 @@ __all__ = [
     "Images",
     "Labels",
     "Stream",
+    "changing",
     "check_corruption",
+    "day_night",
+    "mixed_in",
     "open_data",
+    "parse_mix",
 ]
 
 SPECS = "bundled, cifar10c:DIR, cifar100c:DIR, imagenetc:DIR, folder:DIR, package.module:factory"

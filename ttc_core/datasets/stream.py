@@ -4,10 +4,11 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,10 +59,11 @@ class Stream:
     """One corruption of a data set, in the order asked for.
 
     Attributes:
-        corruption: its name, "clean", "mixed", or "mixed:A+B".
-        labels: (N,) class indices in stream order.
-        positions: (N,) each image's place in the file order.
+        corruption: its name, "clean", "mixed", or "mixed:A+B"; others where it was altered.
+        labels: (N,) class indices in stream order; -1 for an image that is not judged.
+        positions: (N,) each image's place in the file order; one may come again.
         severity, read, original, read_file, decodes: as in `Shift`.
+        columns: (N,) each, in stream order: what else is known of the images.
     """
 
     corruption: str
@@ -72,16 +74,17 @@ class Stream:
     original: Callable[[int], bytes]
     read_file: Callable[[int], bytes] | None = None
     decodes: bool = False
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the stored images and their labels, in file order: what was asked about.
+        """A hash of the stored images and their labels, in file order, each once.
 
         Data of one name may hold other images tomorrow. Our own corruptions and the order follow
         from the seed, and are not in it.
         """
         digest = hashlib.sha256()
-        for index in np.argsort(self.positions):
+        for index in np.unique(self.positions, return_index=True)[1]:
             data = self.original(int(self.positions[index]))
             digest.update(b"%d %d " % (self.labels[index], len(data)))
             digest.update(data)
@@ -89,6 +92,21 @@ class Stream:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def altered(self, change: Callable[[Images, Places], Images], **fields: Any) -> Self:
+        """Another stream of as many images, the same ones after a change.
+
+        Args:
+            change: of images (n, H, W, 3), given their numbers (n,) in the stream too.
+            fields: the stream's that are others, too. Positions are numbers in the stream.
+        """
+        usual: dict[str, Any] = {
+            "positions": np.arange(len(self)),
+            "read": lambda numbers: change(self.read(self.positions[numbers]), numbers),
+            "original": lambda number: self.original(int(self.positions[number])),
+            "read_file": None,
+        }
+        return replace(self, **(usual | fields))
 
     def batches(self, size: int) -> Iterator[tuple[Images, Labels]]:
         """Yield the images (n, H, W, 3) and labels (n,) of each batch; the last may be short."""
@@ -153,32 +171,42 @@ class DataSet(ABC):
     ) -> Stream:
         """Open the first `limit` images of a corruption, then put them in `order`.
 
+        Of an order that deals images (`ttc_core.order`) the limit is the stream's length.
+
         Args:
             corruption: one of the fifteen, "clean", or a mixture (see `mixed_corruptions`).
 
         Raises:
             DataError: it is not there, or a file does not fit.
+            OrderError: the classes do not allow this order.
             ValueError: the name, severity or order is unknown.
         """
         check_corruption(corruption)
-        names = mixed_corruptions(corruption)
-        if names:
-            shift = _mixture({n: self.shift(n, severity, seed) for n in names}, seed)
+        shift = self.find(corruption, severity, seed)
+        positions = order_indices(shift.labels, order, limit=limit, seed=seed)
+        if names := mixed_corruptions(corruption):
             corruption = MIXED if names == CORRUPTIONS else f"{MIXED}:{'+'.join(names)}"
-        else:
-            shift = self.shift(corruption, severity, seed)
-        labels = shift.labels[:limit]
-        positions = order_indices(labels, order, seed=seed)
         return Stream(
             corruption,
             shift.severity,
-            labels[positions],
+            shift.labels[positions],
             positions,
             shift.read,
             shift.original,
             shift.read_file,
             shift.decodes,
         )
+
+    def find(self, corruption: str, severity: int, seed: int) -> Shift:
+        """Find a corruption as `shift` does, or a mixture of several."""
+        names = mixed_corruptions(corruption)
+        if not names:
+            return self.shift(corruption, severity, seed)
+        parts = [self.shift(name, severity, seed) for name in names]
+        check_alike(names, parts)
+        # Floats, one an image: the first N draws are the same however many follow.
+        draws = np.random.default_rng(seed).random(len(parts[0].labels))
+        return joined(parts, (draws * len(parts)).astype(np.int64))
 
 
 def check_corruption(name: str) -> None:
@@ -216,41 +244,47 @@ def mixed_corruptions(name: str) -> tuple[str, ...]:
     return tuple(part for part in known if part in given)
 
 
-def _mixture(shifts: dict[str, Shift], seed: int) -> Shift:
-    """Each image under one of the shifts, drawn by the seed and its place alone."""
-    names, parts = list(shifts), list(shifts.values())
-    for name, part in shifts.items():
+def check_alike(names: Sequence[str], parts: Sequence[Shift]) -> None:
+    """Raise DataError unless all corruptions are of the same images, as far as labels tell."""
+    for name, part in zip(names, parts, strict=True):
         if not np.array_equal(part.labels, parts[0].labels):
             raise DataError(
                 f"A mixture needs the same images under each corruption; {name} has "
                 f"{len(part.labels):,} and {names[0]} {len(parts[0].labels):,}, or of other "
                 "classes."
             )
-    random = np.random.default_rng(seed)
-    # Floats, one an image: the first N draws are the same however many follow.
-    drawn = (random.random(len(parts[0].labels)) * len(parts)).astype(np.int64)
 
-    def read(places: Places) -> Images:
-        images: list[Images | None] = [None] * len(places)
+
+def joined(parts: Sequence[Shift], chosen: Places, places: Places | None = None) -> Shift:
+    """One shift of several of the same images.
+
+    Args:
+        chosen: (N,) of which part each image is.
+        places: (N,) its place there; None: all of them, in file order.
+    """
+    at = np.arange(len(chosen)) if places is None else places
+
+    def read(numbers: Places) -> Images:
+        images: list[Images | None] = [None] * len(numbers)
         for number, part in enumerate(parts):
-            mine = np.flatnonzero(drawn[places] == number)
+            mine = np.flatnonzero(chosen[numbers] == number)
             if len(mine):
-                for index, image in zip(mine, part.read(places[mine]), strict=True):
+                for index, image in zip(mine, part.read(at[numbers[mine]]), strict=True):
                     images[index] = image
         found = [image for image in images if image is not None]
         check_sizes({image.shape for image in found})
         return np.stack(found)
 
-    def read_file(place: int) -> bytes:
-        give = parts[int(drawn[place])].read_file
+    def read_file(number: int) -> bytes:
+        give = parts[int(chosen[number])].read_file
         assert give is not None
-        return give(place)
+        return give(int(at[number]))
 
     return Shift(
         next((part.severity for part in parts if part.severity is not None), None),
-        parts[0].labels,
+        parts[0].labels[at],
         read,
-        lambda place: parts[int(drawn[place])].original(place),
+        lambda number: parts[int(chosen[number])].original(int(at[number])),
         read_file if all(part.read_file is not None for part in parts) else None,
         decodes=any(part.decodes for part in parts),
     )

@@ -11,6 +11,13 @@ from ttc_core.report.figures import draw
 from ttc_core.report.groups import groups
 from ttc_core.report.page import Section, render
 from ttc_core.report.results import ArraysError, Result, read_results, repeated
+from ttc_core.report.streams import (
+    change_table,
+    matrices,
+    stream_figures,
+    stream_matrix,
+    window_table,
+)
 from ttc_core.report.table import Table
 from ttc_core.report.tables import accuracy_table, augmentation_table
 from ttc_core.report.tables_across_data import batch_size_table, component_table
@@ -56,8 +63,25 @@ def write_report(paths: Sequence[Path], out: Path, *, compare: str | None = None
             tests.append(table)
     if compare is not None and not any(group.find(compare) for group in found):
         raise UserError(f"There are no rows of {compare!r} to compare with.")
+    over_streams = list(enumerate(matrices(results), start=1))
     drawings = draw(results, found)
+    for number, matrix in over_streams:
+        drawings += stream_figures(matrix, "stream" if number == 1 else f"stream-{number}")
     sections = [
+        Section(
+            "streams",
+            "Methods on streams",
+            [
+                table
+                for number, matrix in over_streams
+                for table in (
+                    stream_matrix(matrix, f"streams-{number}"),
+                    window_table(matrix, f"windows-{number}"),
+                    change_table(matrix, f"changes-{number}"),
+                )
+                if table is not None
+            ],
+        ),
         Section("accuracy", "Accuracy by corruption (Tables 2, 3, 4, 6)", accuracy),
         Section("table1", "Table 1: small batches", [sizes] if sizes else []),
         Section("table5", "Table 5: augmentations", augmentations),

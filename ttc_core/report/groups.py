@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from ttc_core.corruptions import CORRUPTIONS
+from ttc_core.order import deals
 from ttc_core.report import paper
 from ttc_core.report.configuration import Configuration, configurations
 from ttc_core.report.results import ImageResults, Result, accuracies, settings
@@ -49,9 +50,10 @@ class Line:
     def interval(self, corruption: str) -> Interval | None:
         """Wilson's, in percent."""
         found = self.results.get(corruption)
-        if found is None or not found["images"]:
+        judged = 0 if found is None else int(found["judged"] or found["images"] or 0)
+        if found is None or not judged:
             return None
-        found_interval = wilson(int(found["correct"] or 0), int(found["images"]))
+        found_interval = wilson(int(found["correct"] or 0), judged)
         return Interval(100 * found_interval.low, 100 * found_interval.high)
 
     def average_interval(self, columns: Sequence[str]) -> Interval | None:
@@ -82,6 +84,8 @@ class Line:
         as_the_paper = (s("severity"), s("batch_size"), s("limit"), s("protocol"))
         if as_the_paper != (5, batch_size, None, "episodic") or s("order") not in ("file", "iid"):
             return None
+        if s("mix"):
+            return None
         return paper.find(tables, s("data"), s("model"), name)
 
 
@@ -107,7 +111,8 @@ class Group:
         s = self.setting.get
         severity = "" if s("severity") is None else f", severity {s('severity')}"
         seed = "" if s("seed") is None else f", seed {s('seed')}"
-        limit = "" if s("limit") is None else f", first {s('limit')} images"
+        first = "" if deals(str(s("order"))) else "first "
+        limit = "" if s("limit") is None else f", {first}{s('limit')} images"
         return (
             f"{s('data')}{severity}; model {s('model')}, batches of {s('batch_size')}, "
             f"order {s('order')}, {s('protocol')}{seed}{limit}{self.differences(_CAPTION)}"

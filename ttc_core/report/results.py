@@ -27,7 +27,7 @@ class ArraysError(UserError):
 
 @dataclass(frozen=True)
 class ImageResults:
-    """Which images were answered right, in stream order.
+    """Which of the images that are judged were answered right, in stream order.
 
     Attributes:
         right: (N,).
@@ -103,7 +103,7 @@ class Result:
             return None
         labels = arrays["labels"].astype(np.int64)
         return ImageResults(
-            right=arrays["predicted"] == labels,
+            right=(arrays["predicted"] == labels)[labels >= 0],
             labels_digest=hashlib.sha256(labels.tobytes()).hexdigest(),
         )
 
@@ -142,10 +142,12 @@ def read_results(paths: Iterable[Path]) -> list[Result]:
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _KINDS: dict[Any, tuple[str, ...]] = {
-    str | None: ("data", "model", "order", "protocol", "details", "data_digest"),
+    str | None: (
+        *("data", "model", "order", "protocol", "mix", "unknown", "details", "data_digest"),
+    ),
     _Count | None: (
         *("batch_size", "limit", "seed", "severity", "after_severity", "classes"),
-        *("correct", "images", "asked"),
+        *("correct", "images", "judged", "asked", "visit"),
     ),
     dict[str, Any] | None: ("settings", "versions"),
     list[_Count] | None: ("channels",),
@@ -173,6 +175,8 @@ def _check(row: Row, path: Path) -> None:
             problem = f"has {row[str(name)]!r} for {name}"
     else:
         correct, images, accuracy = (row.get(n) or 0 for n in ("correct", "images", "accuracy"))
+        judged = row.get("judged")
+        images = images if judged is None else min(judged, images)
         sizes = asked_images(row) >= images and row.get("batch_size") != 0
         if sizes and (correct <= images or not images) and 0 <= accuracy <= 1:
             return

@@ -70,20 +70,24 @@ def mcnemar(first: Correct, second: Correct) -> Comparison:
     return Comparison(only_first, only_second, p)
 
 
-def paired_average(first: Sequence[Correct], second: Sequence[Correct]) -> tuple[float, float]:
-    """The difference of two averages over the same corruptions of the same images, and its p.
+def paired_difference(first: Sequence[Correct], second: Sequence[Correct]) -> tuple[float, float]:
+    """The difference of two averages over the same corruptions of the same images.
 
-    Each image's mean difference over the corruptions is one observation of a normal test.
+    Each image's mean difference over the corruptions is one observation.
 
     Returns:
-        The difference in [-1, 1], and p.
+        The difference in [-1, 1], and its standard error.
     """
     differences = np.mean(np.asarray(first, float) - np.asarray(second, float), axis=0)
-    mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
-    if deviation == 0:
+    return float(differences.mean()), float(differences.std(ddof=1)) / len(differences) ** 0.5
+
+
+def paired_average(first: Sequence[Correct], second: Sequence[Correct]) -> tuple[float, float]:
+    """As `paired_difference`, with the p of a two-sided normal test in place of the error."""
+    mean, error = paired_difference(first, second)
+    if error == 0:
         return mean, 1.0 if mean == 0 else 0.0
-    z = abs(mean) / (deviation / len(differences) ** 0.5)
-    return mean, 2 * (1 - NormalDist().cdf(z))
+    return mean, 2 * (1 - NormalDist().cdf(abs(mean) / error))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,0 +1,358 @@
+"""What is saved of streams: what has changed since, what is on its way to its file, the files.
+
+What is to be saved crosses threads as a snapshot: the device thread takes it between two batches,
+another encodes and writes it. A snapshot that something newer of its stream has overtaken, another
+one or a reset, is not written any more. Knows no table: a stream may be in it or not.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from service.events import Events
+from service.metrics import Metrics
+from service.schemas import StreamTruth
+from service.state_folder import Identity, StateFolder
+from service.truth import Truth
+from ttc_core.errors import UserError
+from ttc_core.methods import Method
+from ttc_core.methods.contract import State
+from ttc_core.state import StateError, StateUnreadable, size_bytes
+
+# After a file that could not be written no other is tried for so long, but in the background.
+RETRY_SECONDS = 1.0
+
+
+@dataclass
+class StreamRecord:
+    """A stream: its method object, and what others may read of it from any thread."""
+
+    method: Method
+    images: int = 0
+    batches: int = 0
+    version: int = 0
+    pending_batches: int = 0
+    drift: float = 0.0
+    restored: bool = False
+    # Bytes of its state when it was last measured, and the batches at which it will be again.
+    bytes: int = 0
+    measure_at: int = 0
+    used: float = field(default_factory=time.monotonic)
+    # Its last writing failed: it keeps its place until one has not.
+    failed: bool = False
+    # The file that it was read from or written to; another in its place is not written over.
+    file: Identity | None = None
+    # What labels say, as the file has it.
+    truth: StreamTruth = field(default_factory=StreamTruth)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is at the source because nothing has moved it yet."""
+        return not self.restored and self.batches == 0
+
+    def take_note(self) -> None:
+        """Publish where the method stands."""
+        self.version = self.method.version
+        self.pending_batches = self.method.pending_batches
+        self.drift = self.method.drift
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A stream as it was between two batches, on its way to its file.
+
+    Attributes:
+        record: the stream itself; it may have gone on since, if somebody else has it too.
+        state: the method's; of_stream: what else is in the file.
+        since: when the oldest change came that no file has.
+    """
+
+    record: StreamRecord
+    state: State
+    of_stream: dict[str, int]
+    since: float
+
+
+class Saving:
+    """The saved streams and those on their way there.
+
+    `load` and `snapshot` are for the device thread alone; whoever writes or removes waits for the
+    disk, and may be any thread but that one.
+
+    Args:
+        source: a method at the source; streams are forked from it.
+        folder: where streams are saved, or None.
+        truth: what labels say of the streams; it is in their files.
+
+    Attributes:
+        failing: the last file could not be written; none is given up for another before one was.
+    """
+
+    def __init__(
+        self,
+        source: Method,
+        folder: StateFolder | None,
+        events: Events,
+        metrics: Metrics,
+        truth: Truth,
+    ) -> None:
+        self._source, self.folder = source, folder
+        self._events, self._metrics, self._truth = events, metrics, truth
+        # Since when what is not in its file, by stream; and what is on its way there.
+        self._changed: dict[str, float] = {}
+        self._leaving: dict[str, Snapshot] = {}
+        self.failing = False
+        # Until when no file is tried for a newcomer's sake: the last could not be written.
+        self._retry_at = 0.0
+        # Reset, but their files are still there, or the folder would not let go of them.
+        self._undead: set[str] = set()
+        self.fresh_bytes = state_bytes(source)
+        # Held for moments; the other while a file of the folder is written, moved or removed.
+        self._lock, self._writing = threading.Lock(), threading.Lock()
+
+    @property
+    def takes(self) -> bool:
+        """Whether it is worth a try to write to the folder."""
+        is_full = time.monotonic() < self._retry_at
+        return self.folder is not None and self.folder.problem is None and not is_full
+
+    def note_change(self, name: str) -> None:
+        """What belongs to a stream is not as its file has it, if there is a folder for files."""
+        if self.folder is not None:
+            with self._lock:
+                self._changed.setdefault(name, time.monotonic())
+
+    def drop_change(self, name: str) -> None:
+        """There is nothing of a stream to be saved."""
+        with self._lock:
+            self._changed.pop(name, None)
+            self._leaving.pop(name, None)
+
+    def unsaved(self) -> dict[str, float]:
+        """Since when each stream has changed that no file has it of; `time.monotonic`."""
+        with self._lock:
+            leaving = {name: snapshot.since for name, snapshot in self._leaving.items()}
+            return {**self._changed, **leaving}
+
+    @property
+    def unsaved_age(self) -> float:
+        """Seconds since the oldest change that no file has; 0 for none."""
+        now = time.monotonic()
+        return now - min(self.unsaved().values(), default=now)
+
+    def to_save(self, older_than: float, records: Mapping[str, StreamRecord]) -> deque[str]:
+        """The streams that have changed for so many seconds, and those whose file has gone.
+
+        Those that could not be saved before come last.
+        """
+        if self.folder is None:
+            return deque()
+        unsaved, limit = self.unsaved(), time.monotonic() - older_than
+        due = [name for name, since in unsaved.items() if since <= limit]
+        others = [each for each in records.items() if each[0] not in unsaved]
+        return deque(due + [name for name, record in others if not self.is_saved(name, record)])
+
+    def is_saved(self, name: str, record: StreamRecord) -> bool:
+        """Whether a stream's file has all of it."""
+        file = None if self.folder is None else self.folder.identity(name)
+        has_changed = name in self._changed or name in self._leaving
+        return file is not None and file == record.file and not has_changed
+
+    def leaving(self) -> dict[str, StreamRecord]:
+        """The streams on their way to their file, as long as they are not there; a copy."""
+        with self._lock:
+            return {name: snapshot.record for name, snapshot in self._leaving.items()}
+
+    def is_leaving(self, name: str) -> bool:
+        """Whether all of a stream is on its way."""
+        with self._lock:
+            return name in self._leaving and name not in self._changed
+
+    def names(self) -> set[str]:
+        """The streams with a file that counts. Reads the folder."""
+        return set() if self.folder is None else {*self.folder.names()} - self._undead
+
+    def size(self, name: str) -> int:
+        """Bytes of a stream's file; 0: there is none that counts."""
+        return 0 if self.folder is None or name in self._undead else self.folder.size(name)
+
+    # On the device thread
+
+    def load(self, name: str, *, pinned: bool) -> StreamRecord:
+        """Make a stream as it was saved, or at the source where nothing fitting was.
+
+        Args:
+            pinned: somebody needs its place: what lies there and is no state goes out of the way.
+        """
+        record = StreamRecord(self._source.fork(), bytes=self.fresh_bytes)
+        if self.folder is None or name in self._undead:
+            return record
+        try:
+            found = self.folder.load(name, record.method)
+        except Exception as error:  # a user's own method may raise anything
+            record.method = self._source.fork()
+            self._reject(name, error, pinned)
+            return record
+        if found is None:
+            return record
+        record.restored, (record.file, saved) = True, found
+        record.images, record.batches = saved.get("images", 0), saved.get("batches", 0)
+        record.truth = StreamTruth(**{key: saved.get(key, 0) for key in StreamTruth.model_fields})
+        self._truth.take_up(name, record.truth)
+        record.take_note()
+        record.bytes = state_bytes(record.method)
+        self._events.note_repeated("restored", stream=name)
+        return record
+
+    def _reject(self, name: str, why: Exception, pinned: bool) -> None:
+        """Put what is no state of the stream out of its way, if that can be told and done."""
+        assert self.folder is not None
+        if not pinned:  # asked about, and forgotten with the answer
+            self._events.note_repeated(
+                "rejected", level=logging.WARNING, stream=name, reason=_reason(why)
+            )
+            return
+        where = "stays where it is"
+        # What could not be read or taken up may be good: it is left until the place is needed.
+        if isinstance(why, StateError) and not isinstance(why, StateUnreadable):
+            try:
+                with self._writing:
+                    where = f"is now {self.folder.set_aside(name)}"
+            except (OSError, UserError) as error:
+                where = f"stays where it is ({_reason(error)})"
+        self._events.note(
+            "rejected",
+            message=f"stream {name} starts at the source; its saved state {where}",
+            level=logging.WARNING,
+            stream=name,
+            reason=_reason(why),
+        )
+
+    def snapshot(self, name: str, record: StreamRecord) -> bool:
+        """Have what there is to save of a stream wait for `write`; return whether it can tell."""
+        try:
+            state = record.method.state()
+        except Exception as error:  # a user's own method may raise anything
+            self._not_saved(name, error)
+            return False
+        truth = record.truth = self._truth.take_up(name, record.truth, saving=True)
+        counts = {"images": record.images, "batches": record.batches, **truth.model_dump()}
+        with self._lock:
+            since = self._changed.pop(name, time.monotonic())
+            if name in self._leaving:
+                since = self._leaving[name].since
+            self._leaving[name] = Snapshot(record, state, counts, since)
+        return True
+
+    def forget(self, name: str) -> None:
+        """What is saved of a stream counts no more; `remove` is to follow, in any thread."""
+        self.drop_change(name)
+        if self.folder is not None:
+            self._undead.add(name)
+
+    # Files, from any other thread
+
+    def write(self, name: str) -> bool:
+        """Write what waits of a stream, the latest only; return whether its file has it then.
+
+        What could not be written goes on waiting, until `give_up`.
+        """
+        assert self.folder is not None
+        while (snapshot := self._leaving.get(name)) is not None:
+            record = snapshot.record
+            try:
+                with self._writing:
+                    if self._leaving.get(name) is not snapshot:
+                        continue
+                    is_ours = name in self._undead  # and to be removed, or written over
+                    if not is_ours and (kept := self.folder.make_way(name, record.file)):
+                        self._events.note(
+                            "set_aside",
+                            message=f"what lay in the place of stream {name} is now {kept}",
+                            level=logging.WARNING,
+                            stream=name,
+                        )
+                    record.file = self.folder.save(
+                        name, record.method, snapshot.state, snapshot.of_stream
+                    )
+                    self._retry_at, self.failing, record.failed = 0.0, False, False
+                    with self._lock:
+                        if self._leaving.get(name) is snapshot:
+                            del self._leaving[name]
+                            self._undead.discard(name)
+            except Exception as error:  # a user's own method may hold anything
+                if isinstance(error, OSError):
+                    self._retry_at = time.monotonic() + RETRY_SECONDS
+                self.failing = record.failed = True
+                self._not_saved(name, error)
+                return False
+            self._metrics.saves.labels("saved").inc()
+        return True
+
+    def give_up(self, name: str) -> StreamRecord | None:
+        """A stream that could not be written waits for another try; return it, unless forgotten."""
+        with self._lock:
+            snapshot = self._leaving.pop(name, None)
+            if snapshot is None:
+                return None
+            self._changed.pop(name, None)
+            self._changed[name] = snapshot.since
+            return snapshot.record
+
+    def _not_saved(self, name: str, error: Exception) -> None:
+        self._metrics.saves.labels("failed").inc()
+        self._events.note_repeated(
+            "not_saved", level=logging.ERROR, stream=name, reason=_reason(error)
+        )
+
+    def remove(
+        self, names: Iterable[str] | None = None
+    ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+        """Remove what is saved of streams that were forgotten; another thread's writing goes on.
+
+        Args:
+            names: None: all whose file is still there.
+
+        Returns:
+            By stream: the steps and pending batches of what was removed, and why it could not be.
+            That is not taken up any more, but another process would.
+        """
+        discarded: dict[str, tuple[int, int]] = {}
+        kept: dict[str, str] = {}
+        if self.folder is None:
+            return discarded, kept
+        for name in list(self._undead) if names is None else names:
+            try:
+                # Not read while others wait to write.
+                counts = self.folder.counts(name, self._source)
+                remove: Callable[[str], object] = self.folder.remove
+            except StateError:
+                counts, remove = (0, 0), self.folder.set_aside
+            with self._writing:
+                if name not in self._undead:
+                    continue  # it has been saved since
+                try:
+                    with contextlib.suppress(FileNotFoundError):
+                        remove(name)
+                        discarded[name] = counts
+                    self._undead.discard(name)
+                except (OSError, UserError) as error:
+                    kept[name] = _reason(error)
+        self.folder.sync()
+        return discarded, kept
+
+
+def state_bytes(method: Method) -> int:
+    """The size of a method's tensors; 0 where it cannot tell, as saving it will."""
+    try:
+        return size_bytes(method.state())
+    except Exception:  # a user's own method may raise anything
+        return 0
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
