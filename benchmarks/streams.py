@@ -19,7 +19,7 @@ from rich.console import Console
 from service.cli.evaluate import row_fields
 from service.cli.options import corruptions_of, load_model
 from service.evaluation_view import EvaluationView, kind_of
-from service.settings import Settings
+from service.settings import default
 from service.view import View
 from ttc_core.datasets import DataSet, Geometry, open_data, parse_mix
 from ttc_core.evaluate import Evaluation, Run
@@ -47,7 +47,7 @@ bundled network under fog, contrast and Gaussian noise of severity 5, in half an
 SOURCE is the frozen network with one view; *flip* averages the answers to an image and its mirror
 image. The last line is what `ttc serve` runs where no method is named.
 """
-DEFAULT = str(Settings.model_fields["method"].default)
+DEFAULT = str(default("method"))
 """The method that is served where none is named."""
 
 

@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from service import tracing
 from service.errors import PredictionFailed, Refused, StateNotRemoved
@@ -44,11 +43,15 @@ _Said = tuple[Prediction, HostPrediction]
 
 @dataclass(frozen=True)
 class Image:
-    """A decoded image (H, W, 3) uint8, with its true class and its id if the client gave them."""
+    """A decoded image (H, W, 3) uint8, with its true class and its id if the client gave them.
+
+    With `context` off it is answered as if it came alone.
+    """
 
     pixels: NDArray[np.uint8]
     label: int | None = None
     id: str | None = None
+    context: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,12 @@ class Pass:
     rows: Sequence[ImageAnswer | Refused]
 
 
-def _said(method: Method, images: Tensor, learn: bool) -> _Said:
-    prediction = method.predict(images, learn=learn)
+def _said(method: Method, items: Sequence[Image], learn: bool) -> _Said:
+    images = as_batch([item.pixels for item in items])
+    asked: dict[str, Any] = (
+        {"context": [item.context for item in items]} if method.contextual else {}
+    )
+    prediction = method.predict(images, learn=learn, **asked)
     return prediction, prediction.to_host()
 
 
@@ -233,9 +240,8 @@ class Engine:
         started = time.perf_counter()
         # It is kept once it is adapted: nothing that fails takes a stream's place.
         record = self.table.get(stream)
-        images = as_batch([item.pixels for item in items])
         with tracing.span("forward"):
-            said = self._ask(stream, record, images, learn)
+            said = self._ask(stream, record, items, learn)
         seconds = time.perf_counter() - started
         part = _Part(stream, record, *said, [item.label for item in items], seconds)
         if part.answers.sound.all():
@@ -243,7 +249,7 @@ class Engine:
             self.truth.remember(stream, ids, predicted, part.labels)
         return part
 
-    def _ask(self, stream: str, record: StreamRecord, images: Tensor, learn: bool) -> _Said:
+    def _ask(self, stream: str, record: StreamRecord, items: Sequence[Image], learn: bool) -> _Said:
         """Have a stream's method answer.
 
         Where it has no answer at all and the source has, it is not the images: the stream goes
@@ -251,7 +257,7 @@ class Engine:
         """
         said = None
         try:
-            said = _said(record.method, images, learn)
+            said = _said(record.method, items, learn)
         except (MemoryError, torch.OutOfMemoryError):
             raise  # fewer images may fit: the queue tries that
         except Exception:
@@ -259,12 +265,12 @@ class Engine:
                 raise
         if said is None:
             with contextlib.suppress(Exception):  # what was the matter may be over
-                said = _said(record.method, images, learn)
+                said = _said(record.method, items, learn)
         if said is not None and (said[1].sound.any() or record.is_new):
             return said
         try:
             source = self._source.fork()
-            answer = _said(source, images, learn)
+            answer = _said(source, items, learn)
         except Exception:
             if said is None:
                 raise

@@ -103,7 +103,7 @@ class ImagePrediction(ClassScore):
 
     id: str | None
     top_k: list[ClassScore] = Field(description="the k best classes, best first")
-    entropy: float = Field(description="of the class probabilities, in nats, 0 to ln K")
+    entropy: float = Field(description="of all classes' confidences, in nats, 0 to ln K")
     selected: bool = Field(description="whether the method learns from this image")
 
 
@@ -112,6 +112,7 @@ class PredictResponse(BaseModel):
 
     stream: str
     method: str
+    context: bool = Field(False, description="whether the images before had a say in the answers")
     version: int | list[int] = Field(
         description="optimizer steps taken before; a list, one an image, if cut over batches"
     )

@@ -28,7 +28,10 @@ FIGURE_1 = "figure1"
     epilog="Example: ttc evaluate bundled --methods source,ttc --corruptions fog --json rows.jsonl"
 )
 @grouped("asked", DataOptions)
-@click.option("--methods", help="all, or names divided by commas [all]")
+@click.option(
+    "--methods",
+    help="all (the paper's seven), or names divided by commas [all; with --served ttc_stream]",
+)
 @click.option("--set", "settings", multiple=True, help="METHOD.PARAM=VALUE; may be repeated")
 @click.option("--served", is_flag=True, help="as `ttc serve` runs the methods by default")
 @click.option(
@@ -74,7 +77,7 @@ def evaluate(
     if preset == FIGURE_1:
         _simulate(Rows(asked.rows_path))
         return
-    wanted = _preset(preset, methods)
+    wanted = _preset(preset, methods, served=served)
     if asked.batch_size is not None and wanted.chooses_batch_sizes:
         raise click.UsageError(f"{preset} has batch sizes of its own; leave out --batch-size.")
     try:
@@ -153,16 +156,18 @@ def row_fields(
     }
 
 
-def _preset(name: str | None, methods: str | None) -> "Preset":
+def _preset(name: str | None, methods: str | None, *, served: bool) -> "Preset":
     """The runs that were asked for: a preset's, of these methods, or each method once."""
-    from ttc_core.methods import METHODS
+    from ttc_core.methods import DEFAULT_METHOD, METHODS, PAPER_METHODS
     from ttc_core.presets import PRESETS, plain
 
     if name is not None and name not in PRESETS:
         raise click.UsageError(
             f"There is no preset {name!r}; there are {', '.join((*PRESETS, FIGURE_1))}."
         )
-    preset = PRESETS[name] if name is not None else plain(METHODS)
+    preset = PRESETS[name] if name is not None else plain(PAPER_METHODS)
+    if served and methods is None and name is None:
+        return plain([DEFAULT_METHOD])
     if methods in (None, "all"):
         return preset
     return preset.restricted(several(methods, tuple(METHODS), own=True))

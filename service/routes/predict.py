@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -95,6 +96,9 @@ async def predict(
         ),
     ] = None,
     learn: Annotated[bool, Query(description="false: answer only; nothing moves")] = True,
+    context: Annotated[
+        bool, Query(description="false: answer each image as if it came alone")
+    ] = True,
 ) -> Response:
     """Classify one or many images.
 
@@ -121,10 +125,12 @@ async def predict(
             partial(memory_to_parse, content_type=kind),
             most_images=MOST_SCORES // top_k,
         )
+        if not context:
+            images = [replace(image, context=False) for image in images]
         answered = await submission.answer(images)
     started = time.perf_counter()
     ids = [image.id for image in images]
-    content = await _encode(service, name, answered, ids, top_k, learn)
+    content = await _encode(service, name, answered, ids, top_k, learn, context)
     encode_seconds = time.perf_counter() - started
     service.metrics.stage_seconds.labels("encode").observe(encode_seconds)
     timing = _server_timing(answered, encode_seconds, service.engine.last_adapt_seconds)
@@ -140,12 +146,14 @@ async def _encode(
     ids: list[str | None],
     top_k: int,
     learn: bool,
+    context: bool,
 ) -> bytearray:
     """Write the answer; a large one takes a while: the event loop has its turns meanwhile."""
     batches = [answer.answers for answer in answered.answers]
     head = {
         "stream": stream,
         "method": service.settings.method,
+        "context": context and service.source.contextual,
         "version": _one_or_list(batches, [batch.version for batch in batches]),
         "batch_size": _one_or_list(batches, [len(batch.logits) for batch in batches]),
     }
@@ -177,9 +185,9 @@ def _prediction(
 ) -> Iterator[bytes]:
     """Write the answer to an image, in pieces of at most MOST_IN_A_PIECE classes."""
     answers, row = answer.answers, answer.row
-    # The first of equals, as argmax has it: the client's and the server's count must agree.
-    best = np.argsort(-answers.logits[row], kind="stable")[:top_k].tolist()
     probabilities = answers.probabilities[row]
+    # Of equals as `predicted` has it: the client's and the server's count must agree.
+    best = np.lexsort((-answers.logits[row], -probabilities))[:top_k].tolist()
 
     def scores(indices: list[int]) -> list[dict[str, Any]]:
         return [

@@ -32,6 +32,7 @@ class ComposedMethod(ABC):
     Settings: ClassVar[type[MethodSettings]]
     adapts: ClassVar[frozenset[str]] = frozenset()
     selects: ClassVar[bool] = False
+    contextual: ClassVar[bool] = False
 
     def __init__(self, model: SourceModel, **settings: Any) -> None:
         self._settings = self.Settings.create(self.name, model.classes, settings)

@@ -192,6 +192,9 @@ class Method(Protocol):
     Attributes:
         adapts: what `adapt` may move: "affine", "moments", "supports"; empty for nothing.
         selects: whether `Prediction.selected` means anything.
+        contextual: whether the images before have a say in an answer; then `predict` takes
+            `context`, (N,) truth values: off, an image is answered as if it came alone, and has no
+            say in later ones.
         model: the shared source model.
         settings: every hyperparameter used, by name.
     """
@@ -203,6 +206,9 @@ class Method(Protocol):
 
     @property
     def selects(self) -> bool: ...
+
+    @property
+    def contextual(self) -> bool: ...
 
     @property
     def settings(self) -> Mapping[str, Any]: ...

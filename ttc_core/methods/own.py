@@ -35,6 +35,8 @@ class OwnMethod:
         PluginError: it has not all of VERBS, or its settings cannot be read.
     """
 
+    contextual = False
+
     def __init__(self, name: str, model: SourceModel, inner: Any) -> None:
         self._name, self._inner = name, inner
         self.model = model

@@ -71,6 +71,7 @@ class TTCStream(LearningMethod):
 
     name = "ttc_stream"
     Settings = TTCStreamSettings
+    contextual = True
     _settings: TTCStreamSettings
 
     def _compose(self) -> Sequence[Part]:
@@ -97,13 +98,15 @@ class TTCStream(LearningMethod):
         """Whether mirror images take part; False once they were seen to mean something else."""
         return self._second_view.used
 
-    def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
+    def predict(
+        self, images: Tensor, *, learn: bool = True, context: Sequence[bool] | None = None
+    ) -> Prediction:
         s, opening = self._settings, self._diversity.classes.opening
         learn = learn and s.learn != "never"
         with torch.set_grad_enabled(learn):
-            seen = self._look_at(images, opening)
+            seen = self._look_at(images, opening, context)
             if seen.classes.opening - opening > SUDDENLY:
-                seen = self._look_at(images, seen.classes.opening)
+                seen = self._look_at(images, seen.classes.opening, context)
             entropies = entropy(seen.logits)
         logits, answers = seen.logits.detach(), seen.answers
         # What the images before made of an answer is no evidence to learn from.
@@ -124,7 +127,7 @@ class TTCStream(LearningMethod):
             ),
         )
 
-    def _look_at(self, images: Tensor, opening: float) -> _Seen:
+    def _look_at(self, images: Tensor, opening: float, context: Sequence[bool] | None) -> _Seen:
         """Answer images with late layers open so far."""
         model, bet = self.model, self._second_view.bet
         look = self._statistics.look(len(images), self._diversity.classes, opening)
@@ -137,10 +140,10 @@ class TTCStream(LearningMethod):
             logits = view.logits if bet.lost else (view.logits + mirrored.logits) / 2
         else:
             logits = model.run(inputs, affine=affine, look=look).logits
-        answers, context = self._prior.answers(logits)
         if not self._settings.prior:
-            answers = logits.detach().softmax(dim=1)
-        return _Seen(logits, answers, context, self._diversity.after(answers), bet, look)
+            context = [False] * len(images)
+        answers, after = self._prior.answers(logits, context)
+        return _Seen(logits, answers, after, self._diversity.after(answers), bet, look)
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         used = self._second_view.used

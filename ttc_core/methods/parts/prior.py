@@ -4,6 +4,7 @@ Sources: the experts' mixture is Herbster & Warmuth's fixed share ("Tracking the
 1998) with the experts' likelihoods for losses; METHOD §1.9 has the study it was chosen in.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,17 +61,19 @@ class TemporalPrior:
         uniform = np.full((len(HORIZONS), self._classes), 1 / self._classes)
         self._context = Context(uniform, self._first)
 
-    def answers(self, logits: Tensor) -> tuple[Tensor, Context]:
+    def answers(
+        self, logits: Tensor, context: Sequence[bool] | None = None
+    ) -> tuple[Tensor, Context]:
         """Answer images in their order.
 
         Args:
             logits: (N, K), the network's.
+            context: (N,) off, an image's answer is the network's, and the prior does not move.
 
         Returns:
             (N, K) probabilities, and the context after them.
         """
-        context = self._context
-        averages, weights = context.averages, context.weights
+        averages, weights = self._context.averages, self._context.weights
         scores = logits.detach().double().cpu().numpy()
         # (T, N, K)
         said = np.stack([_softmax(scores / temperature) for temperature in TEMPERATURES])
@@ -78,6 +81,9 @@ class TemporalPrior:
         for number in range(len(scores)):
             if not np.isfinite(scores[number]).all():
                 answers[number] = np.nan  # it says nothing, and nothing follows from it
+                continue
+            if context is not None and not context[number]:
+                answers[number] = said[0, number]
                 continue
             prior = (1 - FLOOR) * averages + FLOOR / self._classes
             joint = said[:, number, None, :] * prior  # (T, H, K)
