@@ -13,8 +13,8 @@ from ttc_core.model import SourceModel
 # Before so many images the answers are too few to be called diverse.
 LEAST_IMAGES = 48
 # Of the most classes that a window of images can tell, how many have to come before late layers
-# begin to follow the stream, and how many before they do so wholly. Of ten: 4.1 and 5.5.
-BEGIN, WHOLLY = 0.44, 0.59
+# begin to follow the stream, and how many before they do so wholly. Of ten: 6.5 and 7.9.
+BEGIN, WHOLLY = 0.7, 0.85
 # A rare class's images count for so many in the statistics of late layers, at most.
 LARGEST_WEIGHT = 3.0
 
