@@ -43,7 +43,7 @@ DEFAULT_BATCH_SIZE = 10
 HEAD = """# What happens when…
 
 Streams that cameras send, and what becomes of each method on them: made by `make streams`, on the
-bundled network under fog, contrast and Gaussian noise of severity 5, in half an hour on two cores.
+bundled network under fog, contrast and Gaussian noise of severity 5 (32 minutes with one thread).
 SOURCE is the frozen network with one view; *flip* averages the answers to an image and its mirror
 image. The last line is what `ttc serve` runs where no method is named.
 """
