@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ttc_core.methods.contract import Prediction, State
-from ttc_core.methods.parts import Numbers, distributions
+from ttc_core.methods.parts import Numbers, bounded, distributions
 from ttc_core.model import SourceModel
 
 # Before so many images the answers are too few to be called diverse.
@@ -115,5 +115,8 @@ class Diversity:
         given = state["classes"]
         frequencies = distributions(given["frequencies"], self.classes.frequencies)
         self.classes = Classes(
-            frequencies, int(given["images"]), float(given["openness"]), float(given["opening"])
+            frequencies,
+            int(bounded(given["images"])),
+            bounded(given["openness"], most=1),
+            bounded(given["opening"], most=1),
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ttc_core.methods.contract import Prediction, State
-from ttc_core.methods.parts import Numbers, distributions
+from ttc_core.methods.parts import Numbers, bounded, distributions
 
 # Images over which an expert averages the classes, and temperatures of the network's answer.
 HORIZONS = (2.0, 16.0)
@@ -144,7 +144,7 @@ class TemporalPrior:
             distributions(given["averages"], now.averages),
             distributions(given["weights"], now.weights),
             distributions(given["usual"], now.usual),
-            int(given["context_images"]),
+            int(bounded(given["context_images"])),
         )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ttc_core.flat import NamedTensors
 from ttc_core.methods.contract import Prediction, State
+from ttc_core.methods.parts import bounded
 from ttc_core.methods.parts.diversity import Classes
 from ttc_core.model import SourceModel
 from ttc_core.normalization import Call, Look
@@ -125,8 +126,8 @@ class StreamStatistics:
         flat = self._model.moments_in_state.flattened(moments)
         self._moments = flat.to(self._moments).view(2, -1)
         self._seen = {
-            False: int(moments["images_seen"]),
-            True: float(moments["late_images"]),
+            False: int(bounded(moments["images_seen"])),
+            True: bounded(moments["late_images"]),
         }
 
 
