@@ -182,6 +182,6 @@ def test_a_state_that_is_none_is_refused(change):
     prior = TemporalPrior(CLASSES)
     follow(prior, scores(shuffled(20)))
     before = prior.state()
-    with pytest.raises(ValueError):  # noqa: PT011 - which one of them it says, is nobody's matter
+    with pytest.raises(ValueError, match=r"^(its averages|one of its numbers)"):
         prior.restore({"context": change(dict(before["context"]))})
     assert same(prior.state(), before)
