@@ -67,6 +67,18 @@ TTC = {
     "kappa_detach": False,
     "views": "separate",
 }
+TTC_STREAM = {
+    **OPTIMIZER,
+    "blend": 0.7,
+    "early_horizon": 50,
+    "late_horizon": 400,
+    "window": 64,
+    "samples_per_step": 50,
+    "entropy_fraction": 0.4,
+    "prior": True,
+    "learn": "diverse",
+    "second_view": "auto",
+}
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +99,14 @@ def with_classes(classes: int) -> SourceModel:
     [
         pytest.param(name, settings, id=name)
         for name, settings in (
-            ("source", {}),
+            ("source", {"flip": False}),
             ("norm", NORM),
             ("t3a", T3A),
             ("eta", ETA),
             ("tipi", TIPI),
             ("tent", TENT),
             ("ttc", TTC),
+            ("ttc_stream", TTC_STREAM),
         )
     ],
 )
