@@ -139,11 +139,10 @@ SCENES = (
     ),
 )
 
-# The paper's methods, each also with the flip average where it has none; NORM on the source's
-# statistics is SOURCE.
+# The paper's methods, each also with the flip average where it has none.
 PAPER = (
     Variant("source"),
-    Variant("norm", {"statistics": "source", "flip": True}),
+    Variant("source", {"flip": True}),
     Variant("norm"),
     Variant("norm", {"flip": True}),
     Variant("tent"),
