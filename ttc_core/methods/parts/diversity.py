@@ -70,7 +70,8 @@ class Diversity:
         self.reset()
 
     def reset(self) -> None:
-        self.classes = Classes(np.full(self._model.classes, 1 / self._model.classes))
+        even = np.broadcast_to(1 / self._model.classes, self._model.classes)
+        self.classes = Classes(even)
 
     def after(self, probabilities: Tensor) -> Classes:
         """What the classes will be after these answers (N, K), in their order."""

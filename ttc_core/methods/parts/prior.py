@@ -69,7 +69,7 @@ class TemporalPrior:
 
     def reset(self) -> None:
         averages, usual = (
-            np.full((len(rows), self._classes), 1 / self._classes)
+            np.broadcast_to(1 / self._classes, (len(rows), self._classes))
             for rows in (HORIZONS, TEMPERATURES)
         )
         self._context = Context(averages, self._first, usual)

@@ -175,10 +175,12 @@ class StreamLook:
         early = {name: found for name, found in self._found.items() if not self._late[name]}
         late = {name: found for name, found in self._found.items() if self._late[name]}
         return StreamShare(
-            self._images,
-            early,
-            {  # the views of an image, which stand behind one another, are one look at it
-                name: found.view(-1, self._images, *found.shape[1:]).mean(0)
-                for name, found in late.items()
-            },
+            self._images, early, {name: self._by_image(found) for name, found in late.items()}
         )
+
+    def _by_image(self, found: Tensor) -> Tensor:
+        """(N, 2, C) of a layer's rows (R, 2, C)."""
+        if len(found) % self._images:  # it sees other things than images
+            return found.mean(0).expand(self._images, *found.shape[1:])
+        # The views of an image, which stand behind one another, are one look at it.
+        return found.view(-1, self._images, *found.shape[1:]).mean(0)
