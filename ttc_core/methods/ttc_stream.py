@@ -14,7 +14,7 @@ METHOD §1.9.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -29,7 +29,7 @@ from ttc_core.methods.parts.prior import Context, TemporalPrior
 from ttc_core.methods.parts.second_view import Bet, SecondView
 from ttc_core.methods.parts.stream_statistics import StreamLook, StreamStatistics
 from ttc_core.methods.parts.views import two_views
-from ttc_core.methods.settings import OptimizerSettings
+from ttc_core.methods.settings import CIFAR100_CLASSES, OptimizerSettings
 from ttc_core.objective import entropy
 
 # Late layers that open by so much within a batch answer it again.
@@ -47,13 +47,20 @@ class TTCStreamSettings(OptimizerSettings):
     )
     samples_per_step: int = Field(50, ge=1, description="images learned from between two steps")
     entropy_fraction: float = Field(0.4, gt=0, description="of ln K: above it nothing is learned")
-    prior: bool = Field(True, description="let the images before weigh in the answer")
+    prior: bool = Field(
+        True, description="let the images before weigh in the answer; off from 100 classes on"
+    )
     learn: Literal["diverse", "always", "never"] = Field(
         "diverse", description="move scales and shifts: while the answers are diverse, or forced"
     )
     second_view: Literal["auto", "on", "off"] = Field(
         "auto", description="average with the mirror image: as long as it means the same, or forced"
     )
+
+    @classmethod
+    def defaults(cls, classes: int, given: dict[str, Any]) -> dict[str, Any]:
+        # With many classes few images repeat one, and neighbours that look alike are no evidence.
+        return {**super().defaults(classes, given), "prior": classes < CIFAR100_CLASSES}
 
 
 @dataclass(frozen=True)
