@@ -50,6 +50,7 @@ BY_CLASSES = {
         100: {"entropy_weight": 5.0, "lr_images": 200},
         1000: {"entropy_weight": 1.0, "lr_images": 64},
     },
+    "ttc_stream": {10: {"prior": True}, 100: {"prior": False}, 1000: {"prior": False}},
 }
 TTC = {
     **STATISTICS,
@@ -75,7 +76,6 @@ TTC_STREAM = {
     "window": 64,
     "samples_per_step": 50,
     "entropy_fraction": 0.4,
-    "prior": True,
     "learn": "diverse",
     "second_view": "auto",
 }
