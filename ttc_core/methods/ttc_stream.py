@@ -78,7 +78,6 @@ class TTCStream(LearningMethod):
 
     name = "ttc_stream"
     Settings = TTCStreamSettings
-    contextual = True
     _settings: TTCStreamSettings
 
     def _compose(self) -> Sequence[Part]:
@@ -99,6 +98,10 @@ class TTCStream(LearningMethod):
             self._prior,
             self._second_view,
         )
+
+    @property
+    def contextual(self) -> bool:
+        return self._settings.prior
 
     @property
     def uses_second_view(self) -> bool:
@@ -147,7 +150,7 @@ class TTCStream(LearningMethod):
             logits = view.logits if bet.lost else (view.logits + mirrored.logits) / 2
         else:
             logits = model.run(inputs, affine=affine, look=look).logits
-        if not self._settings.prior:
+        if not self.contextual:
             context = [False] * len(images)
         answers, after = self._prior.answers(logits, context)
         return _Seen(logits, answers, after, self._diversity.after(answers), bet, look)
