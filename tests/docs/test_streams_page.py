@@ -12,7 +12,10 @@ from ttc_core.datasets import parse_mix
 from ttc_core.datasets.conditions import MIXES
 from ttc_core.evaluate import parse_protocol
 from ttc_core.order import check_order
+from ttc_core.report.streams import slug
 from ttc_core.rows import Rows
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.title)
@@ -35,6 +38,16 @@ def test_no_order_protocol_or_mix_is_left_out() -> None:
     assert protocols == {"episodic", "changing", "recurring", "day-night"}
     assert {scene.mix.partition(":")[0] for scene in SCENES} == {"", *MIXES}
     assert len({scene.title for scene in SCENES}) == len(SCENES)
+
+
+def test_the_page_shows_every_scene() -> None:
+    """With the command that asks for it, and a picture; the matrix comes first."""
+    page = (ROOT / "docs" / "what-happens-when.md").read_text()
+    for scene in SCENES:
+        assert f"## … {scene.happens}?" in page
+        assert scene.asked in page
+        assert f"(what-happens-when/{slug(scene.title)}.png)" in page
+        assert f"| {scene.title} |" in page.partition("## ")[0]
 
 
 def test_the_served_default_is_compared_with_the_papers_methods() -> None:

@@ -105,7 +105,7 @@ def test_a_curve_is_the_mean_of_the_images_around(path):
     assert marks == {0: "fog", 250: "contrast", 500: "fog", 750: "clean"}
     arrays = results[12].arrays()
     right = arrays["predicted"] == arrays["labels"]
-    assert curve[500] == pytest.approx(right[450:550].mean())
+    assert curve[500] == pytest.approx(right[475:525].mean())
     assert len(curve) == 1000
 
 

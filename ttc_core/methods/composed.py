@@ -151,16 +151,19 @@ class LearningMethod(ComposedMethod):
     def drift(self) -> float:
         return self._learner.drift
 
-    def _gradient(self, prediction: Prediction) -> Gradient:
-        parameters = prediction.pending.parameters
-        if parameters is None:
+    def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
+        if learn and prediction.pending.parameters is None:
             raise ValueError(
                 "This prediction was made with learn=False and has no graph to learn by; adapt to "
                 "it with learn=False."
             )
+        return super().adapt(prediction, learn=learn)
+
+    def _gradient(self, prediction: Prediction) -> Gradient:
+        assert prediction.pending.parameters is not None
         with torch.enable_grad():
             loss = self._loss(prediction)
-        return gradient(loss, parameters)
+        return gradient(loss, prediction.pending.parameters)
 
     @abstractmethod
     def _loss(self, prediction: Prediction) -> Loss: ...

@@ -154,7 +154,7 @@ class TTCStream(LearningMethod):
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         used = self._second_view.used
-        outcome = super().adapt(prediction, learn=learn)
+        outcome = super().adapt(prediction, learn=learn and self._settings.learn != "never")
         if used and not self._second_view.used:
             bet = self._second_view.bet
             self.reset()  # what mirror images have moved is wrong
@@ -162,8 +162,6 @@ class TTCStream(LearningMethod):
         return outcome
 
     def _learn(self, prediction: Prediction) -> Adaptation:
-        if self._settings.learn == "never":
-            return Adaptation()
         count = int(prediction.selected.sum())
         due = self._learner.pending_images + count >= self._settings.samples_per_step
         return self._learner.learn(self._gradient(prediction), images=count, step=due)

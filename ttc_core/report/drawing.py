@@ -26,10 +26,14 @@ COLOURS = {
     "tipi": "#CC79A7",
     "tent": "#0072B2",
     "ttc": "#D55E00",
+    "ttc_stream": "#7B1FA2",
     SUPERVISED: "#E8B800",
 }
 OTHER_COLOUR = "#56B4E9"
-MARKERS = {"source": "s", "norm": "o", "t3a": "v", "eta": "^", "tipi": "D", "tent": "X", "ttc": "P"}
+MARKERS = {
+    **{"source": "s", "norm": "o", "t3a": "v", "eta": "^", "tipi": "D", "tent": "X", "ttc": "P"},
+    "ttc_stream": "*",
+}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from ttc_core.corruptions import CORRUPTIONS
 from ttc_core.report.configuration import Configuration, configurations
 from ttc_core.report.drawing import (
     COLOURS,
@@ -35,7 +36,7 @@ _LAID_OUT = (
     *("visit", "seed", "data_digest", *_OF_A_STREAM),
 )
 _STYLES = ("-", "--", ":", "-.")
-SMOOTHED_OVER = 100
+SMOOTHED_OVER = 50
 # Images after a change, between which accuracy is told.
 STAGES = (0, 50, 150, 300, 500)
 REFERENCE = "source"
@@ -151,13 +152,8 @@ def stream_matrix(matrix: Matrix, name: str) -> Table:
         cells = [_cell(line, found) for found in matrix.cells.values()]
         lines.append([Cell(label, label), *cells])
     titles = list(matrix.cells)
-    corruptions = {
-        one["corruption"]
-        for lines in matrix.cells.values()
-        for each in lines.values()
-        for one in each
-    }
-    names = sorted(each for each in map(str, corruptions) if ":" not in each)
+    rows = [one for found in matrix.cells.values() for each in found.values() for one in each]
+    names = [name for name in CORRUPTIONS if any(one["corruption"] == name for one in rows)]
     return Table(
         name,
         f"Streams: accuracy in % on {matrix.place}, mean of {', '.join(names)}",
@@ -361,7 +357,7 @@ def _figure(
             xycoords=("data", "axes fraction"),
             xytext=(2, 2),
             textcoords="offset points",
-            fontsize=7,
+            fontsize=6,
             color="#555555",
         )
     axis.set_ylim(-2, 102)

@@ -13,8 +13,8 @@ from ttc_core.model import SourceModel
 # Before so many images the answers are too few to be called diverse.
 LEAST_IMAGES = 48
 # Of the most classes that a window of images can tell, how many have to come before late layers
-# begin to follow the stream, and how many before they do so wholly. Of ten: 6.5 and 7.9.
-BEGIN, WHOLLY = 0.7, 0.85
+# begin to follow the stream, and how many before they do so wholly. Of ten: 6.5 and 7.
+BEGIN, WHOLLY = 0.7, 0.75
 # A rare class's images count for so many in the statistics of late layers, at most.
 LARGEST_WEIGHT = 3.0
 
@@ -83,13 +83,16 @@ class Diversity:
             frequencies = frequencies + (answer - frequencies) / self._window
             weights.append(answer @ importance(frequencies))
         images += len(probabilities)
-        openness = self._openness(frequencies) if images >= LEAST_IMAGES else 0.0
+        openness = self._openness(frequencies, images) if images >= LEAST_IMAGES else 0.0
         opening = max(openness, self.classes.opening)
         return Classes(frequencies, images, openness, opening, np.array(weights))
 
-    def _openness(self, frequencies: Numbers) -> float:
+    def _openness(self, frequencies: Numbers, images: int) -> float:
         """Where the effective number of classes stands between BEGIN and WHOLLY."""
-        classes = 1 / np.square(frequencies).sum()
+        # What is left of the even start is no evidence.
+        left = (1 - 1 / self._window) ** images
+        seen = (frequencies - left / len(frequencies)) / (1 - left)
+        classes = 1 / np.square(seen).sum()
         # A window of w images, each of one class, has a moving mean of 2w effective ones.
         most = 1 / (1 / len(frequencies) + 1 / (2 * self._window))
         return float(np.clip((classes / most - BEGIN) / (WHOLLY - BEGIN), 0, 1))
