@@ -1,7 +1,7 @@
 """What the methods share: each is composed of parts, and its state is theirs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, ClassVar, Self
 
@@ -61,6 +61,14 @@ class ComposedMethod(ABC):
     @property
     def drift(self) -> float:
         return 0.0
+
+    @property
+    def second_view_off(self) -> bool:
+        return False
+
+    @property
+    def details(self) -> Mapping[str, float]:
+        return {}
 
     @abstractmethod
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction: ...

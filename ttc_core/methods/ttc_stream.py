@@ -12,7 +12,7 @@ METHOD §1.9.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,9 +104,16 @@ class TTCStream(LearningMethod):
         return self._settings.prior
 
     @property
-    def uses_second_view(self) -> bool:
-        """Whether mirror images take part; False once they were seen to mean something else."""
-        return self._second_view.used
+    def second_view_off(self) -> bool:
+        return self._second_view.bet.lost
+
+    @property
+    def details(self) -> Mapping[str, float]:
+        """How far late layers follow the stream, and what the images before weigh; 0 to 1."""
+        return {
+            "late_layers": self._diversity.classes.opening,
+            "images_before": self._prior.weight if self._settings.prior else 0.0,
+        }
 
     def predict(
         self, images: Tensor, *, learn: bool = True, context: Sequence[bool] | None = None
