@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml $(LOCK)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: $(INSTALLED)  ## serve the bundled model, replay a corrupted stream for SOURCE and TTC
+demo: $(INSTALLED)  ## SOURCE, TTC and the default over HTTP, shuffled and in a camera's order
 	$(BIN)/ttc demo
 
 test: $(INSTALLED)  ## all tests, the slow ones too

@@ -356,8 +356,9 @@ ADAPTATION = Section(
         ),
         Panel(
             "Selection rate",
-            "Share of the images that the model learns from. TTC: those below the batch's mean "
-            "entropy, about 0.6.",
+            "Share of the images that the model learns from: the sure ones, while the answers are "
+            "diverse. 0 on a stream of few classes. TTC: those below the batch's mean entropy, "
+            "about 0.6.",
             (Query(Q.ratio(Q.rate(M.selected), Q.rate(M.considered)), "{{instance}}"),),
             unit="percentunit",
             limits=(0, 1),
@@ -383,7 +384,8 @@ ADAPTATION = Section(
         ),
         Panel(
             "Batches waiting for a step",
-            "Their gradients are added up; a step comes every 200 images of a stream.",
+            "Their gradients are added up; a step comes every 50 images of a stream that were "
+            "learned from, TTC's every 200 images.",
             (Query(Q.gauge(M.pending_batches), "{{instance}}"),),
             unit="batches",
         ),
@@ -405,6 +407,15 @@ ADAPTATION = Section(
             "Resets",
             "Streams put back to the source, by cause.",
             (Query(Q.increase(M.resets, by=("cause",)), "{{cause}} {{instance}}"),),
+        ),
+        Panel(
+            "Streams without the second view",
+            "Their mirror images mean something else, as those of digits do, and are left out. "
+            "All of them: the model was trained without mirroring.",
+            (
+                Query(Q.gauge(M.without_second_view), "{{instance}}"),
+                Query(Q.gauge(M.streams), "all {{instance}}"),
+            ),
         ),
     ),
 )

@@ -88,6 +88,7 @@ def predict_call(
     stream: str | None = None,
     top_k: int = 1,
     learn: bool = True,
+    context: bool = True,
 ) -> Call[PredictResponse]:
     """Build a request for predictions; may run in any thread, ahead of its sending.
 
@@ -98,6 +99,7 @@ def predict_call(
         stream: whose stream the images belong to; None: the default one.
         top_k: how many classes each answer lists.
         learn: off: the images are answered, and nothing moves.
+        context: off: each is answered as if it came alone, and has no say in later answers.
 
     Raises:
         ValueError: no images, another number of labels or ids, or a label that is no whole number.
@@ -120,6 +122,8 @@ def predict_call(
     params = {} if top_k == 1 else {"top_k": str(top_k)}
     if not learn:
         params["learn"] = "false"
+    if not context:
+        params["context"] = "false"
     return Call(
         "POST",
         "/predict",
@@ -310,9 +314,18 @@ class Client(_Connection):
         stream: str | None = None,
         top_k: int = 1,
         learn: bool = True,
+        context: bool = True,
     ) -> PredictResponse:
         """Classify image files, in one request; arguments as in `predict_call`."""
-        call = predict_call(images, labels=labels, ids=ids, stream=stream, top_k=top_k, learn=learn)
+        call = predict_call(
+            images,
+            labels=labels,
+            ids=ids,
+            stream=stream,
+            top_k=top_k,
+            learn=learn,
+            context=context,
+        )
         return self.send(call)
 
     def feedback(
@@ -382,9 +395,18 @@ class AsyncClient(_Connection):
         stream: str | None = None,
         top_k: int = 1,
         learn: bool = True,
+        context: bool = True,
     ) -> PredictResponse:
         """Classify image files, in one request; arguments as in `predict_call`."""
-        call = predict_call(images, labels=labels, ids=ids, stream=stream, top_k=top_k, learn=learn)
+        call = predict_call(
+            images,
+            labels=labels,
+            ids=ids,
+            stream=stream,
+            top_k=top_k,
+            learn=learn,
+            context=context,
+        )
         return await self.send(call)
 
     async def feedback(

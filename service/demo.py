@@ -1,60 +1,88 @@
-"""`make demo`: the whole walk over HTTP, for SOURCE and for TTC, and what a reset does."""
+"""`make demo`: SOURCE, TTC to the letter and the default, shuffled and in a camera's order.
+
+All is said over HTTP, to `ttc serve` as a process of its own; at the end a reset is shown.
+"""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 
+from rich.table import Table
+
 from service.client import Client
-from service.launch import Launched, launch
+from service.launch import launch
 from service.replay import ReplayPlan, replay
-from service.view import View, comparison_table
-from ttc_core.report.groups import groups
-from ttc_core.report.results import Result
+from service.view import View
 from ttc_core.rows import Row, Rows
 
-CORRUPTIONS = ("gaussian_noise", "fog", "contrast")
-METHODS = ("source", "ttc")
+CORRUPTION, OTHER = "gaussian_noise", "contrast"
+BATCH_SIZE = 10
+"""Few at a time, as cameras send them; the same for all."""
+RESET_IMAGES = 500
+SERVERS = {"SOURCE": ("--method", "source"), "TTC, --paper": ("--paper",), "default": ()}
+ORDERS = {"shuffled": "iid", "in runs of 50": "runs:50"}
+
+Accuracies = Mapping[str, Mapping[str, float]]
 
 
 def run_demo(view: View, *, limit: int) -> None:
-    """Serve, replay, compare; `limit` images of each corruption."""
-    plan = ReplayPlan("bundled", corruptions=CORRUPTIONS, limit=limit, reset_between=True)
-    rows: list[Row] = []
-    for method in METHODS:
-        view.say(f"\n{method.upper()}: ttc serve --method {method}")
-        with launch("--method", method) as server:
-            rows += asyncio.run(
-                replay(replace(plan, url=server.url), Rows(None), view, table=False)
-            )
-            if method == "ttc":
-                _show_reset(view, server, plan)
+    """Serve, replay, compare; each stream has `limit` images."""
+    plan = ReplayPlan(
+        "bundled",
+        corruptions=(CORRUPTION,),
+        limit=limit,
+        batch_size=BATCH_SIZE,
+        reset_between=True,
+    )
+    found: dict[str, dict[str, float]] = {}
+    for name, flags in SERVERS.items():
+        view.say(f"\n{name}: {' '.join(('ttc serve', *flags))}")
+        with launch(*flags) as server:
+            plan = replace(plan, url=server.url)
+            found[name] = {
+                title: _replayed(view, replace(plan, order=order))["accuracy"]
+                for title, order in ORDERS.items()
+            }
+            if name == "default":
+                _show_reset(view, replace(plan, limit=min(limit, RESET_IMAGES)))
             status = server.stop()
             view.say(f"SIGTERM: the server answered what it had accepted and exited with {status}.")
-    (group,) = groups(map(Result, rows))
-    view.table(comparison_table(group, "The bundled stream at severity 5, through HTTP"))
-    source, ttc = (line.average(group.columns) or 0.0 for line in group.lines)
-    view.say(f"Average accuracy: SOURCE {source:.1f}%, TTC {ttc:.1f}% ({ttc - source:+.1f} points)")
+    view.say("")
+    view.table(accuracy_table(found, f"{CORRUPTION} 5, {limit:,} images, {BATCH_SIZE} a batch"))
 
 
-def _show_reset(view: View, server: Launched, plan: ReplayPlan) -> None:
-    """Answer the same clean images with source weights, adapted ones, and after a reset."""
-    clean = replace(plan, url=server.url, corruptions=("clean",), limit=500, reset_between=False)
-    view.say("\nReset: the same 500 clean images, at the source, adapted to contrast, and reset.")
-    with Client(server.url) as client:
-        client.reset()
-        (source,) = asyncio.run(replay(clean, Rows(None), view, table=False))
-        client.reset()
-        asyncio.run(
-            replay(
-                replace(clean, corruptions=("contrast",), limit=None), Rows(None), view, table=False
-            )
-        )
-        (adapted,) = asyncio.run(replay(clean, Rows(None), view, table=False))
+def _replayed(view: View, plan: ReplayPlan) -> Row:
+    (row,) = asyncio.run(replay(plan, Rows(None), view, table=False))
+    return row
+
+
+def accuracy_table(found: Accuracies, title: str) -> Table:
+    """Accuracy in percent, a line a server and a column an order."""
+    table = Table("accuracy, %", title=title, title_justify="left")
+    for header in ORDERS:
+        table.add_column(header, justify="right")
+    for name, accuracies in found.items():
+        table.add_row(name, *(f"{100 * accuracies[order]:.1f}" for order in ORDERS))
+    return table
+
+
+def _show_reset(view: View, plan: ReplayPlan) -> None:
+    """Answer the same clean images at the source, after another corruption, and after a reset."""
+    clean = replace(plan, corruptions=("clean",))
+    view.say(f"\nReset: the same clean images at the source, adapted to {OTHER}, and reset.")
+    source = _replayed(view, clean)
+    _replayed(view, replace(plan, corruptions=(OTHER,)))
+    adapted = _replayed(view, replace(clean, reset_between=False))
+    with Client(plan.url) as client:
         thrown_away = client.reset().discarded
-        (after,) = asyncio.run(replay(clean, Rows(None), view, table=False))
-    view.say(
-        f"Clean accuracy: {source['accuracy']:.1%} at the source, {adapted['accuracy']:.1%} after "
-        f"adapting to contrast, {after['accuracy']:.1%} after /reset threw away "
-        f"{thrown_away.steps} steps."
+    after = _replayed(view, clean)
+    first, second, third = (
+        f"{row['accuracy']:.1%} (mean entropy {row['entropy']:.4f})"
+        for row in (source, adapted, after)
     )
-    if after["correct"] != source["correct"]:
+    view.say(
+        f"Clean accuracy: {first} at the source, {second} after adapting to {OTHER}, {third} after "
+        f"/reset threw away {thrown_away.steps} steps."
+    )
+    if third != first:
         raise RuntimeError("After the reset the answers are not those of the source.")

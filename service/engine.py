@@ -175,6 +175,9 @@ class Engine:
         metrics.drift.set_function(
             lambda: max((s.drift for s in self.streams.values()), default=0.0)
         )
+        metrics.without_second_view.set_function(
+            lambda: sum(s.second_view_off for s in self.streams.values())
+        )
         metrics.pending_batches.set_function(
             lambda: sum(s.pending_batches for s in self.streams.values())
         )
@@ -312,7 +315,15 @@ class Engine:
             record.batches += 1
             if self.table.keep(stream, record):
                 outcome = self._learn(stream, record, part.prediction, learn)
+                was_off = record.second_view_off
                 record.take_note()
+                if record.second_view_off and not was_off:
+                    self.events.note(
+                        "second_view_off",
+                        message=f"in stream {stream} mirror images mean something else; they are "
+                        "left out, and what was learned with them is forgotten",
+                        stream=stream,
+                    )
                 self.table.measure(stream)
             else:
                 outcome = Adaptation(skipped="shed")

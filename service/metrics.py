@@ -178,6 +178,10 @@ class Metrics:
             "ttc_parameter_drift_ratio",
             "Distance of the adapted parameters to the source's over their norm, worst stream.",
         )
+        self.without_second_view = gauge(
+            "ttc_streams_without_second_view",
+            "Streams in memory whose mirror images mean something else, and are left out.",
+        )
         self.predictions = (
             counter("ttc_predictions_total", "Answers, by class.", ("class",))
             if classes <= MOST_CLASS_LABELS

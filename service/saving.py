@@ -37,6 +37,8 @@ class StreamRecord:
     version: int = 0
     pending_batches: int = 0
     drift: float = 0.0
+    second_view_off: bool = False
+    details: Mapping[str, float] = field(default_factory=dict)
     restored: bool = False
     # Bytes of its state when it was last measured, and the batches at which it will be again.
     bytes: int = 0
@@ -59,6 +61,8 @@ class StreamRecord:
         self.version = self.method.version
         self.pending_batches = self.method.pending_batches
         self.drift = self.method.drift
+        self.second_view_off = self.method.second_view_off
+        self.details = self.method.details
 
 
 @dataclass(frozen=True)

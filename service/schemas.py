@@ -142,6 +142,12 @@ class StreamStatus(BaseModel):
     batches: int
     pending_batches: int
     drift: float = Field(description="relative distance of the adapted parameters to the source's")
+    second_view_off: bool = Field(
+        False, description="mirror images mean something else here, and are left out"
+    )
+    details: dict[str, float] = Field(
+        {}, description="what the method shows of itself besides, by name"
+    )
 
 
 class StreamTruth(BaseModel):

@@ -19,7 +19,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ttc_core.report.configuration import configurations
-from ttc_core.report.groups import Group
 from ttc_core.rows import OPTIONAL_FIELDS, UNKNOWN, averaged, differing, setting, value_text
 from ttc_core.tally import Tally
 
@@ -210,32 +209,6 @@ def results_table(rows: Sequence[Row]) -> Table:
                 for name, _, show in numbers
             ]
             table.add_row(*line, _average(found, rows), *means, style="bold")
-    return table
-
-
-def comparison_table(group: Group, title: str) -> Table:
-    """Accuracy in percent, a line a corruption and a column a method, with averages.
-
-    With several methods, the last column says in points how far the last is above the first.
-    """
-    methods = [line.configuration.label for line in group.lines]
-    gain = [f"{methods[-1]} − {methods[0]}"] if len(methods) > 1 else []
-    table = Table("accuracy, %", title=title, title_justify="left")
-    for header in (*methods, *gain):
-        table.add_column(header, justify="right")
-
-    def cells(values: Sequence[float | None]) -> list[str]:
-        first, last = values[0], values[-1]
-        points = _NONE if first is None or last is None else f"{last - first:+.1f}"
-        return [_shown(value, ".1f") for value in values] + [points] * len(gain)
-
-    for name in group.columns:
-        row = next(line.results[name].row for line in group.lines if name in line.results)
-        table.add_row(_corruption(row), *cells([line.accuracy(name) for line in group.lines]))
-    if len(group.columns) > 1:
-        table.add_section()
-        means = cells([line.average(group.columns) for line in group.lines])
-        table.add_row("average", *means, style="bold")
     return table
 
 

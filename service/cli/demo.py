@@ -1,4 +1,4 @@
-"""`ttc demo`: the service and a replay, side by side for SOURCE and TTC."""
+"""`ttc demo`: the service and a replay, for SOURCE, TTC and the default."""
 
 import click
 
@@ -6,9 +6,9 @@ from service.cli.options import COUNT
 
 
 @click.command(epilog="Example: ttc demo")
-@click.option("--limit", type=COUNT, default=2000, show_default=True)
+@click.option("--limit", type=COUNT, default=1000, show_default=True)
 def demo(limit: int) -> None:
-    """Serve the bundled model, replay a corrupted stream for SOURCE and TTC, compare."""
+    """Replay a corrupted stream to SOURCE, TTC and the default, shuffled and in runs; compare."""
     from rich.console import Console
 
     from service.demo import run_demo

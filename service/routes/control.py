@@ -77,6 +77,8 @@ async def status(service: ServiceNow) -> StatusResponse:
                 batches=record.batches,
                 pending_batches=record.pending_batches,
                 drift=record.drift,
+                second_view_off=record.second_view_off,
+                details=dict(record.details),
             )
             for name, record in service.engine.streams.items()
         },

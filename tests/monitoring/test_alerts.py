@@ -193,7 +193,7 @@ CASES = {
     "TTCAdaptationStalled": Case(
         firing=[
             {
-                series("ttc_images_total"): "0+100x60",
+                series("ttc_selected_images_total"): "0+100x60",
                 series("ttc_streams"): "1x60",
                 series("ttc_optimizer_steps_total"): "0+1x20 20x40",
                 INFO: "1x60",
@@ -201,28 +201,35 @@ CASES = {
         ],
         silent=[
             {
-                series("ttc_images_total"): "0+100x60",
+                series("ttc_selected_images_total"): "0+100x60",
                 series("ttc_streams"): "1x60",
                 series("ttc_optimizer_steps_total"): "0+1x60",
                 INFO: "1x60",
             },
             {  # reset, and no image since: there is no stream, and no step to expect
-                series("ttc_images_total"): "0+5x50 250x10",
+                series("ttc_selected_images_total"): "0+5x50 250x10",
                 series("ttc_streams"): "1x50 0x10",
                 series("ttc_optimizer_steps_total"): "0x60",
                 INFO: "1x60",
             },
             {  # many cameras, few images each: no step is due yet
-                series("ttc_images_total"): "0+100x60",
+                series("ttc_selected_images_total"): "0+100x60",
                 series("ttc_streams"): "50x60",
                 series("ttc_optimizer_steps_total"): "0x60",
                 INFO: "1x60",
             },
             {
-                series("ttc_images_total"): "0+100x60",
+                series("ttc_selected_images_total"): "0+100x60",
                 series("ttc_streams"): "1x60",
                 series("ttc_optimizer_steps_total"): "0x60",
                 SOURCE: "1x60",
+            },
+            {  # few classes: the default selects none, and is right
+                series("ttc_images_total"): "0+100x60",
+                series("ttc_selected_images_total"): "0x60",
+                series("ttc_streams"): "1x60",
+                series("ttc_optimizer_steps_total"): "0x60",
+                INFO: "1x60",
             },
         ],
     ),

@@ -151,6 +151,15 @@ def test_images_can_be_asked_about_without_learning(service, ask):
 
 
 @both
+def test_images_can_be_asked_about_as_if_each_came_alone(service, ask):
+    """The option goes along only where it is not the default."""
+    for context in (True, False):
+        service.will_answer(PREDICTION)
+        ask(service.url, "predict", [b"x"], context=context)
+    assert [path for _, path, _, _ in service.asked] == ["/predict", "/predict?context=false"]
+
+
+@both
 def test_a_refusal_carries_the_servers_sentence(service, ask):
     """Status, sentence, Retry-After and request id are all there for the caller."""
     service.will_answer(PROBLEM, 429, Retry_After="2.5")

@@ -53,6 +53,7 @@ DESIGN = {
     "ttc_adaptation_skipped_total": {"reason"},
     "ttc_last_step_timestamp_seconds": set(),
     "ttc_parameter_drift_ratio": set(),
+    "ttc_streams_without_second_view": set(),
     "ttc_predictions_total": {"class"},
     "ttc_dominant_class_ratio": set(),
     "ttc_last_reset_timestamp_seconds": set(),

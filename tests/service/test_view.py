@@ -6,13 +6,11 @@ import re
 from rich.console import Console
 
 from service.replay import ReplayPlan
-from service.view import View, comparison_table, results_table
+from service.view import View, results_table
 from tests.fixtures.fake_service import (
     plain_view,
     run,
 )
-from ttc_core.report.groups import groups
-from ttc_core.report.results import Result
 from ttc_core.tally import Tally
 
 
@@ -99,22 +97,3 @@ def test_a_wide_table_is_whole_in_a_log():
     assert "429: 300, 503: 7" in text
     assert "250.0" in text
     assert len({len(line) for line in text.splitlines()}) == 1
-
-
-def compared(*changes):
-    (group,) = groups(Result({**ROW, "data": "bundled", **change}) for change in changes)
-    return printed(comparison_table(group, "Compared"))
-
-
-def test_the_comparison_shows_the_gain_in_points():
-    """Corruptions down, methods across, the last against the first at the end."""
-    text = compared({"method": "source", "accuracy": 0.5}, {})
-    (line,) = [line for line in text.splitlines() if "fog 5" in line]
-    assert re.findall(r"[-+\d.]+", line)[1:] == ["50.0", "75.0", "+25.0"]
-
-
-def test_the_comparison_averages_only_what_both_have():
-    """A method that lacks a corruption has no average to be compared by."""
-    text = compared({"method": "source"}, {"method": "source", "corruption": "snow"}, {})
-    average = text.splitlines()[-2]
-    assert re.findall(r"[\d.]+|–", average) == ["75.0", "–", "–"]  # noqa: RUF001

@@ -1,7 +1,7 @@
 """What the methods share: each is composed of parts, and its state is theirs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, ClassVar, Self
 
@@ -32,7 +32,6 @@ class ComposedMethod(ABC):
     Settings: ClassVar[type[MethodSettings]]
     adapts: ClassVar[frozenset[str]] = frozenset()
     selects: ClassVar[bool] = False
-    contextual: ClassVar[bool] = False
 
     def __init__(self, model: SourceModel, **settings: Any) -> None:
         self._settings = self.Settings.create(self.name, model.classes, settings)
@@ -48,6 +47,10 @@ class ComposedMethod(ABC):
         return self._settings.model_dump()
 
     @property
+    def contextual(self) -> bool:
+        return False
+
+    @property
     def version(self) -> int:
         return 0
 
@@ -58,6 +61,14 @@ class ComposedMethod(ABC):
     @property
     def drift(self) -> float:
         return 0.0
+
+    @property
+    def second_view_off(self) -> bool:
+        return False
+
+    @property
+    def details(self) -> Mapping[str, float]:
+        return {}
 
     @abstractmethod
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction: ...

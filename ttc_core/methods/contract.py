@@ -225,6 +225,14 @@ class Method(Protocol):
     def drift(self) -> float:
         """‖θ − θ_source‖₂ / ‖θ_source‖₂ over the adapted parameters; 0 where none adapt."""
 
+    @property
+    def second_view_off(self) -> bool:
+        """Whether a second view was seen to mean something else, and is left out since."""
+
+    @property
+    def details(self) -> Mapping[str, float]:
+        """What else there is to see of the stream, by name; finite numbers."""
+
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         """Answer images (N, 3, H, W), uint8 or float in [0, 1]. Changes nothing.
 

@@ -36,6 +36,7 @@ class OwnMethod:
     """
 
     contextual = False
+    second_view_off = False
 
     def __init__(self, name: str, model: SourceModel, inner: Any) -> None:
         self._name, self._inner = name, inner
@@ -86,6 +87,10 @@ class OwnMethod:
     @property
     def drift(self) -> float:
         return self._reading("drift")
+
+    @property
+    def details(self) -> Mapping[str, float]:
+        return {}
 
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         options = {} if learn or not self._predict_takes_learn else {"learn": False}

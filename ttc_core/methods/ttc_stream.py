@@ -12,7 +12,7 @@ METHOD §1.9.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,7 +80,6 @@ class TTCStream(LearningMethod):
 
     name = "ttc_stream"
     Settings = TTCStreamSettings
-    contextual = True
     _settings: TTCStreamSettings
 
     def _compose(self) -> Sequence[Part]:
@@ -103,9 +102,20 @@ class TTCStream(LearningMethod):
         )
 
     @property
-    def uses_second_view(self) -> bool:
-        """Whether mirror images take part; False once they were seen to mean something else."""
-        return self._second_view.used
+    def contextual(self) -> bool:
+        return self._settings.prior
+
+    @property
+    def second_view_off(self) -> bool:
+        return self._second_view.bet.lost
+
+    @property
+    def details(self) -> Mapping[str, float]:
+        """How far late layers follow the stream, and what the images before weigh; 0 to 1."""
+        return {
+            "late_layers": self._diversity.classes.opening,
+            "images_before": self._prior.weight if self._settings.prior else 0.0,
+        }
 
     def predict(
         self, images: Tensor, *, learn: bool = True, context: Sequence[bool] | None = None
@@ -149,7 +159,7 @@ class TTCStream(LearningMethod):
             logits = view.logits if bet.lost else (view.logits + mirrored.logits) / 2
         else:
             logits = model.run(inputs, affine=affine, look=look).logits
-        if not self._settings.prior:
+        if not self.contextual:
             context = [False] * len(images)
         answers, after = self._prior.answers(logits, context)
         return _Seen(logits, answers, after, self._diversity.after(answers), bet, look)

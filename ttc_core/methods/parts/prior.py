@@ -74,6 +74,11 @@ class TemporalPrior:
         )
         self._context = Context(averages, self._first, usual)
 
+    @property
+    def weight(self) -> float:
+        """Of the experts that expect something, of all experts'; in [0, 1]."""
+        return float(1 - self._context.weights[0, 0])
+
     def answers(
         self, logits: Tensor, context: Sequence[bool] | None = None
     ) -> tuple[Tensor, Context]:

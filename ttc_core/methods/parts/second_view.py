@@ -64,7 +64,8 @@ class SecondView:
         return bet
 
     def commit(self, prediction: Prediction, *, learned: bool) -> None:
-        self.bet = prediction.pending.after["second_view"]
+        if not self.bet.lost:  # batches answered before it was lost may be committed after
+            self.bet = prediction.pending.after["second_view"]
 
     def reset(self) -> None:
         self.bet = Bet()
