@@ -32,7 +32,6 @@ class ComposedMethod(ABC):
     Settings: ClassVar[type[MethodSettings]]
     adapts: ClassVar[frozenset[str]] = frozenset()
     selects: ClassVar[bool] = False
-    contextual: ClassVar[bool] = False
 
     def __init__(self, model: SourceModel, **settings: Any) -> None:
         self._settings = self.Settings.create(self.name, model.classes, settings)
@@ -46,6 +45,10 @@ class ComposedMethod(ABC):
     @property
     def settings(self) -> dict[str, Any]:
         return self._settings.model_dump()
+
+    @property
+    def contextual(self) -> bool:
+        return False
 
     @property
     def version(self) -> int:

@@ -14,7 +14,7 @@ METHOD §1.9.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -29,7 +29,7 @@ from ttc_core.methods.parts.prior import Context, TemporalPrior
 from ttc_core.methods.parts.second_view import Bet, SecondView
 from ttc_core.methods.parts.stream_statistics import StreamLook, StreamStatistics
 from ttc_core.methods.parts.views import two_views
-from ttc_core.methods.settings import OptimizerSettings
+from ttc_core.methods.settings import CIFAR100_CLASSES, OptimizerSettings
 from ttc_core.objective import entropy
 
 # Late layers that open by so much within a batch answer it again.
@@ -45,13 +45,20 @@ class TTCStreamSettings(OptimizerSettings):
     window: int = Field(64, ge=1, description="images that the classes' frequencies run over")
     samples_per_step: int = Field(50, ge=1, description="images learned from between two steps")
     entropy_fraction: float = Field(0.4, gt=0, description="of ln K: above it nothing is learned")
-    prior: bool = Field(True, description="let the images before weigh in the answer")
+    prior: bool = Field(
+        True, description="let the images before weigh in the answer; off from 100 classes on"
+    )
     learn: Literal["diverse", "always", "never"] = Field(
         "diverse", description="move scales and shifts: while the answers are diverse, or forced"
     )
     second_view: Literal["auto", "on", "off"] = Field(
         "auto", description="average with the mirror image: as long as it means the same, or forced"
     )
+
+    @classmethod
+    def defaults(cls, classes: int, given: dict[str, Any]) -> dict[str, Any]:
+        # With many classes few images repeat one, and neighbours that look alike are no evidence.
+        return {**super().defaults(classes, given), "prior": classes < CIFAR100_CLASSES}
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,6 @@ class TTCStream(LearningMethod):
 
     name = "ttc_stream"
     Settings = TTCStreamSettings
-    contextual = True
     _settings: TTCStreamSettings
 
     def _compose(self) -> Sequence[Part]:
@@ -94,6 +100,10 @@ class TTCStream(LearningMethod):
         )
 
     @property
+    def contextual(self) -> bool:
+        return self._settings.prior
+
+    @property
     def second_view_off(self) -> bool:
         return self._second_view.bet.lost
 
@@ -102,7 +112,7 @@ class TTCStream(LearningMethod):
         """How far late layers follow the stream, and what the images before weigh; 0 to 1."""
         return {
             "late_layers": self._diversity.classes.opening,
-            "images_before": self._prior.weight if self._settings.prior else 0.0,
+            "images_before": self._prior.weight if self.contextual else 0.0,
         }
 
     def predict(
@@ -147,7 +157,7 @@ class TTCStream(LearningMethod):
             logits = view.logits if bet.lost else (view.logits + mirrored.logits) / 2
         else:
             logits = model.run(inputs, affine=affine, look=look).logits
-        if not self._settings.prior:
+        if not self.contextual:
             context = [False] * len(images)
         answers, after = self._prior.answers(logits, context)
         return _Seen(logits, answers, after, self._diversity.after(answers), bet, look)
