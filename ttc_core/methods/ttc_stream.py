@@ -114,7 +114,7 @@ class TTCStream(LearningMethod):
         """How far late layers follow the stream, and what the images before weigh; 0 to 1."""
         return {
             "late_layers": self._diversity.classes.opening,
-            "images_before": self._prior.weight if self._settings.prior else 0.0,
+            "images_before": self._prior.weight if self.contextual else 0.0,
         }
 
     def predict(
