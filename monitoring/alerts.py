@@ -204,6 +204,9 @@ ALERTS = (
         "TTCEntropyCollapse",
         f"{LONG.mean(M.entropy)} < {TARGET} ({CERTAIN_SHARE:g} * {LONG.gauge(M.entropy_limit)}) "
         f"and {TARGET} {LONG.gauge(M.dominant_class)} > {DOMINANT_AND_CERTAIN:g} "
+        # Where nothing was learned nothing collapsed: the default's answers to one thing for long
+        # are certain (0.03 nats, all right), and it learns nothing of them.
+        f"and {TARGET} {LONG.gauge(M.drift)} > 0 "
         f"and {TARGET} {LONG.increase(M.images)} >= {FEWEST_ANSWERS} "
         f"and {TARGET} {LEARNS}",
         "10m",

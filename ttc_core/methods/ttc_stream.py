@@ -46,7 +46,7 @@ class TTCStreamSettings(OptimizerSettings):
         64, ge=1, le=1_000_000, description="images that the classes' frequencies run over"
     )
     samples_per_step: int = Field(50, ge=1, description="images learned from between two steps")
-    entropy_fraction: float = Field(0.4, gt=0, description="of ln K: above it nothing is learned")
+    entropy_fraction: float = Field(0.8, gt=0, description="of ln K: above it nothing is learned")
     prior: bool = Field(
         True, description="let the images before weigh in the answer; off from 100 classes on"
     )
@@ -114,7 +114,7 @@ class TTCStream(LearningMethod):
         """How far late layers follow the stream, and what the images before weigh; 0 to 1."""
         return {
             "late_layers": self._diversity.classes.opening,
-            "images_before": self._prior.weight if self._settings.prior else 0.0,
+            "images_before": self._prior.weight if self.contextual else 0.0,
         }
 
     def predict(

@@ -1,0 +1,42 @@
+"""docs/default.md has every number of the served default as the code has it."""
+
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ttc_core.methods import DEFAULT_METHOD, ttc_stream
+from ttc_core.methods.parts import diversity, prior, second_view, stream_statistics
+
+PAGE = (Path(__file__).parents[2] / "docs" / "default.md").read_text()
+MODULES = (ttc_stream, stream_statistics, diversity, prior, second_view)
+
+
+def constants(module: ModuleType) -> dict[str, Any]:
+    name = module.__name__.rpartition(".")[2]
+    found = vars(module).items()
+    return {f"{name}.{each}": value for each, value in found if re.fullmatch("[A-Z_]+", each)}
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ", ".join(map(shown, value))
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def test_the_page_has_every_number_and_setting_of_the_default() -> None:
+    """Those that it shares with other methods, the optimizer's, are said below the table."""
+    own = ttc_stream.TTCStreamSettings
+    values = {name: own.model_fields[name].default for name in own.__annotations__}
+    for module in MODULES:
+        values |= constants(module)
+    rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \| .+ \|$", PAGE, re.MULTILINE)
+    assert dict(rows) == {name: shown(value) for name, value in values.items()}
+    assert len(rows) == len(values)
+
+
+def test_the_page_is_of_what_is_served() -> None:
+    """It names the method."""
+    assert f"`{DEFAULT_METHOD}`" in PAGE
