@@ -97,11 +97,11 @@ class Held:
     def __getattr__(self, name):
         return getattr(self._inner, name)
 
-    def predict(self, images, *, learn=True):
+    def predict(self, images, **options):
         self._gates.images = len(images)
         self._gates.predicting.set()
         assert self._gates.predict.wait(PATIENCE)
-        return self._inner.predict(images, learn=learn)
+        return self._inner.predict(images, **options)
 
     def adapt(self, prediction, *, learn=True):
         self._gates.adapting.set()

@@ -230,16 +230,16 @@ def encode(images, classes, top_k, learn=True):
         other = asyncio.create_task(tick())
         await asyncio.sleep(0)
         turns = 0
-        content = await predict._encode(service, "a", given, [None] * images, top_k, learn)
+        ids = [None] * images
+        content = await predict._encode(service, "a", given, ids, top_k, learn, context=True)
         other.cancel()
         return json.loads(content), turns
 
     given, batch = answered(images, classes)
     names = tuple(f"name {number}" for number in range(classes))
     model = SimpleNamespace(class_names=names)
-    service = SimpleNamespace(
-        settings=SimpleNamespace(method="ttc"), source=SimpleNamespace(model=model)
-    )
+    source = SimpleNamespace(model=model, contextual=False)
+    service = SimpleNamespace(settings=SimpleNamespace(method="ttc"), source=source)
     return *asyncio.run(walk()), batch
 
 

@@ -20,6 +20,7 @@ from service.settings import (
     read_settings,
     unknown_variables,
 )
+from ttc_core.methods import DEFAULT_METHOD
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +30,31 @@ def clean_environment(monkeypatch):
 
 
 def test_the_defaults_are_those_of_the_design():
-    """Local, bundled model, TTC, batches of 100 without waiting, adapting always."""
+    """Local, bundled model, TTC for streams, batches of 100 without waiting, adapting always."""
     settings = read_settings({})
-    assert (settings.model, settings.method, settings.adapt) == ("bundled", "ttc", "always")
+    assert (settings.model, settings.method, settings.adapt) == ("bundled", "ttc_stream", "always")
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert (settings.max_batch, settings.max_wait) == (100, 0.0)
     assert settings.token is None
     assert settings.cors_origin == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "method"),
+    [
+        ({}, DEFAULT_METHOD),
+        ({"paper": True}, "ttc"),
+        ({"paper": False}, DEFAULT_METHOD),
+        ({"paper": True, "method": "tent"}, "tent"),
+        ({"method": "ttc"}, "ttc"),
+    ],
+)
+def test_the_paper_means_ttc_where_no_method_is_named(monkeypatch, said, method):
+    """By flag and by variable."""
+    assert read_settings(said).method == method
+    for name, value in said.items():
+        monkeypatch.setenv(f"TTC_{name.upper()}", str(value).lower())
+    assert read_settings({}).method == method
 
 
 def test_a_flag_goes_before_its_variable_and_that_before_the_default(monkeypatch):

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.fixtures.contract import BATCH, batches, same, walk
 from tests.fixtures.networks import make_images, make_model
 from ttc_core.load import load
-from ttc_core.methods import create
+from ttc_core.methods import METHODS, create
 from ttc_core.methods.composed import AffineMethod
 from ttc_core.methods.contract import Adaptation, Prediction, State
 from ttc_core.methods.parts import Part
@@ -44,17 +44,18 @@ def tensors_of(method) -> dict[int, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", ["source", "norm", "t3a", "tent", "eta", "tipi", "ttc"])
+@pytest.mark.parametrize("name", METHODS)
 def test_a_stream_that_has_moved_nothing_costs_next_to_nothing(name, resnet50):
-    """Under 2 kB: it has no copy of anything that the source has."""
-    source = create(name, resnet50, **({} if name == "source" else {"statistics": "moving"}))
+    """Under 2 kB, of more parts 6: it has no copy of anything that the source has."""
+    moving = {} if name in ("source", "ttc_stream") else {"statistics": "moving"}
+    source = create(name, resnet50, **moving)
     source.fork()
     gc.collect()
     tracemalloc.start()
     streams = [source.fork() for _ in range(200)]
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert used / len(streams) < 2000
+    assert used / len(streams) < (6000 if name == "ttc_stream" else 2000)
     assert not any(tensors_of(stream) for stream in streams)
 
 
@@ -72,11 +73,16 @@ def test_a_fork_costs_a_fraction_of_a_pass(resnet50):
     assert min(times["fork"]) < min(times["copies"])
 
 
-def test_a_stream_that_has_learned_is_a_handful_of_tensors(resnet50):
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("ttc", {"statistics": "moving"}),
+        ("ttc_stream", {"learn": "always", "entropy_fraction": 1.1}),
+    ],
+)
+def test_a_stream_that_has_learned_is_a_handful_of_tensors(name, settings, resnet50):
     """ResNet-50, Adam, gradients pending: at most 1.1 MB in at most a dozen."""
-    method = create(
-        "ttc", resnet50, statistics="moving", samples_per_step=2, optimizer="adam", lr=1e-3
-    )
+    method = create(name, resnet50, samples_per_step=2, optimizer="adam", lr=1e-3, **settings)
     images = make_images(2, size=64)
     outcomes = [method.adapt(method.predict(images[:1])) for _ in range(3)]
     assert [outcome.stepped for outcome in outcomes] == [False, True, False]
@@ -243,7 +249,7 @@ def test_streams_of_a_users_subclass_share_nothing_that_it_keeps():
 FIRST_STEP = """
 import sys
 from tests.fixtures.networks import make_images, make_model
-from ttc_core.methods import create
+from ttc_core.methods import METHODS, create
 method = create("ttc", make_model(), samples_per_step=4).fork()
 before = set(sys.modules)
 assert method.adapt(method.predict(make_images(4))).stepped

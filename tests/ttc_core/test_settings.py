@@ -50,6 +50,7 @@ BY_CLASSES = {
         100: {"entropy_weight": 5.0, "lr_images": 200},
         1000: {"entropy_weight": 1.0, "lr_images": 64},
     },
+    "ttc_stream": {10: {"prior": True}, 100: {"prior": False}, 1000: {"prior": False}},
 }
 TTC = {
     **STATISTICS,
@@ -66,6 +67,17 @@ TTC = {
     "spc_on": "logits",
     "kappa_detach": False,
     "views": "separate",
+}
+TTC_STREAM = {
+    **OPTIMIZER,
+    "blend": 0.7,
+    "early_horizon": 50,
+    "late_horizon": 400,
+    "window": 64,
+    "samples_per_step": 50,
+    "entropy_fraction": 0.4,
+    "learn": "diverse",
+    "second_view": "auto",
 }
 
 
@@ -87,13 +99,14 @@ def with_classes(classes: int) -> SourceModel:
     [
         pytest.param(name, settings, id=name)
         for name, settings in (
-            ("source", {}),
+            ("source", {"flip": False}),
             ("norm", NORM),
             ("t3a", T3A),
             ("eta", ETA),
             ("tipi", TIPI),
             ("tent", TENT),
             ("ttc", TTC),
+            ("ttc_stream", TTC_STREAM),
         )
     ],
 )

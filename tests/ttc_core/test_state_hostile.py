@@ -25,6 +25,7 @@ def adapted():
             "ttc": {"statistics": "moving", "samples_per_step": 16, "optimizer": "adam"},
             "t3a": {},
             "eta": {"entropy_fraction": 1.0},
+            "ttc_stream": {"learn": "always", "entropy_fraction": 1.0, "samples_per_step": 16},
         }.items()
     }
     for method in made.values():
@@ -205,6 +206,16 @@ def test_a_hostile_file_is_refused_in_a_sentence(refused, change):
         ("t3a", tensors(supports__more=lambda _: torch.zeros(3))),
         ("eta", tensors(mean_answer__probabilities=lambda _: torch.zeros(CLASSES + 1))),
         ("eta", tensors(mean_answer__probabilities=lambda _: torch.full((CLASSES,), torch.nan))),
+        ("ttc_stream", tensors(context__averages=lambda t: t * 2)),
+        ("ttc_stream", tensors(context__weights=lambda t: t[:, :-1].contiguous())),
+        ("ttc_stream", tensors(context__usual=lambda t: t * torch.nan)),
+        ("ttc_stream", tensors(classes__frequencies=lambda t: -t)),
+        ("ttc_stream", tensors(moments__moment1_dot_norm1=lambda t: t[1:])),
+        ("ttc_stream", counters("context", context_images=-8)),
+        ("ttc_stream", counters("classes", opening=float("inf"))),
+        ("ttc_stream", counters("classes", images=None)),
+        ("ttc_stream", counters("moments", late_images=float("nan"))),
+        ("ttc_stream", counters("second_view", lost="no")),
     ],
 )
 def test_what_a_method_keeps_besides_is_checked_by_it(refused, name, change):

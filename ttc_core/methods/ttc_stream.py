@@ -42,9 +42,11 @@ class TTCStreamSettings(OptimizerSettings):
     blend: float = Field(0.7, ge=0, le=1, description="the stream's part of the statistics")
     early_horizon: int = Field(50, ge=1, description="images that early layers' moments run over")
     late_horizon: int = Field(400, ge=1, description="images that late layers' moments run over")
-    window: int = Field(64, ge=1, description="images that the classes' frequencies run over")
+    window: int = Field(
+        64, ge=1, le=1_000_000, description="images that the classes' frequencies run over"
+    )
     samples_per_step: int = Field(50, ge=1, description="images learned from between two steps")
-    entropy_fraction: float = Field(0.4, gt=0, description="of ln K: above it nothing is learned")
+    entropy_fraction: float = Field(0.8, gt=0, description="of ln K: above it nothing is learned")
     prior: bool = Field(
         True, description="let the images before weigh in the answer; off from 100 classes on"
     )

@@ -4,10 +4,13 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ttc_core.methods.contract import Prediction, State
 
 Numbers = NDArray[np.float64]
+# Of a state's numbers: floats count as far.
+MOST = 2.0**53
 
 
 class Part(Protocol):
@@ -40,8 +43,21 @@ def distributions(given: Any, like: Numbers) -> Numbers:
     Raises:
         ValueError: it has another shape, or its rows are no distributions.
     """
+    if not isinstance(given, Tensor):
+        raise ValueError("its averages of answers are none")
     found: Numbers = given.double().cpu().numpy().copy()
     sound = found.shape == like.shape and np.allclose(found.sum(axis=-1), 1)
     if not (sound and (found >= 0).all()):
         raise ValueError("its averages of answers are none of this network's")
     return found
+
+
+def bounded(given: Any, *, least: float = 0, most: float = MOST) -> float:
+    """A number that a state holds.
+
+    Raises:
+        ValueError: it is none, or out of its range.
+    """
+    if not (isinstance(given, int | float) and least <= given <= most):
+        raise ValueError(f"one of its numbers is {given}")
+    return float(given)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ttc_core.methods.contract import Prediction, State
-from ttc_core.methods.parts import Numbers, distributions
+from ttc_core.methods.parts import Numbers, bounded, distributions
 from ttc_core.model import SourceModel
 
 # Before so many images the answers are too few to be called diverse.
@@ -70,7 +70,8 @@ class Diversity:
         self.reset()
 
     def reset(self) -> None:
-        self.classes = Classes(np.full(self._model.classes, 1 / self._model.classes))
+        even = np.broadcast_to(1 / self._model.classes, self._model.classes)
+        self.classes = Classes(even)
 
     def after(self, probabilities: Tensor) -> Classes:
         """What the classes will be after these answers (N, K), in their order."""
@@ -115,5 +116,8 @@ class Diversity:
         given = state["classes"]
         frequencies = distributions(given["frequencies"], self.classes.frequencies)
         self.classes = Classes(
-            frequencies, int(given["images"]), float(given["openness"]), float(given["opening"])
+            frequencies,
+            int(bounded(given["images"])),
+            bounded(given["openness"], most=1),
+            bounded(given["opening"], most=1),
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ttc_core.methods.contract import Prediction, State
-from ttc_core.methods.parts import Numbers, distributions
+from ttc_core.methods.parts import Numbers, bounded, distributions
 
 # Images over which an expert averages the classes, and temperatures of the network's answer.
 HORIZONS = (2.0, 16.0)
@@ -69,7 +69,7 @@ class TemporalPrior:
 
     def reset(self) -> None:
         averages, usual = (
-            np.full((len(rows), self._classes), 1 / self._classes)
+            np.broadcast_to(1 / self._classes, (len(rows), self._classes))
             for rows in (HORIZONS, TEMPERATURES)
         )
         self._context = Context(averages, self._first, usual)
@@ -149,7 +149,7 @@ class TemporalPrior:
             distributions(given["averages"], now.averages),
             distributions(given["weights"], now.weights),
             distributions(given["usual"], now.usual),
-            int(given["context_images"]),
+            int(bounded(given["context_images"])),
         )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ttc_core.flat import NamedTensors
 from ttc_core.methods.contract import Prediction, State
+from ttc_core.methods.parts import bounded
 from ttc_core.methods.parts.diversity import Classes
 from ttc_core.model import SourceModel
 from ttc_core.normalization import Call, Look
@@ -125,8 +126,8 @@ class StreamStatistics:
         flat = self._model.moments_in_state.flattened(moments)
         self._moments = flat.to(self._moments).view(2, -1)
         self._seen = {
-            False: int(moments["images_seen"]),
-            True: float(moments["late_images"]),
+            False: int(bounded(moments["images_seen"])),
+            True: bounded(moments["late_images"]),
         }
 
 
@@ -174,10 +175,12 @@ class StreamLook:
         early = {name: found for name, found in self._found.items() if not self._late[name]}
         late = {name: found for name, found in self._found.items() if self._late[name]}
         return StreamShare(
-            self._images,
-            early,
-            {  # the views of an image, which stand behind one another, are one look at it
-                name: found.view(-1, self._images, *found.shape[1:]).mean(0)
-                for name, found in late.items()
-            },
+            self._images, early, {name: self._by_image(found) for name, found in late.items()}
         )
+
+    def _by_image(self, found: Tensor) -> Tensor:
+        """(N, 2, C) of a layer's rows (R, 2, C)."""
+        if len(found) % self._images:  # it sees other things than images
+            return found.mean(0).expand(self._images, *found.shape[1:])
+        # The views of an image, which stand behind one another, are one look at it.
+        return found.view(-1, self._images, *found.shape[1:]).mean(0)

@@ -1,0 +1,127 @@
+"""The default on the bundled network: what a camera's stream gets, in whatever order it comes."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.fixtures.contract import same
+from ttc_core.datasets import Geometry, open_data
+from ttc_core.evaluate import as_batch, run_stream
+from ttc_core.load import load
+from ttc_core.methods import create
+
+IMAGES = 300
+CORRUPTIONS = ["fog", "gaussian_noise"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """So that sums come in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load("bundled", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return open_data("bundled", Geometry(32))
+
+
+@pytest.fixture(scope="module")
+def columns(model, data):
+    """What a method answers to a stream; each is run once."""
+    known = {}
+
+    def run(name, corruption, order="iid", batch=10):
+        key = name, corruption, order, batch
+        if key not in known:
+            stream = data.open(corruption, 5, limit=IMAGES, order=order)
+            known[key] = run_stream(create(name, model), stream, batch).columns
+        return known[key]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def accuracy(columns):
+    def measure(*asked, **options):
+        found = columns(*asked, **options)
+        return 100 * (found["predicted"] == found["labels"]).mean()
+
+    return measure
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_it_gains_on_shuffled_images(accuracy, corruption):
+    """Against the frozen network, within 300 images."""
+    assert accuracy("ttc_stream", corruption) > accuracy("source", corruption) + 5
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_order_costs_nothing(accuracy, corruption):
+    """Sorted by class, which undoes statistics of the batch, it is as good as shuffled."""
+    assert accuracy("ttc_stream", corruption, "sorted") >= accuracy("ttc_stream", corruption) - 1
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_one_class_costs_nothing(accuracy, corruption):
+    """Against the frozen network, which does not adapt to what comes alone."""
+    assert (
+        accuracy("ttc_stream", corruption, "one:1") >= accuracy("source", corruption, "one:1") - 1
+    )
+
+
+@pytest.mark.parametrize(("corruption", "equal"), [("fog", 0.92), ("gaussian_noise", 0.96)])
+def test_it_hardly_matters_how_images_are_grouped(columns, accuracy, corruption, equal):
+    """One by one or ten at once: nearly the same answers, as often right."""
+    one_by_one, grouped = (columns("ttc_stream", corruption, batch=size) for size in (1, 10))
+    assert np.mean(one_by_one["predicted"] == grouped["predicted"]) >= equal
+    assert accuracy("ttc_stream", corruption, batch=1) == pytest.approx(
+        accuracy("ttc_stream", corruption), abs=1.5
+    )
+
+
+def test_answering_changes_nothing(model, data):
+    """However often the same images are asked about, amid a stream; only adapting moves it."""
+    method = create("ttc_stream", model)
+    batches = [as_batch(images) for images, _ in data.open("fog", 5, limit=100).batches(20)]
+    for images in batches[:4]:
+        method.adapt(method.predict(images))
+    before, first = method.state(), method.predict(batches[4])
+    for learn, context in ((True, None), (False, None), (True, [False] * 20), (False, [True] * 20)):
+        method.predict(batches[4], learn=learn, context=context)
+        method.predict(batches[0], learn=learn, context=context)
+    assert same(method.state(), before)
+    again = method.predict(batches[4], learn=False)
+    assert same(again.probabilities, first.probabilities)
+    assert same(again.selected, first.selected)
+
+
+def test_an_image_that_stands_alone_gets_the_networks_own_answer(model, data):
+    """Its logits' softmax, which the images before have no say in but by what the network is."""
+    method = create("ttc_stream", model)
+    ((run, _),) = data.open("fog", 5, limit=80, order="one:1").batches(80)
+    method.adapt(method.predict(as_batch(run)))
+    ((images, _),) = data.open("fog", 5, limit=20).batches(20)
+    own = method.predict(as_batch(images), context=[False] * 20)
+    torch.testing.assert_close(own.probabilities, own.logits.softmax(dim=1))
+    with_context = method.predict(as_batch(images))
+    assert same(with_context.logits, own.logits)
+    assert not same(with_context.probabilities, own.probabilities)
+    before = method.state()["context"]
+    method.adapt(own)
+    assert same(method.state()["context"], before)
+
+
+def test_without_the_prior_no_image_has_a_say_in_another(model, data):
+    """`--set ttc_stream.prior=false`."""
+    method = create("ttc_stream", model, prior=False)
+    ((run, _),) = data.open("fog", 5, limit=80, order="one:1").batches(80)
+    prediction = method.predict(as_batch(run))
+    torch.testing.assert_close(prediction.probabilities, prediction.logits.softmax(dim=1))
