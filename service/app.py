@@ -54,6 +54,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
     """
     model = source.model
     learns = settings.adapt != "never" and "affine" in source.adapts
+    follows = "moving" if "moments" in source.adapts else ""
     metrics = Metrics(
         CollectorRegistry(),
         classes=model.classes,
@@ -62,7 +63,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
             "method": settings.method,
             "device": str(model.device),
             "classes": str(model.classes),
-            "statistics": str(source.settings.get("statistics", "")),
+            "statistics": str(source.settings.get("statistics", follows)),
             # Whether there are optimizer steps to expect.
             "learns": "yes" if learns else "no",
         },

@@ -36,6 +36,9 @@ from ttc_core.plugins import source_digest
 
 log = logging.getLogger(__name__)
 
+# Why nothing is learned from a batch by intent, or was told already; the metric counts them all.
+UNREMARKABLE = (None, "shed", "none_selected", "failed")
+
 P = ParamSpec("P")
 T = TypeVar("T")
 _Said = tuple[Prediction, HostPrediction]
@@ -330,7 +333,7 @@ class Engine:
                 self.events.note_repeated("skipped", stream=stream, reason="no memory for it")
             self._saving.note_change(stream)
         self._metrics.count_adaptation(outcome)
-        if outcome.skipped not in (None, "shed", "failed"):  # policy, or told already
+        if outcome.skipped not in UNREMARKABLE:
             self.events.note_repeated("skipped", stream=stream, reason=outcome.skipped)
         tracing.note(selected=outcome.selected, stepped=outcome.stepped, skipped=outcome.skipped)
         self.last_adapt_seconds = time.perf_counter() - started

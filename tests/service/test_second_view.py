@@ -8,7 +8,7 @@ from torch import nn
 
 from service.engine import Engine, Image
 from service.metrics import Metrics
-from tests.fixtures.engine import ask, own, run, step, value
+from tests.fixtures.engine import ask, events_of, own, run, step, value
 from tests.fixtures.methods import Plain
 from ttc_core.methods import create
 from ttc_core.model import SourceModel
@@ -46,11 +46,6 @@ def engine_of(source, **options):
     return Engine(source, metrics, method_name="m", model_spec="x", **options)
 
 
-def told(engine):
-    """What happened, but for batches that taught nothing: one class only is none to learn from."""
-    return [event["event"] for event in engine.events if event["event"] != "skipped"]
-
-
 def streams_without(engine):
     return value(engine, "ttc_streams_without_second_view")
 
@@ -61,12 +56,12 @@ def test_a_stream_without_the_second_view_says_so_once(model):
 
     async def walk():
         await step(engine, TOO_FEW)
-        assert (told(engine), streams_without(engine)) == ([], 0)
+        assert (events_of(engine), streams_without(engine)) == ([], 0)
         for _ in range(3):
             await step(engine, ENOUGH)
         await step(engine, TOO_FEW, stream="other")
-        assert told(engine) == ["second_view_off"]
-        assert [each["stream"] for each in engine.events if each["event"] != "skipped"] == ["s"]
+        (event,) = engine.events
+        assert (event["event"], event["stream"]) == ("second_view_off", "s")
         assert streams_without(engine) == 1
         found = {name: record.second_view_off for name, record in engine.streams.items()}
         assert found == {"s": True, "other": False}
@@ -83,7 +78,7 @@ def test_it_is_said_once_although_batches_wait_to_be_learned_from(model):
         for answered in passes:
             await engine.adapt(answered, learn=True)
             assert engine.streams["s"].second_view_off
-        assert told(engine) == ["second_view_off"]
+        assert events_of(engine) == ["second_view_off"]
 
     run(engine, walk())
 
@@ -99,7 +94,19 @@ def test_a_reset_stream_is_watched_anew(model):
         assert streams_without(engine) == 0
         await step(engine, ENOUGH)
         assert streams_without(engine) == 1
-        assert told(engine) == ["second_view_off", "reset", "second_view_off"]
+        assert events_of(engine) == ["second_view_off", "reset", "second_view_off"]
+
+    run(engine, walk())
+
+
+def test_images_of_one_class_are_no_event(model):
+    """Nothing is learned of them by intent: the metric counts it, the log is not told."""
+    engine = engine_of(create("ttc_stream", model, second_view="off"))
+
+    async def walk():
+        await step(engine, ENOUGH)
+        assert events_of(engine) == []
+        assert value(engine, "ttc_adaptation_skipped_total", reason="none_selected") == 1
 
     run(engine, walk())
 
@@ -118,7 +125,7 @@ def test_a_saved_stream_comes_back_without_it_and_says_nothing(model, tmp_path):
         await step(after, TOO_FEW)
         assert after.streams["s"].second_view_off
         assert streams_without(after) == 1
-        assert told(after) == ["restored"]
+        assert events_of(after) == ["restored"]
 
     before = restarted()
     run(before, first())
@@ -145,7 +152,7 @@ def test_who_watches_no_second_view_says_nothing_of_it(model, make):
         for _ in range(2):
             await step(engine, ENOUGH)
         assert not engine.streams["s"].second_view_off
-        assert (told(engine), streams_without(engine)) == ([], 0)
+        assert (events_of(engine), streams_without(engine)) == ([], 0)
 
     run(engine, walk())
 

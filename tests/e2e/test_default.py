@@ -1,0 +1,29 @@
+"""The default over HTTP: what `/status` shows of its streams, and answers without context."""
+
+import pytest
+
+from service.client import Client
+
+
+def test_images_without_context_are_answered_alone_and_status_shows_it(serve, pictures):
+    """The prior of a stream moves only by images that have a say in it; the answer tells which."""
+    with serve(method="ttc_stream") as running, Client(running.url) as client:
+        for stream, context in (("ordered", True), ("alone", False)):
+            for start in range(0, 60, 10):
+                answer = client.predict(
+                    pictures[start : start + 10], stream=stream, context=context
+                )
+                assert answer.context == context
+        running.at_rest()
+        streams = client.status().streams
+    for shown in streams.values():
+        assert not shown.second_view_off
+        assert shown.details.keys() == {"late_layers", "images_before"}
+    assert streams["alone"].details["images_before"] == pytest.approx(0.2)
+    assert streams["ordered"].details["images_before"] != pytest.approx(0.2)
+
+
+def test_the_model_info_tells_that_its_statistics_follow_the_stream(serve):
+    """As it does of the paper's methods where they are served."""
+    with serve(method="ttc_stream") as running:
+        assert 'statistics="moving"' in running.http.get("/metrics").text
