@@ -45,7 +45,7 @@ HEAD = """# What happens when…
 Streams that cameras send, and what becomes of each method on them: made by `make streams`, on the
 bundled network under fog, contrast and Gaussian noise of severity 5 (32 minutes with one thread).
 SOURCE is the frozen network with one view; *flip* averages the answers to an image and its mirror
-image. The last line is what `ttc serve` runs where no method is named.
+image. The last lines are as `ttc serve` runs them: `--method ttc`, and where no method is named.
 """
 DEFAULT = str(default("method"))
 """The method that is served where none is named."""
@@ -153,8 +153,11 @@ PAPER = (
 
 def runs(model: SourceModel) -> Iterator[Run]:
     """The lines of the matrix; those that the network does not allow are left out."""
-    served = Variant(DEFAULT, settings_for(DEFAULT, {}, statistics="moving"), DEFAULT_BATCH_SIZE)
-    for variant in (*PAPER, served):
+    served = [
+        Variant(name, settings_for(name, {}, statistics="moving"), DEFAULT_BATCH_SIZE)
+        for name in ("ttc", DEFAULT)
+    ]
+    for variant in (*PAPER, *served):
         try:
             method = variant.create(model, {})
         except UnsuitableNetworkError as error:

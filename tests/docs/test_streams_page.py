@@ -54,8 +54,8 @@ def test_the_served_default_is_compared_with_the_papers_methods() -> None:
     """In batches of 10, the others of 100, each also with the flip average where it has none."""
     found = list(runs(make_model()))
     names = [run.name for run in found]
-    assert names == ["source", "source", "norm", "norm", "tent", "tent", "ttc", DEFAULT]
-    assert [run.batch_size for run in found] == [100] * 7 + [DEFAULT_BATCH_SIZE]
+    assert names == ["source", "source", "norm", "norm", "tent", "tent", "ttc", "ttc", DEFAULT]
+    assert [run.batch_size for run in found] == [100] * 7 + [DEFAULT_BATCH_SIZE] * 2
     assert [run.method.settings.get("flip") for run in found[:6]] == [False, True] * 3
 
 
