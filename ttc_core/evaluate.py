@@ -22,7 +22,6 @@ from ttc_core.supervised import Supervised
 from ttc_core.tally import Tally
 
 PROTOCOLS = "episodic, continual, changing:L, recurring:V (L and V from 1 on) or day-night"
-REFERENCE = "source"
 
 
 class EvaluationError(UserError):
@@ -70,6 +69,16 @@ class Run(NamedTuple):
     method: Method
     batch_size: int
     code: str | None = None
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is what the others are held against."""
+        return is_reference(self.name, self.method.settings)
+
+
+def is_reference(method: str, settings: Mapping[str, Any]) -> bool:
+    """Whether that is SOURCE, the frozen network with one view."""
+    return method == "source" and not settings.get("flip")
 
 
 class Watcher(Protocol):
@@ -205,7 +214,7 @@ class Evaluation:
         # Opened and hashed once for all methods: with files it takes a while.
         streams: dict[str, Stream] = {}
         references: dict[str, NDArray[np.float64]] = {}
-        for run in sorted(self.runs, key=lambda one: one.name != REFERENCE):
+        for run in sorted(self.runs, key=lambda one: not one.is_reference):
             warmed_up, needed = False, 0
             with self._sentences(run, "at the start"):
                 run.method.reset()
@@ -234,12 +243,12 @@ class Evaluation:
                     tally = self._pass(run, stream, watcher)
                 columns = tally.columns
                 key, right = same_images(row), _right(columns)
-                if run.name == REFERENCE:
+                if run.is_reference:
                     references[key] = right
                 elif key not in references:
                     references |= _earlier_reference(rows, key)
                 row |= tally.results(selects=run.method.selects) | tally.windows()
-                row |= _differences(right, references.get(key) if run.name != REFERENCE else None)
+                row |= _differences(right, None if run.is_reference else references.get(key))
                 if existing is None:
                     row = rows.append(row, {k: v for k, v in columns.items() if k != "logits"})
                 if watcher is not None:
@@ -337,7 +346,7 @@ def _right(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
 def _earlier_reference(rows: Rows, key: str) -> dict[str, NDArray[np.float64]]:
     """SOURCE's answers to the same images, by key, if they lie beside an earlier row."""
     for row in rows:
-        if row["method"] == REFERENCE and same_images(row) == key:
+        if is_reference(row["method"], row["settings"]) and same_images(row) == key:
             columns = rows.arrays(row) or {}
             if {"predicted", "labels"} <= columns.keys():
                 return {key: _right(columns)}

@@ -106,7 +106,5 @@ def _changes(
 @cache
 def _defaults(method: str, classes: int) -> dict[str, Any]:
     """A method's settings where nothing is set, as a row has them."""
-    if method == "source":
-        return {}
     declared = SupervisedSettings if method == SUPERVISED else METHODS[method].Settings  # type: ignore[attr-defined]
     return dict(declared.create(method, classes, {}).model_dump(mode="json"))

@@ -55,10 +55,7 @@ class StreamLine:
 
     @property
     def title(self) -> str:
-        one = self.configuration
-        if (one.method, one.told) == ("norm", {"statistics": "source", "flip": True}):
-            return "SOURCE (flip=true)"  # NORM with the source's statistics
-        return one.title
+        return self.configuration.title
 
 
 @dataclass(frozen=True)
@@ -332,7 +329,6 @@ def _figure(
     for line in matrix.lines:
         curve, changes = _curve(lines.get(line, ()))
         method = line.configuration.method
-        method = REFERENCE if line.title.startswith("SOURCE") else method
         style = _STYLES[seen.get(method, 0) % len(_STYLES)]
         seen[method] = seen.get(method, 0) + 1
         if not len(curve):
