@@ -142,6 +142,7 @@ def test_the_description_of_the_interface_is_complete(source_server):
         "label",
         "timeout",
         "learn",
+        "context",
     }
 
 
