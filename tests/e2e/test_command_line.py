@@ -96,7 +96,7 @@ def test_the_examples_of_the_help_can_be_parsed(verb):
         ("serve --port 70000", "--port"),
         ("serve --adapt sometimes", "--adapt"),
         ("serve --set ttc.lr", "METHOD.PARAM=VALUE"),
-        ("serve --set ttc.lr=fast", "ttc.lr"),
+        ("serve --set ttc_stream.lr=fast", "ttc_stream.lr"),
         ("serve --set ttc.speed=1", "ttc.speed"),
         ("serve --set lr=1", "METHOD.PARAM=VALUE"),
         ("serve --set tenth.lr=1", "tenth"),

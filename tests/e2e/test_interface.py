@@ -140,6 +140,7 @@ def test_the_description_of_the_interface_is_complete(source_server):
         "top_k",
         "id",
         "label",
+        "context",
         "timeout",
         "learn",
         "context",

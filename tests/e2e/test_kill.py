@@ -42,10 +42,11 @@ def steps(folder):
 def test_kill_9_at_twenty_moments_under_load(pictures, tmp_path):
     """What is taken up is what was written last, and each life gets further than the one before."""
     options = ("--device", "cpu", "--state-dir", str(tmp_path), "--save-interval", "0.3")
+    learning = ("--method", "ttc", "--set", "ttc.samples_per_step=1")
     chance, saved = random.Random(0), {}
     for _ in range(20):
         first_answers = {}
-        with launch(*options, "--set", "ttc.samples_per_step=1") as server:
+        with launch(*options, *learning) as server:
             with ThreadPoolExecutor(CAMERAS) as pool:
                 cameras = [
                     pool.submit(camera, server.url, number, pictures[number], first_answers)

@@ -75,7 +75,7 @@ TTC_STREAM = {
     "late_horizon": 400,
     "window": 64,
     "samples_per_step": 50,
-    "entropy_fraction": 0.4,
+    "entropy_fraction": 0.8,
     "learn": "diverse",
     "second_view": "auto",
 }
