@@ -143,7 +143,6 @@ def test_the_description_of_the_interface_is_complete(source_server):
         "context",
         "timeout",
         "learn",
-        "context",
     }
 
 
