@@ -18,7 +18,7 @@ from ttc_core.rows import Row, Rows
 CORRUPTION, OTHER = "gaussian_noise", "contrast"
 BATCH_SIZE = 10
 """Few at a time, as cameras send them; the same for all."""
-RESET_IMAGES = 500
+RESET_IMAGES = 300
 SERVERS = {"SOURCE": ("--method", "source"), "TTC, --paper": ("--paper",), "default": ()}
 ORDERS = {"shuffled": "iid", "in runs of 50": "runs:50"}
 

@@ -1,5 +1,6 @@
 """docs/default.md has every number of the served default as the code has it."""
 
+import inspect
 import re
 from pathlib import Path
 from types import ModuleType
@@ -13,9 +14,10 @@ MODULES = (ttc_stream, stream_statistics, diversity, prior, second_view)
 
 
 def constants(module: ModuleType) -> dict[str, Any]:
-    name = module.__name__.rpartition(".")[2]
-    found = vars(module).items()
-    return {f"{name}.{each}": value for each, value in found if re.fullmatch("[A-Z_]+", each)}
+    """What a module defines itself, by its name and theirs."""
+    name, source = module.__name__.rpartition(".")[2], inspect.getsource(module)
+    defined = re.findall(r"^([A-Z_]+(?:, [A-Z_]+)*) = ", source, re.MULTILINE)
+    return {f"{name}.{each}": vars(module)[each] for each in ", ".join(defined).split(", ")}
 
 
 def shown(value: Any) -> str:

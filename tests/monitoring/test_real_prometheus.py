@@ -183,7 +183,7 @@ def test_a_collapse_rings(stack):
 def test_a_camera_that_sees_one_class_only_rings(stack):
     """Statistics that follow the images lose what tells the class; answers come near guesses."""
     images = pictures_of(5, 200)
-    with launch("--port", str(stack.narrow_port)) as server:
+    with launch("--method", "ttc", "--port", str(stack.narrow_port)) as server:
         stack.seen(server.url)
         with Client(server.url) as client:
             for start in range(0, len(images), 20):
