@@ -69,7 +69,7 @@ def test_the_command_fills_in_rows_and_writes_the_page(monkeypatch, tmp_path: Pa
     arguments += ["--rows", str(rows), "--out", str(tmp_path / "out"), "--page", str(page)]
     first = CliRunner().invoke(streams.main, arguments)
     assert first.exit_code == 0, first.output
-    assert len(Rows(rows)) == 2 * 2 * 4
+    assert len(Rows(rows)) == 2 * 2 * 5
     text = page.read_text()
     assert text.index("| Method | iid | runs:5 |") < text.index("## … one?")
     assert "--order runs:5 --limit 40" in text
@@ -77,4 +77,4 @@ def test_the_command_fills_in_rows_and_writes_the_page(monkeypatch, tmp_path: Pa
     again = CliRunner().invoke(streams.main, arguments)
     assert "40 images in" in first.output
     assert "40 images in" not in again.output
-    assert len(Rows(rows)) == 2 * 2 * 4
+    assert len(Rows(rows)) == 2 * 2 * 5

@@ -207,7 +207,14 @@ def test_streams_whose_views_differ_more_are_found():
 
 @pytest.mark.parametrize(
     "changed",
-    [{"gain": math.nan}, {"gain": math.inf}, {"gain": None}, {"lost": 2}, {"lost": "no"}],
+    [
+        {"gain": math.nan},
+        {"gain": math.inf},
+        {"gain": -math.inf},
+        {"gain": None},
+        {"lost": 2},
+        {"lost": "no"},
+    ],
     ids=str,
 )
 def test_a_state_that_is_none_is_refused(changed):

@@ -58,6 +58,6 @@ def bounded(given: Any, *, least: float = 0, most: float = MOST) -> float:
     Raises:
         ValueError: it is none, or out of its range.
     """
-    if not (isinstance(given, int | float) and least <= given <= most):
+    if not (isinstance(given, int | float) and max(least, -MOST) <= given <= most):
         raise ValueError(f"one of its numbers is {given}")
     return float(given)

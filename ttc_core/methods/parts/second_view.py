@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ttc_core.methods.contract import Prediction, State
-from ttc_core.methods.parts import MOST, bounded
+from ttc_core.methods.parts import bounded
 
 # Nats: of networks for which mirroring is right the mean was at most 0.288, else at least 0.435.
 TOLERATED = 0.30
@@ -75,7 +75,9 @@ class SecondView:
 
     def restore(self, state: State) -> None:
         given = state["second_view"]
-        self.bet = Bet(bounded(given["gain"], least=-MOST), bool(bounded(given["lost"], most=1)))
+        self.bet = Bet(
+            bounded(given["gain"], least=-math.inf), bool(bounded(given["lost"], most=1))
+        )
 
 
 def divergence_of_views(logits: Tensor, others: Tensor) -> Tensor:
