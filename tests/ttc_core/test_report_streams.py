@@ -27,7 +27,7 @@ def rows_and_arrays():
                 (
                     ("source", {}),
                     ("norm", {}),
-                    ("norm", {"statistics": "source", "flip": True}),
+                    ("source", {"flip": True}),
                 )
             ):
                 accuracy = 0.4 + 0.1 * rank + 0.05 * place
