@@ -121,6 +121,13 @@ def _introduce(settings: Settings, source: "Method") -> None:
     log.info("Method %s: %s", settings.method, used or "no settings")
     chosen = settings.model_dump(exclude={"model", "method", "set", *SECRETS}, mode="json")
     log.info("Settings: %s", ", ".join(f"{flag(k)} {v}" for k, v in chosen.items()))
+    taken = {settings.method}
+    if "moving" in source.settings:
+        taken |= {"moving", f"{settings.method}.moving"}
+    for key in pairs_of(settings.set):
+        of = key.rpartition(".")[0]
+        if of not in taken:
+            log.warning(f"--set {key} sets nothing here: {settings.method} is served, not {of}.")
     for name, meant in unknown_variables().items():
         log.warning(f"{name} sets nothing here" + (f"; is {meant} meant?" if meant else "."))
     if settings.max_body > settings.max_queue_bytes:

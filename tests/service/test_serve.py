@@ -31,3 +31,22 @@ def test_who_answers_lone_images_by_guessing_is_warned(method, network, given, w
     with caplog.at_level(logging.WARNING):
         _introduce(settings, create(method, make_model(network), **chosen))
     assert ("answered near chance" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(
+    ("given", "warns"),
+    [
+        ({"set": ("ttc.lr=0.1",)}, True),
+        ({"set": ("moving.floor=0.1",)}, True),
+        ({"set": ("ttc_stream.lr=0.1",)}, False),
+        ({"method": "ttc", "set": ("ttc.lr=0.1",)}, False),
+        ({"method": "ttc", "set": ("moving.floor=0.1",)}, False),
+    ],
+)
+def test_a_setting_of_another_method_is_told_to_set_nothing(given, warns, caplog):
+    """`--set ttc.lr=…` beside the default is a mistake that nobody would notice."""
+    settings = read_settings(given)
+    chosen = settings_for(settings.method, pairs_of(settings.set), statistics=settings.statistics)
+    with caplog.at_level(logging.WARNING):
+        _introduce(settings, create(settings.method, make_model(), **chosen))
+    assert ("sets nothing here" in caplog.text) == warns
