@@ -121,8 +121,10 @@ class TTCStream(LearningMethod):
         self, images: Tensor, *, learn: bool = True, context: Sequence[bool] | None = None
     ) -> Prediction:
         s, opening = self._settings, self._diversity.classes.opening
-        learn = learn and s.learn != "never"
-        with torch.set_grad_enabled(learn):
+        teaches = s.learn == "always" or (
+            s.learn == "diverse" and self._diversity.classes.openness == 1
+        )
+        with torch.set_grad_enabled(learn and teaches):
             seen = self._look_at(images, opening, context)
             if seen.classes.opening - opening > SUDDENLY:
                 seen = self._look_at(images, seen.classes.opening, context)
@@ -131,7 +133,7 @@ class TTCStream(LearningMethod):
         # What the images before made of an answer is no evidence to learn from.
         selected = logits.argmax(dim=1) == answers.argmax(dim=1)
         selected &= entropies.detach() < s.entropy_fraction * math.log(self.model.classes)
-        selected &= seen.classes.openness == 1 or s.learn == "always"
+        selected &= teaches
         return Prediction(
             logits=logits,
             probabilities=answers,
@@ -175,6 +177,8 @@ class TTCStream(LearningMethod):
 
     def _learn(self, prediction: Prediction) -> Adaptation:
         count = int(prediction.selected.sum())
+        if count == 0:  # nor is there a graph, where no image may teach
+            return Adaptation(skipped="none_selected", drift=self.drift)
         due = self._learner.pending_images + count >= self._settings.samples_per_step
         return self._learner.learn(self._gradient(prediction), images=count, step=due)
 
