@@ -246,7 +246,8 @@ def describe(path: Path) -> str:
     """
     texts = read_header(path)
     counters = [
-        f"{shown(name.replace('_', ' '))} {shown(value)}"
+        f"{shown(name.replace('_', ' '))} "
+        + (f"{value:.4g}" if isinstance(value, float) else shown(value))
         for section in _text(path, texts, "counters", _COUNTERS).values()
         for name, value in section.items()
     ]
