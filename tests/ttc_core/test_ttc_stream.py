@@ -125,3 +125,24 @@ def test_without_the_prior_no_image_has_a_say_in_another(model, data):
     ((run, _),) = data.open("fog", 5, limit=80, order="one:1").batches(80)
     prediction = method.predict(as_batch(run))
     torch.testing.assert_close(prediction.probabilities, prediction.logits.softmax(dim=1))
+
+
+def test_what_never_learns_selects_nothing(model, data):
+    """`--set ttc_stream.learn=never`: nobody is told that it learns, nor waits for it to."""
+    ((images, _),) = data.open("fog", 5, limit=100).batches(100)
+    assert create("ttc_stream", model, learn="always").predict(as_batch(images)).selected.any()
+    method = create("ttc_stream", model, learn="never")
+    prediction = method.predict(as_batch(images))
+    assert not prediction.selected.any()
+    assert method.adapt(prediction).skipped == "none_selected"
+    assert method.adapts == method.fork().adapts == {"moments"}
+    assert method.state()["moments"]["images_seen"] == 100
+
+
+def test_no_gradient_is_taken_of_nothing(model, data, monkeypatch):
+    """A camera that sees one class, of which nothing is learned, pays for no backward pass."""
+    ((images, _),) = data.open("fog", 5, limit=80, order="one:1").batches(80)
+    method = create("ttc_stream", model)
+    prediction = method.predict(as_batch(images))
+    monkeypatch.setattr(type(method), "_gradient", None)
+    assert method.adapt(prediction).skipped == "none_selected"

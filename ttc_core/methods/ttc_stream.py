@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ttc_core.methods.composed import LearningMethod
+from ttc_core.methods.composed import LearningMethod, StatisticsMethod
 from ttc_core.methods.contract import Adaptation, Pending, Prediction
 from ttc_core.methods.parts import Part
 from ttc_core.methods.parts.diversity import Classes, Diversity
@@ -93,6 +93,8 @@ class TTCStream(LearningMethod):
         self._diversity = Diversity(self.model, s.window)
         self._prior = TemporalPrior(self.model.classes)
         self._second_view = SecondView(s.second_view)
+        if s.learn == "never":
+            self.adapts = StatisticsMethod.adapts
         return (
             *super()._compose(),
             self._statistics,
@@ -131,7 +133,8 @@ class TTCStream(LearningMethod):
         # What the images before made of an answer is no evidence to learn from.
         selected = logits.argmax(dim=1) == answers.argmax(dim=1)
         selected &= entropies.detach() < s.entropy_fraction * math.log(self.model.classes)
-        selected &= seen.classes.openness == 1 or s.learn == "always"
+        diverse = seen.classes.openness == 1
+        selected &= {"diverse": diverse, "always": True, "never": False}[s.learn]
         return Prediction(
             logits=logits,
             probabilities=answers,
@@ -175,6 +178,8 @@ class TTCStream(LearningMethod):
 
     def _learn(self, prediction: Prediction) -> Adaptation:
         count = int(prediction.selected.sum())
+        if count == 0:  # a gradient of nothing takes as long as one of everything
+            return Adaptation(skipped="none_selected", drift=self.drift)
         due = self._learner.pending_images + count >= self._settings.samples_per_step
         return self._learner.learn(self._gradient(prediction), images=count, step=due)
 
