@@ -146,3 +146,13 @@ def test_no_gradient_is_taken_of_nothing(model, data, monkeypatch):
     prediction = method.predict(as_batch(images))
     monkeypatch.setattr(type(method), "_gradient", None)
     assert method.adapt(prediction).skipped == "none_selected"
+
+
+@pytest.mark.parametrize("prior", [True, False])
+@pytest.mark.parametrize("count", [0, 3, 5])
+def test_context_is_said_of_each_image(model, data, prior, count):
+    """Neither too few truth values nor too many: nobody knows whose they are."""
+    ((images, _),) = data.open("fog", 5, limit=4).batches(4)
+    method = create("ttc_stream", model, prior=prior)
+    with pytest.raises(ValueError, match=rf"^context has {count} truth values for 4 images"):
+        method.predict(as_batch(images), context=[True] * count)

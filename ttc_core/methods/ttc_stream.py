@@ -122,6 +122,11 @@ class TTCStream(LearningMethod):
     def predict(
         self, images: Tensor, *, learn: bool = True, context: Sequence[bool] | None = None
     ) -> Prediction:
+        if context is not None and len(context) != len(images):
+            raise ValueError(
+                f"context has {len(context)} truth values for {len(images)} images; it takes one "
+                "for each"
+            )
         s, opening = self._settings, self._diversity.classes.opening
         learn = learn and s.learn != "never"
         with torch.set_grad_enabled(learn):
