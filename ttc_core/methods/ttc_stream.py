@@ -143,7 +143,7 @@ class TTCStream(LearningMethod):
         return Prediction(
             logits=logits,
             probabilities=answers,
-            entropy=-torch.special.xlogy(answers, answers).sum(dim=1),
+            entropy=torch.special.entr(answers).sum(dim=1),
             selected=selected,
             version=self.version,
             pending=Pending(
