@@ -13,7 +13,7 @@ METHOD §1.9.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -179,6 +179,7 @@ class TTCStream(LearningMethod):
             bet = self._second_view.bet
             self.reset()  # what mirror images have moved is wrong
             self._second_view.bet = bet
+            return replace(outcome, drift=self.drift)
         return outcome
 
     def _learn(self, prediction: Prediction) -> Adaptation:
