@@ -1,5 +1,7 @@
 """The default on the bundled network: what a camera's stream gets, in whatever order it comes."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch, run_stream
 from ttc_core.load import load
 from ttc_core.methods import create
+from ttc_core.methods.ttc_stream import TTCStream
 
 IMAGES = 300
 CORRUPTIONS = ["fog", "gaussian_noise"]
@@ -156,3 +159,19 @@ def test_context_is_said_of_each_image(model, data, prior, count):
     method = create("ttc_stream", model, prior=prior)
     with pytest.raises(ValueError, match=rf"^context has {count} truth values for 4 images"):
         method.predict(as_batch(images), context=[True] * count)
+
+
+def test_a_batch_that_is_answered_again_needs_the_memory_of_one_pass(model, data, monkeypatch):
+    """What the first pass made is gone before the second begins."""
+    ((images, _),) = data.open("gaussian_noise", 1, limit=100).batches(100)
+    method, look, seen = create("ttc_stream", model), TTCStream._look_at, []
+
+    def watched(*given):
+        assert all(each() is None for each in seen)
+        found = look(*given)
+        seen.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(TTCStream, "_look_at", watched)
+    method.predict(as_batch(images))
+    assert len(seen) == 2

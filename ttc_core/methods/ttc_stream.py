@@ -131,8 +131,9 @@ class TTCStream(LearningMethod):
         learn = learn and s.learn != "never"
         with torch.set_grad_enabled(learn):
             seen = self._look_at(images, opening, context)
-            if seen.classes.opening - opening > SUDDENLY:
-                seen = self._look_at(images, seen.classes.opening, context)
+            if (opened := seen.classes.opening) - opening > SUDDENLY:
+                del seen  # and its graph, before there is another
+                seen = self._look_at(images, opened, context)
             entropies = entropy(seen.logits)
         logits, answers = seen.logits.detach(), seen.answers
         # What the images before made of an answer is no evidence to learn from.
