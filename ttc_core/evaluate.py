@@ -129,6 +129,7 @@ def run_stream(
                 f"the scores for image {first} are not finite numbers, so that it has no answer"
             )
         outcome = method.adapt(prediction)
+        del prediction  # and its graph, which lasts where nothing was learned
         seconds = time.perf_counter() - started
         columns = {
             "predicted": answers.predicted,
