@@ -99,7 +99,7 @@ def predict_call(
         stream: whose stream the images belong to; None: the default one.
         top_k: how many classes each answer lists.
         learn: off: the images are answered, and nothing moves.
-        context: off: each is answered as if it came alone, and has no say in later answers.
+        context: off: the prior neither weighs in the answers nor follows them; adaptation does.
 
     Raises:
         ValueError: no images, another number of labels or ids, or a label that is no whole number.

@@ -48,7 +48,7 @@ _Said = tuple[Prediction, HostPrediction]
 class Image:
     """A decoded image (H, W, 3) uint8, with its true class and its id if the client gave them.
 
-    With `context` off it is answered as if it came alone.
+    With `context` off the prior neither weighs in its answer nor follows it.
     """
 
     pixels: NDArray[np.uint8]

@@ -280,12 +280,11 @@ class Streams:
         """Have a stream written, if not too many wait for that; return whether it can be at all."""
         if not self._saving.takes:
             return False
-        leaving = self._saving.leaving()
         if not self._saving.is_leaving(name) and not self._is_busy:
             if not self._saving.snapshot(name, record):
                 return False
-            if name not in leaving:
-                self._writer.submit(self.write, name)
+            # Also where a former snapshot waits: its writing may be just over.
+            self._writer.submit(self.write, name)
         return True
 
     @property

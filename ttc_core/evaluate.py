@@ -16,6 +16,7 @@ from ttc_core.datasets import DataSet, Stream, changing, day_night, mixed_in
 from ttc_core.errors import UserError
 from ttc_core.features import FeatureRecorder
 from ttc_core.methods import Method, Prediction
+from ttc_core.order import is_count
 from ttc_core.poison import poisoned
 from ttc_core.rows import Rows, same_images
 from ttc_core.supervised import Supervised
@@ -39,11 +40,10 @@ def parse_protocol(text: str) -> tuple[str, int]:
     Raises:
         ValueError: it is none of PROTOCOLS.
     """
-    kind, colon, number = text.partition(":")
+    kind, _, number = text.partition(":")
     if text in ("episodic", "continual", "day-night"):
         return text, 0
-    digits = colon and number.isascii() and number.isdigit() and len(number) < 10
-    if kind not in ("changing", "recurring") or not digits or int(number) < 1:
+    if kind not in ("changing", "recurring") or not is_count(number):
         raise ValueError(f"The protocol must be {PROTOCOLS}; got {text!r}.")
     return kind, int(number)
 
@@ -129,6 +129,7 @@ def run_stream(
                 f"the scores for image {first} are not finite numbers, so that it has no answer"
             )
         outcome = method.adapt(prediction)
+        del prediction  # and its graph, which lasts where nothing was learned
         seconds = time.perf_counter() - started
         columns = {
             "predicted": answers.predicted,

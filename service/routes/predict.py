@@ -97,7 +97,7 @@ async def predict(
     ] = None,
     learn: Annotated[bool, Query(description="false: answer only; nothing moves")] = True,
     context: Annotated[
-        bool, Query(description="false: answer each image as if it came alone")
+        bool, Query(description="false: leave the images before out; the model adapts all the same")
     ] = True,
 ) -> Response:
     """Classify one or many images.

@@ -174,3 +174,23 @@ def test_a_new_start_after_a_reset_is_not_mixed_with_what_was_on_its_way(engine,
     assert asyncio.run(table.save())
     table.close()
     assert engine(tmp_path).table.load("a").batches == 1
+
+
+def test_what_leaves_again_while_its_former_writing_ends_is_written(engine, tmp_path, disk):
+    """Nobody has to wait for the next round of saving until the stream's place is free."""
+    table = engine(tmp_path, max_streams=1)
+    disk.works.clear()
+    for name in ("a", "b", "a"):
+        ask(table, name)
+    snapshot = table._saving.snapshot
+
+    def late(name, record):
+        disk.works.set()
+        table._writer.submit(int).result(10)
+        return snapshot(name, record)
+
+    table._saving.snapshot = late
+    ask(table, "c")
+    table._writer.submit(int).result(10)
+    assert not table._saving.leaving()
+    assert table.table.load("a").batches == 2

@@ -181,7 +181,7 @@ def test_windows_are_of_five_hundred_images():
     "text",
     [
         *("", "daily", "changing", "changing:", "changing:0", "changing:-1", "changing:1.5"),
-        *("recurring:x", "episodic:2", "day-night:5", "changing:" + "9" * 20),
+        *("recurring:x", "episodic:2", "day-night:5", "changing:" + "9" * 20, "changing:05"),
     ],
 )
 def test_other_protocols_are_refused(text):

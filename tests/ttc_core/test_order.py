@@ -81,6 +81,7 @@ def test_a_few_images_are_no_special_case(count):
     [
         *("mixed", "", "dirichlet", "dirichlet:", "dirichlet:0", "dirichlet:-1", "dirichlet:x"),
         *("runs", "runs:0", "runs:x", "runs:1.5", "one", "one: ", "camera-trap:2", "limited:0"),
+        *("runs:05", "runs:+5", "runs: 5", "runs:1_0", "runs:٣"),
     ],
 )
 def test_other_orders_are_refused(order):

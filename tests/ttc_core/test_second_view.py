@@ -108,6 +108,15 @@ def test_what_it_moved_before_is_undone(model):
     assert (method.version, method.pending_batches) == (0, 0)
 
 
+def test_what_is_told_of_the_batch_is_how_it_left_the_stream(model):
+    """The drift is the source's, 0, though a step was just taken."""
+    method = create("ttc_stream", model, learn="always", samples_per_step=5)
+    outcome = method.adapt(method.predict(bright(drawn(20, LEFT_OR_RIGHT))))
+    assert method.second_view_off
+    assert outcome.stepped
+    assert outcome.drift == method.drift == 0
+
+
 def test_the_answers_are_right_from_the_batch_in_which_it_is_seen(model):
     """That batch is answered by the images themselves already."""
     method, sides = create("ttc_stream", model), drawn(200, LEFT_OR_RIGHT)

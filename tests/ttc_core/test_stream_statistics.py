@@ -1,5 +1,7 @@
 """Early layers follow the light at once; late ones see classes, and wait until many have come."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,20 @@ def call_of(model: SourceModel, layer: str) -> Call:
     norm = model.module.get_submodule(layer)
     x = 3 * torch.randn(4, norm.num_features, 5, 5) + 1
     return Call(layer, x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+
+
+@pytest.mark.parametrize("layer", [EARLY, LATE])
+def test_a_layer_may_be_used_again_on_parts_of_the_images(model, layer):
+    """Its moments are the mean over its uses, however many rows each of them has."""
+    whole = call_of(model, layer)
+    rows = torch.cat([3 * whole.x, whole.x.flip(0), whole.x])
+    look = make(model).look(4, classes_of(4), 1.0)
+    look(whole)
+    look(replace(whole, x=rows, number=1))
+    share = look.share()
+    found = share.moments[layer] if layer == EARLY else share.image_moments[layer].mean(0)
+    expected = (whole.moments() + replace(whole, x=rows).moments()) / 2
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("blend", [0.0, 0.7, 1.0])

@@ -1,5 +1,7 @@
 """The default on the bundled network: what a camera's stream gets, in whatever order it comes."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch, run_stream
 from ttc_core.load import load
 from ttc_core.methods import create
+from ttc_core.methods.ttc_stream import TTCStream
 
 IMAGES = 300
 CORRUPTIONS = ["fog", "gaussian_noise"]
@@ -125,3 +128,50 @@ def test_without_the_prior_no_image_has_a_say_in_another(model, data):
     ((run, _),) = data.open("fog", 5, limit=80, order="one:1").batches(80)
     prediction = method.predict(as_batch(run))
     torch.testing.assert_close(prediction.probabilities, prediction.logits.softmax(dim=1))
+
+
+def test_what_never_learns_selects_nothing(model, data):
+    """`--set ttc_stream.learn=never`: nobody is told that it learns, nor waits for it to."""
+    ((images, _),) = data.open("fog", 5, limit=100).batches(100)
+    assert create("ttc_stream", model, learn="always").predict(as_batch(images)).selected.any()
+    method = create("ttc_stream", model, learn="never")
+    prediction = method.predict(as_batch(images))
+    assert not prediction.selected.any()
+    assert method.adapt(prediction).skipped == "none_selected"
+    assert method.adapts == method.fork().adapts == {"moments"}
+    assert method.state()["moments"]["images_seen"] == 100
+
+
+def test_no_gradient_is_taken_of_nothing(model, data, monkeypatch):
+    """A camera that sees one class, of which nothing is learned, pays for no backward pass."""
+    ((images, _),) = data.open("fog", 5, limit=80, order="one:1").batches(80)
+    method = create("ttc_stream", model)
+    prediction = method.predict(as_batch(images))
+    monkeypatch.setattr(type(method), "_gradient", None)
+    assert method.adapt(prediction).skipped == "none_selected"
+
+
+@pytest.mark.parametrize("prior", [True, False])
+@pytest.mark.parametrize("count", [0, 3, 5])
+def test_context_is_said_of_each_image(model, data, prior, count):
+    """Neither too few truth values nor too many: nobody knows whose they are."""
+    ((images, _),) = data.open("fog", 5, limit=4).batches(4)
+    method = create("ttc_stream", model, prior=prior)
+    with pytest.raises(ValueError, match=rf"^context has {count} truth values for 4 images"):
+        method.predict(as_batch(images), context=[True] * count)
+
+
+def test_a_batch_that_is_answered_again_needs_the_memory_of_one_pass(model, data, monkeypatch):
+    """What the first pass made is gone before the second begins."""
+    ((images, _),) = data.open("gaussian_noise", 1, limit=100).batches(100)
+    method, look, seen = create("ttc_stream", model), TTCStream._look_at, []
+
+    def watched(*given):
+        assert all(each() is None for each in seen)
+        found = look(*given)
+        seen.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(TTCStream, "_look_at", watched)
+    method.predict(as_batch(images))
+    assert len(seen) == 2

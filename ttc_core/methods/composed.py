@@ -30,7 +30,7 @@ class ComposedMethod(ABC):
 
     name: ClassVar[str]
     Settings: ClassVar[type[MethodSettings]]
-    adapts: ClassVar[frozenset[str]] = frozenset()
+    adapts: frozenset[str] = frozenset()
     selects: ClassVar[bool] = False
 
     def __init__(self, model: SourceModel, **settings: Any) -> None:

@@ -193,8 +193,8 @@ class Method(Protocol):
         adapts: what `adapt` may move: "affine", "moments", "supports"; empty for nothing.
         selects: whether `Prediction.selected` means anything.
         contextual: whether the images before have a say in an answer; then `predict` takes
-            `context`, (N,) truth values: off, an image is answered as if it came alone, and has no
-            say in later ones.
+            `context`, (N,) truth values: off, the prior neither weighs in an image's answer nor
+            follows it; whatever else adapts does.
         model: the shared source model.
         settings: every hyperparameter used, by name.
     """

@@ -13,14 +13,14 @@ METHOD §1.9.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ttc_core.methods.composed import LearningMethod
+from ttc_core.methods.composed import LearningMethod, StatisticsMethod
 from ttc_core.methods.contract import Adaptation, Pending, Prediction
 from ttc_core.methods.parts import Part
 from ttc_core.methods.parts.diversity import Classes, Diversity
@@ -93,6 +93,8 @@ class TTCStream(LearningMethod):
         self._diversity = Diversity(self.model, s.window)
         self._prior = TemporalPrior(self.model.classes)
         self._second_view = SecondView(s.second_view)
+        if s.learn == "never":
+            self.adapts = StatisticsMethod.adapts
         return (
             *super()._compose(),
             self._statistics,
@@ -120,14 +122,20 @@ class TTCStream(LearningMethod):
     def predict(
         self, images: Tensor, *, learn: bool = True, context: Sequence[bool] | None = None
     ) -> Prediction:
+        if context is not None and len(context) != len(images):
+            raise ValueError(
+                f"context has {len(context)} truth values for {len(images)} images; it takes one "
+                "for each"
+            )
         s, opening = self._settings, self._diversity.classes.opening
         teaches = s.learn == "always" or (
             s.learn == "diverse" and self._diversity.classes.openness == 1
         )
         with torch.set_grad_enabled(learn and teaches):
             seen = self._look_at(images, opening, context)
-            if seen.classes.opening - opening > SUDDENLY:
-                seen = self._look_at(images, seen.classes.opening, context)
+            if (opened := seen.classes.opening) - opening > SUDDENLY:
+                del seen  # and its graph, before there is another
+                seen = self._look_at(images, opened, context)
             entropies = entropy(seen.logits)
         logits, answers = seen.logits.detach(), seen.answers
         # What the images before made of an answer is no evidence to learn from.
@@ -137,7 +145,7 @@ class TTCStream(LearningMethod):
         return Prediction(
             logits=logits,
             probabilities=answers,
-            entropy=-torch.special.xlogy(answers, answers).sum(dim=1),
+            entropy=torch.special.entr(answers).sum(dim=1),
             selected=selected,
             version=self.version,
             pending=Pending(
@@ -173,6 +181,7 @@ class TTCStream(LearningMethod):
             bet = self._second_view.bet
             self.reset()  # what mirror images have moved is wrong
             self._second_view.bet = bet
+            return replace(outcome, drift=self.drift)
         return outcome
 
     def _learn(self, prediction: Prediction) -> Adaptation:

@@ -158,12 +158,13 @@ class StreamLook:
     def __call__(self, call: Call) -> Tensor:
         name = call.layer
         with torch.no_grad():
-            found = call.image_moments() if self._late[name] else call.moments()
+            late = self._late[name]
+            found = self._by_image(call.image_moments()) if late else call.moments()
             if call.number > 0:
                 found = torch.lerp(self._found[name], found, 1 / (call.number + 1))
             self._found[name] = found
             stream = self._stream[name]
-            batch = (found.mean(0) if self._late[name] else found).to(stream)
+            batch = (found.mean(0) if late else found).to(stream)
             moved = torch.lerp(stream, batch, self._weights[name])
             mean, square = torch.lerp(self._source[name], moved, self._blends[name])
             # Rounding may leave a constant channel's variance a little below 0.
@@ -174,9 +175,7 @@ class StreamLook:
         """What the batch adds; complete after the forward pass."""
         early = {name: found for name, found in self._found.items() if not self._late[name]}
         late = {name: found for name, found in self._found.items() if self._late[name]}
-        return StreamShare(
-            self._images, early, {name: self._by_image(found) for name, found in late.items()}
-        )
+        return StreamShare(self._images, early, late)
 
     def _by_image(self, found: Tensor) -> Tensor:
         """(N, 2, C) of a layer's rows (R, 2, C)."""
