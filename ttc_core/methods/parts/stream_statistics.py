@@ -17,7 +17,7 @@ from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.parts import bounded
 from ttc_core.methods.parts.diversity import Classes
 from ttc_core.model import SourceModel
-from ttc_core.normalization import Call, Look
+from ttc_core.normalization import Call
 
 # Images that the source's statistics are worth at the start.
 WARM_START = 16
@@ -51,8 +51,6 @@ class StreamStatistics:
         early_horizon, late_horizon: images over which the moments of early and late layers run.
     """
 
-    moves = True
-
     def __init__(
         self, model: SourceModel, *, blend: float, early_horizon: int, late_horizon: int
     ) -> None:
@@ -83,10 +81,6 @@ class StreamStatistics:
             {name: self._blend * (opening if late else 1) for name, late in self._late.items()},
             self._late,
         )
-
-    def share(self, look: Look) -> StreamShare:
-        assert isinstance(look, StreamLook)
-        return look.share()
 
     def commit(self, prediction: Prediction, *, learned: bool) -> None:
         share = prediction.pending.share
