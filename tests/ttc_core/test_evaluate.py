@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.fixtures.datasets import small_data
 from tests.fixtures.networks import CLASSES, SIZE, make_images, make_model
 from ttc_core.datasets import CleanData, Geometry
 from ttc_core.evaluate import Evaluation, Run, as_batch, run_stream, warm_up
@@ -50,8 +51,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def data():
-    images = make_images(IMAGES).permute(0, 2, 3, 1).contiguous().numpy()
-    return CleanData(images, np.arange(IMAGES) % CLASSES, Geometry(SIZE))
+    return small_data(IMAGES)
 
 
 @pytest.fixture

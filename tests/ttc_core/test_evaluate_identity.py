@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from service.cli import cli
-from tests.fixtures.networks import CLASSES, SIZE, make_images, make_model
-from ttc_core.datasets import CleanData, Geometry
+from tests.fixtures.datasets import small_data
+from tests.fixtures.networks import make_model
 from ttc_core.errors import UserError
 from ttc_core.evaluate import Evaluation, Run
 from ttc_core.methods import Prediction, create
@@ -131,11 +131,10 @@ class Odd:
 
 
 def run(inner: Any) -> list[dict[str, Any]]:
-    images = make_images(IMAGES).permute(0, 2, 3, 1).contiguous().numpy()
     method = OwnMethod("my.own:Method", make_model(), inner)
     return Evaluation(
         runs=[Run("my.own:Method", method, 8)],
-        data=CleanData(images, np.arange(IMAGES) % CLASSES, Geometry(SIZE)),
+        data=small_data(IMAGES),
         corruptions=("clean",),
         severity=5,
         limit=None,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.fixtures.networks import CLASSES, SIZE, make_images, make_model
-from ttc_core.datasets import CleanData, Geometry
+from tests.fixtures.datasets import small_data
+from tests.fixtures.networks import make_model
 from ttc_core.evaluate import Evaluation, Run, as_batch, parse_protocol
 from ttc_core.methods import create
 from ttc_core.poison import poisoned
@@ -22,8 +22,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def data():
-    images = make_images(IMAGES).permute(0, 2, 3, 1).contiguous().numpy()
-    return CleanData(images, np.arange(IMAGES) % CLASSES, Geometry(SIZE))
+    return small_data(IMAGES)
 
 
 @pytest.fixture
