@@ -83,11 +83,6 @@ class SecondView:
 def divergence_of_views(logits: Tensor, others: Tensor) -> Tensor:
     """(N,) the Jensen-Shannon divergence of the answers (N, K) to two views, in [0, ln 2] nats."""
     p, q = (each.detach().double().softmax(dim=1) for each in (logits, others))
-    mean = (p + q) / 2
-    return _entropy(mean) - (_entropy(p) + _entropy(q)) / 2
-
-
-def _entropy(probabilities: Tensor) -> Tensor:
-    # Not ttc_core.objective's: a view that is certain has log-probabilities that floats lack.
-    terms: Tensor = torch.special.xlogy(probabilities, probabilities)
-    return -terms.sum(dim=1)
+    of_mean, of_p, of_q = (torch.special.entr(each).sum(dim=1) for each in ((p + q) / 2, p, q))
+    divergence: Tensor = of_mean - (of_p + of_q) / 2
+    return divergence
