@@ -3,8 +3,8 @@
     python -m benchmarks.streams [--network SPEC DATA]... [--seeds 0,1,2] [--corruptions A,B]
         [--rows ROWS] [--out DIR] [--page docs/what-happens-when.md]
 
-Every stream of SCENES with every line that `runs` makes, by the same walk as `ttc evaluate`; rows that are
-there are not run again. Then the report, and the page with its pictures.
+Every stream of SCENES with every line that `runs` makes, by the same walk as `ttc evaluate`; rows
+that are there are not run again. Then the report, and the page with its pictures.
 """
 
 from collections.abc import Iterator
