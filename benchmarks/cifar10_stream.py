@@ -13,15 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-ARCHIVE = Path(__file__).parents[2] / "shared" / "data" / "cifar10" / "test.zip"
+FOLDER = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
+
+Pair = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
-def load() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+def load() -> Iterator[Pair]:
     """Yield the images (10000, 32, 32, 3) and labels (10000,), once."""
-    with zipfile.ZipFile(ARCHIVE) as archive:
+    yield read("test")
+
+
+def read(split: str) -> Pair:
+    """The images (N, 32, 32, 3) and labels (N,) of "train" or "test", in the permutation."""
+    with zipfile.ZipFile(FOLDER / f"{split}.zip") as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
         classes = sorted({name.split("/")[-2] for name in names})
         images = [np.asarray(Image.open(archive.open(name)).convert("RGB")) for name in names]
     labels = [classes.index(name.split("/")[-2]) for name in names]
     order = np.random.RandomState(0).permutation(len(names))
-    yield np.stack(images)[order], np.array(labels, np.int64)[order]
+    return np.stack(images)[order], np.array(labels, np.int64)[order]

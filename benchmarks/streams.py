@@ -7,7 +7,7 @@ Every stream of SCENES with every line that `runs` makes, by the same walk as `t
 that are there are not run again. Then the report, and the page with its pictures.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,15 +149,16 @@ PAPER = (
     Variant("tent", {"flip": True}),
     Variant("ttc"),
 )
+# As they are served.
+SERVED = tuple(
+    Variant(name, settings_for(name, {}, statistics="moving"), DEFAULT_BATCH_SIZE)
+    for name in ("ttc", DEFAULT)
+)
 
 
 def runs(model: SourceModel) -> Iterator[Run]:
     """The lines of the matrix; those that the network does not allow are left out."""
-    served = [
-        Variant(name, settings_for(name, {}, statistics="moving"), DEFAULT_BATCH_SIZE)
-        for name in ("ttc", DEFAULT)
-    ]
-    for variant in (*PAPER, *served):
+    for variant in (*PAPER, *SERVED):
         try:
             method = variant.create(model, {})
         except UnsuitableNetworkError as error:
@@ -191,7 +192,12 @@ def main(
         fields = row_fields(where, spec, model)
         for seed in map(int, seeds.split(",")):
             for scene in SCENES:
-                evaluate(scene, model, data, names, severity, seed, rows, fields)
+                lines = [*runs(model)]
+                evaluation = evaluation_of(scene, lines, data, names, severity, seed, fields)
+                passes = [kind_of(run) for run in evaluation.runs for _ in evaluation.passes]
+                view = View(Console())
+                view.say(f"{fields['model']}, seed {seed}: {scene.title}")
+                evaluation.run(rows, EvaluationView(view, passes, None, scene.order))
     written = write_report([rows_path], out)
     for problem in written.problems:
         click.echo(problem, err=True)
@@ -200,18 +206,18 @@ def main(
     click.echo((out / "streams.md").read_text())
 
 
-def evaluate(
+def evaluation_of(
     scene: Scene,
-    model: SourceModel,
+    lines: Sequence[Run],
     data: DataSet,
-    corruptions: list[str],
+    corruptions: Sequence[str],
     severity: int,
     seed: int,
-    rows: Rows,
     fields: dict[str, Any],
-) -> None:
-    evaluation = Evaluation(
-        runs=list(runs(model)),
+) -> Evaluation:
+    """The evaluation of some lines on one stream."""
+    return Evaluation(
+        runs=lines,
         data=data,
         corruptions=["clean"] if scene.protocol == "day-night" else corruptions,
         severity=severity,
@@ -222,10 +228,6 @@ def evaluate(
         fields=fields,
         mix=parse_mix(scene.mix) if scene.mix else {},
     )
-    passes = [kind_of(run) for run in evaluation.runs for _ in evaluation.passes]
-    view = View(Console())
-    view.say(f"{fields['model']}, seed {seed}: {scene.title}")
-    evaluation.run(rows, EvaluationView(view, passes, None, scene.order))
 
 
 def write_page(page: Path, rows_path: Path, report: Path) -> None:

@@ -6,7 +6,7 @@ names, measured accuracy) in the header, and the first 2,000 test pictures as th
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +37,7 @@ def train(
 ) -> float:
     """Train on the 60,000 pictures, write `out`/weights.safetensors and `out`/stream.npz.
 
-    Augmentation: mirror half of the pictures and shift each by up to 2 pixels. SGD with Nesterov
-    momentum 0.9, weight decay 5e-4, one cycle of the learning rate with peak `lr`, smoothed labels;
-    forward passes in bfloat16 and channels-last memory, twice as fast on a current CPU.
+    Augmentation: mirror half of the pictures and shift each by up to 2 pixels; else as `fit`.
 
     Args:
         limit: train and measure on the first `limit` pictures only (a smoke test), None for all.
@@ -62,33 +60,24 @@ def train(
 
     images = _as_tensor(to_rgb(train_pictures)[..., :1], device)
     labels = torch.from_numpy(train_labels).to(device)
-    mean, std = float(images.mean()), float(images.std())
+    values = images.float() / 255
+    mean, std = float(values.mean()), float(values.std())
 
-    network = ARCHITECTURES[ARCHITECTURE].build(len(CLASSES))
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    steps = -(-len(images) // batch_size)
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4
+    network = ARCHITECTURES[ARCHITECTURE].build(len(CLASSES)).to(device)
+    fit(
+        network,
+        images,
+        labels,
+        mean=[mean] * 3,
+        std=[std] * 3,
+        augment=lambda batch: shifted(mirrored(batch)),
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        report=report,
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
-    for epoch in range(1, epochs + 1):
-        network.train()
-        total = torch.zeros((), device=device)
-        for chosen in torch.split(torch.randperm(len(images)).to(device), batch_size):
-            batch = (_augment(images[chosen]) - mean) / std
-            with torch.autocast(torch.device(device).type, torch.bfloat16):
-                logits = network(_three_channels(batch))
-            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.1)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-            schedule.step()
-            total += loss.detach() * len(chosen)
-        elapsed = time.perf_counter() - started
-        report(f"epoch {epoch}/{epochs}: loss {total.item() / len(images):.3f}, {elapsed:.0f} s")
-
     seconds = time.perf_counter() - started
-    test = _as_tensor(to_rgb(test_pictures[:limit])[..., :1], device)
+    test = _as_tensor(to_rgb(test_pictures[:limit])[..., :1], device).float() / 255
     expected = torch.from_numpy(test_labels[:limit]).to(device)
     accuracy = _accuracy(network, (test - mean) / std, expected)
     where = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else "CPU"
@@ -103,19 +92,86 @@ def train(
     return accuracy
 
 
-def _as_tensor(images: np.ndarray, device: str) -> Tensor:
-    """(N, H, W, C) uint8 -> (N, C, H, W) float in [0, 1]."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous().float() / 255
+def fit(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    augment: Callable[[Tensor], Tensor],
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    report: Callable[[str], None] = print,
+    progress: Path | None = None,
+) -> None:
+    """Train a network in place.
 
+    SGD with Nesterov momentum 0.9, weight decay 5e-4, one cycle of the learning rate with peak
+    `lr`, smoothed labels; forward passes in bfloat16 and channels-last memory, twice as fast on a
+    current CPU.
 
-def _augment(batch: Tensor, shift: int = 2) -> Tensor:
-    """Mirror half of a batch (N, C, H, W) and move each picture by up to `shift` pixels."""
-    count, _, height, width = batch.shape
-    mirrored = torch.where(
-        torch.rand(count, 1, 1, 1, device=batch.device) < 0.5, batch.flip(3), batch
+    Args:
+        images: (N, C, H, W) uint8 of one channel or three, on the network's device.
+        labels: (N,) class indices.
+        mean, std: per channel, for values in [0, 1].
+        augment: of a batch (n, C, H, W) in [0, 1].
+        report: called with a sentence after each epoch.
+        progress: a file that is written after each epoch and continued from where it is there.
+    """
+    started, device = time.perf_counter(), images.device
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps = -(-len(images) // batch_size)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
-    padded = F.pad(mirrored, (shift,) * 4)
-    offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), device=batch.device)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
+    parts, done = {"network": network, "optimizer": optimizer, "schedule": schedule}, 0
+    if progress is not None and progress.exists():
+        saved = torch.load(progress, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])  # type: ignore[attr-defined]
+        torch.set_rng_state(saved["random"])
+        done = saved["epoch"]
+    means, stds = (torch.tensor(each, device=device)[:, None, None] for each in (mean, std))
+    for epoch in range(done + 1, epochs + 1):
+        network.train()
+        total = torch.zeros((), device=device)
+        for chosen in torch.split(torch.randperm(len(images)).to(device), batch_size):
+            batch = (_three_channels(augment(images[chosen].float() / 255)) - means) / stds
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = network(batch)
+            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.1)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+            total += loss.detach() * len(chosen)
+        elapsed = time.perf_counter() - started
+        report(f"epoch {epoch}/{epochs}: loss {total.item() / len(images):.3f}, {elapsed:.0f} s")
+        if progress is not None:
+            states = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]
+            with written_whole(progress) as file:
+                torch.save(states | {"epoch": epoch, "random": torch.get_rng_state()}, file)
+
+
+def _as_tensor(images: np.ndarray, device: str) -> Tensor:
+    """(N, H, W, C) -> (N, C, H, W), on the device."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
+
+
+def mirrored(batch: Tensor) -> Tensor:
+    """Mirror half of a batch (N, C, H, W), drawn at random."""
+    drawn = torch.rand(len(batch), 1, 1, 1, device=batch.device) < 0.5
+    return torch.where(drawn, batch.flip(3), batch)
+
+
+def shifted(batch: Tensor, by: int = 2) -> Tensor:
+    """Move each picture of a batch (N, C, H, W) by up to `by` pixels; what is bared is 0."""
+    count, _, height, width = batch.shape
+    padded = F.pad(batch, (by,) * 4)
+    offsets = torch.randint(0, 2 * by + 1, (2, count, 1), device=batch.device)
     rows = offsets[0] + torch.arange(height, device=batch.device)
     columns = offsets[1] + torch.arange(width, device=batch.device)
     image = torch.arange(count, device=batch.device)[:, None, None]
