@@ -9,11 +9,11 @@ MODEL := bundled
 # A few corruptions of each kind, where all fifteen would take an hour.
 SOME := gaussian_noise,defocus_blur,fog,contrast,pixelate,jpeg_compression
 
-# What `make study` runs: --network SPEC DATA, several times.
-CIFAR10 := benchmarks.cifar10_stream:load
-NETWORKS := --network bundled bundled $(foreach each,resnet20 resnet32, \
-  --network cifar/$(each)@../shared/data/models/$(each).th $(CIFAR10))
-SEEDS := 0,1,2
+# What the studies run on: what the default was chosen on, or what only reports it (reporting).
+NETWORKS := tuning
+# More of `python -m benchmarks.study`: --only NAME, --minutes M, --seeds 0,1, --images N, …
+STUDY =
+STUDIED := $(VENV)/.studied $(if $(filter reporting,$(NETWORKS)),results/cifar10-network.pt)
 
 # On CI's Python the very files that CI has; elsewhere what pyproject.toml allows.
 LOCK := $(shell $(PYTHON) -c 'import sys; \
@@ -24,7 +24,8 @@ TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py docs \
   $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
-.PHONY: install demo test test-lowest check lock tables small-batches streams study benchmark cost saving queue beside monitoring picture \
+.PHONY: install demo test test-lowest check lock tables small-batches streams study ablation sensitivity benchmark \
+  cost saving queue beside monitoring picture \
   clean
 
 install: $(INSTALLED)
@@ -80,12 +81,24 @@ streams: $(INSTALLED)  ## what happens when a stream is not shuffled: methods ×
 	$(BIN)/python -m benchmarks.streams --page docs/what-happens-when.md
 
 # It takes hours, goes on where it was, and says how far it is in the log.
-study: $(INSTALLED)  ## the same over networks and seeds, in the background
+study: $(STUDIED)  ## methods and the default's batch sizes over networks and seeds, in the background
+	nohup nice sh -c 'for study in methods batches; do $(BIN)/python -m benchmarks.study $$study \
+	  --networks $(NETWORKS) --rows results/methods.jsonl $(STUDY); done; \
+	  $(BIN)/ttc report results/methods.jsonl --out results/study/report' \
+	  > results/study-$(NETWORKS).log 2>&1 &
+	@echo 'results/study-$(NETWORKS).log says how far it is; tables will be in results/study.'
+
+ablation sensitivity: $(STUDIED)  ## the default, a part of it out or a setting of it far off, over networks
+	$(BIN)/python -m benchmarks.study $@ --networks $(NETWORKS) $(STUDY)
+
+# Their packages are read, not resolved: see the file.
+$(VENV)/.studied: benchmarks/requirements.txt $(INSTALLED)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirement $<
 	mkdir -p results
-	nohup nice $(BIN)/python -m benchmarks.streams $(NETWORKS) --seeds $(SEEDS) \
-	  --corruptions gaussian_noise,defocus_blur,fog,jpeg_compression \
-	  --rows results/study.jsonl --out results/study > results/study.log 2>&1 &
-	@echo 'results/study.log says how far it is; the table will be in results/study/streams.md.'
+	touch $@
+
+results/cifar10-network.pt: | $(INSTALLED)
+	$(BIN)/python -m benchmarks.cifar10_network --out $@
 
 benchmark: $(INSTALLED)  ## images a second beside a bare loop, offline and over HTTP
 	$(BIN)/python -m benchmarks.throughput --model $(MODEL)

@@ -1,18 +1,22 @@
-"""What each method costs, as a multiple of SOURCE, beside the passes that explain it.
+"""What each method costs: time as a multiple of SOURCE, processor time, memory, a stream's state.
 
     python -m benchmarks.cost [--model SPEC] [--images 1000] [--rounds 5]
 
-All methods answer the same batches of 100 in one process, in turn, round after round; the medians
-are compared. A pass is one of the network over the whole batch; backward passes count what is
-differentiated.
+All methods in batches of 100; SOURCE, TTC and the default, learning and not, also in batches of 10
+and 1, as they are served. Each measurement is a process of its own, since peak memory never falls;
+round after round, so that all meet the same machine; medians are told. A pass is one of the network
+over the whole batch; backward passes count what is differentiated.
 """
 
+import multiprocessing
+import resource
 import statistics
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import torch
@@ -20,13 +24,45 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.bare_loop import BATCH, CORRUPTION
+from benchmarks.bare_loop import CORRUPTION
 from service.cli.options import keep_freed_memory
+from service.saving import state_bytes
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.load import load
-from ttc_core.methods import METHODS, Method, create
+from ttc_core.methods import DEFAULT_METHOD, METHODS, Method, settings_for
 from ttc_core.model import Output, SourceModel
+from ttc_core.presets import Variant
+
+STILL = Variant(DEFAULT_METHOD, {"learn": "never"})
+SERVED = [
+    *(Variant(name, settings_for(name, {}, statistics="moving")) for name in ("source", "ttc")),
+    *(Variant(DEFAULT_METHOD), STILL),
+]
+LINES: Mapping[int, list[Variant]] = {
+    100: [*map(Variant, METHODS), STILL],
+    10: SERVED,
+    1: SERVED,
+}
+"""By the size of the batches."""
+
+
+class Measured(NamedTuple):
+    """What one pass over a stream took.
+
+    Attributes:
+        wall, processor: seconds.
+        peak: MiB of memory, of the whole process.
+        state: KiB that would be saved of the stream behind it.
+        forward, backward: passes for the first batch.
+    """
+
+    wall: float
+    processor: float
+    peak: float
+    state: float
+    forward: float
+    backward: float
 
 
 @click.command()
@@ -35,51 +71,75 @@ from ttc_core.model import Output, SourceModel
 @click.option("--rounds", default=5, show_default=True)
 def main(spec: str, images: int, rounds: int) -> None:
     """Print a line for each method."""
+    lines = [(variant, size) for size, variants in LINES.items() for variant in variants]
+    found: dict[int, list[Measured]] = defaultdict(list)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        for _ in range(rounds):
+            for number, (variant, size) in enumerate(lines):
+                found[number].append(pool.submit(measure, spec, variant, size, images).result())
+    median = {
+        number: Measured(*map(statistics.median, zip(*each, strict=True)))
+        for number, each in found.items()
+    }
+    per_thousand = 1000 / images
+    table = Table(
+        *("method", "batch", "time / SOURCE", "processor s / 1,000", "peak MiB", "state KiB"),
+        *("forward passes", "backward passes"),
+    )
+    for number, (variant, size) in enumerate(lines):
+        one = median[number]
+        source = median[lines.index((LINES[size][0], size))]
+        table.add_row(
+            f"{variant.method}, not learning" if variant is STILL else variant.method,
+            str(size),
+            f"{one.wall / source.wall:.2f}",
+            f"{one.processor * per_thousand:.2f}",
+            f"{one.peak:.0f}",
+            f"{one.state:.0f}",
+            f"{one.forward:g}",
+            f"{one.backward:g}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{spec}, {images} images, {rounds} rounds, {torch.get_num_threads()} threads",
+        highlight=False,
+    )
+
+
+def measure(spec: str, variant: Variant, size: int, images: int) -> Measured:
+    """Answer so many images of the bundled stream in batches, adapting to each."""
     keep_freed_memory()  # as `ttc serve` and `ttc evaluate` do
     model = load(spec)
     stream = open_data("bundled", Geometry(model.crop or model.size or 32)).open(
         CORRUPTION, 5, limit=images
     )
-    batches = [as_batch(images).contiguous() for images, _ in stream.batches(BATCH)]
-    methods = {name: create(name, model) for name in METHODS}
-    passes = {name: _passes(method, batches[0]) for name, method in methods.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
-    for method in methods.values():
-        warm_up(method, images=BATCH)
-    for _ in range(rounds):
-        for name, method in methods.items():
-            seconds[name].append(_seconds(method, batches))
-    median = {name: statistics.median(runs) for name, runs in seconds.items()}
-    table = Table("method", "time / SOURCE", "forward passes", "backward passes")
-    for name in METHODS:
-        ratio = median[name] / median["source"]
-        counted = [f"{passes[name][kind]:g}" for kind in ("forward", "backward")]
-        table.add_row(name, f"{ratio:.2f}", *counted)
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{spec}, {images} images in batches of {BATCH}, {rounds} rounds, "
-        f"{torch.get_num_threads()} threads, {model.device}",
-        highlight=False,
-    )
-
-
-def _seconds(method: Method, batches: list[Tensor]) -> float:
-    method.reset()
-    started = time.perf_counter()
+    batches = [as_batch(images).contiguous() for images, _ in stream.batches(size)]
+    method = variant.create(model, {})
+    warm_up(method, images=size)
+    forward, backward = _passes(method, batches[0])
+    started, processor = time.perf_counter(), time.process_time()
     for batch in batches:
         prediction = method.predict(batch)
         prediction.to_host()
         method.adapt(prediction)
-    return time.perf_counter() - started
+    return Measured(
+        time.perf_counter() - started,
+        time.process_time() - processor,
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        state_bytes(method) / 1024,
+        forward,
+        backward,
+    )
 
 
-def _passes(method: Method, batch: Tensor) -> dict[str, float]:
-    """Passes for a batch, over as many images as it has."""
+def _passes(method: Method, batch: Tensor) -> tuple[float, float]:
+    """Forward passes for a batch, over as many images as it has, and backward passes."""
     with _counted() as counter:
         method.adapt(method.predict(batch))
     method.reset()
-    return {"forward": counter["forward"] / len(batch), "backward": counter["backward"]}
+    return counter["forward"] / len(batch), counter["backward"]
 
 
 @contextmanager

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
+import torch
 
 from ttc_core.checkpoint import read_checkpoint
 from ttc_core.errors import UserError
 from ttc_core.load import load
 from ttc_core.zoo import fashion_mnist
-from ttc_core.zoo.train import train
+from ttc_core.zoo.resnet import ResNet
+from ttc_core.zoo.train import fit, mirrored, shifted, train
 
 installed = pytest.mark.skipif(
     not fashion_mnist.DIRECTORY.is_dir(),
@@ -45,6 +47,38 @@ def test_the_recipe_writes_weights_and_stream(tmp_path: Path):
     with np.load(tmp_path / "out" / "stream.npz") as stream:
         assert stream["pictures"].shape == (2000, 28, 28)
         assert stream["pictures"].dtype == stream["labels"].dtype == np.uint8
+
+
+def test_training_goes_on_where_it_was_stopped(tmp_path: Path):
+    """After the last whole epoch, to the very weights of a run that was not stopped."""
+    images = torch.randint(0, 256, (24, 1, 8, 8), generator=torch.manual_seed(0)).byte()
+
+    def run(progress: Path | None = None, stop: bool = False) -> dict[str, torch.Tensor]:
+        def report(sentence: str) -> None:
+            assert not (stop and sentence.startswith("epoch 2/"))
+
+        torch.manual_seed(1)
+        network = ResNet(1)
+        fit(
+            network,
+            images,
+            torch.arange(24) % 10,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            augment=lambda batch: shifted(mirrored(batch)),
+            epochs=3,
+            batch_size=8,
+            lr=0.1,
+            report=report,
+            progress=progress,
+        )
+        return network.state_dict()
+
+    whole = run()
+    with pytest.raises(AssertionError):
+        run(tmp_path / "progress", stop=True)
+    resumed = run(tmp_path / "progress")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_a_missing_data_set_is_named(tmp_path: Path):
