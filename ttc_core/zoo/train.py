@@ -121,7 +121,7 @@ def fit(
         progress: a file that is written after each epoch and continued from where it is there.
     """
     started, device = time.perf_counter(), images.device
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)
     steps = -(-len(images) // batch_size)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4
