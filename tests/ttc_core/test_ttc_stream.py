@@ -139,7 +139,7 @@ def test_what_never_learns_selects_nothing(model, data):
     assert not prediction.selected.any()
     assert method.adapt(prediction).skipped == "none_selected"
     assert method.adapts == method.fork().adapts == {"moments"}
-    assert method.state()["moments"]["images_seen"] == 100
+    assert method.state()["moments"]["early_images"] == 100
 
 
 def test_no_gradient_is_taken_of_nothing(model, data, monkeypatch):

@@ -23,6 +23,7 @@ from torch import Tensor
 from ttc_core.methods.composed import LearningMethod, StatisticsMethod
 from ttc_core.methods.contract import Adaptation, Pending, Prediction
 from ttc_core.methods.parts import Part
+from ttc_core.methods.parts.conditions import Conditions
 from ttc_core.methods.parts.diversity import Classes, Diversity
 from ttc_core.methods.parts.learner import Loss
 from ttc_core.methods.parts.prior import Context, TemporalPrior
@@ -90,6 +91,7 @@ class TTCStream(LearningMethod):
             early_horizon=s.early_horizon,
             late_horizon=s.late_horizon,
         )
+        self._conditions = Conditions(self.model, self._statistics)
         self._diversity = Diversity(self.model, s.window)
         self._prior = TemporalPrior(self.model.classes)
         self._second_view = SecondView(s.second_view)
@@ -97,6 +99,7 @@ class TTCStream(LearningMethod):
             self.adapts = StatisticsMethod.adapts
         return (
             *super()._compose(),
+            self._conditions,
             self._statistics,
             self._diversity,
             self._prior,
@@ -128,9 +131,7 @@ class TTCStream(LearningMethod):
                 "for each"
             )
         s, opening = self._settings, self._diversity.classes.opening
-        teaches = s.learn == "always" or (
-            s.learn == "diverse" and self._diversity.classes.openness == 1
-        )
+        teaches = s.learn == "always" or (s.learn == "diverse" and self._diversity.classes.diverse)
         with torch.set_grad_enabled(learn and teaches):
             seen = self._look_at(images, opening, context)
             if (opened := seen.classes.opening) - opening > SUDDENLY:
