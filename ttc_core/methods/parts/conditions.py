@@ -176,6 +176,9 @@ class Conditions:
             given[name]
             for name in ("means", "variances", "images", "moments", "followed", "latest")
         )
+        tensors = (means, variances, images, moments, followed, latest)
+        if not all(isinstance(each, Tensor) and each.ndim for each in tensors):
+            raise ValueError("its conditions are none")
         count, looks = len(moments), self._latest.shape
         known = len(means) - count
         sound = (
@@ -186,8 +189,10 @@ class Conditions:
             and means.shape == variances.shape == (count + known, *looks)
             and images.shape == (count + known,)
             and latest.shape == looks
+            and all(bool(each.isfinite().all()) for each in tensors)
+            and all(bool((each >= 0).all()) for each in (variances, images, followed))
         )
-        if not sound or min(map(_least, (variances, images, followed))) < 0:
+        if not sound:
             raise ValueError("its conditions are none of this network's")
         conditions = [
             Condition(mean, variance, number)
@@ -208,7 +213,3 @@ class Conditions:
 
 def _stacked(rows: list[Numbers], like: Numbers) -> Tensor:
     return torch.from_numpy(np.stack(rows) if rows else np.zeros((0, *like.shape)))
-
-
-def _least(tensor: Tensor) -> float:
-    return float(tensor.min()) if tensor.numel() else 0.0
