@@ -79,4 +79,6 @@ class NamedTensors(Mapping[str, Any]):
 
 def tensor_bytes(tensor: Tensor) -> bytes:
     """The numbers of a tensor as they lie in memory; numpy has no bfloat16."""
+    if tensor.numel() == 0:  # torch sees no bytes in some of these
+        return b""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -218,7 +218,7 @@ def test_a_layer_may_see_other_rows_than_the_images(rows):
     method = create("ttc_stream", model)
     outcomes = walk(method, batches(3))
     assert all(logits.isfinite().all() for logits, _ in outcomes)
-    assert method.state()["moments"]["images_seen"] == 18
+    assert method.state()["moments"]["early_images"] == 18
 
 
 @pytest.mark.parametrize("network", ["layer-norm", "group-norm", "batch-norm-without-running"])
@@ -227,7 +227,7 @@ def test_a_network_without_statistics_to_follow_is_served(network):
     method = create("ttc_stream", make_model(network))
     walk(method, batches(3))
     state, ahead = method.state(), walk(method, batches(2, seed=1))
-    assert set(state["moments"]) == {"images_seen", "late_images"}
+    assert set(state["moments"]) == {"early_images", "late_images"}
     other = method.fork()
     other.restore(state)
     assert same(walk(other, batches(2, seed=1)), ahead)
@@ -246,7 +246,7 @@ def test_a_stream_goes_on_where_it_stood(model):
     assert same(other.state(), make(model).state())
 
 
-@pytest.mark.parametrize("entry", ["images_seen", "late_images"])
+@pytest.mark.parametrize("entry", ["early_images", "late_images"])
 @pytest.mark.parametrize("value", [-20, torch.nan, torch.inf, None, "7"])
 def test_counts_that_are_none_are_refused(model, entry, value):
     """What a new image weighs is made of them."""

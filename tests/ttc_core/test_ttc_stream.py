@@ -139,7 +139,7 @@ def test_what_never_learns_selects_nothing(model, data):
     assert not prediction.selected.any()
     assert method.adapt(prediction).skipped == "none_selected"
     assert method.adapts == method.fork().adapts == {"moments"}
-    assert method.state()["moments"]["images_seen"] == 100
+    assert method.state()["moments"]["early_images"] == 100
 
 
 def test_no_gradient_is_taken_of_nothing(model, data, monkeypatch):
@@ -175,3 +175,26 @@ def test_a_batch_that_is_answered_again_needs_the_memory_of_one_pass(model, data
     monkeypatch.setattr(TTCStream, "_look_at", watched)
     method.predict(as_batch(images))
     assert len(seen) == 2
+
+
+def test_the_first_layers_keep_their_scales_and_shifts(model, data):
+    """A quarter of them; those behind move."""
+    method = create("ttc_stream", model, learn="always")
+    for images, _ in data.open("fog", 5, limit=120).batches(40):
+        method.adapt(method.predict(as_batch(images)))
+    assert method.version > 0
+    affine = method.state()["affine"]
+    moved = [not same(affine[name], model.affine[name]) for name in model.affine]
+    kept = round(len(moved) / 4 + 0.5)
+    assert moved == [False] * kept + [True] * (len(moved) - kept)
+
+
+def test_weather_that_changes_and_comes_back_is_recognised(model, data):
+    """Fog, then contrast, then fog: two conditions are known, not three."""
+    method = create("ttc_stream", model)
+    for corruption in ("fog", "contrast", "fog"):
+        for images, _ in data.open(corruption, 5, limit=150, order="iid").batches(10):
+            method.adapt(method.predict(as_batch(images)))
+        if corruption == "fog":
+            fog = method.details["conditions"]
+    assert fog == method.details["conditions"] == 2

@@ -5,7 +5,8 @@ it; the entropy of the confident ones minimised, gradients added up over many im
 of the optimizer. What it has besides makes it hold on streams whose images come one by one, in
 runs, of few classes, or under changing light:
 - statistics that follow the stream: early layers fast, late ones with every class counting alike
-  and only once the answers have been diverse (`stream_statistics`, `diversity`);
+  and only once the answers have been diverse (`stream_statistics`, `diversity`); where light or
+  weather change they start anew, or from where they were when these were last seen (`conditions`);
 - a prior from the images just before, which has to earn its weight (`prior`);
 - the mirror image is left out where it means something else (`second_view`).
 METHOD §1.9.
@@ -23,6 +24,7 @@ from torch import Tensor
 from ttc_core.methods.composed import LearningMethod, StatisticsMethod
 from ttc_core.methods.contract import Adaptation, Pending, Prediction
 from ttc_core.methods.parts import Part
+from ttc_core.methods.parts.conditions import Conditions
 from ttc_core.methods.parts.diversity import Classes, Diversity
 from ttc_core.methods.parts.learner import Loss
 from ttc_core.methods.parts.prior import Context, TemporalPrior
@@ -34,6 +36,10 @@ from ttc_core.objective import entropy
 
 # Late layers that open by so much within a batch answer it again.
 SUDDENLY = 0.25
+# The first part of the layers keeps its scales and shifts: a gradient's longest way, for little.
+LEARNED_FROM = 0.25
+# Adam's learning rate.
+LEARNING_RATE = 2e-3
 
 
 class TTCStreamSettings(OptimizerSettings):
@@ -60,7 +66,8 @@ class TTCStreamSettings(OptimizerSettings):
     @classmethod
     def defaults(cls, classes: int, given: dict[str, Any]) -> dict[str, Any]:
         # With many classes few images repeat one, and neighbours that look alike are no evidence.
-        return {**super().defaults(classes, given), "prior": classes < CIFAR100_CLASSES}
+        found = {**super().defaults(classes, given), "prior": classes < CIFAR100_CLASSES}
+        return found if found["optimizer"] == "sgd" else {**found, "lr": LEARNING_RATE}
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,7 @@ class TTCStream(LearningMethod):
             early_horizon=s.early_horizon,
             late_horizon=s.late_horizon,
         )
+        self._conditions = Conditions(self.model, self._statistics)
         self._diversity = Diversity(self.model, s.window)
         self._prior = TemporalPrior(self.model.classes)
         self._second_view = SecondView(s.second_view)
@@ -97,6 +105,7 @@ class TTCStream(LearningMethod):
             self.adapts = StatisticsMethod.adapts
         return (
             *super()._compose(),
+            self._conditions,
             self._statistics,
             self._diversity,
             self._prior,
@@ -113,10 +122,12 @@ class TTCStream(LearningMethod):
 
     @property
     def details(self) -> Mapping[str, float]:
-        """How far late layers follow the stream, and what the images before weigh; 0 to 1."""
+        """How far late layers follow the stream and what the images before weigh, 0 to 1 each; how
+        many conditions are known."""
         return {
             "late_layers": self._diversity.classes.opening,
             "images_before": self._prior.weight if self.contextual else 0.0,
+            "conditions": self._conditions.known,
         }
 
     def predict(
@@ -128,9 +139,7 @@ class TTCStream(LearningMethod):
                 "for each"
             )
         s, opening = self._settings, self._diversity.classes.opening
-        teaches = s.learn == "always" or (
-            s.learn == "diverse" and self._diversity.classes.openness == 1
-        )
+        teaches = s.learn == "always" or (s.learn == "diverse" and self._diversity.classes.diverse)
         with torch.set_grad_enabled(learn and teaches):
             seen = self._look_at(images, opening, context)
             if (opened := seen.classes.opening) - opening > SUDDENLY:
@@ -160,7 +169,11 @@ class TTCStream(LearningMethod):
         """Answer images with late layers open so far."""
         model, bet = self.model, self._second_view.bet
         look = self._statistics.look(len(images), self._diversity.classes, opening)
-        inputs, affine = model.normalize(model.to_unit(images)), self._learner.affine
+        inputs = model.normalize(model.to_unit(images))
+        affine = {
+            name: each if place >= LEARNED_FROM * len(model.affine) else each.detach()
+            for place, (name, each) in enumerate(self._learner.affine.items())
+        }
         if self._second_view.used:
             view, mirrored = two_views(
                 model, inputs, inputs.flip(3), look, affine=affine, together=True

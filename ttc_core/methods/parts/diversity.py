@@ -38,6 +38,11 @@ class Classes:
     weights: Numbers = field(default_factory=lambda: np.empty(0))
 
     @property
+    def diverse(self) -> bool:
+        """Whether the answers of late leave no doubt of it."""
+        return self.openness == 1
+
+    @property
     def importance(self) -> Numbers:
         """(K,) what an image of each class counts: as if all classes were equally frequent."""
         return importance(self.frequencies)

@@ -33,14 +33,31 @@ class StreamShare:
         images: how many it has.
         moments: of each early layer over the batch, (2, C).
         image_moments: of each late layer in each image, (N, 2, C).
+        first: those of the first layer, whichever it is; None: there is none.
     """
 
     images: int
     moments: Mapping[str, Tensor]
     image_moments: Mapping[str, Tensor]
+    first: Tensor | None
 
     def tensors(self) -> Sequence[Tensor]:
         return [*self.moments.values(), *self.image_moments.values()]
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What was made of a stream so far; never written in place.
+
+    Attributes:
+        moments: (2, C) of all layers, one behind the other.
+        early_images, late_images: how many images they are worth; in late layers each counts by
+            its class.
+    """
+
+    moments: Tensor
+    early_images: float = 0.0
+    late_images: float = 0.0
 
 
 class StreamStatistics:
@@ -49,35 +66,34 @@ class StreamStatistics:
     Args:
         blend: of what a layer is normalised with, the stream's part; the rest is the source's.
         early_horizon, late_horizon: images over which the moments of early and late layers run.
+
+    Attributes:
+        followed: what they are.
     """
+
+    followed: Followed
 
     def __init__(
         self, model: SourceModel, *, blend: float, early_horizon: int, late_horizon: int
     ) -> None:
         self._model, self._blend = model, blend
-        self._horizons = {False: early_horizon, True: late_horizon}
+        self._early_horizon, self._late_horizon = early_horizon, late_horizon
         names = list(model.moments_layout.shapes)
         self._late = {name: place >= EARLY * len(names) for place, name in enumerate(names)}
         self.reset()
 
     def reset(self) -> None:
-        # Never written in place, so the source's need no copy.
-        self._moments = self._model.source_moments
-        # Images seen, by whether the layer is late; there each counts by its class.
-        self._seen: dict[bool, float] = {False: 0, True: 0.0}
+        self.followed = Followed(self._model.source_moments)
 
     def look(self, images: int, classes: Classes, opening: float) -> "StreamLook":
         """A look for a pass over `images` images, of which each may come in several views."""
         views = self._model.moments_layout.views
-        weights = {
-            False: self._weight(False, images),
-            True: self._weight(True, images * classes.expected_weight),
-        }
+        early, late = self._weights(images, images * classes.expected_weight)
         return StreamLook(
             images,
             views(self._model.source_moments),
-            views(self._moments),
-            {name: weights[late] for name, late in self._late.items()},
+            views(self.followed.moments),
+            {name: late if is_late else early for name, is_late in self._late.items()},
             {name: self._blend * (opening if late else 1) for name, late in self._late.items()},
             self._late,
         )
@@ -86,43 +102,53 @@ class StreamStatistics:
         share = prediction.pending.share
         assert isinstance(share, StreamShare)
         counted = torch.from_numpy(prediction.pending.after["classes"].weights)
-        total = float(counted.sum())
-        each = (counted / total).to(self._moments)
-        weights = {False: self._weight(False, share.images), True: self._weight(True, total)}
-        moved = self._model.moments_layout.views(self._moments)
+        total, before = float(counted.sum()), self.followed
+        each = (counted / total).to(before.moments)
+        early, late = self._weights(share.images, total)
+        moved = self._model.moments_layout.views(before.moments)
         for name, moments in share.moments.items():
-            moved[name] = torch.lerp(moved[name], moments.to(moved[name]), weights[False])
+            moved[name] = torch.lerp(moved[name], moments.to(moved[name]), early)
         for name, moments in share.image_moments.items():
             mean = torch.tensordot(each, moments.to(moved[name]), dims=1)
-            moved[name] = torch.lerp(moved[name], mean, weights[True])
-        if moved:
-            flat = [moved[name] for name in self._model.moments_layout.shapes]
-            self._moments = torch.cat(flat, dim=1)
-        self._seen = {False: self._seen[False] + share.images, True: self._seen[True] + total}
+            moved[name] = torch.lerp(moved[name], mean, late)
+        flat = [moved[name] for name in self._model.moments_layout.shapes]
+        self.followed = Followed(
+            torch.cat(flat, dim=1) if flat else before.moments,
+            before.early_images + share.images,
+            before.late_images + total,
+        )
 
-    def _weight(self, late: bool, images: float) -> float:
-        """What so many images weigh beside all before."""
-        rate = max(1 / (WARM_START + self._seen[late]), 1 / self._horizons[late])
-        return float(1 - (1 - rate) ** images)
+    def _weights(self, early: float, late: float) -> tuple[float, float]:
+        """What so many images weigh in early and late layers, beside all before."""
+        before = self.followed
+        return (
+            _weight(early, before.early_images, self._early_horizon),
+            _weight(late, before.late_images, self._late_horizon),
+        )
 
     def state(self) -> State:
         return {
             "moments": NamedTensors(
                 self._model.moments_in_state,
-                self._moments.flatten().clone(),
-                images_seen=self._seen[False],
-                late_images=self._seen[True],
+                self.followed.moments.flatten().clone(),
+                early_images=self.followed.early_images,
+                late_images=self.followed.late_images,
             )
         }
 
     def restore(self, state: State) -> None:
         moments = state["moments"]
-        flat = self._model.moments_in_state.flattened(moments)
-        self._moments = flat.to(self._moments).view(2, -1)
-        self._seen = {
-            False: int(bounded(moments["images_seen"])),
-            True: bounded(moments["late_images"]),
-        }
+        flat, source = self._model.moments_in_state.flattened(moments), self._model.source_moments
+        self.followed = Followed(
+            flat.to(source).view(2, -1),
+            bounded(moments["early_images"]),
+            bounded(moments["late_images"]),
+        )
+
+
+def _weight(images: float, before: float, horizon: int) -> float:
+    rate = max(1 / (WARM_START + before), 1 / horizon)
+    return float(1 - (1 - rate) ** images)
 
 
 class StreamLook:
@@ -148,12 +174,17 @@ class StreamLook:
         self._weights, self._blends, self._late = weights, blends, late
         # By layer, the mean over its calls: over the batch, or in each image of it.
         self._found: dict[str, Tensor] = {}
+        self._first: Tensor | None = None
 
     def __call__(self, call: Call) -> Tensor:
         name = call.layer
         with torch.no_grad():
             late = self._late[name]
-            found = self._by_image(call.image_moments()) if late else call.moments()
+            by_image = None
+            if late or self._first is None:
+                by_image = self._by_image(call.image_moments())
+                self._first = by_image if self._first is None else self._first
+            found = call.moments() if by_image is None or not late else by_image
             if call.number > 0:
                 found = torch.lerp(self._found[name], found, 1 / (call.number + 1))
             self._found[name] = found
@@ -169,7 +200,7 @@ class StreamLook:
         """What the batch adds; complete after the forward pass."""
         early = {name: found for name, found in self._found.items() if not self._late[name]}
         late = {name: found for name, found in self._found.items() if self._late[name]}
-        return StreamShare(self._images, early, late)
+        return StreamShare(self._images, early, late, self._first)
 
     def _by_image(self, found: Tensor) -> Tensor:
         """(N, 2, C) of a layer's rows (R, 2, C)."""

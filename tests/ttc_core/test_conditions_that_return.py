@@ -1,0 +1,143 @@
+"""Light and weather change and come back: a stream notices, and goes on from what it followed."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.fixtures.networks import CLASSES, make_model
+from ttc_core.methods.contract import Pending, Prediction
+from ttc_core.methods.parts.conditions import LATEST, REMEMBERED, Conditions
+from ttc_core.methods.parts.diversity import Classes
+from ttc_core.methods.parts.stream_statistics import StreamShare, StreamStatistics
+
+DAY, NIGHT, FOG = 1.0, 0.2, 3.0
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+class Stream:
+    """The two parts as their method has them, and images that look so or so."""
+
+    def __init__(self, model):
+        self.statistics = StreamStatistics(model, blend=1.0, early_horizon=50, late_horizon=400)
+        self.conditions = Conditions(model, self.statistics)
+        self._layouts = model.moments_layout.shapes
+        self._numbers = torch.Generator().manual_seed(0)
+
+    def see(self, light: float, images: int = 48, batch: int = 8, openness: float = 1.0) -> None:
+        for _ in range(images // batch):
+            prediction = Prediction.of(
+                torch.zeros(batch, CLASSES), pending=self._pending(light, batch, openness)
+            )
+            for part in (self.conditions, self.statistics):
+                part.commit(prediction, learned=False)
+
+    def _pending(self, light: float, batch: int, openness: float) -> Pending:
+        first = self._moments(light, batch, *next(iter(self._layouts.values())))
+        moments = {
+            name: self._moments(light, 1, *shape)[0] for name, shape in self._layouts.items()
+        }
+        classes = Classes(np.full(CLASSES, 1 / CLASSES), openness=openness, weights=np.ones(batch))
+        share = StreamShare(batch, moments, {}, first)
+        return Pending(share=share, after={"classes": classes})
+
+    def _moments(self, light: float, images: int, channels: int) -> Tensor:
+        """Of images whose mean and deviation are about `light`, (N, 2, C)."""
+        mean = light + 0.2 * torch.randn(images, channels, generator=self._numbers)
+        return torch.stack((mean, mean**2 + light**2), dim=1)
+
+    @property
+    def light(self) -> float:
+        """What the statistics take for the mean."""
+        return float(self.statistics.followed.moments[0].mean())
+
+
+def test_a_change_is_noticed_and_followed_as_fast_as_at_the_start(model):
+    stream = Stream(model)
+    stream.see(DAY, 400)
+    assert stream.conditions.known == 1
+    stream.see(NIGHT, 16)
+    assert stream.conditions.known == 2
+    assert stream.statistics.followed.early_images <= 16
+
+
+def test_a_condition_that_comes_back_is_taken_up_where_it_was_left(model):
+    """After LATEST images its statistics are those of before, not what came between."""
+    stream = Stream(model)
+    stream.see(DAY, 400)
+    stream.see(NIGHT, 200)
+    assert stream.light < 0.3
+    stream.see(DAY, 2 * LATEST)
+    assert stream.light > 0.9
+    assert stream.conditions.known == 2
+    assert stream.statistics.followed.early_images > 300
+
+
+def test_what_comes_of_its_own_accord_is_no_change(model):
+    """Evening falls slowly; and the images of one light differ among themselves."""
+    stream = Stream(model)
+    for light in np.linspace(DAY, NIGHT, 40):
+        stream.see(float(light), 16)
+    assert stream.conditions.known == 1
+
+
+def test_nothing_is_told_apart_while_the_answers_are_of_few_classes(model):
+    """What stands before the camera looks other than all classes together do."""
+    stream = Stream(model)
+    stream.see(DAY, 100)
+    stream.see(NIGHT, 100, openness=0.9)
+    assert stream.conditions.known == 1
+
+
+def test_so_many_conditions_are_remembered_and_no_more(model):
+    stream = Stream(model)
+    for light in (DAY, 3.0, 9.0, 27.0, 81.0, 243.0, 729.0):
+        stream.see(light)
+    assert stream.conditions.known == REMEMBERED + 1
+    stream.see(DAY, 2 * LATEST)
+    assert stream.statistics.followed.early_images <= 2 * LATEST, "the first was forgotten"
+
+
+@pytest.mark.parametrize("images", [0, 4, 100], ids=["none", "some", "settled"])
+def test_a_restored_stream_recognises_what_the_saved_one_would_have(model, images):
+    stream, other = Stream(model), Stream(model)
+    stream.see(DAY, 100)
+    stream.see(NIGHT, 100)
+    stream.see(FOG, images, batch=4)
+    for part in ("statistics", "conditions"):
+        getattr(other, part).restore(getattr(stream, part).state())
+    for each in (stream, other):
+        each._numbers.manual_seed(1)
+        each.see(DAY, 24)
+    assert other.conditions.known == stream.conditions.known
+    assert torch.equal(other.statistics.followed.moments, stream.statistics.followed.moments)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"means": torch.zeros(2, 3)},
+        {"means": 5.0},
+        {"moments": torch.tensor(1.0)},
+        {"variances": torch.full((2, 16), torch.nan)},
+        {"variances": -torch.ones(2, 16)},
+        {"images": torch.tensor([1, 2, 3])},
+        {"moments": torch.zeros(1, 2, 5)},
+        {"followed": torch.tensor([[1.0, -1.0]])},
+        {"latest": torch.zeros(3)},
+        {"latest_images": -1},
+        {"latest_images": "many"},
+    ],
+    ids=lambda damage: next(iter(damage)),
+)
+def test_conditions_of_another_network_are_refused(model, damage):
+    stream = Stream(model)
+    stream.see(DAY, 100)
+    stream.see(NIGHT, 100)
+    state = {"conditions": {**stream.conditions.state()["conditions"], **damage}}
+    with pytest.raises(ValueError, match="its "):
+        Stream(model).conditions.restore(state)
