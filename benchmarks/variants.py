@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ttc_core.methods import DEFAULT_METHOD
+from ttc_core.methods.contract import Prediction
 from ttc_core.methods.parts import Numbers, Part
+from ttc_core.methods.parts.conditions import Conditions
 from ttc_core.methods.parts.diversity import Classes, Diversity
 from ttc_core.methods.parts.prior import TemporalPrior
 from ttc_core.methods.ttc_stream import TTCStream, TTCStreamSettings
@@ -70,6 +72,17 @@ class _AgainstEven(TemporalPrior):
         return np.full_like(usual, 1 / usual.shape[1])
 
 
+class _OneCondition(Conditions):
+    def commit(self, prediction: Prediction, *, learned: bool) -> None:
+        """Light and weather are always those of before."""
+
+
+class OneCondition(WithOtherParts):
+    """Conditions that change are followed, but not told apart."""
+
+    others = (_OneCondition,)
+
+
 class OpenLateLayers(WithOtherParts):
     """Late layers follow the stream from the first image on."""
 
@@ -119,6 +132,7 @@ def ablation(classes: int) -> Lines:
         "late layers open at once": _own(OpenLateLayers),
         "late layers without class weights": _own(UnweightedLateLayers),
         "late layers open without a second look": _own(OneLook),
+        "conditions are not told apart": _own(OneCondition),
         "early layers as slow as late ones": _set(early_horizon=usual.late_horizon),
         "late layers as fast as early ones": _set(late_horizon=usual.early_horizon),
         "wholly the stream's statistics": _set(blend=1.0),
