@@ -52,7 +52,7 @@ def test_images_that_stand_alone_have_no_say_in_later_answers(serve, run, pictur
         ask(running, pictures[:20], params={"context": "false"})
         running.at_rest()
         state = running.service.engine.table.get(before).method.state()
-    assert state["moments"]["images_seen"] == 70
+    assert state["moments"]["early_images"] == 70
     assert state["context"]["context_images"] == context["context_images"] == 50
     assert torch.equal(state["context"]["averages"], context["averages"])
 
