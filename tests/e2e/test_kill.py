@@ -39,6 +39,7 @@ def steps(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # twenty starts of a server, some five seconds each on a quiet machine
 def test_kill_9_at_twenty_moments_under_load(pictures, tmp_path):
     """What is taken up is what was written last, and each life gets further than the one before."""
     options = ("--device", "cpu", "--state-dir", str(tmp_path), "--save-interval", "0.3")
