@@ -66,7 +66,7 @@ def test_a_change_is_noticed_and_followed_as_fast_as_at_the_start(model):
 
 
 def test_a_condition_that_comes_back_is_taken_up_where_it_was_left(model):
-    """After LATEST images its statistics are those of before, not what came between."""
+    """Its statistics are those of before, and not what came between; they follow fast."""
     stream = Stream(model)
     stream.see(DAY, 400)
     stream.see(NIGHT, 200)
@@ -74,7 +74,7 @@ def test_a_condition_that_comes_back_is_taken_up_where_it_was_left(model):
     stream.see(DAY, 2 * LATEST)
     assert stream.light > 0.9
     assert stream.conditions.known == 2
-    assert stream.statistics.followed.early_images > 300
+    assert stream.statistics.followed.early_images <= 2 * LATEST
 
 
 def test_what_comes_of_its_own_accord_is_no_change(model):
@@ -99,7 +99,7 @@ def test_so_many_conditions_are_remembered_and_no_more(model):
         stream.see(light)
     assert stream.conditions.known == REMEMBERED + 1
     stream.see(DAY, 2 * LATEST)
-    assert stream.statistics.followed.early_images <= 2 * LATEST, "the first was forgotten"
+    assert stream.light > 10, "the first was forgotten"
 
 
 @pytest.mark.parametrize("images", [0, 4, 100], ids=["none", "some", "settled"])
@@ -127,7 +127,6 @@ def test_a_restored_stream_recognises_what_the_saved_one_would_have(model, image
         {"variances": -torch.ones(2, 16)},
         {"images": torch.tensor([1, 2, 3])},
         {"moments": torch.zeros(1, 2, 5)},
-        {"followed": torch.tensor([[1.0, -1.0]])},
         {"latest": torch.zeros(3)},
         {"latest_images": -1},
         {"latest_images": "many"},

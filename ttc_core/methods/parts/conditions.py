@@ -2,10 +2,10 @@
 
 How an image looks shows in the moments of the first BatchNorm layer, whatever its class. Where the
 latest images look other than the stream did, its statistics follow them as fast as at the start;
-where they look as under a condition before, they take up what was followed then.
+where they look as under a condition before, they do so from what was followed then.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -60,10 +60,10 @@ class Condition:
 
 @dataclass(frozen=True)
 class Remembered:
-    """A condition, and what the statistics followed under it."""
+    """A condition, and the moments of all layers that were followed under it, (2, C)."""
 
     condition: Condition
-    followed: Followed
+    moments: Tensor
 
 
 class Conditions:
@@ -128,11 +128,14 @@ class Conditions:
         return looks
 
     def _leave(self, condition: Condition) -> None:
-        left = Remembered(condition, self._statistics.followed)
+        left = Remembered(condition, self._statistics.followed.moments)
         self._remembered = (*self._remembered, left)[-REMEMBERED:]
         self._condition, self._latest_images = None, 0
-        # What comes may be new.
-        self._statistics.followed = replace(left.followed, early_images=0, late_images=0)
+        self._follow_from(left.moments)
+
+    def _follow_from(self, moments: Tensor) -> None:
+        """Follow what comes fast: it may be new, and scales and shifts have moved since."""
+        self._statistics.followed = Followed(moments)
 
     def _recognised(self) -> Condition:
         """The condition of the latest images: one from before, or a new one."""
@@ -144,27 +147,23 @@ class Conditions:
             variance = self._remembered[-1].condition.variance
             return Condition(self._latest, variance, LATEST)
         self._remembered = tuple(each for each in self._remembered if each is not nearest)
-        self._statistics.followed = nearest.followed
+        self._follow_from(nearest.moments)
         return nearest.condition
 
     def state(self) -> State:
         conditions = [each.condition for each in self._remembered]
         if self._condition is not None:
             conditions.append(self._condition)
-        followed = [each.followed for each in self._remembered]
-        shape = (0, *self._statistics.followed.moments.shape)
+        moments = [each.moments for each in self._remembered]
+        none = self._statistics.followed.moments.new_zeros(
+            (0, *self._statistics.followed.moments.shape)
+        )
         return {
             "conditions": {
                 "means": _stacked([each.mean for each in conditions], self._latest),
                 "variances": _stacked([each.variance for each in conditions], self._latest),
                 "images": torch.tensor([each.images for each in conditions], dtype=torch.int64),
-                "moments": torch.stack([each.moments for each in followed])
-                if followed
-                else torch.zeros(shape),
-                "followed": torch.tensor(
-                    [[each.early_images, each.late_images] for each in followed],
-                    dtype=torch.float64,
-                ).reshape(-1, 2),
+                "moments": torch.stack(moments) if moments else none,
                 "latest": torch.from_numpy(self._latest.copy()),
                 "latest_images": self._latest_images,
             }
@@ -172,11 +171,9 @@ class Conditions:
 
     def restore(self, state: State) -> None:
         given, now = state["conditions"], self._statistics.followed.moments
-        means, variances, images, moments, followed, latest = (
-            given[name]
-            for name in ("means", "variances", "images", "moments", "followed", "latest")
+        tensors = means, variances, images, moments, latest = tuple(
+            given[name] for name in ("means", "variances", "images", "moments", "latest")
         )
-        tensors = (means, variances, images, moments, followed, latest)
         if not all(isinstance(each, Tensor) and each.ndim for each in tensors):
             raise ValueError("its conditions are none")
         count, looks = len(moments), self._latest.shape
@@ -185,12 +182,11 @@ class Conditions:
             count <= REMEMBERED
             and known in (0, 1)
             and moments.shape[1:] == now.shape
-            and followed.shape == (count, 2)
             and means.shape == variances.shape == (count + known, *looks)
             and images.shape == (count + known,)
             and latest.shape == looks
             and all(bool(each.isfinite().all()) for each in tensors)
-            and all(bool((each >= 0).all()) for each in (variances, images, followed))
+            and all(bool((each >= 0).all()) for each in (variances, images))
         )
         if not sound:
             raise ValueError("its conditions are none of this network's")
@@ -201,10 +197,8 @@ class Conditions:
             )
         ]
         self._remembered = tuple(
-            Remembered(condition, Followed(each.to(now), early, late))
-            for condition, each, (early, late) in zip(
-                conditions, moments, followed.tolist(), strict=False
-            )
+            Remembered(condition, each.to(now))
+            for condition, each in zip(conditions, moments, strict=False)
         )
         self._condition = conditions[-1] if known else None
         self._latest = latest.double().numpy().copy()
