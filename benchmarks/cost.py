@@ -54,7 +54,7 @@ class Measured(NamedTuple):
         wall, processor: seconds.
         peak: MiB of memory, of the whole process.
         state: KiB that would be saved of the stream behind it.
-        forward, backward: passes for the first batch.
+        forward, backward: passes for a batch at its end.
     """
 
     wall: float
@@ -118,27 +118,24 @@ def measure(spec: str, variant: Variant, size: int, images: int) -> Measured:
     batches = [as_batch(images).contiguous() for images, _ in stream.batches(size)]
     method = variant.create(model, {})
     warm_up(method, images=size)
-    forward, backward = _passes(method, batches[0])
     started, processor = time.perf_counter(), time.process_time()
     for batch in batches:
         prediction = method.predict(batch)
         prediction.to_host()
         method.adapt(prediction)
-    return Measured(
+    took = (
         time.perf_counter() - started,
         time.process_time() - processor,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         state_bytes(method) / 1024,
-        forward,
-        backward,
     )
+    return Measured(*took, *_passes(method, batches[-1]))
 
 
 def _passes(method: Method, batch: Tensor) -> tuple[float, float]:
     """Forward passes for a batch, over as many images as it has, and backward passes."""
     with _counted() as counter:
         method.adapt(method.predict(batch))
-    method.reset()
     return counter["forward"] / len(batch), counter["backward"]
 
 

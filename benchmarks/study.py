@@ -264,9 +264,14 @@ def scenes_of(place: Place, study: Study) -> list[Scene]:
 
 @cache
 def methods_digest() -> str:
-    """A hash of the code of all methods but for comments: rows of a former version are others."""
+    """A hash of the code that answers but for comments: rows of a former version are others."""
     folder = Path(methods.__file__).parent
-    code = [ast.dump(ast.parse(file.read_text())) for file in sorted(folder.rglob("*.py"))]
+    beside = [
+        folder.with_name(f"{name}.py") for name in ("flat", "model", "normalization", "objective")
+    ]
+    code = [
+        ast.dump(ast.parse(file.read_text())) for file in (*beside, *sorted(folder.rglob("*.py")))
+    ]
     return hashlib.sha256("".join(code).encode()).hexdigest()[:16]
 
 

@@ -1,15 +1,19 @@
 """Light and weather change and come back: a stream notices, and goes on from what it followed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tests.fixtures.networks import CLASSES, make_model
+from tests.fixtures.networks import CLASSES, MEAN, SIZE, STD, make_images, make_model
+from ttc_core.methods import create
 from ttc_core.methods.contract import Pending, Prediction
 from ttc_core.methods.parts.conditions import LATEST, REMEMBERED, Conditions
 from ttc_core.methods.parts.diversity import Classes
 from ttc_core.methods.parts.stream_statistics import StreamShare, StreamStatistics
+from ttc_core.model import SourceModel
 
 DAY, NIGHT, FOG = 1.0, 0.2, 3.0
 
@@ -77,6 +81,63 @@ def test_a_condition_that_comes_back_is_taken_up_where_it_was_left(model):
     assert stream.statistics.followed.early_images <= 2 * LATEST
 
 
+def test_as_many_in_rotation_as_are_remembered_are_all_recognised(model):
+    """Beside the present one: of five, each that comes back."""
+    stream, lights = Stream(model), [3.0**power for power in range(REMEMBERED + 1)]
+    for light in lights:
+        stream.see(light, 80)
+    for light in lights:
+        stream.see(light, 80)
+        assert stream.conditions.known == len(lights)
+
+
+def test_what_comes_and_goes_within_a_batch_is_not_remembered_by_other_moments(model):
+    """No statistics had followed it by then."""
+    stream = Stream(model)
+    stream.see(DAY, 96)
+    batch = [stream._pending(light, 50, 1.0) for light in (5.0, 25.0)]
+    first = torch.cat([each.share.first for each in batch])
+    share = replace(batch[1].share, images=100, first=first)
+    classes = replace(batch[1].after["classes"], weights=np.ones(100))
+    pending = Pending(share=share, after={"classes": classes})
+    stream.conditions.commit(
+        Prediction.of(torch.zeros(100, CLASSES), pending=pending), learned=False
+    )
+    assert stream.conditions.known == 2
+
+
+def test_what_a_run_of_one_class_looks_like_is_no_condition(model):
+    """A change that was noticed waits for diverse answers to be told from others."""
+    stream = Stream(model)
+    stream.see(DAY, 100)
+    while stream.conditions.known == 1:
+        stream.see(NIGHT, 1, batch=1)
+    stream.see(FOG, 100, openness=0.0)
+    stream.see(DAY, 24)
+    assert stream.conditions.known == 1, "day, once more"
+
+
+def test_a_network_may_have_its_first_layer_elsewhere(model):
+    """The look is that of one layer, whichever the network calls first."""
+
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.BatchNorm2d(8)
+            self.norm = nn.BatchNorm2d(4)
+            self.conv1, self.conv2 = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3)
+            self.head = nn.Linear(8, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.last(self.conv2(self.norm(self.conv1(x)))).mean((2, 3)))
+
+    method = create("ttc_stream", SourceModel(Backwards().eval(), mean=MEAN, std=STD, size=SIZE))
+    for seed in range(4):
+        outcome = method.adapt(method.predict(make_images(20, seed=seed)))
+        assert outcome.skipped != "non_finite"
+    assert method.state()["conditions"]["latest"].shape == (16,)
+
+
 def test_what_comes_of_its_own_accord_is_no_change(model):
     """Evening falls slowly; and the images of one light differ among themselves."""
     stream = Stream(model)
@@ -127,6 +188,8 @@ def test_a_restored_stream_recognises_what_the_saved_one_would_have(model, image
         {"variances": -torch.ones(2, 16)},
         {"images": torch.tensor([1, 2, 3])},
         {"moments": torch.zeros(1, 2, 5)},
+        {"images": torch.tensor([1, 2**63 - 1])},
+        {"means": torch.full((2, 16), 1e200, dtype=torch.float64)},
         {"latest": torch.zeros(3)},
         {"latest_images": -1},
         {"latest_images": "many"},
@@ -140,3 +203,9 @@ def test_conditions_of_another_network_are_refused(model, damage):
     state = {"conditions": {**stream.conditions.state()["conditions"], **damage}}
     with pytest.raises(ValueError, match="its "):
         Stream(model).conditions.restore(state)
+
+
+@pytest.mark.parametrize("section", [None, 5, torch.zeros(3)], ids=("none", "number", "tensor"))
+def test_conditions_that_are_none_are_refused(model, section):
+    with pytest.raises(ValueError, match="its conditions"):
+        Stream(model).conditions.restore({"conditions": section})

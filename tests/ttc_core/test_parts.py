@@ -21,6 +21,7 @@ from ttc_core.methods.contract import Adaptation, Prediction, State
 from ttc_core.methods.parts import Part
 from ttc_core.methods.parts.learner import Loss
 from ttc_core.methods.parts.statistics import STATISTICS, MovingStatistics
+from ttc_core.methods.parts.stream_statistics import Followed
 from ttc_core.methods.settings import OptimizerSettings
 from ttc_core.methods.tent import Tent
 from ttc_core.normalization import Call
@@ -38,7 +39,8 @@ def tensors_of(method) -> dict[int, Tensor]:
     source = {t.data_ptr() for t in (method.model.source_affine, method.model.source_moments)}
     for part in method._parts:
         for value in vars(part).values():
-            for tensor in value.values() if isinstance(value, dict) else (value,):
+            several = vars(value) if isinstance(value, Followed) else value
+            for tensor in several.values() if isinstance(several, dict) else (value,):
                 if isinstance(tensor, Tensor) and tensor.data_ptr() not in source:
                     found[tensor.data_ptr()] = tensor
     return found

@@ -86,6 +86,8 @@ def test_any_precision_is_answered_learned_from_and_saved(network, name, statist
         if section in ("classes", "context"):  # of the answers, not of the network
             continue
         for key, value in entries.items():
+            if section == "conditions" and key != "moments":  # of the images
+                continue
             if isinstance(value, Tensor) and value.is_floating_point() and value.ndim:
                 assert value.dtype == wide, key
     save_state(tmp_path / "stream.safetensors", method, name=name, model=network)

@@ -132,6 +132,8 @@ class LearningMethod(ComposedMethod):
 
     adapts = frozenset({"affine", "moments"})
     selects = True
+    # The part of the layers before which scales and shifts stay the source's.
+    learned_from: ClassVar[float] = 0.0
     _settings: OptimizerSettings
 
     def __init__(self, model: SourceModel, **settings: Any) -> None:
@@ -139,7 +141,7 @@ class LearningMethod(ComposedMethod):
         self._learner.try_out()
 
     def _compose(self) -> Sequence[Part]:
-        self._learner = AffineLearner(self.model, self._settings)
+        self._learner = AffineLearner(self.model, self._settings, learned_from=self.learned_from)
         return (self._learner, *super()._compose())
 
     @property

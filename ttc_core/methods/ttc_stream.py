@@ -87,6 +87,7 @@ class TTCStream(LearningMethod):
 
     name = "ttc_stream"
     Settings = TTCStreamSettings
+    learned_from = LEARNED_FROM
     _settings: TTCStreamSettings
 
     def _compose(self) -> Sequence[Part]:
@@ -169,11 +170,7 @@ class TTCStream(LearningMethod):
         """Answer images with late layers open so far."""
         model, bet = self.model, self._second_view.bet
         look = self._statistics.look(len(images), self._diversity.classes, opening)
-        inputs = model.normalize(model.to_unit(images))
-        affine = {
-            name: each if place >= LEARNED_FROM * len(model.affine) else each.detach()
-            for place, (name, each) in enumerate(self._learner.affine.items())
-        }
+        inputs, affine = model.normalize(model.to_unit(images)), self._learner.affine
         if self._second_view.used:
             view, mirrored = two_views(
                 model, inputs, inputs.flip(3), look, affine=affine, together=True

@@ -5,6 +5,7 @@ latest images look other than the stream did, its statistics follow them as fast
 where they look as under a condition before, they do so from what was followed then.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ttc_core.methods.contract import Prediction, State
-from ttc_core.methods.parts import Numbers, bounded
+from ttc_core.methods.parts import MOST, Numbers, bounded
 from ttc_core.methods.parts.diversity import Classes
 from ttc_core.methods.parts.stream_statistics import Followed, StreamShare, StreamStatistics
 from ttc_core.model import SourceModel
@@ -24,7 +25,7 @@ LEAST_IMAGES = 32
 # How far a look is from a condition's, in standard deviations of its images: the latest images are
 # of another one if they are further than CHANGED, and of one before if nearer than SAME.
 CHANGED, SAME = 1.0, 0.8
-# How many conditions are remembered; the one that was left first is forgotten.
+# How many conditions are remembered beside the present one; the one left first is forgotten.
 REMEMBERED = 4
 # At the start, of the look's numbers; and what is added, since some numbers hardly vary.
 START_VARIANCE, LEAST_VARIANCE = 0.25, 0.01
@@ -69,24 +70,21 @@ class Remembered:
 class Conditions:
     """Notices that conditions change, and recognises those that come back.
 
-    Only while the answers are diverse: a run of one class looks other than all classes do.
+    Only while the answers are diverse: a run of one class looks other than all classes do. The look
+    is that of the layer which the network has first; where it is never called, nothing is noticed.
     A part of its method before `statistics`, which it tells of changes before they move on.
     """
 
     def __init__(self, model: SourceModel, statistics: StreamStatistics) -> None:
-        self._statistics = statistics
-        layer = next(iter(model.moments_layout.shapes), None)
-        source = model.moments_layout.views(model.source_moments).get(layer or "")
-        self._mean, self._deviation = np.zeros(0), np.ones(0)
-        if source is not None:
-            self._mean, square = source.double().cpu().numpy()
-            self._deviation = np.sqrt(np.maximum(square - self._mean**2, 1e-12))
+        self._model, self._statistics = model, statistics
         self.reset()
 
     def reset(self) -> None:
         # None: too few images have come since the change.
         self._condition: Condition | None = None
-        self._latest, self._latest_images = np.zeros(2 * len(self._mean)), 0
+        sizes = [2 * channels for (channels,) in self._model.moments_layout.shapes.values()]
+        # Never written in place, so that it takes no memory.
+        self._latest, self._latest_images = np.broadcast_to(0.0, (sizes or [0])[0]), 0
         self._remembered: tuple[Remembered, ...] = ()
 
     @property
@@ -100,6 +98,7 @@ class Conditions:
         assert isinstance(classes, Classes)
         if share.first is None:
             return
+        left = False
         for look in self._looks(share.first):
             self._latest_images += 1
             weight = 1 / min(self._latest_images, LATEST)
@@ -107,31 +106,38 @@ class Conditions:
             if self._latest_images < LATEST:
                 continue
             if self._condition is None:
-                self._condition = self._recognised()
+                if classes.diverse or not self._remembered:
+                    self._condition = self._recognised()
+                else:
+                    self._latest_images = 0  # wait for as many anew
             elif (
-                classes.diverse
+                # What began within this batch has no moments yet to be remembered by.
+                not left
+                and classes.diverse
                 and self._condition.images >= LEAST_IMAGES
                 and self._condition.distance(self._latest) > CHANGED
             ):
                 self._leave(self._condition)
+                left = True
             else:
                 self._condition = self._condition.after(look)
 
     def _looks(self, moments: Tensor) -> Numbers:
         """(N, D) how images look, of the first layer's moments (N, 2, C), in units of the source's
         deviations."""
-        mean, square = moments.double().cpu().numpy().transpose(1, 0, 2)
-        deviation = np.sqrt(np.maximum(square - mean**2, 0)) / self._deviation
+        source = self._model.moments_layout.views(self._model.source_moments)
+        usual, deviation = _deviations(next(iter(source.values())))
+        means, deviations = _deviations(moments.transpose(0, 1))
         looks: Numbers = np.concatenate(
-            [(mean - self._mean) / self._deviation, np.log(deviation + 0.05)], axis=1
+            [(means - usual) / deviation, np.log(deviations / deviation + 0.05)], axis=1
         )
         return looks
 
     def _leave(self, condition: Condition) -> None:
-        left = Remembered(condition, self._statistics.followed.moments)
-        self._remembered = (*self._remembered, left)[-REMEMBERED:]
+        moments = self._statistics.followed.moments
+        self._remembered = (*self._remembered, Remembered(condition, moments))
         self._condition, self._latest_images = None, 0
-        self._follow_from(left.moments)
+        self._follow_from(moments)
 
     def _follow_from(self, moments: Tensor) -> None:
         """Follow what comes fast: it may be new, and scales and shifts have moved since."""
@@ -145,6 +151,7 @@ class Conditions:
         nearest = min(self._remembered, key=lambda each: each.condition.distance(self._latest))
         if nearest.condition.distance(self._latest) > SAME:
             variance = self._remembered[-1].condition.variance
+            self._remembered = self._remembered[-REMEMBERED:]
             return Condition(self._latest, variance, LATEST)
         self._remembered = tuple(each for each in self._remembered if each is not nearest)
         self._follow_from(nearest.moments)
@@ -171,6 +178,8 @@ class Conditions:
 
     def restore(self, state: State) -> None:
         given, now = state["conditions"], self._statistics.followed.moments
+        if not isinstance(given, Mapping):
+            raise ValueError("its conditions are none")
         tensors = means, variances, images, moments, latest = tuple(
             given[name] for name in ("means", "variances", "images", "moments", "latest")
         )
@@ -179,13 +188,13 @@ class Conditions:
         count, looks = len(moments), self._latest.shape
         known = len(means) - count
         sound = (
-            count <= REMEMBERED
-            and known in (0, 1)
+            known in (0, 1)
+            and count <= REMEMBERED + (known == 0)
             and moments.shape[1:] == now.shape
             and means.shape == variances.shape == (count + known, *looks)
             and images.shape == (count + known,)
             and latest.shape == looks
-            and all(bool(each.isfinite().all()) for each in tensors)
+            and all(bool((each.abs() <= MOST).all()) for each in tensors)
             and all(bool((each >= 0).all()) for each in (variances, images))
         )
         if not sound:
@@ -193,7 +202,9 @@ class Conditions:
         conditions = [
             Condition(mean, variance, number)
             for mean, variance, number in zip(
-                means.double().numpy(), variances.double().numpy(), images.tolist(), strict=True
+                *(each.double().cpu().numpy() for each in (means, variances)),
+                map(int, images.tolist()),
+                strict=True,
             )
         ]
         self._remembered = tuple(
@@ -201,8 +212,14 @@ class Conditions:
             for condition, each in zip(conditions, moments, strict=False)
         )
         self._condition = conditions[-1] if known else None
-        self._latest = latest.double().numpy().copy()
+        self._latest = latest.double().cpu().numpy().copy()
         self._latest_images = int(bounded(given["latest_images"]))
+
+
+def _deviations(moments: Tensor) -> tuple[Numbers, Numbers]:
+    """Mean and deviation, (…, C) each, of moments (2, …, C)."""
+    mean, square = moments.double().cpu().numpy()
+    return mean, np.sqrt(np.maximum(square - mean**2, 1e-8))
 
 
 def _stacked(rows: list[Numbers], like: Numbers) -> Tensor:

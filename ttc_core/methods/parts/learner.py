@@ -100,6 +100,10 @@ class AffineLearner:
     No tensor of it is ever written in place: a step makes new ones, so that predictions made
     before it keep a valid graph, and what has not moved is the source's own.
 
+    Args:
+        learned_from: the part of the layers, in the order of the network, before which scales and
+            shifts stay the source's.
+
     Attributes:
         parameters: (P,) all scales and shifts; what a batch's loss is differentiated by.
         steps: optimizer steps since the start or the last reset.
@@ -107,8 +111,15 @@ class AffineLearner:
         drift: ‖θ − θ_source‖₂ / ‖θ_source‖₂.
     """
 
-    def __init__(self, model: SourceModel, settings: OptimizerSettings) -> None:
+    def __init__(
+        self, model: SourceModel, settings: OptimizerSettings, *, learned_from: float = 0.0
+    ) -> None:
         self._model, self._settings = model, settings
+        of_layers = [name.rpartition(".")[0] for name in model.affine]
+        layers = list(dict.fromkeys(of_layers))
+        kept = layers[: round(learned_from * len(layers))]
+        # How many of the parameters, the first ones, are kept.
+        self._kept = sum(layer in kept for layer in of_layers)
         self.reset()
 
     def reset(self) -> None:
@@ -133,7 +144,11 @@ class AffineLearner:
     @property
     def affine(self) -> dict[str, Tensor]:
         """Scales and shifts under the network's own names, as a pass takes them."""
-        return self._model.affine_layout.views(self.parameters)
+        views = self._model.affine_layout.views(self.parameters)
+        return {
+            name: each.detach() if place < self._kept else each
+            for place, (name, each) in enumerate(views.items())
+        }
 
     def commit(self, prediction: Prediction, *, learned: bool) -> None:
         """`learn` has moved everything."""
@@ -185,6 +200,9 @@ class AffineLearner:
             if "overflow" not in str(error):
                 raise
             return False
+        views = self._model.affine_layout.views(moved)
+        for name in list(views)[: self._kept]:  # weight decay moves what has no gradient
+            views[name].copy_(self._model.affine[name])
         kept = {k: v for k, v in optimizer.state[moved].items() if isinstance(v, Tensor)}
         drift, finite = self._measure(moved, kept.values())
         if not finite:

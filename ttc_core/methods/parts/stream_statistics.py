@@ -33,7 +33,7 @@ class StreamShare:
         images: how many it has.
         moments: of each early layer over the batch, (2, C).
         image_moments: of each late layer in each image, (N, 2, C).
-        first: those of the first layer, whichever it is; None: there is none.
+        first: those of the network's first layer; None: it was not called, or there is none.
     """
 
     images: int
@@ -174,17 +174,21 @@ class StreamLook:
         self._weights, self._blends, self._late = weights, blends, late
         # By layer, the mean over its calls: over the batch, or in each image of it.
         self._found: dict[str, Tensor] = {}
+        self._first_layer = next(iter(late), None)
         self._first: Tensor | None = None
 
     def __call__(self, call: Call) -> Tensor:
         name = call.layer
         with torch.no_grad():
             late = self._late[name]
-            by_image = None
-            if late or self._first is None:
+            first = name == self._first_layer and call.number == 0
+            if late or first:
                 by_image = self._by_image(call.image_moments())
-                self._first = by_image if self._first is None else self._first
-            found = call.moments() if by_image is None or not late else by_image
+                found = by_image if late else by_image.mean(0)
+                if first:
+                    self._first = by_image
+            else:
+                found = call.moments()
             if call.number > 0:
                 found = torch.lerp(self._found[name], found, 1 / (call.number + 1))
             self._found[name] = found
