@@ -100,7 +100,7 @@ def main(spec: str, images: int, rounds: int) -> None:
             f"{one.forward:g}",
             f"{one.backward:g}",
         )
-    console = Console()
+    console = Console(width=120)
     console.print(table)
     console.print(
         f"{spec}, {images} images, {rounds} rounds, {torch.get_num_threads()} threads",
