@@ -53,7 +53,9 @@ def test_training_goes_on_where_it_was_stopped(tmp_path: Path):
     """After the last whole epoch, to the very weights of a run that was not stopped."""
     images = torch.randint(0, 256, (24, 1, 8, 8), generator=torch.manual_seed(0)).byte()
 
-    def run(progress: Path | None = None, stop: bool = False) -> dict[str, torch.Tensor]:
+    def run(
+        progress: Path | None = None, stop: bool = False, epochs: int = 3
+    ) -> dict[str, torch.Tensor]:
         def report(sentence: str) -> None:
             assert not (stop and sentence.startswith("epoch 2/"))
 
@@ -66,7 +68,7 @@ def test_training_goes_on_where_it_was_stopped(tmp_path: Path):
             mean=(0.5,) * 3,
             std=(0.5,) * 3,
             augment=lambda batch: shifted(mirrored(batch)),
-            epochs=3,
+            epochs=epochs,
             batch_size=8,
             lr=0.1,
             report=report,
@@ -79,6 +81,8 @@ def test_training_goes_on_where_it_was_stopped(tmp_path: Path):
         run(tmp_path / "progress", stop=True)
     resumed = run(tmp_path / "progress")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    with pytest.raises(UserError, match="is of a run of 9 steps, not 12"):
+        run(tmp_path / "progress", epochs=4)
 
 
 def test_a_missing_data_set_is_named(tmp_path: Path):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ttc_core.errors import UserError
 from ttc_core.files import written_whole
 from ttc_core.zoo import ARCHITECTURES
 from ttc_core.zoo.fashion_mnist import CLASSES, DIRECTORY, SIZE, read_split, to_rgb
@@ -119,6 +120,9 @@ def fit(
         augment: of a batch (n, C, H, W) in [0, 1].
         report: called with a sentence after each epoch.
         progress: a file that is written after each epoch and continued from where it is there.
+
+    Raises:
+        UserError: the file there is of a run over another number of epochs or images.
     """
     started, device = time.perf_counter(), images.device
     network.to(memory_format=torch.channels_last)
@@ -130,6 +134,11 @@ def fit(
     parts, done = {"network": network, "optimizer": optimizer, "schedule": schedule}, 0
     if progress is not None and progress.exists():
         saved = torch.load(progress, weights_only=True)
+        if saved["steps"] != epochs * steps:
+            raise UserError(
+                f"{progress} is of a run of {saved['steps']} steps, not {epochs * steps}: name as "
+                "many epochs and images, or another file."
+            )
         for name, part in parts.items():
             part.load_state_dict(saved[name])  # type: ignore[attr-defined]
         torch.set_rng_state(saved["random"])
@@ -153,7 +162,8 @@ def fit(
         if progress is not None:
             states = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]
             with written_whole(progress) as file:
-                torch.save(states | {"epoch": epoch, "random": torch.get_rng_state()}, file)
+                at = {"epoch": epoch, "steps": epochs * steps, "random": torch.get_rng_state()}
+                torch.save(states | at, file)
 
 
 def _as_tensor(images: np.ndarray, device: str) -> Tensor:
