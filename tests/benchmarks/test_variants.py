@@ -6,6 +6,7 @@ import torch
 from benchmarks.variants import (
     LINE,
     EvidenceAgainstEven,
+    OneCondition,
     OneLook,
     OpenLateLayers,
     UnweightedLateLayers,
@@ -85,6 +86,16 @@ def test_a_batch_may_be_answered_once(kind, looks, model, images, monkeypatch):
     assert method.details["late_layers"] == 1
     method.predict(images)
     assert len(passes) == looks + 1
+
+
+@pytest.mark.parametrize(("kind", "known"), [(TTCStream, 2), (OneCondition, 1)])
+def test_conditions_may_not_be_told_apart(kind, known, model, images, monkeypatch):
+    """Night falls at once, and the statistics go on as before."""
+    monkeypatch.setattr(Diversity, "_openness", lambda *_: 1.0)
+    method = kind(model)
+    for each in (images, images // 8):
+        method.adapt(method.predict(each))
+    assert method.details["conditions"] == known
 
 
 def test_evidence_may_be_held_against_an_even_answer(model, images):

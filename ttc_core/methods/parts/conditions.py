@@ -161,23 +161,20 @@ class Conditions:
         conditions = [each.condition for each in self._remembered]
         if self._condition is not None:
             conditions.append(self._condition)
-        moments = [each.moments for each in self._remembered]
-        none = self._statistics.followed.moments.new_zeros(
-            (0, *self._statistics.followed.moments.shape)
-        )
+        moments, like = [each.moments for each in self._remembered], self._model.source_moments
         return {
             "conditions": {
                 "means": _stacked([each.mean for each in conditions], self._latest),
                 "variances": _stacked([each.variance for each in conditions], self._latest),
                 "images": torch.tensor([each.images for each in conditions], dtype=torch.int64),
-                "moments": torch.stack(moments) if moments else none,
+                "moments": torch.stack(moments) if moments else like.new_zeros((0, *like.shape)),
                 "latest": torch.from_numpy(self._latest.copy()),
                 "latest_images": self._latest_images,
             }
         }
 
     def restore(self, state: State) -> None:
-        given, now = state["conditions"], self._statistics.followed.moments
+        given, like = state["conditions"], self._model.source_moments
         if not isinstance(given, Mapping):
             raise ValueError("its conditions are none")
         tensors = means, variances, images, moments, latest = tuple(
@@ -190,7 +187,7 @@ class Conditions:
         sound = (
             known in (0, 1)
             and count <= REMEMBERED + (known == 0)
-            and moments.shape[1:] == now.shape
+            and moments.shape[1:] == like.shape
             and means.shape == variances.shape == (count + known, *looks)
             and images.shape == (count + known,)
             and latest.shape == looks
@@ -208,7 +205,7 @@ class Conditions:
             )
         ]
         self._remembered = tuple(
-            Remembered(condition, each.to(now))
+            Remembered(condition, each.to(like))
             for condition, each in zip(conditions, moments, strict=False)
         )
         self._condition = conditions[-1] if known else None
