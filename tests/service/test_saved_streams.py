@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -92,18 +93,33 @@ def test_a_reset_puts_another_programs_file_aside(engine, tmp_path):
     assert (tmp_path / "gate.rejected").read_bytes() == b"somebody's"
 
 
-def test_what_cannot_be_saved_keeps_its_place(engine, tmp_path, monkeypatch):
-    """A full disk: newcomers are refused, nobody loses what was learned, and it mends itself."""
+@pytest.mark.parametrize("early", [True, False], ids=["told-before", "told-after"])
+def test_what_cannot_be_saved_keeps_its_place(engine, tmp_path, monkeypatch, early):
+    """A full disk: newcomers are refused, nobody loses what was learned, and it mends itself.
+
+    Whether it is full is told before or after the newcomer has the place.
+    """
     monkeypatch.setattr("service.saving.RETRY_SECONDS", 0.0)
     table = engine(tmp_path, max_streams=1)
     request(table, "a")
     learned = table.streams["a"].method
+    in_place, keep = threading.Event(), table.table.keep
 
     def full(descriptor):
+        assert early or in_place.wait(60)
         raise OSError(28, "No space left on device")
+
+    def kept(name, record):
+        if early:
+            table._writer.submit(int).result()
+        try:
+            return keep(name, record)
+        finally:
+            in_place.set()
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
+        patch.setattr(table.table, "keep", kept)
         request(table, "b")  # until then nobody knew
         for newcomer in ("c", "d", "c"):
             with pytest.raises(TooManyStreams):
@@ -112,8 +128,9 @@ def test_what_cannot_be_saved_keeps_its_place(engine, tmp_path, monkeypatch):
         request(table, "a")
         assert table.streams["a"].batches == 2  # it goes on learning
         assert not list(tmp_path.glob("*.safetensors*"))
-        (event,) = events(table, "not_saved")
-        assert event["reason"] == "No space left on device"
+        failed = events(table, "not_saved")
+        assert [event["stream"] for event in failed] == (["a"] if early else ["a", "b"])
+        assert {event["reason"] for event in failed} == {"No space left on device"}
     with pytest.raises(TooManyStreams):
         request(table, "c")  # for which the disk is tried
     request(table, "c")
