@@ -14,15 +14,15 @@ from torch import Tensor
 from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.parts import Numbers, bounded, distributions
 
-# Images over which an expert averages the classes, and temperatures of the network's answer.
-HORIZONS = (2.0, 16.0)
+# What is expected: the average of the latest answers, over so many images; or, with so much of a
+# chance, any class: what stands before the camera, and what has been there of late.
+EXPECTATIONS = ((1.5, 0.1), (16.0, 0.01))
+# At each of these the network's answer is softened.
 TEMPERATURES = (1.0, 3.0)
-# No class is ever thought impossible.
-FLOOR = 0.01
 # What the expert that expects nothing weighs at the start, and the share of all weight that is
 # dealt out anew after each image.
 UNIFORM_WEIGHT = 0.8
-SHARE = 0.02
+SHARE = 0.01
 # An image moves the experts' weights by this factor at most: e⁵.
 MOST_EVIDENCE = 5.0
 # Images over which the usual answer runs, and how many an even one is worth at the start.
@@ -36,8 +36,8 @@ class Context:
     """What the prior knows; never written in place.
 
     Attributes:
-        averages: (H, K) the answers of late, over each horizon; rows sum to 1.
-        weights: (1, 1 + T·H) of the experts, the uniform one first; they sum to 1.
+        averages: (E, K) the answers of late, by expectation; rows sum to 1.
+        weights: (1, 1 + T·E) of the experts, the uniform one first; they sum to 1.
         usual: (T, K) the network's average answer at each temperature; rows sum to 1.
         images: how many had a say.
     """
@@ -51,9 +51,8 @@ class Context:
 class TemporalPrior:
     """Mixes the network's answer with what the images before lead to expect.
 
-    Each expert takes an average of the latest answers for the prior of the next and weighs with it
-    the network's answer, softened by a temperature; one expects nothing and takes the answer as it
-    is. An expert's evidence is how well its prior fits the image's answer, over how well it fits
+    Each expert expects a class by the latest answers and weighs with that the network's answer,
+    softened by a temperature; one expects nothing and takes the answer as it is. An expert's evidence is how well its prior fits the image's answer, over how well it fits
     the stream's usual answer: on images in no order that is 1 on average, whatever classes the
     network favours, so that the prior has no say. A stream of few classes has a usual answer that
     is very uneven; only UNEVEN of that is taken for the network's own.
@@ -61,16 +60,17 @@ class TemporalPrior:
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
-        experts = len(HORIZONS) * len(TEMPERATURES)
+        experts = len(EXPECTATIONS) * len(TEMPERATURES)
         self._first = np.full((1, 1 + experts), (1 - UNIFORM_WEIGHT) / experts)
         self._first[0, 0] = UNIFORM_WEIGHT
-        self._decays = np.array([1 / horizon for horizon in HORIZONS])[:, None]
+        horizons, chances = np.array(EXPECTATIONS).T[:, :, None]
+        self._decays, self._any = 1 / horizons, chances
         self.reset()
 
     def reset(self) -> None:
         averages, usual = (
             np.broadcast_to(1 / self._classes, (len(rows), self._classes))
-            for rows in (HORIZONS, TEMPERATURES)
+            for rows in (EXPECTATIONS, TEMPERATURES)
         )
         self._context = Context(averages, self._first, usual)
 
@@ -104,8 +104,8 @@ class TemporalPrior:
             if context is not None and not context[number]:
                 answers[number] = said[0, number]
                 continue
-            prior = (1 - FLOOR) * averages + FLOOR / self._classes
-            joint = said[:, number, None, :] * prior  # (T, H, K)
+            prior = (1 - self._any) * averages + self._any / self._classes
+            joint = said[:, number, None, :] * prior  # (T, E, K)
             fit = joint.sum(axis=2)
             posteriors = (joint / fit[..., None]).reshape(-1, self._classes)
             evidence = (fit / (self._tempered(usual) @ prior.T)).ravel()
