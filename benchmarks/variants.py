@@ -47,10 +47,9 @@ class _AlwaysDiverse(Diversity):
 
 
 class _EvenlyWeighted(Classes):
-    """An image counts one in the statistics of late layers, whatever its class."""
+    """An image counts one in the statistics, whatever its class."""
 
-    @property
-    def expected_weight(self) -> float:
+    def expected_weight(self, most: float = 1.0) -> float:
         return 1.0
 
 

@@ -41,12 +41,11 @@ class Stream:
                 part.commit(prediction, learned=False)
 
     def _pending(self, light: float, batch: int, openness: float) -> Pending:
-        first = self._moments(light, batch, *next(iter(self._layouts.values())))
         moments = {
-            name: self._moments(light, 1, *shape)[0] for name, shape in self._layouts.items()
+            name: self._moments(light, batch, *shape) for name, shape in self._layouts.items()
         }
         classes = Classes(np.full(CLASSES, 1 / CLASSES), openness=openness, weights=np.ones(batch))
-        share = StreamShare(batch, moments, {}, first)
+        share = StreamShare(batch, moments)
         return Pending(share=share, after={"classes": classes})
 
     def _moments(self, light: float, images: int, channels: int) -> Tensor:
@@ -96,8 +95,9 @@ def test_what_comes_and_goes_within_a_batch_is_not_remembered_by_other_moments(m
     stream = Stream(model)
     stream.see(DAY, 96)
     batch = [stream._pending(light, 50, 1.0) for light in (5.0, 25.0)]
-    first = torch.cat([each.share.first for each in batch])
-    share = replace(batch[1].share, images=100, first=first)
+    shares = [each.share.image_moments for each in batch]
+    both = {name: torch.cat([each[name] for each in shares]) for name in shares[0]}
+    share = replace(batch[1].share, images=100, image_moments=both)
     classes = replace(batch[1].after["classes"], weights=np.ones(100))
     pending = Pending(share=share, after={"classes": classes})
     stream.conditions.commit(

@@ -113,8 +113,7 @@ def test_a_layer_may_be_used_again_on_parts_of_the_images(model, layer):
     look = make(model).look(4, classes_of(4), 1.0)
     look(whole)
     look(replace(whole, x=rows, number=1))
-    share = look.share()
-    found = share.moments[layer] if layer == EARLY else share.image_moments[layer].mean(0)
+    found = look.share().image_moments[layer].mean(0)
     expected = (whole.moments() + replace(whole, x=rows).moments()) / 2
     torch.testing.assert_close(found, expected)
 
@@ -134,8 +133,11 @@ def test_late_layers_are_the_sources_until_they_are_open(model, blend):
     assert differs(EARLY, opening=0) == differs(LATE, opening=1) == (blend > 0)
 
 
-def test_an_image_counts_in_late_layers_by_its_class_and_in_early_ones_as_any(model):
-    """One that counts nothing is not in the late ones; counted alike they are a plain mean."""
+def test_an_image_counts_by_its_class(model):
+    """One that counts nothing is not in the moments: of late layers at once, of early ones later.
+
+    Those follow the first images as they come, whose classes are not known yet.
+    """
     images, weights = make_images(40), torch.ones(40)
     images[::2] //= 8
     weights[::2] = 0
@@ -150,6 +152,22 @@ def test_an_image_counts_in_late_layers_by_its_class_and_in_early_ones_as_any(mo
         for name, each in {"alike": alike, "chosen": chosen, "without": without}.items()
     }
     assert seen == {"alike": 40, "chosen": 20, "without": 20}
+    bright = first_moments(model, images[1::2])
+    for each, counted in ((alike, None), (chosen, weights.repeat(10))):
+        follow(each, model, images.repeat(10, 1, 1, 1), batch=40, weights=counted)
+    source = moments(make(model), EARLY)
+    assert far(moments(chosen, EARLY), bright, source) < 0.05
+    assert far(moments(alike, EARLY), bright, source) > 0.2
+
+
+def test_an_image_of_a_rare_class_counts_once_in_early_layers(model):
+    """A wrong answer in the dark is of a rare class, too."""
+    images, weights = make_images(100), torch.full((100,), 3.0)
+    often, once = make(model), make(model)
+    follow(often, model, images, weights=weights)
+    follow(once, model, images)
+    assert same(moments(often, EARLY), moments(once, EARLY))
+    assert not same(moments(often, LATE), moments(once, LATE))
 
 
 @pytest.mark.parametrize("batch", [2, 10, 20])

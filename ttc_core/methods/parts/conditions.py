@@ -77,6 +77,7 @@ class Conditions:
 
     def __init__(self, model: SourceModel, statistics: StreamStatistics) -> None:
         self._model, self._statistics = model, statistics
+        self._first_layer = next(iter(model.moments_layout.shapes), "")
         self.reset()
 
     def reset(self) -> None:
@@ -96,10 +97,11 @@ class Conditions:
         share, classes = prediction.pending.share, prediction.pending.after["classes"]
         assert isinstance(share, StreamShare)
         assert isinstance(classes, Classes)
-        if share.first is None:
+        moments = share.image_moments.get(self._first_layer)
+        if moments is None:
             return
         left = False
-        for look in self._looks(share.first):
+        for look in self._looks(moments):
             self._latest_images += 1
             weight = 1 / min(self._latest_images, LATEST)
             self._latest = self._latest + weight * (look - self._latest)

@@ -47,10 +47,9 @@ class Classes:
         """(K,) what an image of each class counts: as if all classes were equally frequent."""
         return importance(self.frequencies)
 
-    @property
-    def expected_weight(self) -> float:
-        """What an image to come will count, on average; 1 where classes are equally frequent."""
-        return float(self.frequencies @ self.importance)
+    def expected_weight(self, most: float = LARGEST_WEIGHT) -> float:
+        """What an image to come will count, at most so much, on average."""
+        return float(self.frequencies @ self.importance.clip(max=most))
 
 
 def importance(frequencies: Numbers) -> Numbers:

@@ -1,9 +1,9 @@
 """BatchNorm statistics for a camera's stream: early layers follow fast, late ones with care.
 
 What light, weather and lens do shows in the early layers, whatever the class: their moments follow
-within tens of images. Late layers see classes: theirs follow slowly, with every class counting
-alike, and only once the answers have been diverse (`diversity`). All are a blend of the source's
-and the stream's. METHOD §1.9.
+within tens of images, in which a class that comes too often counts less. Late layers see classes:
+theirs follow slowly, with every class counting alike, and only once the answers have been diverse
+(`diversity`). All are a blend of the source's and the stream's. METHOD §1.9.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 from ttc_core.flat import NamedTensors
 from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.parts import bounded
-from ttc_core.methods.parts.diversity import Classes
+from ttc_core.methods.parts.diversity import LEAST_IMAGES, Classes
 from ttc_core.model import SourceModel
 from ttc_core.normalization import Call
 
@@ -31,18 +31,14 @@ class StreamShare:
 
     Attributes:
         images: how many it has.
-        moments: of each early layer over the batch, (2, C).
-        image_moments: of each late layer in each image, (N, 2, C).
-        first: those of the network's first layer; None: it was not called, or there is none.
+        image_moments: of each layer that was called, in each image, (N, 2, C).
     """
 
     images: int
-    moments: Mapping[str, Tensor]
     image_moments: Mapping[str, Tensor]
-    first: Tensor | None
 
     def tensors(self) -> Sequence[Tensor]:
-        return [*self.moments.values(), *self.image_moments.values()]
+        return list(self.image_moments.values())
 
 
 @dataclass(frozen=True)
@@ -88,35 +84,40 @@ class StreamStatistics:
     def look(self, images: int, classes: Classes, opening: float) -> "StreamLook":
         """A look for a pass over `images` images, of which each may come in several views."""
         views = self._model.moments_layout.views
-        early, late = self._weights(images, images * classes.expected_weight)
+        each = classes.expected_weight(1) if self._balanced else 1.0
+        early, late = self._weights(images * each, images * classes.expected_weight())
         return StreamLook(
             images,
             views(self._model.source_moments),
             views(self.followed.moments),
             {name: late if is_late else early for name, is_late in self._late.items()},
             {name: self._blend * (opening if late else 1) for name, late in self._late.items()},
-            self._late,
         )
 
     def commit(self, prediction: Prediction, *, learned: bool) -> None:
         share = prediction.pending.share
         assert isinstance(share, StreamShare)
-        counted = torch.from_numpy(prediction.pending.after["classes"].weights)
-        total, before = float(counted.sum()), self.followed
-        each = (counted / total).to(before.moments)
-        early, late = self._weights(share.images, total)
+        late = torch.from_numpy(prediction.pending.after["classes"].weights)
+        early = late.clamp(max=1) if self._balanced else torch.ones_like(late)
+        before, counted = self.followed, (early, late)
+        weights = self._weights(float(early.sum()), float(late.sum()))
         moved = self._model.moments_layout.views(before.moments)
-        for name, moments in share.moments.items():
-            moved[name] = torch.lerp(moved[name], moments.to(moved[name]), early)
         for name, moments in share.image_moments.items():
+            is_late = self._late[name]
+            each = (counted[is_late] / counted[is_late].sum()).to(moved[name])
             mean = torch.tensordot(each, moments.to(moved[name]), dims=1)
-            moved[name] = torch.lerp(moved[name], mean, late)
+            moved[name] = torch.lerp(moved[name], mean, weights[is_late])
         flat = [moved[name] for name in self._model.moments_layout.shapes]
         self.followed = Followed(
             torch.cat(flat, dim=1) if flat else before.moments,
             before.early_images + share.images,
-            before.late_images + total,
+            before.late_images + float(late.sum()),
         )
+
+    @property
+    def _balanced(self) -> bool:
+        """Whether it is known of late which classes come too often."""
+        return self.followed.early_images >= LEAST_IMAGES
 
     def _weights(self, early: float, late: float) -> tuple[float, float]:
         """What so many images weigh in early and late layers, beside all before."""
@@ -158,7 +159,6 @@ class StreamLook:
         source, stream: moments by layer, (2, C).
         weights: by layer, of the batch's own moments beside the stream's.
         blends: by layer, of the stream's moments beside the source's.
-        late: by layer, whether it is.
     """
 
     def __init__(
@@ -168,32 +168,21 @@ class StreamLook:
         stream: Mapping[str, Tensor],
         weights: Mapping[str, float],
         blends: Mapping[str, float],
-        late: Mapping[str, bool],
     ) -> None:
         self._images, self._source, self._stream = images, source, stream
-        self._weights, self._blends, self._late = weights, blends, late
-        # By layer, the mean over its calls: over the batch, or in each image of it.
+        self._weights, self._blends = weights, blends
+        # By layer, in each image, the mean over its calls.
         self._found: dict[str, Tensor] = {}
-        self._first_layer = next(iter(late), None)
-        self._first: Tensor | None = None
 
     def __call__(self, call: Call) -> Tensor:
         name = call.layer
         with torch.no_grad():
-            late = self._late[name]
-            first = name == self._first_layer and call.number == 0
-            if late or first:
-                by_image = self._by_image(call.image_moments())
-                found = by_image if late else by_image.mean(0)
-                if first:
-                    self._first = by_image
-            else:
-                found = call.moments()
+            found = self._by_image(call.image_moments())
             if call.number > 0:
                 found = torch.lerp(self._found[name], found, 1 / (call.number + 1))
             self._found[name] = found
             stream = self._stream[name]
-            batch = (found.mean(0) if late else found).to(stream)
+            batch = found.mean(0).to(stream)
             moved = torch.lerp(stream, batch, self._weights[name])
             mean, square = torch.lerp(self._source[name], moved, self._blends[name])
             # Rounding may leave a constant channel's variance a little below 0.
@@ -202,9 +191,7 @@ class StreamLook:
 
     def share(self) -> StreamShare:
         """What the batch adds; complete after the forward pass."""
-        early = {name: found for name, found in self._found.items() if not self._late[name]}
-        late = {name: found for name, found in self._found.items() if self._late[name]}
-        return StreamShare(self._images, early, late, self._first)
+        return StreamShare(self._images, self._found)
 
     def _by_image(self, found: Tensor) -> Tensor:
         """(N, 2, C) of a layer's rows (R, 2, C)."""
