@@ -52,10 +52,11 @@ class TemporalPrior:
     """Mixes the network's answer with what the images before lead to expect.
 
     Each expert expects a class by the latest answers and weighs with that the network's answer,
-    softened by a temperature; one expects nothing and takes the answer as it is. An expert's evidence is how well its prior fits the image's answer, over how well it fits
-    the stream's usual answer: on images in no order that is 1 on average, whatever classes the
-    network favours, so that the prior has no say. A stream of few classes has a usual answer that
-    is very uneven; only UNEVEN of that is taken for the network's own.
+    softened by a temperature; one expects nothing and takes the answer as it is. An expert's
+    evidence is how well what it expects fits the image's answer, over how well it fits the stream's
+    usual answer: on images in no order that is 1 on average, whatever classes the network favours,
+    so that the prior has no say. A stream of few classes has a usual answer that is very uneven;
+    only UNEVEN of that is taken for the network's own.
     """
 
     def __init__(self, classes: int) -> None:
