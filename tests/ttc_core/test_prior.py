@@ -64,6 +64,16 @@ def test_runs_of_a_class_gain():
     assert accuracy(follow(TemporalPrior(CLASSES), logits), labels) > accuracy(logits, labels) + 10
 
 
+def test_the_first_image_of_a_burst_is_seen():
+    """A network that is mostly right is believed, and not only what stood there before."""
+    labels = in_runs(2000, 8)
+    logits = 2 * scores(labels) + 3 * torch.eye(CLASSES)[labels]
+    first = torch.cat((torch.tensor([True]), labels[1:] != labels[:-1]))
+    answers = follow(TemporalPrior(CLASSES), logits)
+    assert accuracy(answers[first], labels[first]) > accuracy(logits[first], labels[first]) - 15
+    assert accuracy(answers, labels) > accuracy(logits, labels) + 5
+
+
 def test_a_stream_of_one_class_gains():
     """Its usual answer is that class, which is not taken for the network's habit."""
     labels = torch.full((500,), 7)

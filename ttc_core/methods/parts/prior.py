@@ -14,10 +14,10 @@ from torch import Tensor
 from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.parts import Numbers, bounded, distributions
 
-# What is expected: the average of the latest answers, over so many images; or, with so much of a
-# chance, any class: what stands before the camera, and what has been there of late.
-EXPECTATIONS = ((1.5, 0.1), (16.0, 0.01))
-# At each of these the network's answer is softened.
+# What is expected: what stands before the camera, and what has been there of late. Each is the
+# average of the answers over so many images and, with so much of a chance, any class.
+HORIZONS, ANY_CLASS = (1.5, 16.0), (0.1, 0.01)
+# Of the network's answer.
 TEMPERATURES = (1.0, 3.0)
 # What the expert that expects nothing weighs at the start, and the share of all weight that is
 # dealt out anew after each image.
@@ -36,8 +36,8 @@ class Context:
     """What the prior knows; never written in place.
 
     Attributes:
-        averages: (E, K) the answers of late, by expectation; rows sum to 1.
-        weights: (1, 1 + T·E) of the experts, the uniform one first; they sum to 1.
+        averages: (H, K) the answers of late, over each horizon; rows sum to 1.
+        weights: (1, 1 + T·H) of the experts, the uniform one first; they sum to 1.
         usual: (T, K) the network's average answer at each temperature; rows sum to 1.
         images: how many had a say.
     """
@@ -61,17 +61,17 @@ class TemporalPrior:
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
-        experts = len(EXPECTATIONS) * len(TEMPERATURES)
+        experts = len(HORIZONS) * len(TEMPERATURES)
         self._first = np.full((1, 1 + experts), (1 - UNIFORM_WEIGHT) / experts)
         self._first[0, 0] = UNIFORM_WEIGHT
-        horizons, chances = np.array(EXPECTATIONS).T[:, :, None]
-        self._decays, self._any = 1 / horizons, chances
+        self._decays = 1 / np.array(HORIZONS)[:, None]
+        self._any_class = np.array(ANY_CLASS)[:, None]
         self.reset()
 
     def reset(self) -> None:
         averages, usual = (
             np.broadcast_to(1 / self._classes, (len(rows), self._classes))
-            for rows in (EXPECTATIONS, TEMPERATURES)
+            for rows in (HORIZONS, TEMPERATURES)
         )
         self._context = Context(averages, self._first, usual)
 
@@ -105,8 +105,8 @@ class TemporalPrior:
             if context is not None and not context[number]:
                 answers[number] = said[0, number]
                 continue
-            prior = (1 - self._any) * averages + self._any / self._classes
-            joint = said[:, number, None, :] * prior  # (T, E, K)
+            prior = (1 - self._any_class) * averages + self._any_class / self._classes
+            joint = said[:, number, None, :] * prior  # (T, H, K)
             fit = joint.sum(axis=2)
             posteriors = (joint / fit[..., None]).reshape(-1, self._classes)
             evidence = (fit / (self._tempered(usual) @ prior.T)).ravel()
