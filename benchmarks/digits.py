@@ -6,7 +6,7 @@ other half as it is, enlarged, inverted and blurred. Mirrored digits are other d
     ttc evaluate benchmarks.digits:enlarged --model benchmarks.digits:resnet8 --corruptions clean
 
 A network is trained where it is first asked for, in half a minute, and kept in results/digits.
-Needs scikit-learn (benchmarks/requirements.txt), for the pictures alone.
+Needs scikit-learn (of the development extra), for the pictures alone.
 """
 
 from collections.abc import Iterator

@@ -45,7 +45,6 @@ def test_what_was_tuned_on_is_not_reported_on():
 
 def test_digits_are_data_and_their_mirror_images_are_not():
     """898 pictures of ten classes; each shift is of the same ones; none was trained on."""
-    pytest.importorskip("sklearn", reason="scikit-learn is of benchmarks/requirements.txt")
     pairs = {
         name: next(getattr(digits, name)()) for name in ("clean", "enlarged", "inverted", "blurred")
     }
