@@ -31,7 +31,7 @@ class WithOtherParts(TTCStream):
         parts = super()._compose()
         for other in self.others:
             for part in parts:
-                if type(part) is other.__base__:
+                if issubclass(other, type(part)):
                     # However it was made: this does not repeat what the default gives its parts.
                     part.__class__ = other
                     part.reset()
@@ -47,21 +47,40 @@ class _AlwaysDiverse(Diversity):
 
 
 class _EvenlyWeighted(Classes):
-    """An image counts one in the statistics, whatever its class."""
-
-    def expected_weight(self, most: float = 1.0) -> float:
+    @property
+    def expected_weight(self) -> float:
         return 1.0
 
 
-class _Unweighted(Diversity):
+class _NeverNarrowed(Classes):
+    @property
+    def narrowed(self) -> bool:
+        return False
+
+
+class _OtherClasses(Diversity):
+    """What follows from the classes is another kind's."""
+
+    kind: type[Classes]
+
     def reset(self) -> None:
         super().reset()
-        self.classes = _EvenlyWeighted(**vars(self.classes))
+        self.classes = self.kind(**vars(self.classes))
 
     def after(self, probabilities: Tensor) -> Classes:
-        after = super().after(probabilities)
+        return self.kind(**vars(super().after(probabilities)))
+
+
+class _Unweighted(_OtherClasses):
+    kind = _EvenlyWeighted
+
+    def after(self, probabilities: Tensor) -> Classes:
         finite = torch.isfinite(probabilities).all(dim=1).double().cpu().numpy()
-        return _EvenlyWeighted(**{**vars(after), "weights": finite})
+        return replace(super().after(probabilities), weights=finite)
+
+
+class _Unfrozen(_OtherClasses):
+    kind = _NeverNarrowed
 
 
 class _AgainstEven(TemporalPrior):
@@ -92,6 +111,12 @@ class UnweightedLateLayers(WithOtherParts):
     """Every image counts alike in late layers, whatever its class."""
 
     others = (_Unweighted,)
+
+
+class UnfrozenLateLayers(WithOtherParts):
+    """Late layers that have opened follow answers of few classes, too."""
+
+    others = (_Unfrozen,)
 
 
 class EvidenceAgainstEven(WithOtherParts):
@@ -130,6 +155,7 @@ def ablation(classes: int) -> Lines:
         "prior: evidence against an even answer": _own(EvidenceAgainstEven),
         "late layers open at once": _own(OpenLateLayers),
         "late layers without class weights": _own(UnweightedLateLayers),
+        "late layers follow few classes, too": _own(UnfrozenLateLayers),
         "late layers open without a second look": _own(OneLook),
         "conditions are not told apart": _own(OneCondition),
         "early layers as slow as late ones": _set(early_horizon=usual.late_horizon),

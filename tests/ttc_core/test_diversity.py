@@ -83,7 +83,7 @@ def test_a_rare_class_counts_more(diversity):
 def test_even_classes_count_alike(diversity):
     """What an image to come will count is told ahead."""
     follow(diversity, answers(torch.arange(CLASSES).repeat(60), confidence=0.6))
-    assert diversity.classes.expected_weight() == pytest.approx(1, abs=0.02)
+    assert diversity.classes.expected_weight == pytest.approx(1, abs=0.02)
     weights = diversity.after(answers(torch.arange(CLASSES))).weights
     assert weights == pytest.approx(1, abs=0.1)
 

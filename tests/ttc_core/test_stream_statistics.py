@@ -133,11 +133,8 @@ def test_late_layers_are_the_sources_until_they_are_open(model, blend):
     assert differs(EARLY, opening=0) == differs(LATE, opening=1) == (blend > 0)
 
 
-def test_an_image_counts_by_its_class(model):
-    """One that counts nothing is not in the moments: of late layers at once, of early ones later.
-
-    Those follow the first images as they come, whose classes are not known yet.
-    """
+def test_an_image_counts_in_late_layers_by_its_class_and_in_early_ones_as_any(model):
+    """One that counts nothing is not in the late ones; counted alike they are a plain mean."""
     images, weights = make_images(40), torch.ones(40)
     images[::2] //= 8
     weights[::2] = 0
@@ -152,22 +149,30 @@ def test_an_image_counts_by_its_class(model):
         for name, each in {"alike": alike, "chosen": chosen, "without": without}.items()
     }
     assert seen == {"alike": 40, "chosen": 20, "without": 20}
-    bright = first_moments(model, images[1::2])
-    for each, counted in ((alike, None), (chosen, weights.repeat(10))):
-        follow(each, model, images.repeat(10, 1, 1, 1), batch=40, weights=counted)
-    source = moments(make(model), EARLY)
-    assert far(moments(chosen, EARLY), bright, source) < 0.05
-    assert far(moments(alike, EARLY), bright, source) > 0.2
 
 
-def test_an_image_of_a_rare_class_counts_once_in_early_layers(model):
-    """A wrong answer in the dark is of a rare class, too."""
-    images, weights = make_images(100), torch.full((100,), 3.0)
-    often, once = make(model), make(model)
-    follow(often, model, images, weights=weights)
-    follow(once, model, images)
-    assert same(moments(often, EARLY), moments(once, EARLY))
-    assert not same(moments(often, LATE), moments(once, LATE))
+def of_one_class(classes: Classes, *, opening: float = 0.0, openness: float = 0.0) -> Classes:
+    """The classes of a stream that has shown one alone of late."""
+    frequencies = np.full(CLASSES, 0.01)
+    frequencies[0] += 1 - frequencies.sum()
+    return replace(classes, frequencies=frequencies, images=400, opening=opening, openness=openness)
+
+
+def test_late_layers_that_have_opened_keep_what_diverse_images_taught(model):
+    """Over a thousand images of few classes; early ones go on, and late ones with diverse ones."""
+    statistics = make(model)
+    follow(statistics, model, make_images(100))
+    before = {name: moments(statistics, name) for name in (EARLY, LATE)}
+    for openness in (0.0, 1.0):
+        for each in dark(1000).split(50):
+            classes = of_one_class(classes_of(50), opening=1.0, openness=openness)
+            look = statistics.look(50, classes, 1.0)
+            logits = model.run(model.normalize(model.to_unit(each)), look=look).logits
+            pending = Pending(share=look.share(), after={"classes": classes})
+            statistics.commit(Prediction.of(logits, pending=pending), learned=False)
+        assert not same(moments(statistics, EARLY), before[EARLY])
+        assert same(moments(statistics, LATE), before[LATE]) == (openness == 0)
+        assert (statistics.followed.late_images == 100) == (openness == 0)
 
 
 @pytest.mark.parametrize("batch", [2, 10, 20])

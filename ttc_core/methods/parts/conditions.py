@@ -15,7 +15,7 @@ from torch import Tensor
 from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.parts import MOST, Numbers, bounded
 from ttc_core.methods.parts.diversity import Classes
-from ttc_core.methods.parts.stream_statistics import Followed, StreamShare, StreamStatistics
+from ttc_core.methods.parts.stream_statistics import StreamShare, StreamStatistics
 from ttc_core.model import SourceModel
 
 # Images that tell how it looks at present, and those that a condition's look runs over.
@@ -139,11 +139,7 @@ class Conditions:
         moments = self._statistics.followed.moments
         self._remembered = (*self._remembered, Remembered(condition, moments))
         self._condition, self._latest_images = None, 0
-        self._follow_from(moments)
-
-    def _follow_from(self, moments: Tensor) -> None:
-        """Follow what comes fast: it may be new, and scales and shifts have moved since."""
-        self._statistics.followed = Followed(moments)
+        self._statistics.restart(moments)
 
     def _recognised(self) -> Condition:
         """The condition of the latest images: one from before, or a new one."""
@@ -156,7 +152,7 @@ class Conditions:
             self._remembered = self._remembered[-REMEMBERED:]
             return Condition(self._latest, variance, LATEST)
         self._remembered = tuple(each for each in self._remembered if each is not nearest)
-        self._follow_from(nearest.moments)
+        self._statistics.restart(nearest.moments)
         return nearest.condition
 
     def state(self) -> State:

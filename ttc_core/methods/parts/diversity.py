@@ -47,9 +47,15 @@ class Classes:
         """(K,) what an image of each class counts: as if all classes were equally frequent."""
         return importance(self.frequencies)
 
-    def expected_weight(self, most: float = LARGEST_WEIGHT) -> float:
-        """What an image to come will count, at most so much, on average."""
-        return float(self.frequencies @ self.importance.clip(max=most))
+    @property
+    def expected_weight(self) -> float:
+        """What an image to come will count, on average; 1 where classes are equally frequent."""
+        return float(self.frequencies @ self.importance)
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether the answers were diverse once, and are of few classes of late."""
+        return self.opening > 0 and self.openness == 0 and self.images >= LEAST_IMAGES
 
 
 def importance(frequencies: Numbers) -> Numbers:

@@ -1,8 +1,8 @@
 """BatchNorm statistics for a camera's stream: early layers follow fast, late ones with care.
 
 What light, weather and lens do shows in the early layers, whatever the class: their moments follow
-within tens of images, in which a class that comes too often counts less. Late layers see classes:
-theirs follow slowly, with every class counting alike, and only once the answers have been diverse
+within tens of images. Late layers see classes: theirs follow slowly, with every class counting
+alike, once the answers have been diverse and not where they are of few classes of late
 (`diversity`). All are a blend of the source's and the stream's. METHOD §1.9.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ttc_core.flat import NamedTensors
 from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.parts import bounded
-from ttc_core.methods.parts.diversity import LEAST_IMAGES, Classes
+from ttc_core.methods.parts.diversity import Classes
 from ttc_core.model import SourceModel
 from ttc_core.normalization import Call
 
@@ -81,11 +81,14 @@ class StreamStatistics:
     def reset(self) -> None:
         self.followed = Followed(self._model.source_moments)
 
+    def restart(self, moments: Tensor) -> None:
+        """Follow from these moments as fast as at the start."""
+        self.followed = Followed(moments)
+
     def look(self, images: int, classes: Classes, opening: float) -> "StreamLook":
         """A look for a pass over `images` images, of which each may come in several views."""
         views = self._model.moments_layout.views
-        each = classes.expected_weight(1) if self._balanced else 1.0
-        early, late = self._weights(images * each, images * classes.expected_weight())
+        early, late = self._weights(images, images * classes.expected_weight, classes)
         return StreamLook(
             images,
             views(self._model.source_moments),
@@ -95,36 +98,35 @@ class StreamStatistics:
         )
 
     def commit(self, prediction: Prediction, *, learned: bool) -> None:
-        share = prediction.pending.share
+        share, classes = prediction.pending.share, prediction.pending.after["classes"]
         assert isinstance(share, StreamShare)
-        late = torch.from_numpy(prediction.pending.after["classes"].weights)
-        early = late.clamp(max=1) if self._balanced else torch.ones_like(late)
-        before, counted = self.followed, (early, late)
-        weights = self._weights(float(early.sum()), float(late.sum()))
+        assert isinstance(classes, Classes)
+        before, counted = self.followed, torch.from_numpy(classes.weights)
+        total = float(counted.sum())
+        by_class = (counted / total).to(before.moments)
+        early, late = self._weights(share.images, total, classes)
         moved = self._model.moments_layout.views(before.moments)
-        for name, moments in share.image_moments.items():
-            is_late = self._late[name]
-            each = (counted[is_late] / counted[is_late].sum()).to(moved[name])
-            mean = torch.tensordot(each, moments.to(moved[name]), dims=1)
-            moved[name] = torch.lerp(moved[name], mean, weights[is_late])
+        for name, found in share.image_moments.items():
+            moments = found.to(moved[name])
+            if self._late[name]:
+                mean = torch.tensordot(by_class, moments, dims=1)
+                moved[name] = torch.lerp(moved[name], mean, late)
+            else:
+                moved[name] = torch.lerp(moved[name], moments.mean(0), early)
         flat = [moved[name] for name in self._model.moments_layout.shapes]
         self.followed = Followed(
             torch.cat(flat, dim=1) if flat else before.moments,
             before.early_images + share.images,
-            before.late_images + float(late.sum()),
+            before.late_images + (0.0 if classes.narrowed else total),
         )
 
-    @property
-    def _balanced(self) -> bool:
-        """Whether it is known of late which classes come too often."""
-        return self.followed.early_images >= LEAST_IMAGES
-
-    def _weights(self, early: float, late: float) -> tuple[float, float]:
+    def _weights(self, early: float, late: float, classes: Classes) -> tuple[float, float]:
         """What so many images weigh in early and late layers, beside all before."""
         before = self.followed
         return (
             _weight(early, before.early_images, self._early_horizon),
-            _weight(late, before.late_images, self._late_horizon),
+            # What is of few classes would undo what diverse images have taught.
+            0.0 if classes.narrowed else _weight(late, before.late_images, self._late_horizon),
         )
 
     def state(self) -> State:
@@ -181,10 +183,9 @@ class StreamLook:
             if call.number > 0:
                 found = torch.lerp(self._found[name], found, 1 / (call.number + 1))
             self._found[name] = found
-            stream = self._stream[name]
-            batch = found.mean(0).to(stream)
-            moved = torch.lerp(stream, batch, self._weights[name])
-            mean, square = torch.lerp(self._source[name], moved, self._blends[name])
+            source, stream = self._source[name], self._stream[name]
+            moved = torch.lerp(stream, found.mean(0).to(stream), self._weights[name])
+            mean, square = torch.lerp(source, moved, self._blends[name])
             # Rounding may leave a constant channel's variance a little below 0.
             variance = (square - mean.square()).clamp_(min=0)
         return call.normalized(mean, variance)
