@@ -195,7 +195,7 @@ def main(
                 lines = [*runs(model)]
                 evaluation = evaluation_of(scene, lines, data, names, severity, seed, fields)
                 passes = [kind_of(run) for run in evaluation.runs for _ in evaluation.passes]
-                view = View(Console())
+                view = View(Console(emoji=False))
                 view.say(f"{fields['model']}, seed {seed}: {scene.title}")
                 evaluation.run(rows, EvaluationView(view, passes, None, scene.order))
     written = write_report([rows_path], out)

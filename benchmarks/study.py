@@ -11,6 +11,7 @@ has a line a variant and a column a kind of stream. Rows that are there are not 
 import ast
 import hashlib
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,7 +79,7 @@ class Study:
     scenes: Sequence[Scene]
     images: int
     corruptions: int | None
-    seeds: str = "0"
+    seeds: Sequence[int] = (0,)
 
 
 KINDS = (
@@ -89,8 +90,8 @@ KINDS = (
     Scene("the weather changes", "", protocol="changing:100"),
 )
 STUDIES = {
-    "methods": Study(_methods, SCENES, 2000, None, "0,1,2"),
-    "batches": Study(_batches, KINDS[:2], 1000, 2, "0"),
+    "methods": Study(_methods, SCENES, 2000, None, (0, 1, 2)),
+    "batches": Study(_batches, KINDS[:2], 1000, 2),
     "ablation": Study(ablation, KINDS, 500, 2),
     "sensitivity": Study(sensitivity, KINDS, 500, 2),
 }
@@ -166,13 +167,23 @@ class Collecting:
         click.echo(f"{told}: {100 * row['accuracy']:.1f} %, {row['seconds']:.1f} s")
 
 
+def _seeds(_: click.Context, option: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", value):
+        raise click.BadParameter("whole numbers, divided by commas", param=option)
+    return [int(each) for each in value.split(",")]
+
+
 @click.command()
 @click.argument("name", type=click.Choice(list(STUDIES)))
 @click.option("--networks", type=click.Choice(list(PLACES)), default="tuning", show_default=True)
 @click.option("--only", multiple=True, help="of them, those whose name begins so")
-@click.option("--images", type=int, help="of a stream, at most; else the study's")
-@click.option("--corruptions", type=int, help="so many beside clean; else the study's")
-@click.option("--seeds", help="divided by commas; else the study's")
+@click.option("--images", type=click.IntRange(min=1), help="of a stream, at most; else the study's")
+@click.option(
+    "--corruptions", type=click.IntRange(min=0), help="so many beside clean; else the study's"
+)
+@click.option("--seeds", callback=_seeds, help="divided by commas; else the study's")
 @click.option("--minutes", default=math.inf, help="begin no pass after so many")
 @click.option("--rows", "rows_path", type=Path, default="results/study.jsonl", show_default=True)
 @click.option("--out", type=Path, default="results/study", show_default=True)
@@ -182,7 +193,7 @@ def main(
     only: tuple[str, ...],
     images: int | None,
     corruptions: int | None,
-    seeds: str | None,
+    seeds: Sequence[int] | None,
     minutes: float,
     rows_path: Path,
     out: Path,
@@ -226,7 +237,7 @@ def walk(study: Study, place: Place, rows: Rows, watcher: Collecting) -> None:
     fields = row_fields(place.data, place.model, model) | {"methods_code": methods_digest()}
     names = [*place.corruptions[: study.corruptions], "clean"]
     lines = {SOURCE: Variant("source"), **study.lines(model.classes)}
-    for seed in map(int, study.seeds.split(",")):
+    for seed in study.seeds:
         for scene in scenes_of(place, study):
             for label, variant in lines.items():
                 watcher.at = label, place.name, scene.title

@@ -38,7 +38,7 @@ _MOST_DIGITS = 18  # what has more is cut: any such number is no class
 _FORMS: dict[type[BaseModel], tuple[str, str]] = {
     PredictRequest: (
         '{"images": [{"b64": …, "id": …, "label": …}]}',
-        "stream, top_k, timeout and learn go in the query",
+        "stream, top_k, timeout, learn and context go in the query",
     ),
     FeedbackRequest: (
         '{"labels": [{"stream": …, "id": …, "label": …}]}',

@@ -14,4 +14,4 @@ def demo(limit: int) -> None:
     from service.demo import run_demo
     from service.view import View
 
-    run_demo(View(Console()), limit=limit)
+    run_demo(View(Console(emoji=False)), limit=limit)

@@ -121,7 +121,7 @@ def evaluate(
         unknown=None if unknown is None else open_data(unknown, geometry, limit=asked.limit),
     )
     passes = [kind_of(run) for run in runs for _ in evaluation.passes]
-    watcher = EvaluationView(View(Console()), passes, asked.predictions, asked.order)
+    watcher = EvaluationView(View(Console(emoji=False)), passes, asked.predictions, asked.order)
     try:
         evaluation.run(Rows(asked.rows_path), watcher, anew=asked.predictions is not None)
     except BaseException:

@@ -64,5 +64,5 @@ def replay(asked: DataOptions, mode: Any, concurrency: int | None, **plan: Any) 
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    view = View(Console())
+    view = View(Console(emoji=False))
     asyncio.run(run_replay(replay_plan, Rows(asked.rows_path), view, asked.predictions))

@@ -107,7 +107,7 @@ def test_an_unknown_key_of_the_body_is_named(name):
     told = sentence(f'{{{IMAGES}, "{name}": 1}}')
     assert told.startswith(f"{name[:40]}: no such key")
     assert '{"images": [{"b64"' in told
-    assert "stream, top_k, timeout and learn go in the query" in told
+    assert "stream, top_k, timeout, learn and context go in the query" in told
 
 
 @pytest.mark.parametrize("name", ["lable", "B64", "stream", "ID", "url"])

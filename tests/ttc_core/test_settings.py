@@ -225,6 +225,21 @@ def test_betas_are_two_numbers_in_any_usual_writing(model, text):
         ("ttc", {"seed": 10**30}, r"ttc\.seed=1000.* is not accepted"),
         ("tipi", {"seed": 10**30}, r"tipi\.seed=1000.* is not accepted"),
         ("norm", {"source_images": -1}, r"norm\.source_images=-1 is not accepted"),
+        (
+            "ttc",
+            {"weight_decay": 1e300},
+            r"ttc\.weight_decay=1e\+300 .*: it should be at most 1e\+18",
+        ),
+        (
+            "ttc",
+            {"sigma": 1e300},
+            r"ttc\.sigma=1e\+300 is not accepted: it should be at most 1e\+18",
+        ),
+        (
+            "tipi",
+            {"epsilon": 1e300},
+            r"tipi\.epsilon=1e\+300 is not accepted: it should be at most",
+        ),
     ],
     ids=str,
 )

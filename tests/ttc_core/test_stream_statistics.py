@@ -105,6 +105,16 @@ def call_of(model: SourceModel, layer: str) -> Call:
     return Call(layer, x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
 
 
+def test_parts_of_an_image_are_nobodys_in_particular(model):
+    """Rows that are neither the images' nor both views' count alike for each image."""
+    call = call_of(model, LATE)
+    look = make(model).look(4, classes_of(4), 1.0)
+    rows = call.x.repeat_interleave(3, dim=0)  # three of the first, three of the second, …
+    look(replace(call, x=rows))
+    found = look.share().image_moments[LATE]
+    torch.testing.assert_close(found, call.moments().expand_as(found))
+
+
 @pytest.mark.parametrize("layer", [EARLY, LATE])
 def test_a_layer_may_be_used_again_on_parts_of_the_images(model, layer):
     """Its moments are the mean over its uses, however many rows each of them has."""

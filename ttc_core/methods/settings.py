@@ -10,6 +10,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -26,12 +27,21 @@ StatisticsSource = Annotated[str, AfterValidator(_known)]
 CONFIG = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 # From this many classes on, a data set's defaults are the paper's for CIFAR-100 and for ImageNet.
 CIFAR100_CLASSES, IMAGENET_CLASSES = 100, 1000
+# Its square is a number in single precision, too.
+LARGEST = 1e18
 
 
 class MethodSettings(BaseModel):
     """Hyperparameters of a method: frozen, checked, nothing unknown accepted."""
 
     model_config = CONFIG
+
+    @field_validator("*")
+    @classmethod
+    def _not_immense(cls, value: Any) -> Any:
+        if isinstance(value, float) and value > LARGEST:
+            raise ValueError(f"it should be at most {LARGEST:g}")
+        return value
 
     @classmethod
     def create(cls, method: str, classes: int, given: dict[str, Any]) -> Self:
@@ -131,4 +141,5 @@ def _sentence(method: str, settings: type[BaseModel], error: ValidationError) ->
     if first["type"] == "extra_forbidden":
         known = ", ".join(settings.model_fields) or "none"
         return f"{name} is not a setting of {method}; its settings are: {known}."
-    return f"{name}={first['input']!r} is not accepted: {first['msg']}."
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{name}={first['input']!r} is not accepted: {said}."
