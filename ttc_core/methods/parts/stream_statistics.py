@@ -198,5 +198,5 @@ class StreamLook:
         """(N, 2, C) of a layer's rows (R, 2, C)."""
         if len(found) not in (self._images, 2 * self._images):  # it sees other things than images
             return found.mean(0).expand(self._images, *found.shape[1:])
-        # The views of an image, of which the second stand behind all first ones, are one look at it.
+        # An image and its view, which stand behind one another, are one look at it.
         return found.view(-1, self._images, *found.shape[1:]).mean(0)
