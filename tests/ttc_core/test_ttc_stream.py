@@ -80,6 +80,20 @@ def test_one_class_costs_nothing(accuracy, corruption):
     )
 
 
+def test_one_class_after_diverse_images_costs_nothing(model, data):
+    """A camera that has seen much and then one thing only: what it learned lasts."""
+    method = create("ttc_stream", model)
+    for images, _ in data.open("gaussian_noise", 5, limit=200).batches(10):
+        method.adapt(method.predict(as_batch(images)))
+    assert method.details["late_layers"] == 1
+    right = []
+    for images, labels in data.open("gaussian_noise", 5, order="one:1", limit=400).batches(10):
+        prediction = method.predict(as_batch(images))
+        right += list(prediction.probabilities.argmax(dim=1).numpy() == labels)
+        method.adapt(prediction)
+    assert np.mean(right[-100:]) > 0.9
+
+
 @pytest.mark.parametrize(("corruption", "equal"), [("fog", 0.92), ("gaussian_noise", 0.96)])
 def test_it_hardly_matters_how_images_are_grouped(columns, accuracy, corruption, equal):
     """One by one or ten at once: nearly the same answers, as often right."""
