@@ -52,6 +52,11 @@ class _EvenlyWeighted(Classes):
         return 1.0
 
 
+class _Undoubting(Diversity):
+    def _repetition(self, frequencies: Numbers, images: int) -> float:
+        return 0.0
+
+
 class _NeverNarrowed(Classes):
     @property
     def narrowed(self) -> bool:
@@ -113,6 +118,12 @@ class UnweightedLateLayers(WithOtherParts):
     others = (_Unweighted,)
 
 
+class UndoubtedEarlyLayers(WithOtherParts):
+    """Early layers go any way wholly, also while the answers are of few classes."""
+
+    others = (_Undoubting,)
+
+
 class UnfrozenLateLayers(WithOtherParts):
     """Late layers that have opened follow answers of few classes, too."""
 
@@ -156,6 +167,7 @@ def ablation(classes: int) -> Lines:
         "late layers open at once": _own(OpenLateLayers),
         "late layers without class weights": _own(UnweightedLateLayers),
         "late layers follow few classes, too": _own(UnfrozenLateLayers),
+        "early layers follow few classes as all": _own(UndoubtedEarlyLayers),
         "late layers open without a second look": _own(OneLook),
         "conditions are not told apart": _own(OneCondition),
         "early layers as slow as late ones": _set(early_horizon=usual.late_horizon),

@@ -12,7 +12,7 @@ from tests.fixtures.networks import CLASSES, MEAN, SIZE, STD, make_images, make_
 from ttc_core.methods import create
 from ttc_core.methods.contract import Pending, Prediction
 from ttc_core.methods.parts.diversity import Classes
-from ttc_core.methods.parts.stream_statistics import StreamStatistics
+from ttc_core.methods.parts.stream_statistics import Followed, StreamStatistics
 from ttc_core.model import SourceModel
 from ttc_core.normalization import Call, source_look
 
@@ -165,7 +165,8 @@ def of_one_class(classes: Classes, *, opening: float = 0.0, openness: float = 0.
     """The classes of a stream that has shown one alone of late."""
     frequencies = np.full(CLASSES, 0.01)
     frequencies[0] += 1 - frequencies.sum()
-    return replace(classes, frequencies=frequencies, images=400, opening=opening, openness=openness)
+    alone = replace(classes, frequencies=frequencies, images=400, repetition=0.6)
+    return replace(alone, opening=opening, openness=openness)
 
 
 def test_late_layers_that_have_opened_keep_what_diverse_images_taught(model):
@@ -183,6 +184,30 @@ def test_late_layers_that_have_opened_keep_what_diverse_images_taught(model):
         assert not same(moments(statistics, EARLY), before[EARLY])
         assert same(moments(statistics, LATE), before[LATE]) == (openness == 0)
         assert (statistics.followed.late_images == 100) == (openness == 0)
+
+
+@pytest.mark.parametrize(("deviations", "least", "most"), [(0.1, 0.0, 0.2), (3, 0.8, 0.99)])
+def test_of_few_classes_early_layers_follow_what_no_class_explains(model, deviations, least, most):
+    """A way that is short beside what sets images apart may be their class's own."""
+    norm, flat = model.module.get_submodule(EARLY), model.source_moments.clone()
+    deviation = norm.running_var.sqrt()
+    mean = norm.running_mean + deviations * deviation
+    model.moments_layout.views(flat)[EARLY].copy_(
+        torch.stack((mean, mean.square() + deviation.square()))
+    )
+    statistics = make(model)
+    statistics.followed = Followed(flat, torch.full((1,), 0.1), 400, 400)
+    x = mean[:, None, None] + deviation[:, None, None] * torch.randn(4, len(mean), 50, 50)
+    call = replace(call_of(model, EARLY), x=x)
+    source, diverse, alone = (
+        look(call)
+        for look in (
+            source_look,
+            statistics.look(4, classes_of(4), 1.0),
+            statistics.look(4, of_one_class(classes_of(4)), 1.0),
+        )
+    )
+    assert least < float((alone - source).norm() / (diverse - source).norm()) < most
 
 
 @pytest.mark.parametrize("batch", [2, 10, 20])
@@ -260,7 +285,7 @@ def test_a_network_without_statistics_to_follow_is_served(network):
     method = create("ttc_stream", make_model(network))
     walk(method, batches(3))
     state, ahead = method.state(), walk(method, batches(2, seed=1))
-    assert set(state["moments"]) == {"early_images", "late_images"}
+    assert set(state["moments"]) == {"early_images", "late_images", "spreads"}
     other = method.fork()
     other.restore(state)
     assert same(walk(other, batches(2, seed=1)), ahead)

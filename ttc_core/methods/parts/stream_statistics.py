@@ -1,9 +1,11 @@
 """BatchNorm statistics for a camera's stream: early layers follow fast, late ones with care.
 
 What light, weather and lens do shows in the early layers, whatever the class: their moments follow
-within tens of images. Late layers see classes: theirs follow slowly, with every class counting
-alike, once the answers have been diverse and not where they are of few classes of late
-(`diversity`). All are a blend of the source's and the stream's. METHOD §1.9.
+within tens of images. While the answers are of few classes, a way that is short beside what sets
+single images apart may be the classes' own, and is trusted less. Late layers see classes: theirs
+follow slowly, with every class counting alike, once the answers have been diverse and not where
+they are of few classes of late (`diversity`). All are a blend of the source's and the stream's.
+METHOD §1.9.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,8 @@ from ttc_core.normalization import Call
 WARM_START = 16
 # The part of the layers, in the order of the network, that is early.
 EARLY = 0.5
+# How far one class alone may be from all, in what sets single images apart (mean squares).
+CLASS_PART = 6.0
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,14 @@ class Followed:
 
     Attributes:
         moments: (2, C) of all layers, one behind the other.
+        spreads: (E,) of the early layers, how far an image's moments are from the stream's: see
+            `_distance`.
         early_images, late_images: how many images they are worth; in late layers each counts by
             its class.
     """
 
     moments: Tensor
+    spreads: Tensor
     early_images: float = 0.0
     late_images: float = 0.0
 
@@ -76,25 +83,30 @@ class StreamStatistics:
         self._early_horizon, self._late_horizon = early_horizon, late_horizon
         names = list(model.moments_layout.shapes)
         self._late = {name: place >= EARLY * len(names) for place, name in enumerate(names)}
+        self._early = [name for name, late in self._late.items() if not late]
         self.reset()
 
     def reset(self) -> None:
-        self.followed = Followed(self._model.source_moments)
+        moments = self._model.source_moments
+        self.followed = Followed(moments, moments.new_zeros(len(self._early)))
 
     def restart(self, moments: Tensor) -> None:
         """Follow from these moments as fast as at the start."""
-        self.followed = Followed(moments)
+        self.followed = Followed(moments, self.followed.spreads)
 
     def look(self, images: int, classes: Classes, opening: float) -> "StreamLook":
         """A look for a pass over `images` images, of which each may come in several views."""
         views = self._model.moments_layout.views
         early, late = self._weights(images, images * classes.expected_weight, classes)
+        doubt = CLASS_PART * classes.repetition
+        doubts = (doubt * self.followed.spreads).unbind() if doubt else ()
         return StreamLook(
             images,
             views(self._model.source_moments),
             views(self.followed.moments),
             {name: late if is_late else early for name, is_late in self._late.items()},
             {name: self._blend * (opening if late else 1) for name, late in self._late.items()},
+            dict(zip(self._early, doubts, strict=False)),
         )
 
     def commit(self, prediction: Prediction, *, learned: bool) -> None:
@@ -105,7 +117,9 @@ class StreamStatistics:
         total = float(counted.sum())
         by_class = (counted / total).to(before.moments)
         early, late = self._weights(share.images, total, classes)
-        moved = self._model.moments_layout.views(before.moments)
+        views = self._model.moments_layout.views
+        source, moved = views(self._model.source_moments), views(before.moments)
+        spreads = dict(zip(self._early, before.spreads.unbind(), strict=True))
         for name, found in share.image_moments.items():
             moments = found.to(moved[name])
             if self._late[name]:
@@ -113,9 +127,12 @@ class StreamStatistics:
                 moved[name] = torch.lerp(moved[name], mean, late)
             else:
                 moved[name] = torch.lerp(moved[name], moments.mean(0), early)
+                spread = _distance(moments, moved[name], source[name])
+                spreads[name] = torch.lerp(spreads[name], spread, early)
         flat = [moved[name] for name in self._model.moments_layout.shapes]
         self.followed = Followed(
             torch.cat(flat, dim=1) if flat else before.moments,
+            torch.stack([*spreads.values()]) if spreads else before.spreads,
             before.early_images + share.images,
             before.late_images + (0.0 if classes.narrowed else total),
         )
@@ -134,6 +151,7 @@ class StreamStatistics:
             "moments": NamedTensors(
                 self._model.moments_in_state,
                 self.followed.moments.flatten().clone(),
+                spreads=self.followed.spreads.clone(),
                 early_images=self.followed.early_images,
                 late_images=self.followed.late_images,
             )
@@ -144,6 +162,7 @@ class StreamStatistics:
         flat, source = self._model.moments_in_state.flattened(moments), self._model.source_moments
         self.followed = Followed(
             flat.to(source).view(2, -1),
+            moments["spreads"].to(source),
             bounded(moments["early_images"]),
             bounded(moments["late_images"]),
         )
@@ -154,6 +173,15 @@ def _weight(images: float, before: float, horizon: int) -> float:
     return float(1 - (1 - rate) ** images)
 
 
+def _distance(moments: Tensor, others: Tensor, source: Tensor) -> Tensor:
+    """Mean square distance of moments (…, 2, C), in deviations of what a Gaussian layer has."""
+    mean, square = source
+    # A channel that is constant in the source has none.
+    variance = (square - mean.square()).clamp(min=1e-6)
+    of_square = 2 * variance.square() + 4 * mean.square() * variance
+    return ((moments - others).square() / torch.stack((variance, of_square))).mean()
+
+
 class StreamLook:
     """Normalise with blended statistics, moved by the batch at hand.
 
@@ -161,6 +189,8 @@ class StreamLook:
         source, stream: moments by layer, (2, C).
         weights: by layer, of the batch's own moments beside the stream's.
         blends: by layer, of the stream's moments beside the source's.
+        doubts: by layer, how far the stream's may be from the source's for its classes alone: mean
+            squares as of `_distance`; a layer without one is trusted.
     """
 
     def __init__(
@@ -170,9 +200,10 @@ class StreamLook:
         stream: Mapping[str, Tensor],
         weights: Mapping[str, float],
         blends: Mapping[str, float],
+        doubts: Mapping[str, Tensor],
     ) -> None:
         self._images, self._source, self._stream = images, source, stream
-        self._weights, self._blends = weights, blends
+        self._weights, self._blends, self._doubts = weights, blends, doubts
         # By layer, in each image, the mean over its calls.
         self._found: dict[str, Tensor] = {}
 
@@ -185,6 +216,9 @@ class StreamLook:
             self._found[name] = found
             source, stream = self._source[name], self._stream[name]
             moved = torch.lerp(stream, found.mean(0).to(stream), self._weights[name])
+            if name in self._doubts:
+                way = _distance(moved, source, source)
+                moved = torch.lerp(source, moved, way / (way + self._doubts[name]).clamp(min=1e-12))
             mean, square = torch.lerp(source, moved, self._blends[name])
             # Rounding may leave a constant channel's variance a little below 0.
             variance = (square - mean.square()).clamp_(min=0)
