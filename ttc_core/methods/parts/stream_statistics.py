@@ -2,7 +2,7 @@
 
 What light, weather and lens do shows in the early layers, whatever the class: their moments follow
 within tens of images. While the answers are of few classes, a way that is short beside what sets
-single images apart may be the classes' own, and is trusted less. Late layers see classes: theirs
+single images apart may be the classes' own, and less of it is gone. Late layers see classes: theirs
 follow slowly, with every class counting alike, once the answers have been diverse and not where
 they are of few classes of late (`diversity`). All are a blend of the source's and the stream's.
 METHOD §1.9.
@@ -98,16 +98,27 @@ class StreamStatistics:
         """A look for a pass over `images` images, of which each may come in several views."""
         views = self._model.moments_layout.views
         early, late = self._weights(images, images * classes.expected_weight, classes)
-        doubt = CLASS_PART * classes.repetition
-        doubts = (doubt * self.followed.spreads).unbind() if doubt else ()
+        blend = self._blend * self._trust(classes)
         return StreamLook(
             images,
             views(self._model.source_moments),
             views(self.followed.moments),
             {name: late if is_late else early for name, is_late in self._late.items()},
-            {name: self._blend * (opening if late else 1) for name, late in self._late.items()},
-            dict(zip(self._early, doubts, strict=False)),
+            {name: self._blend * opening if late else blend for name, late in self._late.items()},
         )
+
+    def _trust(self, classes: Classes) -> float | Tensor:
+        """How much of the early layers' way from the source's moments is not of the classes."""
+        if not classes.repetition or not self._early:
+            return 1.0
+        source, now = map(
+            self._model.moments_layout.views, (self._model.source_moments, self.followed.moments)
+        )
+        ways = torch.stack(
+            [_distance(now[name], source[name], source[name]) for name in self._early]
+        )
+        way = (ways / self.followed.spreads.clamp(min=1e-9)).mean()
+        return way / (way + CLASS_PART * classes.repetition)
 
     def commit(self, prediction: Prediction, *, learned: bool) -> None:
         share, classes = prediction.pending.share, prediction.pending.after["classes"]
@@ -189,8 +200,6 @@ class StreamLook:
         source, stream: moments by layer, (2, C).
         weights: by layer, of the batch's own moments beside the stream's.
         blends: by layer, of the stream's moments beside the source's.
-        doubts: by layer, how far the stream's may be from the source's for its classes alone: mean
-            squares as of `_distance`; a layer without one is trusted.
     """
 
     def __init__(
@@ -199,11 +208,10 @@ class StreamLook:
         source: Mapping[str, Tensor],
         stream: Mapping[str, Tensor],
         weights: Mapping[str, float],
-        blends: Mapping[str, float],
-        doubts: Mapping[str, Tensor],
+        blends: Mapping[str, float | Tensor],
     ) -> None:
         self._images, self._source, self._stream = images, source, stream
-        self._weights, self._blends, self._doubts = weights, blends, doubts
+        self._weights, self._blends = weights, blends
         # By layer, in each image, the mean over its calls.
         self._found: dict[str, Tensor] = {}
 
@@ -216,9 +224,6 @@ class StreamLook:
             self._found[name] = found
             source, stream = self._source[name], self._stream[name]
             moved = torch.lerp(stream, found.mean(0).to(stream), self._weights[name])
-            if name in self._doubts:
-                way = _distance(moved, source, source)
-                moved = torch.lerp(source, moved, way / (way + self._doubts[name]).clamp(min=1e-12))
             mean, square = torch.lerp(source, moved, self._blends[name])
             # Rounding may leave a constant channel's variance a little below 0.
             variance = (square - mean.square()).clamp_(min=0)
