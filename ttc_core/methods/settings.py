@@ -27,8 +27,8 @@ StatisticsSource = Annotated[str, AfterValidator(_known)]
 CONFIG = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 # From this many classes on, a data set's defaults are the paper's for CIFAR-100 and for ImageNet.
 CIFAR100_CLASSES, IMAGENET_CLASSES = 100, 1000
-# Its square is a number in single precision, too.
-LARGEST = 1e18
+# What torch computes with is in single precision.
+LARGEST = 3e38
 
 
 class MethodSettings(BaseModel):

@@ -10,6 +10,7 @@ METHOD §1.9.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ class StreamStatistics:
 
     def reset(self) -> None:
         moments = self._model.source_moments
-        self.followed = Followed(moments, moments.new_zeros(len(self._early)))
+        self.followed = Followed(moments, _zeros(len(self._early), moments.dtype, moments.device))
 
     def restart(self, moments: Tensor) -> None:
         """Follow from these moments as fast as at the start."""
@@ -177,6 +178,12 @@ class StreamStatistics:
             bounded(moments["early_images"]),
             bounded(moments["late_images"]),
         )
+
+
+@cache
+def _zeros(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One for all streams, that none writes in place: thousands may have seen nothing yet."""
+    return torch.zeros(count, dtype=dtype, device=device)
 
 
 def _weight(images: float, before: float, horizon: int) -> float:
