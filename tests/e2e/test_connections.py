@@ -133,6 +133,7 @@ def test_a_body_behind_requests_that_wait_is_left_to_the_client(serve, held, pic
             connection.sendall(head % len(image) + image)
         connection.sendall(head % 9000)
         running.wait_for(lambda: running.metric("ttc_queue_images") == 1)  # the first is answered
+        running.wait_for(lambda: _unread(connection) == 0)
         connection.sendall(bytes(9000))
         assert running.status()["ready"]
         assert _unread(connection) == 9000
