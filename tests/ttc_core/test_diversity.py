@@ -83,6 +83,14 @@ def test_one_class_is_seen_from_the_first_images_on(diversity, images):
     assert diversity.classes.repetition == pytest.approx(1 - FEW)
 
 
+@pytest.mark.parametrize("window", [1, 2, 1_000_000])
+def test_any_window_tells_how_often_a_class_comes_again(model, window):
+    """Over one image none does."""
+    diversity = Diversity(model, window)
+    follow(diversity, answers(torch.full((100,), 3), 1.0))
+    assert diversity.classes.repetition == pytest.approx(0 if window == 1 else 1 - FEW, abs=1e-3)
+
+
 def test_a_rare_class_counts_more(diversity):
     """As if all were equally frequent, within bounds."""
     labels = torch.where(torch.arange(300) % 10 == 0, 4, 1)

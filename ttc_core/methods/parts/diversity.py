@@ -109,8 +109,8 @@ class Diversity:
         return (frequencies - left / len(frequencies)) / (1 - left)
 
     def _repetition(self, frequencies: Numbers, images: int) -> float:
-        if images < 2:
-            return 0.0
+        if min(images, self._window, len(frequencies)) < 2:
+            return 0.0  # there are no two to be compared
         # The chance that an image is drawn twice, as the moving mean weighs them.
         kept = 1 - 1 / self._window
         twice = (1 - kept) / (1 + kept) * (1 + kept**images) / (1 - kept**images)
