@@ -18,6 +18,7 @@ from ttc_core.methods.parts import Numbers, Part
 from ttc_core.methods.parts.conditions import Conditions
 from ttc_core.methods.parts.diversity import Classes, Diversity
 from ttc_core.methods.parts.prior import TemporalPrior
+from ttc_core.methods.parts.shadow import Shadow
 from ttc_core.methods.ttc_stream import TTCStream, TTCStreamSettings
 from ttc_core.presets import Variant
 
@@ -52,8 +53,9 @@ class _EvenlyWeighted(Classes):
         return 1.0
 
 
-class _Undoubting(Diversity):
-    def _repetition(self, frequencies: Numbers, images: int) -> float:
+class _Undoubting(Shadow):
+    @property
+    def doubt(self) -> float:
         return 0.0
 
 
@@ -118,8 +120,8 @@ class UnweightedLateLayers(WithOtherParts):
     others = (_Unweighted,)
 
 
-class UndoubtedEarlyLayers(WithOtherParts):
-    """Early layers go any way wholly, also while the answers are of few classes."""
+class Undoubted(WithOtherParts):
+    """Statistics follow the stream as much where the source is surer of the same images."""
 
     others = (_Undoubting,)
 
@@ -167,7 +169,7 @@ def ablation(classes: int) -> Lines:
         "late layers open at once": _own(OpenLateLayers),
         "late layers without class weights": _own(UnweightedLateLayers),
         "late layers follow few classes, too": _own(UnfrozenLateLayers),
-        "early layers follow few classes as all": _own(UndoubtedEarlyLayers),
+        "no doubt where the source is surer": _own(Undoubted),
         "late layers open without a second look": _own(OneLook),
         "conditions are not told apart": _own(OneCondition),
         "early layers as slow as late ones": _set(early_horizon=usual.late_horizon),

@@ -7,10 +7,17 @@ from types import ModuleType
 from typing import Any
 
 from ttc_core.methods import DEFAULT_METHOD, ttc_stream
-from ttc_core.methods.parts import conditions, diversity, prior, second_view, stream_statistics
+from ttc_core.methods.parts import (
+    conditions,
+    diversity,
+    prior,
+    second_view,
+    shadow,
+    stream_statistics,
+)
 
 PAGE = (Path(__file__).parents[2] / "docs" / "default.md").read_text()
-MODULES = (ttc_stream, stream_statistics, conditions, diversity, prior, second_view)
+MODULES = (ttc_stream, stream_statistics, shadow, conditions, diversity, prior, second_view)
 
 
 def constants(module: ModuleType) -> dict[str, Any]:

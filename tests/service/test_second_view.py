@@ -160,7 +160,7 @@ def test_who_watches_no_second_view_says_nothing_of_it(model, make):
 def test_a_stream_shows_what_its_method_has_to_show(model):
     """The default: how open late layers are and what the images before weigh; others nothing."""
     for name, shown in (
-        ("ttc_stream", {"late_layers", "images_before", "conditions"}),
+        ("ttc_stream", {"late_layers", "images_before", "conditions", "doubt"}),
         ("ttc", set()),
     ):
         engine = engine_of(create(name, model))

@@ -12,6 +12,7 @@ from ttc_core.methods import create
 from ttc_core.methods.contract import Pending, Prediction
 from ttc_core.methods.parts.conditions import LATEST, REMEMBERED, Conditions
 from ttc_core.methods.parts.diversity import Classes
+from ttc_core.methods.parts.shadow import Shadow
 from ttc_core.methods.parts.stream_statistics import StreamShare, StreamStatistics
 from ttc_core.model import SourceModel
 
@@ -24,11 +25,12 @@ def model():
 
 
 class Stream:
-    """The two parts as their method has them, and images that look so or so."""
+    """The three parts as their method has them, and images that look so or so."""
 
     def __init__(self, model):
         self.statistics = StreamStatistics(model, blend=1.0, early_horizon=50, late_horizon=400)
-        self.conditions = Conditions(model, self.statistics)
+        self.shadow = Shadow(model)
+        self.conditions = Conditions(model, self.statistics, self.shadow)
         self._layouts = model.moments_layout.shapes
         self._numbers = torch.Generator().manual_seed(0)
 
@@ -37,7 +39,7 @@ class Stream:
             prediction = Prediction.of(
                 torch.zeros(batch, CLASSES), pending=self._pending(light, batch, openness)
             )
-            for part in (self.conditions, self.statistics):
+            for part in (self.shadow, self.conditions, self.statistics):
                 part.commit(prediction, learned=False)
 
     def _pending(self, light: float, batch: int, openness: float) -> Pending:
@@ -46,7 +48,9 @@ class Stream:
         }
         classes = Classes(np.full(CLASSES, 1 / CLASSES), openness=openness, weights=np.ones(batch))
         share = StreamShare(batch, moments)
-        return Pending(share=share, after={"classes": classes})
+        chosen = self.shadow.chosen(batch)
+        compared = self.shadow.after(batch, [1.0] * len(chosen), [2.0] * len(chosen))
+        return Pending(share=share, after={"classes": classes, "shadow": compared})
 
     def _moments(self, light: float, images: int, channels: int) -> Tensor:
         """Of images whose mean and deviation are about `light`, (N, 2, C)."""
@@ -63,9 +67,11 @@ def test_a_change_is_noticed_and_followed_as_fast_as_at_the_start(model):
     stream = Stream(model)
     stream.see(DAY, 400)
     assert stream.conditions.known == 1
+    assert stream.shadow.compared.seen == 400
     stream.see(NIGHT, 16)
     assert stream.conditions.known == 2
     assert stream.statistics.followed.early_images <= 16
+    assert stream.shadow.compared.seen <= 16  # what was surer before the change tells nothing
 
 
 def test_a_condition_that_comes_back_is_taken_up_where_it_was_left(model):

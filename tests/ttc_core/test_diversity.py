@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.fixtures.contract import same
 from tests.fixtures.networks import CLASSES, make_model
 from ttc_core.methods.contract import Pending, Prediction
-from ttc_core.methods.parts.diversity import FEW, LARGEST_WEIGHT, Diversity
+from ttc_core.methods.parts.diversity import LARGEST_WEIGHT, Diversity
 
 WINDOW = 64
 
@@ -67,28 +67,6 @@ def test_all_classes_open_soon_and_stay_open(diversity):
     assert opening[-1] == 1
     assert follow(diversity, answers(torch.full((200,), 1)))[-1] == 1
     assert diversity.classes.openness == 0
-
-
-@pytest.mark.parametrize("images", [2, 5, 20, 500])
-def test_one_class_is_seen_from_the_first_images_on(diversity, images):
-    """And many are not, by chance: few images of them are no run."""
-    follow(diversity, answers(torch.full((images,), 3), 1.0))
-    assert diversity.classes.repetition == pytest.approx(1 - FEW)
-    saved = diversity.state()
-    diversity.reset()
-    assert diversity.classes.repetition == 0
-    follow(diversity, answers(torch.arange(images) % CLASSES, 1.0))
-    assert diversity.classes.repetition == 0
-    diversity.restore(saved)
-    assert diversity.classes.repetition == pytest.approx(1 - FEW)
-
-
-@pytest.mark.parametrize("window", [1, 2, 1_000_000])
-def test_any_window_tells_how_often_a_class_comes_again(model, window):
-    """Over one image none does."""
-    diversity = Diversity(model, window)
-    follow(diversity, answers(torch.full((100,), 3), 1.0))
-    assert diversity.classes.repetition == pytest.approx(0 if window == 1 else 1 - FEW, abs=1e-3)
 
 
 def test_a_rare_class_counts_more(diversity):

@@ -7,6 +7,7 @@ runs, of few classes, or under changing light:
 - statistics that follow the stream: early layers fast, late ones with every class counting alike
   and only once the answers have been diverse (`stream_statistics`, `diversity`); where light or
   weather change they start anew, or from where they were when these were last seen (`conditions`);
+  where the source is surer of the same images, they keep near to it (`shadow`);
 - a prior from the images just before, which has to earn its weight (`prior`);
 - the mirror image is left out where it means something else (`second_view`).
 METHOD §1.9.
@@ -29,6 +30,7 @@ from ttc_core.methods.parts.diversity import Classes, Diversity
 from ttc_core.methods.parts.learner import Loss
 from ttc_core.methods.parts.prior import Context, TemporalPrior
 from ttc_core.methods.parts.second_view import Bet, SecondView
+from ttc_core.methods.parts.shadow import Compared, Shadow
 from ttc_core.methods.parts.stream_statistics import StreamLook, StreamStatistics
 from ttc_core.methods.parts.views import two_views
 from ttc_core.methods.settings import CIFAR100_CLASSES, OptimizerSettings
@@ -71,6 +73,14 @@ class TTCStreamSettings(OptimizerSettings):
 
 
 @dataclass(frozen=True)
+class _Answered:
+    """Entropies of the source's answers to the images of a batch that were chosen."""
+
+    chosen: list[int]
+    entropies: list[float]
+
+
+@dataclass(frozen=True)
 class _Seen:
     """Images looked at: logits and answers, (N, K) each, and what parts would be afterwards."""
 
@@ -79,6 +89,7 @@ class _Seen:
     context: Context
     classes: Classes
     bet: Bet
+    compared: Compared
     look: StreamLook
 
 
@@ -98,7 +109,8 @@ class TTCStream(LearningMethod):
             early_horizon=s.early_horizon,
             late_horizon=s.late_horizon,
         )
-        self._conditions = Conditions(self.model, self._statistics)
+        self._shadow = Shadow(self.model)
+        self._conditions = Conditions(self.model, self._statistics, self._shadow)
         self._diversity = Diversity(self.model, s.window)
         self._prior = TemporalPrior(self.model.classes)
         self._second_view = SecondView(s.second_view)
@@ -106,6 +118,7 @@ class TTCStream(LearningMethod):
             self.adapts = StatisticsMethod.adapts
         return (
             *super()._compose(),
+            self._shadow,
             self._conditions,
             self._statistics,
             self._diversity,
@@ -124,11 +137,12 @@ class TTCStream(LearningMethod):
     @property
     def details(self) -> Mapping[str, float]:
         """How far late layers follow the stream and what the images before weigh, 0 to 1 each; how
-        many conditions are known."""
+        many conditions are known; by how much the source is surer (a ratio's logarithm)."""
         return {
             "late_layers": self._diversity.classes.opening,
             "images_before": self._prior.weight if self.contextual else 0.0,
             "conditions": self._conditions.known,
+            "doubt": self._shadow.doubt,
         }
 
     def predict(
@@ -141,11 +155,13 @@ class TTCStream(LearningMethod):
             )
         s, opening = self._settings, self._diversity.classes.opening
         teaches = s.learn == "always" or (s.learn == "diverse" and self._diversity.classes.diverse)
+        inputs = self.model.normalize(self.model.to_unit(images))
+        shadow = self._shadow_of(inputs)
         with torch.set_grad_enabled(learn and teaches):
-            seen = self._look_at(images, opening, context)
+            seen = self._look_at(inputs, opening, shadow, context)
             if (opened := seen.classes.opening) - opening > SUDDENLY:
                 del seen  # and its graph, before there is another
-                seen = self._look_at(images, opened, context)
+                seen = self._look_at(inputs, opened, shadow, context)
             entropies = entropy(seen.logits)
         logits, answers = seen.logits.detach(), seen.answers
         # What the images before made of an answer is no evidence to learn from.
@@ -162,15 +178,38 @@ class TTCStream(LearningMethod):
                 parameters=self._learner.parameters if learn else None,
                 entropy=entropies,
                 share=seen.look.share(),
-                after={"classes": seen.classes, "context": seen.context, "second_view": seen.bet},
+                after={
+                    "classes": seen.classes,
+                    "context": seen.context,
+                    "second_view": seen.bet,
+                    "shadow": seen.compared,
+                },
             ),
         )
 
-    def _look_at(self, images: Tensor, opening: float, context: Sequence[bool] | None) -> _Seen:
-        """Answer images with late layers open so far."""
-        model, bet = self.model, self._second_view.bet
-        look = self._statistics.look(len(images), self._diversity.classes, opening)
-        inputs, affine = model.normalize(model.to_unit(images)), self._learner.affine
+    def _shadow_of(self, inputs: Tensor) -> _Answered:
+        """The source's answers to some images."""
+        # Where no statistics follow the stream nothing comes of doubt.
+        follows = bool(self.model.batch_norms)
+        chosen = self._shadow.chosen(len(inputs)) if follows else []
+        if not chosen:
+            return _Answered(chosen, [])
+        with torch.no_grad():
+            logits = self.model.run(inputs[chosen]).logits
+        return _Answered(chosen, entropy(logits).tolist())
+
+    def _look_at(
+        self,
+        inputs: Tensor,
+        opening: float,
+        shadow: _Answered,
+        context: Sequence[bool] | None,
+    ) -> _Seen:
+        """Answer normalised images with late layers open so far."""
+        model, bet, affine = self.model, self._second_view.bet, self._learner.affine
+        look = self._statistics.look(
+            len(inputs), self._diversity.classes, opening, self._shadow.doubt
+        )
         if self._second_view.used:
             view, mirrored = two_views(
                 model, inputs, inputs.flip(3), look, affine=affine, together=True
@@ -178,11 +217,14 @@ class TTCStream(LearningMethod):
             bet = self._second_view.after(view.logits, mirrored.logits)
             logits = view.logits if bet.lost else (view.logits + mirrored.logits) / 2
         else:
-            logits = model.run(inputs, affine=affine, look=look).logits
+            view = model.run(inputs, affine=affine, look=look)
+            logits = view.logits
+        served = entropy(view.logits.detach()[shadow.chosen]).tolist()
+        compared = self._shadow.after(len(inputs), shadow.entropies, served)
         if not self.contextual:
-            context = [False] * len(images)
+            context = [False] * len(inputs)
         answers, after = self._prior.answers(logits, context)
-        return _Seen(logits, answers, after, self._diversity.after(answers), bet, look)
+        return _Seen(logits, answers, after, self._diversity.after(answers), bet, compared, look)
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         used = self._second_view.used

@@ -15,6 +15,7 @@ from torch import Tensor
 from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.parts import MOST, Numbers, bounded
 from ttc_core.methods.parts.diversity import Classes
+from ttc_core.methods.parts.shadow import Shadow
 from ttc_core.methods.parts.stream_statistics import StreamShare, StreamStatistics
 from ttc_core.model import SourceModel
 
@@ -72,11 +73,11 @@ class Conditions:
 
     Only while the answers are diverse: a run of one class looks other than all classes do. The look
     is that of the layer which the network has first; where it is never called, nothing is noticed.
-    A part of its method before `statistics`, which it tells of changes before they move on.
+    A part of its method after `shadow` and before `statistics`, which begin anew with a change.
     """
 
-    def __init__(self, model: SourceModel, statistics: StreamStatistics) -> None:
-        self._model, self._statistics = model, statistics
+    def __init__(self, model: SourceModel, statistics: StreamStatistics, shadow: Shadow) -> None:
+        self._model, self._statistics, self._shadow = model, statistics, shadow
         self._first_layer = next(iter(model.moments_layout.shapes), "")
         self.reset()
 
@@ -140,6 +141,7 @@ class Conditions:
         self._remembered = (*self._remembered, Remembered(condition, moments))
         self._condition, self._latest_images = None, 0
         self._statistics.restart(moments)
+        self._shadow.restart()
 
     def _recognised(self) -> Condition:
         """The condition of the latest images: one from before, or a new one."""

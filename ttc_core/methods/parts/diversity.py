@@ -15,8 +15,6 @@ LEAST_IMAGES = 48
 # Of the most classes that a window of images can tell, how many have to come before late layers
 # begin to follow the stream, and how many before they do so wholly. Of ten: 6.5 and 7.
 BEGIN, WHOLLY = 0.7, 0.75
-# Answers are of few classes if two are of one with a higher chance; 0 is that of all, 1 of one.
-FEW = 0.33
 # A rare class's images count for so many in the statistics of late layers, at most.
 LARGEST_WEIGHT = 3.0
 
@@ -30,7 +28,6 @@ class Classes:
         images: how many answers were seen.
         openness: in [0, 1], how diverse they are.
         opening: the most that openness ever was: how far late layers may follow the stream.
-        repetition: how much likelier than FEW it is that two answers of late are of one class.
         weights: (N,) what each image of the last batch counts in the statistics of late layers.
     """
 
@@ -38,7 +35,6 @@ class Classes:
     images: int = 0
     openness: float = 0.0
     opening: float = 0.0
-    repetition: float = 0.0
     weights: Numbers = field(default_factory=lambda: np.empty(0))
 
     @property
@@ -100,27 +96,14 @@ class Diversity:
         images += len(probabilities)
         openness = self._openness(frequencies, images) if images >= LEAST_IMAGES else 0.0
         opening = max(openness, self.classes.opening)
-        repetition = self._repetition(frequencies, images)
-        return Classes(frequencies, images, openness, opening, repetition, np.array(weights))
-
-    def _seen(self, frequencies: Numbers, images: int) -> Numbers:
-        """The classes' frequencies without what is left of the even start: it is no evidence."""
-        left = (1 - 1 / self._window) ** images
-        return (frequencies - left / len(frequencies)) / (1 - left)
-
-    def _repetition(self, frequencies: Numbers, images: int) -> float:
-        if min(images, self._window, len(frequencies)) < 2:
-            return 0.0  # there are no two to be compared
-        # The chance that an image is drawn twice, as the moving mean weighs them.
-        kept = 1 - 1 / self._window
-        twice = (1 - kept) / (1 + kept) * (1 + kept**images) / (1 - kept**images)
-        chance = (np.square(self._seen(frequencies, images)).sum() - twice) / (1 - twice)
-        even = 1 / len(frequencies)
-        return max(0.0, float(chance - even) / (1 - even) - FEW)
+        return Classes(frequencies, images, openness, opening, np.array(weights))
 
     def _openness(self, frequencies: Numbers, images: int) -> float:
         """Where the effective number of classes stands between BEGIN and WHOLLY."""
-        classes = 1 / np.square(self._seen(frequencies, images)).sum()
+        # What is left of the even start is no evidence.
+        left = (1 - 1 / self._window) ** images
+        seen = (frequencies - left / len(frequencies)) / (1 - left)
+        classes = 1 / np.square(seen).sum()
         # A window of w images, each of one class, has a moving mean of 2w effective ones.
         most = 1 / (1 / len(frequencies) + 1 / (2 * self._window))
         return float(np.clip((classes / most - BEGIN) / (WHOLLY - BEGIN), 0, 1))
@@ -147,5 +130,4 @@ class Diversity:
             int(bounded(given["images"])),
             bounded(given["openness"], most=1),
             bounded(given["opening"], most=1),
-            self._repetition(frequencies, int(bounded(given["images"]))),
         )

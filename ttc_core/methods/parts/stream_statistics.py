@@ -1,10 +1,11 @@
 """BatchNorm statistics for a camera's stream: early layers follow fast, late ones with care.
 
 What light, weather and lens do shows in the early layers, whatever the class: their moments follow
-within tens of images. While the answers are of few classes, a way that is short beside what sets
-single images apart may be the classes' own, and less of it is gone. Late layers see classes: theirs
-follow slowly, with every class counting alike, once the answers have been diverse and not where
-they are of few classes of late (`diversity`). All are a blend of the source's and the stream's.
+within tens of images. Late layers see classes: theirs follow slowly, with every class counting
+alike, once the answers have been diverse and not where they are of few classes of late
+(`diversity`). All are a blend of the source's and the stream's. Where the source is surer of the
+same images (`shadow`), a way from its moments that is short beside what sets single images apart
+may be the classes' own, and less of it is gone.
 METHOD §1.9.
 """
 
@@ -26,8 +27,8 @@ from ttc_core.normalization import Call
 WARM_START = 16
 # The part of the layers, in the order of the network, that is early.
 EARLY = 0.5
-# How far one class alone may be from all, in what sets single images apart (mean squares).
-CLASS_PART = 6.0
+# In doubt, how long a way may be the classes' own, in what sets single images apart (mean squares).
+DOUBTED = 6.0
 
 
 @dataclass(frozen=True)
@@ -95,22 +96,22 @@ class StreamStatistics:
         """Follow from these moments as fast as at the start."""
         self.followed = Followed(moments, self.followed.spreads)
 
-    def look(self, images: int, classes: Classes, opening: float) -> "StreamLook":
+    def look(self, images: int, classes: Classes, opening: float, doubt: float) -> "StreamLook":
         """A look for a pass over `images` images, of which each may come in several views."""
         views = self._model.moments_layout.views
         early, late = self._weights(images, images * classes.expected_weight, classes)
-        blend = self._blend * self._trust(classes)
+        blend = self._blend * self._trust(doubt)
         return StreamLook(
             images,
             views(self._model.source_moments),
             views(self.followed.moments),
             {name: late if is_late else early for name, is_late in self._late.items()},
-            {name: self._blend * opening if late else blend for name, late in self._late.items()},
+            {name: blend * opening if late else blend for name, late in self._late.items()},
         )
 
-    def _trust(self, classes: Classes) -> float | Tensor:
-        """How much of the early layers' way from the source's moments is not of the classes."""
-        if not classes.repetition or not self._early:
+    def _trust(self, doubt: float) -> float | Tensor:
+        """How much of the way from the source's moments is not of the classes, by early layers."""
+        if not doubt or not self._early:
             return 1.0
         source, now = map(
             self._model.moments_layout.views, (self._model.source_moments, self.followed.moments)
@@ -119,7 +120,7 @@ class StreamStatistics:
             [_distance(now[name], source[name], source[name]) for name in self._early]
         )
         way = (ways / self.followed.spreads.clamp(min=1e-9)).mean()
-        return way / (way + CLASS_PART * classes.repetition)
+        return way / (way + DOUBTED * doubt)
 
     def commit(self, prediction: Prediction, *, learned: bool) -> None:
         share, classes = prediction.pending.share, prediction.pending.after["classes"]
