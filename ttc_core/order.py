@@ -232,5 +232,9 @@ def note_on_runs(labels: Labels, order: str) -> str | None:
     return (
         f"runs of one class are {lengths.mean():.1f} images long on average, "
         f"{np.median(lengths):.0f} in the middle, {lengths.max()} at most"
-        + ("; batch statistics suffer from them" if lengths.mean() > LONG_RUN else "")
+        + (
+            "; statistics of a batch suffer from them, those that follow a stream less"
+            if lengths.mean() > LONG_RUN
+            else ""
+        )
     )

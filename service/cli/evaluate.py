@@ -12,6 +12,7 @@ from service.cli.options import (
     load_model,
     pairs_of,
     rgb,
+    sets_nothing,
     several,
 )
 
@@ -103,6 +104,8 @@ def evaluate(
         asked.batch_size or BATCH_SIZE,
         named=methods not in (None, "all"),
     )
+    for sentence in sets_nothing(pairs_of(settings), {run.name: run.method for run in runs}):
+        click.echo(sentence, err=True)
     geometry = Geometry(model.size, model.crop)
     images = images_asked(asked.order, asked.limit)
     evaluation = Evaluation(

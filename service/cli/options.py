@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial, wraps
 from pathlib import Path
@@ -17,6 +17,7 @@ from ttc_core.files import check_regular
 
 # torch takes seconds to import: a verb imports what it needs, so that --help comes at once.
 if TYPE_CHECKING:
+    from ttc_core.methods import Method
     from ttc_core.model import SourceModel
 
 BATCH_SIZE = 100
@@ -85,6 +86,17 @@ def pairs_of(settings: tuple[str, ...]) -> dict[str, str]:
             raise click.UsageError(f"--set takes METHOD.PARAM=VALUE; got {text!r}.")
         pairs[key.strip()] = value.strip()
     return pairs
+
+
+def sets_nothing(pairs: Iterable[str], methods: Mapping[str, "Method"]) -> Iterator[str]:
+    """Say of each METHOD.PARAM of `--set` that belongs to none of these methods, by name."""
+    moving = {name for name, method in methods.items() if "moving" in method.settings}
+    taken = (
+        methods.keys() | {f"{name}.moving" for name in moving} | ({"moving"} if moving else set())
+    )
+    for key in pairs:
+        if key.rpartition(".")[0] not in taken:
+            yield f"--set {key} sets nothing here: what runs is {', '.join(methods)}."
 
 
 def keep_freed_memory() -> None:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from service.cli.options import chosen_settings, load_model, pairs_of, settings_options
+from service.cli.options import (
+    chosen_settings,
+    load_model,
+    pairs_of,
+    sets_nothing,
+    settings_options,
+)
 from service.settings import SECRETS, Settings, flag, read_settings, unknown_variables
 from ttc_core.errors import UserError
 
@@ -121,13 +127,8 @@ def _introduce(settings: Settings, source: "Method") -> None:
     log.info("Method %s: %s", settings.method, used or "no settings")
     chosen = settings.model_dump(exclude={"model", "method", "set", *SECRETS}, mode="json")
     log.info("Settings: %s", ", ".join(f"{flag(k)} {v}" for k, v in chosen.items()))
-    taken = {settings.method}
-    if "moving" in source.settings:
-        taken |= {"moving", f"{settings.method}.moving"}
-    for key in pairs_of(settings.set):
-        of = key.rpartition(".")[0]
-        if of not in taken:
-            log.warning(f"--set {key} sets nothing here: {settings.method} is served, not {of}.")
+    for sentence in sets_nothing(pairs_of(settings.set), {settings.method: source}):
+        log.warning(sentence)
     for name, meant in unknown_variables().items():
         log.warning(f"{name} sets nothing here" + (f"; is {meant} meant?" if meant else "."))
     if settings.max_body > settings.max_queue_bytes:

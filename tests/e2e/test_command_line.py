@@ -337,6 +337,14 @@ def test_evaluate_writes_rows_that_report_reads(ttc, tmp_path):
     assert (tmp_path / "report" / "accuracy-1.csv").read_text().count("\n") >= 3
 
 
+def test_a_setting_that_no_method_of_the_evaluation_has_is_said(ttc):
+    """It goes on; a method that runs takes it silently."""
+    common = ("evaluate", "bundled", "--methods", "source", "--limit", "20", "--corruptions", "fog")
+    told = "ttc.lr sets nothing here: what runs is source."
+    assert told in ttc(*common, "--set", "ttc.lr=0.1")[2]
+    assert "sets nothing" not in ttc(*common, "--set", "source.flip=true")[2]
+
+
 def test_predictions_are_written_to_the_very_name_that_was_given(ttc, tmp_path, serve):
     """Also without .npz at its end, by evaluate as by replay."""
     common = ("--corruptions", "clean", "--limit", "4", "--predictions")
