@@ -47,8 +47,9 @@ async def replay(
         plan: what, how and where to.
         rows: where the result rows go, with the columns of `ReplayTally` as their details.
         view: where progress and the final table are shown.
-        predictions: an .npz file for `predicted`, `labels`, `entropy`, `selected`, `version`, (N,)
-            each, in stream order; an image without an answer has -1, nan, False and -1 there.
+        predictions: an .npz file for `predicted`, `labels`, `entropy`, `confidence`, `selected`,
+            `version`, (N,) each, in stream order; an image without an answer has -1, nan, nan,
+            False and -1 there.
         table: show one at the end.
 
     Returns:
@@ -212,6 +213,7 @@ def _row(
         "asked": len(stream),
         **tally.results(selects=selects),
         **tally.windows(),
+        **tally.calibration(),
         "steps": None if restarted or after is None else steps,
         "seed": plan.seed,
         "settings": server.settings.get("method", server.settings),
