@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 15
+COLUMNS = ("confidence", "true_probability")
+"""What a pass keeps of each image for this: the highest probability, and that of the true class."""
 LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 """The smallest ordinary float32, 1.2e-38: a probability below counts as it, with 87.3 nats."""
 

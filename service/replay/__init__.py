@@ -20,6 +20,7 @@ from service.replay.plan import ReplayPlan
 from service.replay.tally import ReplayTally
 from service.schemas import DEFAULT_STREAM, StatusResponse
 from service.view import View, results_table
+from ttc_core import calibration
 from ttc_core.datasets import DataSet, Geometry, Stream, open_data
 from ttc_core.order import images_asked, note_on_runs, with_class_index
 from ttc_core.rows import Row, Rows, save_arrays
@@ -47,9 +48,8 @@ async def replay(
         plan: what, how and where to.
         rows: where the result rows go, with the columns of `ReplayTally` as their details.
         view: where progress and the final table are shown.
-        predictions: an .npz file for `predicted`, `labels`, `entropy`, `confidence`, `selected`,
-            `version`, (N,) each, in stream order; an image without an answer has -1, nan, nan,
-            False and -1 there.
+        predictions: an .npz file for `predicted`, `labels`, `entropy`, `selected`, `version`, (N,)
+            each, in stream order; an image without an answer has -1, nan, False and -1 there.
         table: show one at the end.
 
     Returns:
@@ -98,8 +98,9 @@ async def replay(
                 finished.append(rows.append(row, columns))
                 view.finish(row)
                 if predictions is not None:
-                    del columns["latency"]
-                    save_arrays(predictions, columns)
+                    left_out = {"latency", *calibration.COLUMNS}
+                    kept = {name: columns[name] for name in columns.keys() - left_out}
+                    save_arrays(predictions, kept)
         except BaseException:
             view.interrupt()
             raise

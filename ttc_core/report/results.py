@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
-from ttc_core.calibration import Terms, terms_of
+from ttc_core.calibration import COLUMNS, Terms, terms_of
 from ttc_core.errors import UserError
 from ttc_core.files import check_regular
 from ttc_core.report.configuration import method_title
@@ -82,7 +82,7 @@ class Result:
     def _check_shapes(self, arrays: dict[str, NDArray[Any]]) -> None:
         images = asked_images(self.row)
         shapes: dict[str, tuple[int, ...]] = {"predicted": (images,), "labels": (images,)}
-        shapes |= {"confidence": (images,), "true_probability": (images,)}
+        shapes |= dict.fromkeys(COLUMNS, (images,))
         if self["channels"]:
             shapes["features"] = (images, len(self["channels"]))
         for name, values in arrays.items():
@@ -96,8 +96,7 @@ class Result:
             if values.dtype.kind not in kinds or not values.size:
                 raise ValueError(f"its {name} are no numbers")
             # An image without a label or an answer has none.
-            may_be_nan = name in ("confidence", "true_probability")
-            if not (np.isfinite(values) | (may_be_nan & np.isnan(values))).all():
+            if not (np.isfinite(values) | ((name in COLUMNS) & np.isnan(values))).all():
                 raise ValueError(f"its {name} are no finite numbers")
 
     @cached_property
@@ -110,7 +109,7 @@ class Result:
         if not {"predicted", "labels"} <= arrays.keys() or self.is_partial:
             return None
         labels = arrays["labels"].astype(np.int64)
-        names = ("predicted", "labels", "confidence", "true_probability")
+        names = ("predicted", "labels", *COLUMNS)
         judged = {name: arrays[name][labels >= 0] for name in names if name in arrays}
         right = judged["predicted"] == judged["labels"]
         return ImageResults(
@@ -167,7 +166,8 @@ _KINDS: dict[Any, tuple[str, ...]] = {
     _Count | dict[str, _Count] | None: ("refused", "errors", "dropped"),
 }
 _FIELDS: dict[str, Any] = {name: (kind, None) for kind, names in _KINDS.items() for name in names}
-_FIELDS |= {name: (float | None, None) for name in ("ece", "nll")}
+_Mean = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_FIELDS |= {name: (_Mean | None, None) for name in ("ece", "nll")}
 _FIELDS |= {"method": (str, ...), "corruption": (str | None, ...), "accuracy": (float | None, ...)}
 _Checked = create_model("_Checked", __config__=ConfigDict(strict=True), **_FIELDS)
 
