@@ -83,7 +83,8 @@ def mean_and_error(terms: Terms) -> tuple[float | None, float | None]:
     """The mean, and its standard error over the images; None where there are too few.
 
     Of calibration terms, or of the difference of two methods', it is the error with each bin's sign
-    as it is: too large where the error is no more than what chance leaves.
+    as it is: too large where no more is left than by chance. Images that come in runs are not
+    independent, and theirs is larger than it says.
     """
     if not len(terms):
         return None, None
