@@ -380,8 +380,8 @@ KILLED = """
         ids = KnownIds(2000, classes, path, events)
         assert len(ids) > 0
         given = [ids.give("s", str(n), n % 10) for n in range(reached + 2)]
-        assert all(right for outcome, right in given if outcome != "unknown")
-        assert sum(outcome != "unknown" for outcome, _ in given) == len(ids)
+        assert all(right for outcome, right, _ in given if outcome != "unknown")
+        assert sum(outcome != "unknown" for outcome, *_ in given) == len(ids)
         ids.close()
         path.unlink()
     assert not list(events)
