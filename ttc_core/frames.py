@@ -8,7 +8,6 @@ itself, in sums of whole numbers, so that grouping changes nothing.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,7 @@ class Look:
 
     Attributes:
         kinds: N, one of KINDS or None for an ordinary image.
-        last: (h, w, 3), a sample of the last image; empty: there was none.
+        last: (3, h, w), a sample of the last image; empty: there was none.
     """
 
     kinds: list[str | None]
@@ -87,7 +86,7 @@ class Frames:
         self.reset()
 
     def reset(self) -> None:
-        self._last: Bytes = np.empty((0, 0, CHANNELS), np.uint8)
+        self._last: Bytes = np.empty((CHANNELS, 0, 0), np.uint8)
 
     def look(self, images: Tensor) -> Look:
         """Find the faulty among images (N, 3, H, W), uint8 or float in [0, 1]. Changes nothing.
@@ -102,7 +101,7 @@ class Frames:
         greys: Greys = pixels[:, 0].astype(np.int16)
         greys += pixels[:, 1]
         greys += pixels[:, 2]
-        samples = _samples(pixels)
+        samples = _sampled(pixels)
         dark, bright, noise = self._unstructured(pixels, greys)
         found = {
             "black": dark,
@@ -141,16 +140,15 @@ class Frames:
         return dark, bright, noise
 
     def _same(self, samples: Bytes) -> Flags:
-        """(N,) which samples (N, h, w, 3) show what the one before shows."""
+        """(N,) which samples (N, 3, h, w) show what the one before shows."""
         before = self._last if self._last.shape == samples.shape[1:] else samples[0] ^ 128
-        earlier = np.concatenate([before[None], samples[:-1]])
-        level, share = self._settings.frozen_level, self._settings.frozen_share
         # A row in the middle tells most of them apart.
-        middle = samples.shape[1] // 2
-        apart = _apart(samples[:, middle], earlier[:, middle])
-        same: Flags = apart.max(axis=(1, 2)) <= level
+        middle = samples[:, :, samples.shape[2] // 2]
+        earlier = np.concatenate([before[None, :, before.shape[1] // 2], middle[:-1]])
+        level, share = self._settings.frozen_level, self._settings.frozen_share
+        same: Flags = _apart(middle, earlier).max(axis=(1, 2)) <= level
         for number in np.flatnonzero(same):
-            apart = _apart(samples[number], earlier[number])
+            apart = _apart(samples[number], samples[number - 1] if number else before)
             same[number] = apart.max() <= level and (apart > 0).mean() <= share
         return same
 
@@ -226,25 +224,18 @@ class Frames:
             isinstance(last, Tensor)
             and last.dtype == torch.uint8
             and last.ndim == 3
-            and last.shape[2] == CHANNELS
-            and max(last.shape[:2]) <= SAMPLE
+            and last.shape[0] == CHANNELS
+            and max(last.shape[1:]) <= SAMPLE
         )
         if not sound:
             raise ValueError("its last image is none")
         self._last = last.cpu().numpy().copy()
 
 
-def _samples(pixels: Bytes) -> Bytes:
-    """(N, h, w, 3) of images (N, 3, H, W): pixels of an even grid of at most SAMPLE × SAMPLE."""
-    rows, columns = map(_places, pixels.shape[2:])
-    return pixels[:, :, rows[:, None], columns].transpose(0, 2, 3, 1)
-
-
-@cache
-def _places(side: int) -> NDArray[np.int64]:
-    """Where on a side so long the sample has its pixels."""
-    count = min(SAMPLE, side)
-    return (np.arange(count) * 2 + 1) * side // (2 * count)
+def _sampled(pixels: Bytes) -> Bytes:
+    """(N, 3, h, w) of images (N, 3, H, W): on an even grid, a view of at most SAMPLE × SAMPLE."""
+    down, across = (-(-side // SAMPLE) for side in pixels.shape[2:])
+    return pixels[:, :, down // 2 :: down, across // 2 :: across]
 
 
 def _apart(one: Bytes, other: Bytes) -> Bytes:
@@ -252,11 +243,10 @@ def _apart(one: Bytes, other: Bytes) -> Bytes:
 
 
 def _variance(numbers: NDArray[Any]) -> Numbers:
-    """(N,) of the whole numbers of each image."""
-    each = numbers.reshape(len(numbers), -1).astype(np.float64)
-    count = each.shape[1]
-    squares = np.einsum("ij,ij->i", each, each)
-    found: Numbers = (squares - each.sum(axis=1) ** 2 / count) / count
+    """(N,) of the whole numbers (N, H, W) of each image."""
+    each = numbers.astype(np.int64)
+    count, sums = each[0].size, each.sum(axis=(1, 2))
+    found: Numbers = (np.einsum("nhw,nhw->n", each, each) - sums**2 / count) / count
     return found
 
 

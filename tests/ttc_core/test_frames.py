@@ -181,10 +181,10 @@ def test_looking_moves_nothing_and_a_stream_goes_on_where_it_stood():
     [
         None,
         [],
-        torch.zeros(32, 32, 3),
-        torch.zeros(32, 32, 4, dtype=torch.uint8),
+        torch.zeros(3, 32, 32),
+        torch.zeros(4, 32, 32, dtype=torch.uint8),
         torch.zeros(3072, dtype=torch.uint8),
-        torch.zeros(4096, 4096, 3, dtype=torch.uint8),
+        torch.zeros(3, 4096, 4096, dtype=torch.uint8),
     ],
     ids=lambda last: str(getattr(last, "shape", last)),
 )
