@@ -28,6 +28,8 @@ SAMPLE = 32
 BLOCK, BLOCKS, LEAST_BLOCKS = 4, 8, 36
 # Rows of a band, at least. Of the columns, where an edge is seen, and where a row has texture.
 LEAST_ROWS, EDGE, TEXTURE = 4, 0.8, 0.3
+# The level of sky, snow or paper, at least; strong compression makes one colour of it.
+BRIGHT = 200
 
 Bytes = NDArray[np.uint8]
 Greys = NDArray[np.int16]  # (…, H, W), sums of the three channels
@@ -51,7 +53,7 @@ class FrameSettings(BaseModel):
         0.2, ge=0, description="levels by which parts of a black or white frame differ, at most"
     )
     noise_structure: float = Field(
-        1.75, ge=0, description="variance between parts, over what unrelated pixels would have"
+        1.5, ge=0, description="variance between parts, over what unrelated pixels would have"
     )
     noise_deviation: float = Field(10, ge=0, description="least standard deviation of noise")
     frozen_share: float = Field(
@@ -186,10 +188,10 @@ class Frames:
             if len(band) == len(rows):
                 return True  # one colour, and nothing else
             # Bars above and below, sky, snow and paper are ordinary: the other border is the same,
-            # or the band is white. Black at one border alone is more often a fault.
+            # or the band is bright. Dark or grey at one border alone is more often a fault.
             if start == 0 or end == len(rows):
                 opposite = np.abs(rows[-1 if start == 0 else 0] - colour).max(axis=1) <= edge
-                if colour.min() >= self._settings.white_level or opposite.mean() >= 0.5:
+                if colour.max() >= BRIGHT or opposite.mean() >= 0.5:
                     continue
             # Made smaller after it was torn, or compressed, a picture blends into the band.
             reach = max(3, len(rows) // 14)
