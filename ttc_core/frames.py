@@ -33,7 +33,6 @@ BRIGHT = 200
 
 Bytes = NDArray[np.uint8]
 Greys = NDArray[np.int16]  # (…, H, W), sums of the three channels
-Levels = NDArray[np.int16]
 Flags = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
 
@@ -168,42 +167,40 @@ class Frames:
         runs = counts[:, least - 2 :] - counts[:, :first] + alike[:, :first]
         long = (runs == least - 1).any(axis=1)
         for number in np.flatnonzero(long):
-            rows = pixels[number].transpose(1, 2, 0).astype(np.int16)
-            torn[number] = self._has_torn_band(rows, alike[number], least)
+            flat = np.ptp(greys[number], axis=1) <= level
+            ends = np.flatnonzero(~(alike[number] & (flat[1:] == flat[:-1]))) + 1
+            starts, ends = np.append(0, ends), np.append(ends, height)
+            rows = pixels[number].transpose(1, 2, 0)
+            torn[number] = any(
+                self._is_torn(rows, start, end, bool(flat[start]), least)
+                for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+                if end - start >= least
+            )
         return torn
 
-    def _has_torn_band(self, rows: Levels, alike: Flags, least: int) -> bool:
-        """Whether a picture (H, W, 3), of whose rows these H - 1 are like the next, has one."""
+    def _is_torn(self, rows: Bytes, start: int, end: int, flat: bool, least: int) -> bool:
+        """Whether a band of like rows of a picture (H, W, 3), `flat` or not, is a fault."""
         level, edge = self._settings.torn_level, self._settings.torn_edge
-        flat = (np.ptp(rows, axis=1) <= level).all(axis=1)
-        ends = np.flatnonzero(~np.append(alike & (flat[1:] == flat[:-1]), False)) + 1
-        for start, end in zip(np.append(0, ends[:-1]), ends, strict=True):
-            if end - start < least:
-                continue
-            band, colour = rows[start:end], rows[start, 0]
-            if not flat[start]:
-                if _textured(band[:1], level)[0] and _repeats(band, int(start), least):
-                    return True
-                continue
-            if len(band) == len(rows):
-                return True  # one colour, and nothing else
-            # Bars above and below, sky, snow and paper are ordinary: the other border is the same,
-            # or the band is bright. Dark or grey at one border alone is more often a fault.
-            if start == 0 or end == len(rows):
-                opposite = np.abs(rows[-1 if start == 0 else 0] - colour).max(axis=1) <= edge
-                if colour.max() >= BRIGHT or opposite.mean() >= 0.5:
-                    continue
-            # Made smaller after it was torn, or compressed, a picture blends into the band.
-            reach = max(3, len(rows) // 14)
-            beyond = [rows[max(0, start - reach) : start], rows[end : end + reach]]
-            if all(
-                (np.abs(each - colour).max(axis=(0, 2)) > edge).mean() >= EDGE
-                and _textured(each, level).any()
-                for each in beyond
-                if len(each)
-            ):
-                return True
-        return False
+        if not flat:
+            return _textured(rows[start : start + 1], level) and _repeats(rows, start, end, least)
+        if end - start == len(rows):
+            return True  # one colour, and nothing else
+        colour = rows[start, 0].astype(np.int16)
+        # Bars above and below, sky, snow and paper are ordinary: the other border is the same, or
+        # the band is bright. Dark or grey at one border alone is more often a fault.
+        if start == 0 or end == len(rows):
+            opposite = (np.abs(rows[-1 if start == 0 else 0] - colour) <= edge).all(axis=1)
+            if colour.max() >= BRIGHT or opposite.mean() >= 0.5:
+                return False
+        # Made smaller after it was torn, or compressed, a picture blends into the band.
+        reach = max(3, len(rows) // 14)
+        beyond = [rows[max(0, start - reach) : start], rows[end : end + reach]]
+        return all(
+            (np.abs(each - colour) > edge).any(axis=(0, 2)).mean() >= EDGE
+            and _textured(each, level)
+            for each in beyond
+            if len(each)
+        )
 
     def commit(self, look: Look) -> None:
         """Take note of a batch that was answered."""
@@ -252,18 +249,17 @@ def _variance(numbers: NDArray[Any]) -> Numbers:
     return found
 
 
-def _textured(rows: Levels, level: int) -> Flags:
-    """(h,) in which of rows (h, W, 3) a good part of the pixels are unlike their neighbours."""
-    changes = (np.abs(np.diff(rows, axis=1)) > level).any(axis=2)
-    found: Flags = changes.mean(axis=1) >= TEXTURE
-    return found
+def _textured(rows: Bytes, level: int) -> bool:
+    """Whether in one of rows (h, W, 3) a good part of the pixels are unlike their neighbours."""
+    changes = (_apart(rows[:, 1:], rows[:, :-1]) > level).any(axis=2)
+    return bool((changes.mean(axis=1) >= TEXTURE).any())
 
 
-def _repeats(band: Levels, start: int, least: int) -> bool:
-    """Whether so many of a band's rows (H, W, 3), which begins at `start`, are the same row."""
-    same = (band[1:] == band[:-1]).all(axis=(1, 2))
-    ends = np.flatnonzero(~np.append(same, False)) + 1
-    starts = np.append(0, ends[:-1])
+def _repeats(rows: Bytes, start: int, end: int, least: int) -> bool:
+    """Whether in a band of rows (H, W, 3) so many, one after another, are the same row."""
+    same = (rows[start + 1 : end] == rows[start : end - 1]).all(axis=(1, 2))
+    ends = np.flatnonzero(~same) + 1 + start
+    starts, ends = np.append(start, ends), np.append(ends, end)
     # Strong JPEG compression makes the rows of a block the same.
-    blocks = ((start + starts) % 8 == 0) & ((start + ends) % 8 == 0)
+    blocks = (starts % 8 == 0) & (ends % 8 == 0)
     return bool(((ends - starts >= least) & ~blocks).any())

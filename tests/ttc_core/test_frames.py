@@ -222,7 +222,7 @@ def test_levels_between_0_and_1_are_the_same_images():
 
 def test_settings_move_what_counts():
     """Each by its name; what is out of range is refused."""
-    images = noisy(np.full((1, 32, 32, 3), 4.0), 0.3)
+    images = noisy(np.full((1, 32, 32, 3), 4.0), 0.8)
     assert kinds(images) == [None]
     assert Frames(FrameSettings(black_level=8)).look(batch(images)).kinds == ["black"]
     with pytest.raises(ValueError, match="black_level"):
