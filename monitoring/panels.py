@@ -13,6 +13,10 @@ Kind = Literal["lines", "stacked", "share", "heatmap", "value", "table"]
 Q = Queries('job=~"$job", instance=~"$instance"', "$__rate_interval", by=("instance",))
 PREDICT = 'route="/predict"'
 UP_NOW, BUILD = Q.selector("up"), Q.selector("ttc_build_info")
+# Of the labelled answers the mean confidence less the share that was right.
+SURE = M.labelled_confidence
+RIGHT = Q.observed(SURE, 'answer="right"')
+OVERCONFIDENCE = Q.ratio(f"({Q.time_in(SURE)} - {RIGHT})", Q.observed(SURE))
 assert M.predictions is not None  # declared for so few classes
 PREDICTIONS = M.predictions
 
@@ -442,11 +446,18 @@ TRUTH = Section(
             width=12,
         ),
         Panel(
+            "Confidence less accuracy",
+            "By how much the answers whose label came are surer than they are right. Above 0: "
+            "over-confident, as adapting makes; below: too modest. Empty without labels.",
+            (Query(OVERCONFIDENCE, "{{instance}}"),),
+            unit="percentunit",
+            limits=(None, None),
+        ),
+        Panel(
             "Labels that came later",
             "By outcome. unknown: another stream's, or so late that the id has left the memory "
             "(--feedback-ids). contradicting: two labels for one answer; the first counts.",
             (Query(Q.rate(M.feedback_labels, by=("outcome",)), "{{outcome}} {{instance}}"),),
-            width=12,
         ),
         Panel(
             "Share of the most frequent class",
@@ -454,7 +465,6 @@ TRUTH = Section(
             "collapsed.",
             (Query(f"{Q.gauge(M.dominant_class)} >= 0", "{{instance}}"),),
             unit="percentunit",
-            width=12,
             limits=(0, 1),
         ),
         Panel(

@@ -58,7 +58,11 @@ class Queries:
         """The mean of what a histogram observed within the window."""
         name = name_of(metric)
         total = self._sum("rate", f"{name}_sum", matchers, by)
-        return f"{total} / {self._sum('rate', f'{name}_count', matchers, by)}"
+        return f"{total} / {self.observed(metric, matchers, by=by)}"
+
+    def observed(self, metric: Histogram, matchers: str = "", *, by: Sequence[str] = ()) -> str:
+        """How often a histogram observed something, a second."""
+        return self._sum("rate", f"{name_of(metric)}_count", matchers, by)
 
     def time_in(self, metric: Histogram, matchers: str = "", *, by: Sequence[str] = ()) -> str:
         """The sum of what a histogram observed, a second."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -76,6 +77,14 @@ class _Part:
     answers: HostPrediction
     labels: list[int | None]
     seconds: float
+
+    @cached_property
+    def predicted(self) -> list[int]:
+        return [int(each) for each in self.answers.predicted]
+
+    @cached_property
+    def confidences(self) -> list[float]:
+        return [float(each) for each in self.answers.probabilities.max(axis=1)]
 
     @property
     def rows(self) -> list[ImageAnswer | Refused]:
@@ -251,8 +260,8 @@ class Engine:
         seconds = time.perf_counter() - started
         part = _Part(stream, record, *said, [item.label for item in items], seconds)
         if part.answers.sound.all():
-            ids, predicted = [item.id for item in items], part.answers.predicted.tolist()
-            self.truth.remember(stream, ids, predicted, part.labels)
+            ids = [item.id for item in items]
+            self.truth.remember(stream, ids, part.predicted, part.labels, part.confidences)
         return part
 
     def _ask(self, stream: str, record: StreamRecord, items: Sequence[Image], learn: bool) -> _Said:
@@ -375,7 +384,7 @@ class Engine:
         self._metrics.stage_seconds.labels("forward").observe(part.seconds)
         selects = learn and part.record.method.selects
         self._metrics.count_answers(part.answers, selects=selects)
-        self.truth.count(part.stream, part.answers.predicted.tolist(), part.labels)
+        self.truth.count(part.stream, part.predicted, part.labels, part.confidences)
 
     # Control
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from service.view import View
+from ttc_core import calibration
 from ttc_core.datasets import Stream
 from ttc_core.evaluate import Run
 from ttc_core.order import note_on_runs
@@ -97,4 +98,5 @@ class EvaluationView:
         self.rows.append(row)
         self.view.finish(row)
         if self._predictions is not None:
-            save_arrays(self._predictions, columns)
+            kept = {name: columns[name] for name in columns.keys() - set(calibration.COLUMNS)}
+            save_arrays(self._predictions, kept)

@@ -4,7 +4,8 @@ A ring of records of RECORD.itemsize bytes: an answer's number says its place, a
 more the next takes it. An id is a keyed hash of 128 bits of stream and id: of ten million, two are
 one with a probability of 10⁻²⁵, and nobody who does not know the key can look for two. Records of a
 bucket are chained by their numbers from the newest to the oldest; a number that has left the ring
-ends its chain, so nothing is ever taken out of one.
+ends its chain, so nothing is ever taken out of one. The upper 16 bits of a number are the answer's
+confidence in half precision, 0 where it is not known, as in files of former versions.
 
 The file has the same bytes behind a header. Records are written in place by a thread of their own,
 each with a check: what a kill or a power cut left half written is not taken up.
@@ -44,7 +45,8 @@ _RECORD = struct.Struct("<q16siiQ")
 _HEADER = struct.Struct("<8sQ8s16s")
 _FORMAT = b"ttc-ids1"
 _NO_LABEL = -1
-_MOST_NUMBER = 2**53
+_NUMBER_BITS = 48
+_NUMBER = (1 << _NUMBER_BITS) - 1
 # A folder that cannot be written is tried again, but not with every batch.
 RETRY_SECONDS = 5.0
 
@@ -87,8 +89,15 @@ class KnownIds:
         """How many answers are known by an id."""
         return self._known
 
-    def remember(self, stream: str, name: str, answer: int, label: int | None) -> None:
-        """Keep the answer to an image, and its label if that came along."""
+    def remember(
+        self,
+        stream: str,
+        name: str,
+        answer: int,
+        label: int | None,
+        confidence: float | None = None,
+    ) -> None:
+        """Keep the answer to an image with its confidence, 0 to 1, and a label that came along."""
         key, bucket = self._hash(stream, name)
         given = _NO_LABEL if label is None else label
         with self._lock:
@@ -97,28 +106,30 @@ class KnownIds:
             self._known += not self._record(slot)[0]
             self._before[slot] = self._newest_of[bucket]
             self._newest_of[bucket] = number
-            self._put(slot, number, key, answer, given)
+            self._put(slot, number | _confidence_bits(confidence), key, answer, given)
 
-    def give(self, stream: str, name: str, label: int) -> tuple[str, bool]:
+    def give(self, stream: str, name: str, label: int) -> tuple[str, bool, float | None]:
         """Hold a label against the answer.
 
         Returns:
-            What became of it, one of FEEDBACK_OUTCOMES, and whether it says what the answer does.
+            What became of it, one of FEEDBACK_OUTCOMES, whether it says what the answer does, and
+            the answer's confidence where that is known.
         """
         key, bucket = self._hash(stream, name)
         with self._lock:
             number = self._newest_of[bucket]
             while number > max(0, self._newest - self._capacity):
                 slot = number % self._capacity
-                _, found, answer, given, _ = self._record(slot)
+                marked, found, answer, given, _ = self._record(slot)
                 if found != key:
                     number = self._before[slot]
                 elif given == _NO_LABEL:
-                    self._put(slot, number, key, answer, label)
-                    return "taken", answer == label
+                    self._put(slot, marked, key, answer, label)
+                    return "taken", answer == label, _confidence(marked)
                 else:
-                    return ("repeated" if given == label else "contradicting"), answer == label
-        return "unknown", False
+                    outcome = "repeated" if given == label else "contradicting"
+                    return outcome, answer == label, _confidence(marked)
+        return "unknown", False, None
 
     def close(self) -> None:
         """Write what is not written yet, and wait for the disk."""
@@ -142,9 +153,9 @@ class KnownIds:
 
     # The file
 
-    def _put(self, slot: int, number: int, key: bytes, answer: int, label: int) -> None:
+    def _put(self, slot: int, marked: int, key: bytes, answer: int, label: int) -> None:
         """Set a record, and have it written soon: what changes before is written with it."""
-        _RECORD.pack_into(self._bytes, slot * RECORD.itemsize, number, key, answer, label, 0)
+        _RECORD.pack_into(self._bytes, slot * RECORD.itemsize, marked, key, answer, label, 0)
         self._changed[slot] = True
         self._write_soon()
 
@@ -253,14 +264,16 @@ class KnownIds:
         records = records.compress(self._sound(records, capacity))
         if not len(records):
             return
-        self._secret, self._newest = secret, int(records["number"].max())
-        records = records.compress(records["number"] > self._newest - self._capacity)
+        numbers = records["number"] & _NUMBER
+        self._secret, self._newest = secret, int(numbers.max())
+        in_ring = numbers > self._newest - self._capacity
+        records, numbers = records.compress(in_ring), numbers.compress(in_ring)
         self._known = len(records)
-        self._records[records["number"] % self._capacity] = records
+        self._records[numbers % self._capacity] = records
         # By bucket, and in each from the oldest to the newest.
         buckets = records["low"] & np.uint64(len(self._newest_of) - 1)
-        order = np.lexsort((records["number"], buckets))
-        number, buckets = records["number"].take(order), buckets.take(order)
+        order = np.lexsort((numbers, buckets))
+        number, buckets = numbers.take(order), buckets.take(order)
         is_last = np.append(buckets[:-1] != buckets[1:], True)
         before, newest_of = np.asarray(self._before), np.asarray(self._newest_of)
         before[number[1:][~is_last[:-1]] % self._capacity] = number[:-1][~is_last[:-1]]
@@ -268,13 +281,27 @@ class KnownIds:
 
     def _sound(self, records: NDArray[np.void], capacity: int) -> NDArray[np.bool_]:
         """Which records of a file are whole, and in their place."""
-        number, answer, label = records["number"], records["answer"], records["label"]
+        marked, answer, label = records["number"], records["answer"], records["label"]
+        number = marked & _NUMBER
+        confidence = (marked >> _NUMBER_BITS).astype(np.uint16).view(np.float16)
         sound: NDArray[np.bool_] = records["check"] == _checks(records)
-        sound &= (number > 0) & (number < _MOST_NUMBER)
+        sound &= (number > 0) & (confidence >= 0) & (confidence <= 1)
         sound &= number % capacity == np.arange(len(records))
         sound &= (answer >= 0) & (answer < self._classes)
         sound &= (label >= _NO_LABEL) & (label < self._classes)
         return sound
+
+
+def _confidence_bits(confidence: float | None) -> int:
+    """A confidence as it stands in a record's number."""
+    half = struct.pack("<e", 0.0 if confidence is None else min(confidence, 1.0))
+    return int.from_bytes(half, "little") << _NUMBER_BITS
+
+
+def _confidence(marked: int) -> float | None:
+    """What stands there, None for nothing."""
+    (confidence,) = struct.unpack("<e", (marked >> _NUMBER_BITS).to_bytes(2, "little"))
+    return confidence or None
 
 
 def _checks(records: NDArray[np.void]) -> NDArray[np.uint64]:

@@ -33,6 +33,7 @@ RESET_CAUSES = ("request", "failure")
 EVICTION_REASONS = ("saved", "expired")
 LOSS_TERMS = ("entropy", "similarity", "total")
 SAVE_OUTCOMES = ("saved", "failed")
+ANSWERS = ("right", "wrong")
 FEEDBACK_OUTCOMES = ("taken", "unknown", "repeated", "contradicting")
 REJECTION_REASONS = tuple(sorted({error.reason for error in STATUS if error.reason}))
 ACCURACY_WINDOW = 500
@@ -216,6 +217,12 @@ class Metrics:
             "ttc_labelled_images_total", "Answers whose label came, with the image or later."
         )
         self.correct = counter("ttc_correct_images_total", "Labelled images answered right.")
+        self.labelled_confidence = histogram(
+            "ttc_labelled_confidence_ratio",
+            "Probability of the best class of answers whose label came, by what it said of them.",
+            CONFIDENCES,
+            ("answer",),
+        )
         self.window_accuracy = gauge(
             "ttc_window_accuracy_ratio",
             f"Accuracy over the last {ACCURACY_WINDOW} labelled images; NaN before the first.",
@@ -247,6 +254,7 @@ class Metrics:
             (self.evicted, EVICTION_REASONS),
             (self.saves, SAVE_OUTCOMES),
             (self.feedback_labels, FEEDBACK_OUTCOMES),
+            (self.labelled_confidence, ANSWERS),
         ):
             for value in values:
                 metric.labels(value)
@@ -292,6 +300,10 @@ class Metrics:
         if selects:
             self.considered.inc(len(predicted))
             self.selected.inc(int(answers.selected.sum()))
+
+    def count_confidence(self, confidence: float, *, right: bool) -> None:
+        """Count how sure an answer was that is known to be right or wrong."""
+        self.labelled_confidence.labels("right" if right else "wrong").observe(confidence)
 
     def count_adaptation(self, outcome: Adaptation) -> None:
         """Count what became of a batch after it was answered."""

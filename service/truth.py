@@ -53,22 +53,31 @@ class Truth:
         ids: Sequence[str | None],
         predicted: Sequence[int],
         labels: Sequence[int | None],
+        confidences: Sequence[float],
     ) -> None:
         """Keep the answers to images with an id, before they go out: labels may follow at once.
 
         An empty id names nothing.
         """
         if any(ids):
-            for name, answer, label in zip(ids, predicted, labels, strict=True):
+            rows = zip(ids, predicted, labels, confidences, strict=True)
+            for name, answer, label, confidence in rows:
                 if name:
-                    self._ids.remember(stream, name, answer, label)
+                    self._ids.remember(stream, name, answer, label, confidence)
 
-    def count(self, stream: str, predicted: Sequence[int], labels: Sequence[int | None]) -> None:
+    def count(
+        self,
+        stream: str,
+        predicted: Sequence[int],
+        labels: Sequence[int | None],
+        confidences: Sequence[float],
+    ) -> None:
         """Count a batch's answers, and those that came with a label."""
         with self._lock:
             self._answered.extend((stream, answer) for answer in predicted)
-        pairs = zip(predicted, labels, strict=True)
-        self._count(stream, [answer == label for answer, label in pairs if label is not None])
+        rows = zip(predicted, labels, confidences, strict=True)
+        judged = [(answer == label, sure) for answer, label, sure in rows if label is not None]
+        self._count(stream, judged)
 
     def feedback(self, labels: Iterable[tuple[str, str, int]]) -> dict[str, list[str]]:
         """Count labels, (stream, id, label) each, that came after the answer; return whose.
@@ -77,17 +86,19 @@ class Truth:
         """
         ids: dict[str, list[str]] = {outcome: [] for outcome in FEEDBACK_OUTCOMES}
         for stream, name, label in labels:
-            outcome, right = self._ids.give(stream, name, label)
+            outcome, right, confidence = self._ids.give(stream, name, label)
             ids[outcome].append(name)
             if outcome == "taken":
-                self._count(stream, [right])
+                self._count(stream, [(right, confidence)])
         for outcome, names in ids.items():
             self._metrics.feedback_labels.labels(outcome).inc(len(names))
         return ids
 
-    def _count(self, stream: str, right: list[bool]) -> None:
-        if not right:
+    def _count(self, stream: str, judged: Sequence[tuple[bool, float | None]]) -> None:
+        """Count answers: whether each was right, and its confidence where that is known."""
+        if not judged:
             return
+        right = [one for one, _ in judged]
         with self._lock:
             self._right.extend(right)
             if self._lasting:
@@ -97,6 +108,9 @@ class Truth:
         self._note_change(stream)
         self._metrics.labelled.inc(len(right))
         self._metrics.correct.inc(sum(right))
+        for was_right, confidence in judged:
+            if confidence is not None:
+                self._metrics.count_confidence(confidence, right=was_right)
 
     def take_up(self, stream: str, saved: StreamTruth, *, saving: bool = False) -> StreamTruth:
         """Count what a stream's file says, if that is not counted; return what it is to say.

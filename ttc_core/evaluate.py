@@ -115,8 +115,9 @@ def run_stream(
         recorder: keeps some channels of each image's features.
 
     Returns:
-        The tally; its columns are predicted, labels, entropy, selected and version, the stream's
-        own, and what else was asked for.
+        The tally; its columns are predicted, labels, entropy, confidence and true_probability
+        (nan where there is no label), selected and version, the stream's own, and what else was
+        asked for.
     """
     tally = Tally(len(stream))
     for images, labels in stream.batches(batch_size):
@@ -135,6 +136,8 @@ def run_stream(
             "predicted": answers.predicted,
             "labels": labels,
             "entropy": answers.entropy,
+            "confidence": answers.probabilities.max(axis=1).astype(np.float32),
+            "true_probability": _given_to(labels, answers.probabilities),
             "selected": answers.selected,
             "version": np.full(len(labels), answers.version),
             **{
@@ -249,6 +252,7 @@ class Evaluation:
                 elif key not in references:
                     references |= _earlier_reference(rows, key)
                 row |= tally.results(selects=run.method.selects) | tally.windows()
+                row |= tally.calibration()
                 row |= _differences(right, None if run.is_reference else references.get(key))
                 if existing is None:
                     row = rows.append(row, {k: v for k, v in columns.items() if k != "logits"})
@@ -336,6 +340,17 @@ class Evaluation:
         if self.channels:
             row["channels"] = list(self.channels)
         return row
+
+
+def _given_to(
+    labels: NDArray[np.int64], probabilities: NDArray[np.floating[Any]]
+) -> NDArray[np.float32]:
+    """(N,) the probability of each label, of (N, K); nan without one, 0 of a class beyond K."""
+    classes = probabilities.shape[1]
+    place = labels.clip(0, classes - 1)
+    found = np.take_along_axis(probabilities, place[:, None], axis=1)[:, 0]
+    given: NDArray[np.float32] = np.select([labels < 0, labels < classes], [np.nan, found], 0)
+    return given.astype(np.float32)
 
 
 def _right(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:

@@ -34,6 +34,7 @@ RESULT_FIELDS = frozenset(
     {"images", "judged", "asked", "refused", "errors", "dropped", "retries", "restarted"}
     | {"correct", "accuracy", "server_accuracy", "entropy", "selection_rate", "steps", "details"}
     | {"window_accuracy", "worst_window", "source_difference", "source_difference_error"}
+    | {"ece", "ece_error", "nll", "nll_error"}
     | {"latency_p50", "latency_p90", "latency_p99", "latency_max", "lateness_p99", "late"}
     | {"seconds", "images_per_second", "threads", "versions", "classes", "server"}
 )

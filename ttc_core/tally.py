@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ttc_core.calibration import mean_and_error, terms_of
+
 WINDOW = 500
 
 
@@ -68,6 +70,19 @@ class Tally:
         whole = found[: max(1, self.length // WINDOW)]
         known = [each for each in whole if each is not None]
         return {"window_accuracy": found, "worst_window": min(known, default=None)}
+
+    def calibration(self) -> dict[str, float | None]:
+        """ECE and NLL of the judged images that have an answer, and their standard errors.
+
+        None where the column that they follow from was not kept.
+        """
+        counted = (self.columns["labels"] >= 0) & (self.columns["predicted"] >= 0)
+        terms = terms_of({name: values[counted] for name, values in self.columns.items()})
+        results: dict[str, float | None] = {}
+        for name in ("ece", "nll"):
+            known = mean_and_error(terms[name]) if name in terms else (None, None)
+            results[name], results[f"{name}_error"] = known
+        return results
 
     def add(self, columns: dict[str, NDArray[Any]], start: int | None = None) -> None:
         """Count a batch of N images.

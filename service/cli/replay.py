@@ -40,7 +40,11 @@ from service.cli.options import BATCH_SIZE, DataOptions, grouped
 @click.option("--stream", help="the stream on the server [default]")
 @click.option("--reset-between", is_flag=True, help="reset the stream before each corruption")
 def replay(asked: DataOptions, mode: Any, concurrency: int | None, **plan: Any) -> None:
-    """Send DATA to a running server and measure accuracy, adaptation and latency."""
+    """Send DATA to a running server and measure accuracy, adaptation and latency.
+
+    The rows have the calibration error of what was answered (ece), and no likelihood (nll): answers
+    name the best class, which need not be the true one.
+    """
     from rich.console import Console
 
     from service.replay import ReplayPlan

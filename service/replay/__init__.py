@@ -20,6 +20,7 @@ from service.replay.plan import ReplayPlan
 from service.replay.tally import ReplayTally
 from service.schemas import DEFAULT_STREAM, StatusResponse
 from service.view import View, results_table
+from ttc_core import calibration
 from ttc_core.datasets import DataSet, Geometry, Stream, open_data
 from ttc_core.order import images_asked, note_on_runs, with_class_index
 from ttc_core.rows import Row, Rows, save_arrays
@@ -97,8 +98,9 @@ async def replay(
                 finished.append(rows.append(row, columns))
                 view.finish(row)
                 if predictions is not None:
-                    del columns["latency"]
-                    save_arrays(predictions, columns)
+                    left_out = {"latency", *calibration.COLUMNS}
+                    kept = {name: columns[name] for name in columns.keys() - left_out}
+                    save_arrays(predictions, kept)
         except BaseException:
             view.interrupt()
             raise
@@ -212,6 +214,7 @@ def _row(
         "asked": len(stream),
         **tally.results(selects=selects),
         **tally.windows(),
+        **tally.calibration(),
         "steps": None if restarted or after is None else steps,
         "seed": plan.seed,
         "settings": server.settings.get("method", server.settings),

@@ -18,8 +18,10 @@ REFUSED = (429, 503)
 class ReplayTally(Tally):
     """The answers, their times, and what got none.
 
-    Its columns are predicted, labels, entropy, selected, version and latency, (N,) each, in stream
-    order. The latency is the request's, in seconds; an image without an answer has -1 or nan.
+    Its columns are predicted, labels, entropy, confidence, selected, version and latency, (N,)
+    each, in stream order. The latency is the request's, in seconds; an image without an answer has
+    -1 or nan. The probability of the true class is not among them: an answer names the best class
+    alone, and to ask for all would be another load.
 
     Attributes:
         latencies: seconds, one a request that was answered.
@@ -36,6 +38,7 @@ class ReplayTally(Tally):
             "predicted": np.full(count, -1, np.int64),
             "labels": labels.copy(),
             "entropy": np.full(count, np.nan),
+            "confidence": np.full(count, np.nan, np.float32),
             "selected": np.zeros(count, bool),
             "version": np.full(count, -1, np.int64),
             "latency": np.full(count, np.nan),
@@ -75,10 +78,14 @@ class ReplayTally(Tally):
             raise ServiceError(200, f"The service's answer makes no sense: {error}.") from None
         if predicted.min() < 0 or version.min() < 0:
             raise ServiceError(200, "The service's answer makes no sense: numbers below 0.")
+        confidence = np.array([one.confidence for one in found])
+        if not np.isfinite(confidence).all():
+            raise ServiceError(200, "The service's answer makes no sense: confidences of nan.")
         columns = {
             "predicted": predicted,
             "labels": self.columns["labels"][batch.start : batch.start + batch.count],
             "entropy": np.array([one.entropy for one in found]),
+            "confidence": confidence.astype(np.float32),
             "selected": np.array([one.selected for one in found]),
             "version": version,
             "latency": np.full(batch.count, now - due),

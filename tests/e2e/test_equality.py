@@ -61,6 +61,7 @@ def compare(serve, make_method, tmp_path):
         for name in SAME_FIELDS:
             assert here[name] == there[name], name
         assert here["entropy"] == pytest.approx(there["entropy"])
+        assert here["ece"] == pytest.approx(there["ece"])
         assert there["server_accuracy"] == there["accuracy"]
         return here, versions
 

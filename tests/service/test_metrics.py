@@ -66,6 +66,7 @@ DESIGN = {
     "ttc_unsaved_age_seconds": set(),
     "ttc_labelled_images_total": set(),
     "ttc_correct_images_total": set(),
+    "ttc_labelled_confidence_ratio": {"answer"},
     "ttc_window_accuracy_ratio": set(),
     "ttc_feedback_labels_total": {"outcome"},
     "ttc_feedback_known_ids": set(),
@@ -88,6 +89,7 @@ FROM_THE_START = {
     ("ttc_feedback_labels_total", "outcome"): {
         *("taken", "unknown", "repeated", "contradicting"),
     },
+    ("ttc_labelled_confidence_ratio_count", "answer"): {"right", "wrong"},
     ("ttc_predictions_total", "class"): set(map(str, range(10))),
 }
 

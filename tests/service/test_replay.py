@@ -126,6 +126,13 @@ def test_without_reset_the_protocol_is_continual(fake, data):
     assert row["protocol"] == "continual"
 
 
+def test_a_row_says_how_well_the_answers_are_calibrated(fake, data):
+    """As far as they say it: the best class alone is named, and it need not be the true one."""
+    (row,) = run(ReplayPlan(data, fake.url, batch_size=10))
+    assert row["ece"] == pytest.approx(abs(0.9 - row["accuracy"]), abs=1e-6)
+    assert row["nll"] is None
+
+
 def test_a_row_says_what_was_asked_and_what_came_of_it(fake, data):
     """Every field of the contract is there; the last adaptation's step is counted too."""
     fake.busy_polls = 3

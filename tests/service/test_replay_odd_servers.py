@@ -62,6 +62,7 @@ ODD = {
     "huge-class": each(**{"class": 10**30}),
     "negative-class": each(**{"class": -1}),
     "text-class": each(**{"class": "cat"}),
+    "no-confidence": each(confidence="nan"),
     "redirect": lambda _: RedirectResponse("http://127.0.0.1:9/elsewhere"),
     "itself": lambda _: RedirectResponse("/predict"),
     "false-gzip": lambda _: Response(b"no gzip", headers={"Content-Encoding": "gzip"}),

@@ -25,11 +25,11 @@ def value(truth, name, **labels):
     return truth._metrics.registry.get_sample_value(name, labels)
 
 
-def answer(truth, classes, labels=None, ids=None, stream="gate"):
+def answer(truth, classes, labels=None, ids=None, stream="gate", sure=None):
     """What the engine does with a batch, before and after its answers go out."""
-    labels = labels or [None] * len(classes)
-    truth.remember(stream, ids or [None] * len(classes), classes, labels)
-    truth.count(stream, classes, labels)
+    labels, sure = labels or [None] * len(classes), sure or [0.5] * len(classes)
+    truth.remember(stream, ids or [None] * len(classes), classes, labels, sure)
+    truth.count(stream, classes, labels, sure)
 
 
 def of_stream(truth, name="gate"):
@@ -61,6 +61,30 @@ def test_labels_count_the_same_with_the_image_and_later(truth):
     assert truth.feedback(given)["taken"] == list("abcd")
     assert accuracy(truth) == [2 * first[0], 2 * first[1], first[2]]
     assert of_stream(truth) == (8, 6)
+
+
+def test_confidence_is_held_against_labels_that_come_along_and_later(truth):
+    """Of right and of wrong answers, each once; what has no label is in none."""
+
+    def seen(what, which):
+        return value(truth, f"ttc_labelled_confidence_ratio_{what}", answer=which)
+
+    sure = [0.9, 0.6, 0.75, 0.3]
+    answer(truth, [1, 2, 3, 4], [1, 1, None, None], sure=sure)
+    assert [seen("sum", "right"), seen("sum", "wrong")] == [0.9, 0.6]
+    answer(truth, [1, 2, 3, 4], ids=list("abcd"), sure=sure)
+    truth.feedback([("gate", name, 1) for name in "abc"] + [("gate", "a", 1), ("gate", "a", 2)])
+    assert seen("sum", "right") == pytest.approx(1.8, abs=0.0005)
+    assert seen("sum", "wrong") == pytest.approx(1.95, abs=0.0005)
+    assert [seen("count", "right"), seen("count", "wrong")] == [2, 3]
+
+
+def test_an_answer_of_unknown_confidence_counts_for_the_accuracy_alone(truth):
+    """Its id is from a former version's file: 0 would look like modesty."""
+    truth._ids.remember("gate", "old", 1, None)
+    truth.feedback([("gate", "old", 1)])
+    assert accuracy(truth) == [1, 1, 1]
+    assert value(truth, "ttc_labelled_confidence_ratio_count", answer="right") == 0
 
 
 def test_what_does_not_count_is_told_and_counted_by_its_outcome(truth):

@@ -231,7 +231,8 @@ def test_what_a_figure_needs_lies_beside_the_rows(evaluation, tmp_path):
     watch = Watch()
     (row,) = evaluation("tent", corruptions=("contrast",), order="sorted").run(Rows(path), watch)
     with np.load(path.parent / row["details"]) as arrays:
-        assert set(arrays.files) == {"predicted", "labels", "entropy", "selected", "version"}
+        answers = {"predicted", "labels", "entropy", "selected", "version"}
+        assert set(arrays.files) == answers | {"confidence", "true_probability"}
         assert (arrays["predicted"] == arrays["labels"]).sum() == row["correct"]
         assert (np.diff(arrays["labels"]) >= 0).all()
         assert arrays["version"].tolist() == np.repeat([0, 1, 2, 3], [8, 8, 8, 6]).tolist()

@@ -45,7 +45,7 @@ def follow(
     """Look at a stream, batch after batch, each committed."""
     for number, each in enumerate(images.split(batch)):
         own = None if weights is None else weights[number * batch : (number + 1) * batch]
-        look = statistics.look(len(each), classes_of(len(each)), opening, 0.0)
+        look = statistics.look(len(each), classes_of(len(each)), opening, 1.0)
         logits = model.run(model.normalize(model.to_unit(each)), look=look).logits
         pending = Pending(share=look.share(), after={"classes": classes_of(len(each), own)})
         statistics.commit(Prediction.of(logits, pending=pending), learned=False)
@@ -108,7 +108,7 @@ def call_of(model: SourceModel, layer: str) -> Call:
 def test_parts_of_an_image_are_nobodys_in_particular(model):
     """Rows that are neither the images' nor both views' count alike for each image."""
     call = call_of(model, LATE)
-    look = make(model).look(4, classes_of(4), 1.0, 0.0)
+    look = make(model).look(4, classes_of(4), 1.0, 1.0)
     rows = call.x.repeat_interleave(3, dim=0)  # three of the first, three of the second, …
     look(replace(call, x=rows))
     found = look.share().image_moments[LATE]
@@ -120,7 +120,7 @@ def test_a_layer_may_be_used_again_on_parts_of_the_images(model, layer):
     """Its moments are the mean over its uses, however many rows each of them has."""
     whole = call_of(model, layer)
     rows = torch.cat([3 * whole.x, whole.x.flip(0), whole.x])
-    look = make(model).look(4, classes_of(4), 1.0, 0.0)
+    look = make(model).look(4, classes_of(4), 1.0, 1.0)
     look(whole)
     look(replace(whole, x=rows, number=1))
     found = look.share().image_moments[layer].mean(0)
@@ -136,7 +136,7 @@ def test_late_layers_are_the_sources_until_they_are_open(model, blend):
 
     def differs(layer: str, opening: float) -> bool:
         call = call_of(model, layer)
-        found = statistics.look(4, classes_of(4), opening, 0.0)(call)
+        found = statistics.look(4, classes_of(4), opening, 1.0)(call)
         return not torch.allclose(found, source_look(call), atol=1e-4)
 
     assert not differs(LATE, opening=0)
@@ -177,7 +177,7 @@ def test_late_layers_that_have_opened_keep_what_diverse_images_taught(model):
     for openness in (0.0, 1.0):
         for each in dark(1000).split(50):
             classes = of_one_class(classes_of(50), opening=1.0, openness=openness)
-            look = statistics.look(50, classes, 1.0, 0.0)
+            look = statistics.look(50, classes, 1.0, 1.0)
             logits = model.run(model.normalize(model.to_unit(each)), look=look).logits
             pending = Pending(share=look.share(), after={"classes": classes})
             statistics.commit(Prediction.of(logits, pending=pending), learned=False)
@@ -187,28 +187,29 @@ def test_late_layers_that_have_opened_keep_what_diverse_images_taught(model):
 
 
 @pytest.mark.parametrize("layer", [EARLY, LATE])
-@pytest.mark.parametrize(("deviations", "least", "most"), [(0.1, 0.0, 0.2), (3, 0.8, 0.99)])
-def test_in_doubt_layers_go_ways_that_no_class_explains(model, layer, deviations, least, most):
-    """A way that is short beside what sets images apart may be their class's own."""
-    flat, call = model.source_moments.clone(), call_of(model, layer)
-    for name in (EARLY, LATE):
-        norm = model.module.get_submodule(name)
-        deviation = norm.running_var.sqrt()
-        mean = norm.running_mean + deviations * deviation
-        model.moments_layout.views(flat)[name].copy_(
-            torch.stack((mean, mean.square() + deviation.square()))
-        )
-        if name == layer:
-            x = mean[:, None, None] + deviation[:, None, None] * torch.randn(4, len(mean), 50, 50)
-            call = replace(call, x=x)
+def test_what_is_not_trusted_is_the_sources(model, layer):
+    """Of early and late layers alike."""
     statistics = make(model)
-    statistics.followed = Followed(flat, torch.full((1,), 0.1), 400, 400)
-    source = source_look(call)
-    sure, doubted = (
-        float((statistics.look(4, classes_of(4), 1.0, doubt)(call) - source).norm())
-        for doubt in (0.0, 0.6)
+    follow(statistics, model, dark(100))
+    call = call_of(model, layer)
+    source, half, wholly = (
+        statistics.look(4, classes_of(4), 1.0, trust)(call) for trust in (0.0, 0.5, 1.0)
     )
-    assert least < doubted / sure < most
+    torch.testing.assert_close(source, source_look(call), atol=1e-4, rtol=1e-4)
+    assert 0 < (half - source).norm() < (wholly - source).norm()
+
+
+@pytest.mark.parametrize(("deviations", "least", "most"), [(0.1, 0.0, 0.05), (3, 0.98, 1)])
+def test_in_doubt_a_way_is_trusted_that_no_class_explains(model, deviations, least, most):
+    """One of early layers that is short beside what sets images apart may be their class's own."""
+    flat, norm = model.source_moments.clone(), model.module.get_submodule(EARLY)
+    mean = norm.running_mean + deviations * norm.running_var.sqrt()
+    model.moments_layout.views(flat)[EARLY].copy_(
+        torch.stack((mean, mean.square() + norm.running_var))
+    )
+    followed = Followed(flat, torch.full((1,), 0.1), 400, 400)
+    assert make(model).trust(0.0, followed) == 1
+    assert least < make(model).trust(0.6, followed) < most
 
 
 @pytest.mark.parametrize("batch", [2, 10, 20])
@@ -247,7 +248,7 @@ def test_a_layer_that_is_called_twice_follows_the_mean_of_both(model):
     """Of the late ones, too, whose moments are kept image by image."""
     model = SourceModel(Twice().eval(), mean=MEAN, std=STD, size=SIZE)
     statistics = make(model)
-    look = statistics.look(6, classes_of(6), 1.0, 0.0)
+    look = statistics.look(6, classes_of(6), 1.0, 1.0)
     model.run(model.normalize(model.to_unit(make_images(6))), look=look)
     calls = [torch.stack((x.mean((2, 3)), x.square().mean((2, 3))), 1) for x in model.module.called]
     torch.testing.assert_close(look.share().image_moments["norm2"], sum(calls) / 2)

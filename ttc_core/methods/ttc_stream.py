@@ -36,7 +36,8 @@ from ttc_core.methods.parts.views import two_views
 from ttc_core.methods.settings import CIFAR100_CLASSES, OptimizerSettings
 from ttc_core.objective import entropy
 
-# Late layers that open by so much within a batch answer it again.
+# A batch is answered again if within it late layers open by so much, or the stream loses so much
+# trust.
 SUDDENLY = 0.25
 # The first part of the layers keeps its scales and shifts: a gradient's longest way, for little.
 LEARNED_FROM = 0.25
@@ -137,7 +138,7 @@ class TTCStream(LearningMethod):
     @property
     def details(self) -> Mapping[str, float]:
         """How far late layers follow the stream and what the images before weigh, 0 to 1 each; how
-        many conditions are known; by how much the source is surer (a ratio's logarithm)."""
+        many conditions are known; by how much the source is surer of the same images (`Shadow`)."""
         return {
             "late_layers": self._diversity.classes.opening,
             "images_before": self._prior.weight if self.contextual else 0.0,
@@ -157,11 +158,13 @@ class TTCStream(LearningMethod):
         teaches = s.learn == "always" or (s.learn == "diverse" and self._diversity.classes.diverse)
         inputs = self.model.normalize(self.model.to_unit(images))
         shadow = self._shadow_of(inputs)
+        trust = self._statistics.trust(self._shadow.doubt, self._statistics.followed)
         with torch.set_grad_enabled(learn and teaches):
-            seen = self._look_at(inputs, opening, shadow, context)
-            if (opened := seen.classes.opening) - opening > SUDDENLY:
+            seen = self._look_at(inputs, opening, trust, shadow, context)
+            opened, trusted = seen.classes.opening, self._trust_after(seen, trust)
+            if opened - opening > SUDDENLY or trust - trusted > SUDDENLY:
                 del seen  # and its graph, before there is another
-                seen = self._look_at(inputs, opened, shadow, context)
+                seen = self._look_at(inputs, opened, trusted, shadow, context)
             entropies = entropy(seen.logits)
         logits, answers = seen.logits.detach(), seen.answers
         # What the images before made of an answer is no evidence to learn from.
@@ -187,29 +190,43 @@ class TTCStream(LearningMethod):
             ),
         )
 
+    def _trust_after(self, seen: _Seen, trust: float) -> float:
+        """How far the stream is trusted once it has these images; it was `trust` before."""
+        doubt = self._shadow.doubt_of(seen.compared)
+        if doubt <= self._shadow.doubt:
+            return trust
+        followed = self._statistics.after(seen.look.share(), seen.classes)
+        return self._statistics.trust(doubt, followed)
+
     def _shadow_of(self, inputs: Tensor) -> _Answered:
         """The source's answers to some images."""
         # Where no statistics follow the stream nothing comes of doubt.
         follows = bool(self.model.batch_norms)
         chosen = self._shadow.chosen(len(inputs)) if follows else []
+        return _Answered(chosen, self._entropies(inputs, chosen))
+
+    def _entropies(self, inputs: Tensor, chosen: Sequence[int], **seen: Any) -> list[float]:
+        """Of the answers to some images, seen so."""
         if not chosen:
-            return _Answered(chosen, [])
+            return []
+        # A network that drops the axis of a lone image is none the service has tried it with.
+        rows = [*chosen, chosen[0]] if len(chosen) == 1 else chosen
         with torch.no_grad():
-            logits = self.model.run(inputs[chosen]).logits
-        return _Answered(chosen, entropy(logits).tolist())
+            logits = self.model.run(inputs[rows], **seen).logits
+        return entropy(logits)[: len(chosen)].tolist()
 
     def _look_at(
         self,
         inputs: Tensor,
         opening: float,
+        trust: float,
         shadow: _Answered,
         context: Sequence[bool] | None,
     ) -> _Seen:
-        """Answer normalised images with late layers open so far."""
+        """Answer normalised images with late layers open, and the stream trusted, so far."""
         model, bet, affine = self.model, self._second_view.bet, self._learner.affine
-        look = self._statistics.look(
-            len(inputs), self._diversity.classes, opening, self._shadow.doubt
-        )
+        classes = self._diversity.classes
+        look = self._statistics.look(len(inputs), classes, opening, trust)
         if self._second_view.used:
             view, mirrored = two_views(
                 model, inputs, inputs.flip(3), look, affine=affine, together=True
@@ -219,8 +236,12 @@ class TTCStream(LearningMethod):
         else:
             view = model.run(inputs, affine=affine, look=look)
             logits = view.logits
-        served = entropy(view.logits.detach()[shadow.chosen]).tolist()
-        compared = self._shadow.after(len(inputs), shadow.entropies, served)
+        if trust == 1:
+            following = entropy(view.logits.detach()[shadow.chosen]).tolist()
+        else:
+            wholly = self._statistics.look(len(shadow.chosen), classes, opening, 1.0)
+            following = self._entropies(inputs, shadow.chosen, affine=affine, look=wholly)
+        compared = self._shadow.after(len(inputs), shadow.entropies, following)
         if not self.contextual:
             context = [False] * len(inputs)
         answers, after = self._prior.answers(logits, context)

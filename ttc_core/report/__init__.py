@@ -12,6 +12,7 @@ from ttc_core.report.groups import groups
 from ttc_core.report.page import Section, render
 from ttc_core.report.results import ArraysError, Result, read_results, repeated
 from ttc_core.report.streams import (
+    calibration_tables,
     change_table,
     matrices,
     stream_figures,
@@ -83,6 +84,11 @@ def write_report(paths: Sequence[Path], out: Path, *, compare: str | None = None
             ],
         ),
         Section("accuracy", "Accuracy by corruption (Tables 2, 3, 4, 6)", accuracy),
+        Section(
+            "calibration",
+            "Calibration of what was answered",
+            calibration_tables(results),
+        ),
         Section("table1", "Table 1: small batches", [sizes] if sizes else []),
         Section("table5", "Table 5: augmentations", augmentations),
         Section("table7", "Table 7: components", [components] if components else []),

@@ -2,7 +2,7 @@
 
 import hashlib
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
+from ttc_core.calibration import COLUMNS, Terms, terms_of
 from ttc_core.errors import UserError
 from ttc_core.files import check_regular
 from ttc_core.report.configuration import method_title
@@ -27,15 +28,17 @@ class ArraysError(UserError):
 
 @dataclass(frozen=True)
 class ImageResults:
-    """Which of the images that are judged were answered right, in stream order.
+    """What came of the images that are judged, in stream order.
 
     Attributes:
-        right: (N,).
+        right: (N,) which were answered right.
         labels_digest: equal where the labels are, image by image.
+        terms: (N,) what each adds to a field that is a mean over them: accuracy, ece, nll.
     """
 
     right: Correct
     labels_digest: str
+    terms: Mapping[str, Terms]
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Result:
     def _check_shapes(self, arrays: dict[str, NDArray[Any]]) -> None:
         images = asked_images(self.row)
         shapes: dict[str, tuple[int, ...]] = {"predicted": (images,), "labels": (images,)}
+        shapes |= dict.fromkeys(COLUMNS, (images,))
         if self["channels"]:
             shapes["features"] = (images, len(self["channels"]))
         for name, values in arrays.items():
@@ -89,7 +93,10 @@ class Result:
             if values.shape != shapes[name]:
                 raise ValueError(f"its {name} are {values.shape}, not those of the row")
             kinds = "iu" if name in ("predicted", "labels") else "f"
-            if values.dtype.kind not in kinds or not values.size or not np.isfinite(values).all():
+            if values.dtype.kind not in kinds or not values.size:
+                raise ValueError(f"its {name} are no numbers")
+            # An image without a label or an answer has none.
+            if not (np.isfinite(values) | ((name in COLUMNS) & np.isnan(values))).all():
                 raise ValueError(f"its {name} are no finite numbers")
 
     @cached_property
@@ -102,9 +109,13 @@ class Result:
         if not {"predicted", "labels"} <= arrays.keys() or self.is_partial:
             return None
         labels = arrays["labels"].astype(np.int64)
+        names = ("predicted", "labels", *COLUMNS)
+        judged = {name: arrays[name][labels >= 0] for name in names if name in arrays}
+        right = judged["predicted"] == judged["labels"]
         return ImageResults(
-            right=(arrays["predicted"] == labels)[labels >= 0],
+            right=right,
             labels_digest=hashlib.sha256(labels.tobytes()).hexdigest(),
+            terms={"accuracy": right.astype(np.float64), **terms_of(judged)},
         )
 
     @property
@@ -155,6 +166,8 @@ _KINDS: dict[Any, tuple[str, ...]] = {
     _Count | dict[str, _Count] | None: ("refused", "errors", "dropped"),
 }
 _FIELDS: dict[str, Any] = {name: (kind, None) for kind, names in _KINDS.items() for name in names}
+_Mean = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_FIELDS |= {name: (_Mean | None, None) for name in ("ece", "nll")}
 _FIELDS |= {"method": (str, ...), "corruption": (str | None, ...), "accuracy": (float | None, ...)}
 _Checked = create_model("_Checked", __config__=ConfigDict(strict=True), **_FIELDS)
 

@@ -13,6 +13,8 @@ CONFIDENCE = 0.95
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 Correct = NDArray[np.bool_]
+# Numbers too, of which the mean is asked for as of right or wrong.
+Observed = NDArray[np.bool_ | np.float64]
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,13 @@ def mcnemar(first: Correct, second: Correct) -> Comparison:
     return Comparison(only_first, only_second, p)
 
 
-def paired_difference(first: Sequence[Correct], second: Sequence[Correct]) -> tuple[float, float]:
+def paired_difference(first: Sequence[Observed], second: Sequence[Observed]) -> tuple[float, float]:
     """The difference of two averages over the same corruptions of the same images.
 
     Each image's mean difference over the corruptions is one observation.
 
     Returns:
-        The difference in [-1, 1], and its standard error.
+        The difference, and its standard error.
     """
     differences = np.mean(np.asarray(first, float) - np.asarray(second, float), axis=0)
     return float(differences.mean()), float(differences.std(ddof=1)) / len(differences) ** 0.5

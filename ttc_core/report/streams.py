@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from ttc_core.calibration import Terms
 from ttc_core.corruptions import CORRUPTIONS
 from ttc_core.report.configuration import Configuration, configurations
 from ttc_core.report.drawing import (
@@ -40,6 +41,27 @@ SMOOTHED_OVER = 50
 # Images after a change, between which accuracy is told.
 STAGES = (0, 50, 150, 300, 500)
 REFERENCE = "source"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A field of rows that is a mean over images.
+
+    Attributes:
+        scale, digits: that it is shown with.
+    """
+
+    field: str
+    title: str
+    scale: float
+    digits: int
+
+
+ACCURACY = Measure("accuracy", "accuracy in %", 100, 1)
+CALIBRATION = (
+    Measure("ece", "expected calibration error in %", 100, 1),
+    Measure("nll", "negative log-likelihood in nats", 1, 3),
+)
 
 
 @dataclass(frozen=True)
@@ -89,8 +111,8 @@ class Matrix:
         return line.title if len(sizes) == 1 else f"{line.title}, N = {line.batch_size}"
 
 
-def matrices(results: Sequence[Result]) -> list[Matrix]:
-    """A matrix for each data set and network that ran on two streams or more."""
+def matrices(results: Sequence[Result], *, fewest: int = 2) -> list[Matrix]:
+    """A matrix for each data set and network that ran on so many streams."""
     counted = [one for one in accuracies(results) if not one.is_partial]
     places: dict[str, dict[str, dict[StreamLine, dict[str, Result]]]] = {}
     settings: dict[str, dict[str, Any]] = {}
@@ -104,7 +126,7 @@ def matrices(results: Sequence[Result]) -> list[Matrix]:
         rows = lines.setdefault(StreamLine(configuration, result["batch_size"]), {})
         # Of rows that measure the same again the last one counts.
         rows[as_key({n: v for n, v in told.items() if n not in ("method", "settings")})] = result
-    places = {key: streams for key, streams in places.items() if len(streams) > 1}
+    places = {key: streams for key, streams in places.items() if len(streams) >= fewest}
     told_apart = differing([settings[key] for key in places])
     return [
         Matrix(
@@ -141,42 +163,62 @@ def stream_title(row: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part not in ("episodic", "iid")) or "iid"
 
 
-def stream_matrix(matrix: Matrix, name: str) -> Table:
-    """Mean accuracy of each line on each stream, and the paired difference to SOURCE."""
+def stream_matrix(matrix: Matrix, name: str, measure: Measure = ACCURACY) -> Table:
+    """The mean of each line on each stream, and the paired difference to SOURCE."""
     lines: list[list[Cell]] = []
     for line in matrix.lines:
         label = matrix.label(line)
-        cells = [_cell(line, found) for found in matrix.cells.values()]
+        cells = [_cell(line, found, measure) for found in matrix.cells.values()]
         lines.append([Cell(label, label), *cells])
     titles = list(matrix.cells)
     rows = [one for found in matrix.cells.values() for each in found.values() for one in each]
-    names = [name for name in CORRUPTIONS if any(one["corruption"] == name for one in rows)]
+    known = ("clean", *CORRUPTIONS)
+    names = [name for name in known if any(one["corruption"] == name for one in rows)]
+    points = " in points" if measure.scale == 100 else ""
     return Table(
         name,
-        f"Streams: accuracy in % on {matrix.place}, mean of {', '.join(names)}",
+        f"Streams: {measure.title} on {matrix.place}, mean of {', '.join(names)}",
         ["Method", *titles],
         ["method", *titles],
-        mark_best(lines),
+        mark_best(lines) if measure is ACCURACY else lines,
         (
-            "In brackets the difference to SOURCE in points, with the standard error of the mean "
+            f"In brackets the difference to SOURCE{points}, with the standard error of the mean "
             "over the same images. N: images in a batch.",
         ),
     )
 
 
-def _cell(line: StreamLine, lines: Mapping[StreamLine, Sequence[Result]]) -> Cell:
+def calibration_tables(results: Sequence[Result]) -> list[Table]:
+    """ECE and NLL of what was answered, on each stream; what no row tells is left out."""
+    tables = [
+        stream_matrix(matrix, f"{measure.field}-{number}", measure)
+        for number, matrix in enumerate(matrices(results, fewest=1), start=1)
+        for measure in CALIBRATION
+    ]
+    return [
+        table
+        for table in tables
+        if any(cell.value is not None for _, *cells in table.lines for cell in cells)
+    ]
+
+
+def _cell(line: StreamLine, lines: Mapping[StreamLine, Sequence[Result]], measure: Measure) -> Cell:
     found = lines.get(line)
     everything = {_pass(one) for rows in lines.values() for one in rows}
     if not found or {_pass(one) for one in found} != everything:
         return percent(None)  # a mean over fewer passes is another figure
-    cell = percent(100 * fmean(float(one["accuracy"]) for one in found))
-    difference = None if line.is_reference else _difference(found, lines)
+    if any(one[measure.field] is None for one in found):
+        return percent(None)
+    scale, digits = measure.scale, measure.digits
+    value = scale * fmean(float(one[measure.field]) for one in found)
+    cell = Cell(value, f"{value:.{digits}f}")
+    difference = None if line.is_reference else _difference(found, lines, measure.field)
     if difference is None:
         return cell
-    mean, error = (100 * each for each in difference)
+    mean, error = (scale * each for each in difference)
     return replace(
         cell,
-        text=f"{cell.text} ({mean:+.1f} ± {error:.1f})",
+        text=f"{cell.text} ({mean:+.{digits}f} ± {error:.{digits}f})",
         beside={"difference": mean, "difference_error": error},
     )
 
@@ -254,7 +296,8 @@ def _after_changes(rows: Sequence[Result]) -> tuple[NDArray[np.int64], Correct]:
 
 def _worst_window(line: StreamLine, lines: Mapping[StreamLine, Sequence[Result]]) -> Cell:
     windows: list[tuple[float, float, float]] = []
-    for ours, theirs in () if line.is_reference else _pairs(lines.get(line, ()), lines):
+    pairs = [] if line.is_reference else _pairs(lines.get(line, ()), lines, ACCURACY.field)
+    for ours, theirs in pairs:
         for start in range(0, max(1, len(ours) - WINDOW + 1), WINDOW):
             part = slice(start, start + WINDOW)
             mean, error = paired_difference([ours[part]], [theirs[part]])
@@ -269,9 +312,12 @@ def _worst_window(line: StreamLine, lines: Mapping[StreamLine, Sequence[Result]]
 
 
 def _pairs(
-    found: Sequence[Result], lines: Mapping[StreamLine, Sequence[Result]]
-) -> list[tuple[Correct, Correct]]:
-    """Right or wrong by a line and by SOURCE, pass by pass; nothing unless all are of the same."""
+    found: Sequence[Result], lines: Mapping[StreamLine, Sequence[Result]], field: str
+) -> list[tuple[Terms, Terms]]:
+    """What each image adds to a field, by a line and by SOURCE, pass by pass.
+
+    Nothing unless all are of the same images, and all tell it.
+    """
     reference = next((rows for one, rows in lines.items() if one.is_reference), ())
     others = {_pass(one): one.image_results for one in reference}
     pairs = []
@@ -279,19 +325,21 @@ def _pairs(
         ours, theirs = one.image_results, others.get(_pass(one))
         if ours is None or theirs is None or ours.labels_digest != theirs.labels_digest:
             return []
-        pairs.append((ours.right, theirs.right))
-    return pairs if all(len(right) > 1 for right, _ in pairs) else []
+        if field not in ours.terms or field not in theirs.terms:
+            return []
+        pairs.append((ours.terms[field], theirs.terms[field]))
+    return pairs if all(len(terms) > 1 for terms, _ in pairs) else []
 
 
 def _difference(
-    found: Sequence[Result], lines: Mapping[StreamLine, Sequence[Result]]
+    found: Sequence[Result], lines: Mapping[StreamLine, Sequence[Result]], field: str
 ) -> tuple[float, float] | None:
     """The mean paired difference to SOURCE over the rows; None unless it answered the same images.
 
     Rows of the same images, under other corruptions, are no independent observations.
     """
-    same: dict[str, list[tuple[Correct, Correct]]] = {}
-    for one, pair in zip(found, _pairs(found, lines), strict=False):
+    same: dict[str, list[tuple[Terms, Terms]]] = {}
+    for one, pair in zip(found, _pairs(found, lines, field), strict=False):
         assert one.image_results is not None
         same.setdefault(f"{one['seed']} {one.image_results.labels_digest}", []).append(pair)
     if not same:

@@ -141,7 +141,7 @@ class Conditions:
         self._remembered = (*self._remembered, Remembered(condition, moments))
         self._condition, self._latest_images = None, 0
         self._statistics.restart(moments)
-        self._shadow.restart()
+        self._shadow.reset()
 
     def _recognised(self) -> Condition:
         """The condition of the latest images: one from before, or a new one."""

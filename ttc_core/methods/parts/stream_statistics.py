@@ -27,8 +27,9 @@ from ttc_core.normalization import Call
 WARM_START = 16
 # The part of the layers, in the order of the network, that is early.
 EARLY = 0.5
-# In doubt, how long a way may be the classes' own, in what sets single images apart (mean squares).
-DOUBTED = 6.0
+# In doubt, how long a way may be the classes' own, in what sets single images apart (mean squares);
+# further than that no class goes, and doubt fades with the square.
+DOUBTED = 10.0
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,15 @@ class StreamStatistics:
         """Follow from these moments as fast as at the start."""
         self.followed = Followed(moments, self.followed.spreads)
 
-    def look(self, images: int, classes: Classes, opening: float, doubt: float) -> "StreamLook":
-        """A look for a pass over `images` images, of which each may come in several views."""
+    def look(self, images: int, classes: Classes, opening: float, trust: float) -> "StreamLook":
+        """A look for a pass over `images` images, of which each may come in several views.
+
+        Args:
+            opening, trust: in [0, 1], how far late layers, and all, follow the stream.
+        """
         views = self._model.moments_layout.views
         early, late = self._weights(images, images * classes.expected_weight, classes)
-        blend = self._blend * self._trust(doubt)
+        blend = self._blend * trust
         return StreamLook(
             images,
             views(self._model.source_moments),
@@ -109,23 +114,22 @@ class StreamStatistics:
             {name: blend * opening if late else blend for name, late in self._late.items()},
         )
 
-    def _trust(self, doubt: float) -> float | Tensor:
+    def trust(self, doubt: float, followed: Followed) -> float:
         """How much of the way from the source's moments is not of the classes, by early layers."""
         if not doubt or not self._early:
             return 1.0
         source, now = map(
-            self._model.moments_layout.views, (self._model.source_moments, self.followed.moments)
+            self._model.moments_layout.views, (self._model.source_moments, followed.moments)
         )
         ways = torch.stack(
             [_distance(now[name], source[name], source[name]) for name in self._early]
         )
-        way = (ways / self.followed.spreads.clamp(min=1e-9)).mean()
-        return way / (way + DOUBTED * doubt)
+        way = float((ways / followed.spreads.clamp(min=1e-9)).mean())
+        reach = way * (1 + way)
+        return reach / (reach + DOUBTED * doubt)
 
-    def commit(self, prediction: Prediction, *, learned: bool) -> None:
-        share, classes = prediction.pending.share, prediction.pending.after["classes"]
-        assert isinstance(share, StreamShare)
-        assert isinstance(classes, Classes)
+    def after(self, share: StreamShare, classes: Classes) -> Followed:
+        """What the stream will have led to after a batch, given the classes with its answers."""
         before, counted = self.followed, torch.from_numpy(classes.weights)
         total = float(counted.sum())
         by_class = (counted / total).to(before.moments)
@@ -143,12 +147,18 @@ class StreamStatistics:
                 spread = _distance(moments, moved[name], source[name])
                 spreads[name] = torch.lerp(spreads[name], spread, early)
         flat = [moved[name] for name in self._model.moments_layout.shapes]
-        self.followed = Followed(
+        return Followed(
             torch.cat(flat, dim=1) if flat else before.moments,
             torch.stack([*spreads.values()]) if spreads else before.spreads,
             before.early_images + share.images,
             before.late_images + (0.0 if classes.narrowed else total),
         )
+
+    def commit(self, prediction: Prediction, *, learned: bool) -> None:
+        share, classes = prediction.pending.share, prediction.pending.after["classes"]
+        assert isinstance(share, StreamShare)
+        assert isinstance(classes, Classes)
+        self.followed = self.after(share, classes)
 
     def _weights(self, early: float, late: float, classes: Classes) -> tuple[float, float]:
         """What so many images weigh in early and late layers, beside all before."""
