@@ -18,7 +18,7 @@ from ttc_core.methods.parts import Numbers, Part
 from ttc_core.methods.parts.conditions import Conditions
 from ttc_core.methods.parts.diversity import Classes, Diversity
 from ttc_core.methods.parts.prior import TemporalPrior
-from ttc_core.methods.parts.shadow import Shadow
+from ttc_core.methods.parts.shadow import Compared, Shadow
 from ttc_core.methods.ttc_stream import TTCStream, TTCStreamSettings
 from ttc_core.presets import Variant
 
@@ -54,8 +54,7 @@ class _EvenlyWeighted(Classes):
 
 
 class _Undoubting(Shadow):
-    @property
-    def doubt(self) -> float:
+    def doubt_of(self, compared: Compared) -> float:
         return 0.0
 
 

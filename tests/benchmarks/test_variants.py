@@ -9,12 +9,14 @@ from benchmarks.variants import (
     OneCondition,
     OneLook,
     OpenLateLayers,
+    Undoubted,
     UnweightedLateLayers,
     ablation,
     sensitivity,
 )
 from tests.fixtures.networks import CLASSES, SIZE, make_model
 from ttc_core.methods.parts.diversity import Diversity
+from ttc_core.methods.parts.shadow import Compared, Shadow
 from ttc_core.methods.ttc_stream import TTCStream
 from ttc_core.presets import Variant
 
@@ -70,6 +72,19 @@ def test_every_image_may_count_alike_in_late_layers(model, images):
         weights.append(method._diversity.classes.weights)
     assert (weights[0] == 1).all()
     assert (weights[1] != 1).any()
+
+
+@pytest.mark.parametrize(("kind", "looks"), [(TTCStream, 2), (Undoubted, 1)])
+def test_the_source_may_be_surer_for_nothing(kind, looks, model, images, monkeypatch):
+    """The default answers a batch again in which it comes to doubt, nearer to the source."""
+    monkeypatch.setattr(Shadow, "after", lambda *_: Compared(0.1, 1.5, 40, 60))
+    passes = []
+    run = model.run
+    monkeypatch.setattr(model, "run", lambda *a, **k: passes.append(len(a[0])) or run(*a, **k))
+    method = kind(model, second_view="off")
+    method.adapt(method.predict(images[:40]))
+    assert passes.count(40) == looks
+    assert (method.details["doubt"] > 0) == (kind is TTCStream)
 
 
 @pytest.mark.parametrize(("kind", "looks"), [(TTCStream, 2), (OneLook, 1)])

@@ -232,7 +232,7 @@ class TTCStream(LearningMethod):
                 model, inputs, inputs.flip(3), look, affine=affine, together=True
             )
             bet = self._second_view.after(view.logits, mirrored.logits)
-            logits = view.logits if bet.lost else (view.logits + mirrored.logits) / 2
+            logits = view.logits if bet.suspicious else (view.logits + mirrored.logits) / 2
         else:
             view = model.run(inputs, affine=affine, look=look)
             logits = view.logits

@@ -226,7 +226,7 @@ class StreamLook:
         source: Mapping[str, Tensor],
         stream: Mapping[str, Tensor],
         weights: Mapping[str, float],
-        blends: Mapping[str, float | Tensor],
+        blends: Mapping[str, float],
     ) -> None:
         self._images, self._source, self._stream = images, source, stream
         self._weights, self._blends = weights, blends
