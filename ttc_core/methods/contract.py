@@ -19,6 +19,10 @@ from torch.nn.utils import get_total_norm
 from ttc_core.model import SourceModel
 from ttc_core.objective import entropy
 
+# How an image was answered: by what adapts, by the source since that is safer, or by a state from
+# before to which the stream was brought back lately.
+MODES = ("adapting", "held", "rolled_back")
+
 # Tensors, numbers and texts, by section.
 State = Mapping[str, Mapping[str, Any]]
 
@@ -55,6 +59,19 @@ class Pending:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What the frozen source answered to some images of a batch, in the shadow of what is served.
+
+    Attributes:
+        rows: which images, n of them in ascending order.
+        logits: (n, K), of one view.
+    """
+
+    rows: Sequence[int]
+    logits: Tensor
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The answers to a batch of N images, on the model's device, without gradient.
 
@@ -65,6 +82,10 @@ class Prediction:
         entropy: (N,), of the probabilities; nats, in [0, ln K].
         selected: (N,) bool, the images that `adapt` will learn from.
         version: optimizer steps the method had taken when it answered.
+        suspects: N, the kind of fault where an image looks like a faulty camera's, else None;
+            empty: nobody looked.
+        modes: N of MODES; empty: all are the first.
+        beside: what the source answered to some of the images; None: it was not asked.
         pending: private to the method that made it.
     """
 
@@ -73,6 +94,9 @@ class Prediction:
     entropy: Tensor
     selected: Tensor
     version: int
+    suspects: tuple[str | None, ...] = ()
+    modes: tuple[str, ...] = ()
+    beside: Beside | None = None
     pending: Pending = field(default_factory=Pending, repr=False)
 
     @classmethod
@@ -137,6 +161,8 @@ class Prediction:
             entropy=table[:, -2],
             selected=table[:, -1] > 0.5,
             version=self.version,
+            suspects=self.suspects,
+            modes=self.modes,
         )
 
 
@@ -149,6 +175,8 @@ class HostPrediction:
     entropy: NDArray[np.floating[Any]]
     selected: NDArray[np.bool_]
     version: int
+    suspects: tuple[str | None, ...] = ()
+    modes: tuple[str, ...] = ()
 
     @cached_property
     def sound(self) -> NDArray[np.bool_]:
