@@ -13,13 +13,19 @@ Source: Waudby-Smith & Ramdas, "Estimating means of bounded random variables by 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from ttc_core.methods.parts import bounded
 
 # The most of its wealth that a bettor stakes: it is never ruined by one observation.
 MOST_STAKE = 0.5
 # Observations that mean and variance run over, and what they are taken for before any came.
 HORIZON = 50
 START_VARIANCE = 0.25
+# Beyond any bound it is no matter, and infinity could not be saved.
+_MOST = 1e30
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,24 @@ class Evidence:
         weight = 1 / min(count + 1, HORIZON)
         mean = self.mean + weight * (x - self.mean)
         variance = self.variance + weight * ((x - self.mean) * (x - mean) - self.variance)
-        # Beyond any bound it is no matter, and infinity could not be saved.
-        return Evidence(count, min(opened, 1e30), mean, variance)
+        return Evidence(count, min(opened, _MOST), mean, variance)
+
+    def state(self) -> dict[str, float]:
+        return vars(self).copy()
+
+    @classmethod
+    def restored(cls, given: Mapping[str, Any]) -> "Evidence":
+        """What `state` gave.
+
+        Raises:
+            KeyError, ValueError: a number is missing, or cannot be.
+        """
+        return cls(
+            int(bounded(given["observations"])),
+            bounded(given["opened"], most=_MOST),
+            bounded(given["mean"], least=-1, most=1),
+            bounded(given["variance"], most=4),
+        )
 
 
 def _kept(observations: int) -> float:

@@ -193,6 +193,23 @@ class HostPrediction:
 
 
 @dataclass(frozen=True)
+class Act:
+    """What a guard did.
+
+    Attributes:
+        action: "hold", "release", "roll_back" or "reset".
+        reason: "harm", "gain" or "no_gain".
+        evidence: numbers that led to it, by name.
+        observed: it would have, but is only to observe.
+    """
+
+    action: str
+    reason: str
+    evidence: Mapping[str, float]
+    observed: bool = False
+
+
+@dataclass(frozen=True)
 class Adaptation:
     """What `adapt` did.
 
@@ -203,6 +220,7 @@ class Adaptation:
         stepped: whether the optimizer moved the parameters.
         skipped: None, or why nothing was learned: "none_selected", "non_finite" or "shed".
         drift: ‖θ − θ_source‖₂ / ‖θ_source‖₂ over the adapted parameters afterwards.
+        acts: what a guard did then.
     """
 
     loss: float | None = None
@@ -212,6 +230,7 @@ class Adaptation:
     stepped: bool = False
     skipped: str | None = None
     drift: float = 0.0
+    acts: Sequence[Act] = ()
 
 
 class Method(Protocol):

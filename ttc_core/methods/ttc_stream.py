@@ -23,14 +23,14 @@ from pydantic import Field
 from torch import Tensor
 
 from ttc_core.methods.composed import LearningMethod, StatisticsMethod
-from ttc_core.methods.contract import Adaptation, Pending, Prediction
+from ttc_core.methods.contract import Adaptation, Beside, Pending, Prediction
 from ttc_core.methods.parts import Part
 from ttc_core.methods.parts.conditions import Conditions
 from ttc_core.methods.parts.diversity import Classes, Diversity
 from ttc_core.methods.parts.learner import Loss
 from ttc_core.methods.parts.prior import Context, TemporalPrior
 from ttc_core.methods.parts.second_view import Bet, SecondView
-from ttc_core.methods.parts.shadow import Compared, Shadow
+from ttc_core.methods.parts.shadow import Compared, Shadow, answers_to
 from ttc_core.methods.parts.stream_statistics import StreamLook, StreamStatistics
 from ttc_core.methods.parts.views import two_views
 from ttc_core.methods.settings import CIFAR100_CLASSES, OptimizerSettings
@@ -71,14 +71,6 @@ class TTCStreamSettings(OptimizerSettings):
         # With many classes few images repeat one, and neighbours that look alike are no evidence.
         found = {**super().defaults(classes, given), "prior": classes < CIFAR100_CLASSES}
         return found if found["optimizer"] == "sgd" else {**found, "lr": LEARNING_RATE}
-
-
-@dataclass(frozen=True)
-class _Answered:
-    """Entropies of the source's answers to the images of a batch that were chosen."""
-
-    chosen: list[int]
-    entropies: list[float]
 
 
 @dataclass(frozen=True)
@@ -177,6 +169,7 @@ class TTCStream(LearningMethod):
             entropy=torch.special.entr(answers).sum(dim=1),
             selected=selected,
             version=self.version,
+            beside=shadow,
             pending=Pending(
                 parameters=self._learner.parameters if learn else None,
                 entropy=entropies,
@@ -198,29 +191,19 @@ class TTCStream(LearningMethod):
         followed = self._statistics.after(seen.look.share(), seen.classes)
         return self._statistics.trust(doubt, followed)
 
-    def _shadow_of(self, inputs: Tensor) -> _Answered:
+    def _shadow_of(self, inputs: Tensor) -> Beside:
         """The source's answers to some images."""
         # Where no statistics follow the stream nothing comes of doubt.
         follows = bool(self.model.batch_norms)
         chosen = self._shadow.chosen(len(inputs)) if follows else []
-        return _Answered(chosen, self._entropies(inputs, chosen))
-
-    def _entropies(self, inputs: Tensor, chosen: Sequence[int], **seen: Any) -> list[float]:
-        """Of the answers to some images, seen so."""
-        if not chosen:
-            return []
-        # A network that drops the axis of a lone image is none the service has tried it with.
-        rows = [*chosen, chosen[0]] if len(chosen) == 1 else chosen
-        with torch.no_grad():
-            logits = self.model.run(inputs[rows], **seen).logits
-        return entropy(logits)[: len(chosen)].tolist()
+        return Beside(chosen, answers_to(self.model, inputs, chosen))
 
     def _look_at(
         self,
         inputs: Tensor,
         opening: float,
         trust: float,
-        shadow: _Answered,
+        shadow: Beside,
         context: Sequence[bool] | None,
     ) -> _Seen:
         """Answer normalised images with late layers open, and the stream trusted, so far."""
@@ -237,11 +220,12 @@ class TTCStream(LearningMethod):
             view = model.run(inputs, affine=affine, look=look)
             logits = view.logits
         if trust == 1:
-            following = entropy(view.logits.detach()[shadow.chosen]).tolist()
+            following = view.logits.detach()[shadow.rows]
         else:
-            wholly = self._statistics.look(len(shadow.chosen), classes, opening, 1.0)
-            following = self._entropies(inputs, shadow.chosen, affine=affine, look=wholly)
-        compared = self._shadow.after(len(inputs), shadow.entropies, following)
+            wholly = self._statistics.look(len(shadow.rows), classes, opening, 1.0)
+            following = answers_to(model, inputs, shadow.rows, affine=affine, look=wholly)
+        entropies = (entropy(each).tolist() for each in (shadow.logits, following))
+        compared = self._shadow.after(len(inputs), *entropies)
         if not self.contextual:
             context = [False] * len(inputs)
         answers, after = self._prior.answers(logits, context)

@@ -1,0 +1,375 @@
+"""A guard around a method: adaptation must never cost more than it brings.
+
+The frozen source answers some images in the shadow of what is served (`Beside`). What their pairs
+say is weighed by evidence that may be looked at at any time (`evidence`). Where it says that what
+is served is worse than the source, the guard holds: the source answers, while the method goes on
+in its shadow, from the last good snapshot or from the source. Once the evidence says that the
+method is better, it answers again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ttc_core.guard.evidence import Evidence
+from ttc_core.guard.harm import Pairs
+from ttc_core.guard.snapshots import MOST, Snapshot
+from ttc_core.guard.wrapper import Wrapper
+from ttc_core.methods.contract import (
+    Act,
+    Adaptation,
+    Beside,
+    Method,
+    Pending,
+    Prediction,
+    State,
+)
+from ttc_core.methods.parts import bounded
+from ttc_core.methods.parts.shadow import answers_to
+from ttc_core.methods.settings import MethodSettings
+
+# Of a stream's images the source answers so many first ones, then one of so many; one of fewer
+# while the evidence is doubtful. Never more than SHARE of all, but for the first.
+FIRST, EVERY, EVERY_IN_DOUBT, SHARE = 32, 17, 4, 0.125
+DOUBTFUL = 3.0
+# The method answers again once the evidence that it is better has come to so much, times how often
+# it was held.
+RELEASED = 20.0
+# Images between two snapshots, and for which an answer says that the stream was brought back.
+SNAPSHOT_EVERY, ROLLED_BACK = 500, 500
+# Harm so soon after a roll back: the snapshot was no good. Held for so long: what was adapted in
+# the shadow is no good, and begins anew.
+SOON, RETRIED = 1000, 1000
+
+
+class GuardSettings(MethodSettings):
+    """What the guard may do, and how sure it has to be."""
+
+    false_alarms: float = Field(
+        0.01, gt=0, lt=1, description="of streams that take no harm, those ever held"
+    )
+    hold: bool = Field(True, description="let the source answer while adapting does harm")
+    roll_back: bool = Field(True, description="go back to the last good snapshot after harm")
+    reset: bool = Field(True, description="go back to the source after harm, without a snapshot")
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What the guard has seen of a stream; never written in place.
+
+    Attributes:
+        images: how many came.
+        asked: how many of them the source answered, too, while it was not held.
+        alarms: how often harm was seen.
+        held: whether the source answers.
+        since: the image from which on it is so.
+        rolled_back: the image up to which answers say that the stream was brought back.
+        pairs: what the comparison runs over.
+        harm, gain: the evidence that what is adapted is worse, and better, than the source.
+    """
+
+    images: int = 0
+    asked: int = 0
+    alarms: int = 0
+    held: bool = False
+    since: int = 0
+    rolled_back: int = 0
+    pairs: Pairs = Pairs()
+    harm: Evidence = Evidence()
+    gain: Evidence = Evidence()
+
+    def chosen(self, images: int) -> list[int]:
+        """Which of so many images to come the source has to answer."""
+        if self.held:
+            return list(range(images))
+        every = EVERY_IN_DOUBT if self.harm.wealth > DOUBTFUL else EVERY
+        found: list[int] = []
+        for row in range(images):
+            number = self.images + row
+            wanted = number < FIRST or number % every == 0
+            if wanted and self.asked + len(found) < max(FIRST, SHARE * (number + 1)):
+                found.append(row)
+        return found
+
+
+@dataclass(frozen=True)
+class _Guarded(Pending):
+    """The inner method's prediction, and what the guard has seen with it."""
+
+    inner: Prediction | None = None
+    watch: Watch = Watch()
+
+
+class Guarded(Wrapper):
+    """Watch a method, and keep harm from its answers.
+
+    Args:
+        acts: off, what it sees is told, and nothing done about it.
+    """
+
+    def __init__(self, inner: Method, *, acts: bool = True, **settings: Any) -> None:
+        super().__init__(inner)
+        self._given, self._acts = settings, acts
+        self._settings = GuardSettings.create("guard", self.model.classes, settings)
+        self._watch = Watch()
+        self._snapshots: tuple[Snapshot, ...] = ()
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        own = {f"guard.{name}": value for name, value in self._settings.model_dump().items()}
+        return {**self.inner.settings, **own}
+
+    @property
+    def details(self) -> Mapping[str, float]:
+        watch = self._watch
+        return {
+            **self.inner.details,
+            "held": float(watch.held),
+            "harm": watch.harm.wealth,
+            "alarms": watch.alarms,
+        }
+
+    @property
+    def snapshots(self) -> Sequence[Snapshot]:
+        """Those kept, the oldest first."""
+        return self._snapshots
+
+    # Answers
+
+    def predict(self, images: Tensor, *, learn: bool = True, **asked: Any) -> Prediction:
+        before, count = self._watch, len(images)
+        said = self.inner.predict(images, learn=learn, **asked)
+        beside = self._beside(images, before.chosen(count), said.beside)
+        watch = self._after(before, said, beside)
+        held = self._settings.hold and self._acts and (before.held or watch.held)
+        modes = tuple(
+            "held" if held else "rolled_back" if row < before.rolled_back else "adapting"
+            for row in range(before.images, before.images + count)
+        )
+        pending = _Guarded(share=said.pending.share, inner=said, watch=watch)
+        said = replace(said, modes=modes, beside=beside, pending=pending)
+        if not held:
+            return said
+        whole = self._beside(images, range(count), beside)
+        answer = Prediction.of(whole.logits)
+        return replace(
+            said,
+            logits=answer.logits,
+            probabilities=answer.probabilities,
+            entropy=answer.entropy,
+            beside=whole,
+        )
+
+    def _beside(self, images: Tensor, rows: Sequence[int], known: Beside | None) -> Beside:
+        """What the source answers to these images, and to those known already."""
+        known = known or Beside([], self.model.source_moments.new_zeros((0, self.model.classes)))
+        missing = sorted(set(rows) - set(known.rows))
+        if not missing:
+            return known
+        inputs = self.model.normalize(self.model.to_unit(images[missing]))
+        logits = answers_to(self.model, inputs, range(len(missing)))
+        if not known.rows:
+            return Beside(missing, logits)
+        every = [*known.rows, *missing]
+        order = sorted(range(len(every)), key=every.__getitem__)
+        return Beside([every[i] for i in order], torch.cat((known.logits, logits))[order])
+
+    def _after(self, watch: Watch, said: Prediction, beside: Beside) -> Watch:
+        """What will be seen once these answers are committed."""
+        start = watch.images
+        served = said.probabilities[list(beside.rows)]
+        pairs, observations = watch.pairs.after(served, beside.logits)
+        watch = replace(
+            watch,
+            images=start + len(said),
+            asked=watch.asked + (0 if watch.held else len(beside.rows)),
+            pairs=pairs,
+        )
+        for row, worse in zip(beside.rows, observations, strict=True):
+            watch = self._observed(watch, worse, at=start + row)
+        return watch
+
+    def _observed(self, watch: Watch, worse: float, at: int) -> Watch:
+        """With one more image, the `at`th, that speaks for harm by so much, in [−1, 1]."""
+        if watch.held:
+            gain = watch.gain.after(-worse)
+            if gain.wealth < RELEASED * watch.alarms:
+                return replace(watch, gain=gain)
+            return replace(watch, held=False, since=at, harm=Evidence(), gain=Evidence())
+        harm = watch.harm.after(worse)
+        # All alarms that a stream can ever have share what is allowed: the k-th 1 / k (k + 1) of it.
+        alarm = watch.alarms + 1
+        if harm.wealth < alarm * (alarm + 1) / self._settings.false_alarms:
+            return replace(watch, harm=harm)
+        return replace(watch, held=True, since=at, alarms=alarm, harm=harm, gain=Evidence())
+
+    # What is done
+
+    def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
+        pending, before = prediction.pending, self._watch
+        assert isinstance(pending, _Guarded)
+        assert pending.inner is not None
+        outcome = self.inner.adapt(pending.inner, learn=learn)
+        if outcome.skipped == "non_finite":
+            return outcome
+        self._watch = pending.watch
+        acts = self._act(before)
+        return replace(outcome, acts=acts, drift=self.drift) if acts else outcome
+
+    def _act(self, before: Watch) -> tuple[Act, ...]:
+        watch, acts = self._watch, list[Act]()
+        if watch.held and not before.held:
+            reason = "harm"
+            if self._settings.hold:
+                acts.append(self._told("hold", reason))
+            acts += self._bring_back(reason, soon=watch.since < before.rolled_back + SOON)
+            if not self._settings.hold:
+                self._watch = replace(self._watch, held=False)
+        elif before.held and not watch.held:
+            acts.append(self._told("release", "gain"))
+        elif watch.held and watch.images - watch.since >= RETRIED:
+            acts += self._bring_back("no_gain", soon=True)
+            self._watch = replace(self._watch, since=watch.images, gain=Evidence())
+        elif (
+            not watch.held
+            and watch.images // SNAPSHOT_EVERY > before.images // SNAPSHOT_EVERY
+            and watch.harm.wealth < 1
+            and self._settings.roll_back
+        ):
+            self._take()
+        return tuple(acts)
+
+    def _told(self, action: str, reason: str) -> Act:
+        watch = self._watch
+        evidence = {
+            "harm": watch.harm.wealth,
+            "gain": watch.gain.wealth,
+            "compared": float(watch.harm.observations),
+            "worse": watch.harm.mean,
+        }
+        return Act(action, reason, evidence, observed=not self._acts)
+
+    def _bring_back(self, reason: str, *, soon: bool) -> list[Act]:
+        """Go back to the last snapshot, or to the source if there is none, or it was no good."""
+        if self._settings.roll_back and self._snapshots and not soon:
+            act = self._told("roll_back", reason)
+            if not self._acts or self._restored(self._snapshots[-1]):
+                return [act]
+        if not self._settings.reset:
+            return []
+        act = self._told("reset", reason)
+        if self._acts:
+            self.inner.reset()
+            self._snapshots = ()
+            self._mark_rolled_back()
+        return [act]
+
+    def _restored(self, snapshot: Snapshot) -> bool:
+        """Take up a snapshot; return whether it could be."""
+        present, source = self.inner.state(), self.inner.fork().state()
+        try:
+            self.inner.restore(snapshot.state(source, present))
+        except (KeyError, TypeError, ValueError):  # a state file's, of another make
+            self.inner.restore(present)
+            return False
+        self._mark_rolled_back()
+        return True
+
+    def _mark_rolled_back(self) -> None:
+        self._watch = replace(self._watch, rolled_back=self._watch.images + ROLLED_BACK)
+
+    def _take(self) -> None:
+        source = self.inner.fork().state()
+        snapshot = Snapshot.of(
+            self.inner.state(), source, version=self.version, images=self._watch.images
+        )
+        self._snapshots = (*self._snapshots, snapshot)[-MOST:]
+
+    def roll_back(self, to: int | None = None) -> int:
+        """Go back to a snapshot, and begin to watch anew; return its version.
+
+        Args:
+            to: its version; None: the last one.
+
+        Raises:
+            LookupError: there is none.
+        """
+        found = [each for each in self._snapshots if to in (None, each.version)]
+        if not found or not self._restored(found[-1]):
+            raise LookupError("no such snapshot")
+        self._watch = replace(self._watch, held=False, harm=Evidence(), gain=Evidence())
+        return found[-1].version
+
+    # Its state
+
+    def reset(self) -> None:
+        self.inner.reset()
+        self._watch, self._snapshots = Watch(), ()
+
+    def state(self) -> State:
+        watch = self._watch
+        numbers = {
+            name: int(value) if isinstance(value, bool) else value
+            for name, value in vars(watch).items()
+            if isinstance(value, int)
+        }
+        found: dict[str, Mapping[str, Any]] = {
+            "guard": {
+                **numbers,
+                **_named("harm", watch.harm.state()),
+                **_named("gain", watch.gain.state()),
+                "snapshots": len(self._snapshots),
+            },
+            "guard.pairs": watch.pairs.state(),
+        }
+        for number, snapshot in enumerate(self._snapshots):
+            found[f"snapshot{number}"] = {"version": snapshot.version, "images": snapshot.images}
+            for name, section in snapshot.packed.items():
+                found[f"snapshot{number}.{name}"] = section
+        return {**self.inner.state(), **found}
+
+    def restore(self, state: State) -> None:
+        own = ("guard", "snapshot")
+        self.inner.restore({k: v for k, v in state.items() if not k.startswith(own)})
+        given = state["guard"]
+        counts = {
+            name: int(bounded(given[name])) for name in ("images", "asked", "alarms", "since")
+        }
+        self._watch = Watch(
+            **counts,
+            held=bool(bounded(given["held"], most=1)),
+            rolled_back=int(bounded(given["rolled_back"])),
+            pairs=Pairs.restored(state["guard.pairs"], self.model.classes),
+            harm=Evidence.restored(_of("harm", given)),
+            gain=Evidence.restored(_of("gain", given)),
+        )
+        self._snapshots = tuple(
+            _snapshot(state, number)
+            for number in range(int(bounded(given["snapshots"], most=MOST)))
+        )
+
+    def fork(self) -> Self:
+        return type(self)(self.inner.fork(), acts=self._acts, **self._given)
+
+
+def _named(prefix: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}.{name}": value for name, value in numbers.items()}
+
+
+def _of(prefix: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    start = f"{prefix}."
+    return {k.removeprefix(start): v for k, v in given.items() if k.startswith(start)}
+
+
+def _snapshot(state: State, number: int) -> Snapshot:
+    """The one that a state holds under a number."""
+    about, prefix = state[f"snapshot{number}"], f"snapshot{number}."
+    return Snapshot(
+        int(bounded(about["version"])),
+        int(bounded(about["images"])),
+        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)},
+    )
