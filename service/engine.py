@@ -9,7 +9,7 @@ import contextlib
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from service import tracing
-from service.errors import PredictionFailed, Refused, StateNotRemoved
+from service.errors import NoSnapshot, PredictionFailed, Refused, StateNotRemoved
 from service.events import Events
 from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
@@ -32,13 +32,16 @@ from service.streams import Streams
 from service.truth import Truth
 from ttc_core.errors import told
 from ttc_core.evaluate import as_batch, warm_up
-from ttc_core.methods import Adaptation, HostPrediction, Method, Prediction
+from ttc_core.methods import Act, Adaptation, HostPrediction, Method, Prediction
 from ttc_core.plugins import source_digest
 
 log = logging.getLogger(__name__)
 
 # Why nothing is learned from a batch by intent, or was told already; the metric counts them all.
 UNREMARKABLE = (None, "shed", "none_selected", "failed")
+
+# What a guard did with a stream: so many are kept for /status.
+ACTS = 5
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -190,6 +193,8 @@ class Engine:
         metrics.without_second_view.set_function(
             lambda: sum(s.second_view_off for s in self.streams.values())
         )
+        metrics.held.set_function(lambda: len(self._held()))
+        metrics.held_since.streams = self._held
         metrics.pending_batches.set_function(
             lambda: sum(s.pending_batches for s in self.streams.values())
         )
@@ -200,6 +205,14 @@ class Engine:
     def streams(self) -> dict[str, StreamRecord]:
         """The streams in memory by name; a copy."""
         return self.table.records
+
+    def _held(self) -> dict[str, float]:
+        """The streams that the source answers, and since when."""
+        return {
+            name: record.held_since
+            for name, record in self.streams.items()
+            if record.held_since is not None
+        }
 
     @property
     def unsaved_streams(self) -> int:
@@ -329,6 +342,8 @@ class Engine:
                 outcome = self._learn(stream, record, part.prediction, learn)
                 was_off = record.second_view_off
                 record.take_note()
+                for act in outcome.acts:
+                    self._tell_act(stream, record, act)
                 if record.second_view_off and not was_off:
                     self.events.note(
                         "second_view_off",
@@ -347,6 +362,26 @@ class Engine:
         tracing.note(selected=outcome.selected, stepped=outcome.stepped, skipped=outcome.skipped)
         self.last_adapt_seconds = time.perf_counter() - started
         self._metrics.stage_seconds.labels("adapt").observe(self.last_adapt_seconds)
+
+    def _tell_act(self, stream: str, record: StreamRecord, act: Act) -> None:
+        """Count and tell what a guard did."""
+        fields: dict[str, Any] = {
+            "action": act.action,
+            "reason": act.reason,
+            "observed": act.observed,
+        }
+        fields["evidence"] = {name: round(number, 4) for name, number in act.evidence.items()}
+        record.acts = (*record.acts, {"time": time.time(), **fields})[-ACTS:]
+        self.events.note(
+            "guard", level=logging.WARNING, stream=stream, images=record.images, **fields
+        )
+        self._metrics.guard_actions.labels(act.action, act.reason).inc()
+        if act.observed:
+            return
+        if act.action == "reset":
+            self._metrics.count_reset("guard")
+        elif act.action == "roll_back":
+            self._metrics.rollbacks.labels("guard").inc()
 
     def _learn(
         self, stream: str, record: StreamRecord, prediction: Prediction, learn: bool
@@ -441,6 +476,43 @@ class Engine:
             self.events.note("reset", stream=name, reason="request")
         for name, reason in kept.items():
             self.events.note("not_removed", stream=name, level=logging.ERROR, reason=reason)
+
+    async def snapshots(self, stream: str) -> Mapping[int, int]:
+        """What a stream can be brought back to: versions, and after how many images each was.
+
+        Raises:
+            NoSnapshot: the stream is neither in memory nor saved.
+        """
+        return await self._on_device(lambda: self._known(stream).method.snapshots)
+
+    async def roll_back(self, stream: str, to: int | None) -> int:
+        """Bring a stream back to a snapshot, the last one if none is named; return its version.
+
+        Raises:
+            NoSnapshot: there is none.
+        """
+        return await self._on_device(self._roll_back, stream, to)
+
+    def _known(self, stream: str) -> StreamRecord:
+        record = self.table.get(stream)
+        if record.is_new:
+            raise NoSnapshot(f"Stream {stream} has had no images; it is at the source.")
+        return record
+
+    def _roll_back(self, stream: str, to: int | None) -> int:
+        record = self._known(stream)
+        try:
+            version = record.method.roll_back(to)
+        except LookupError:
+            listed = ", ".join(map(str, record.method.snapshots)) or "none"
+            raise NoSnapshot(
+                f"Stream {stream} has no such snapshot; its versions are: {listed}."
+            ) from None
+        record.take_note()
+        self._metrics.rollbacks.labels("request").inc()
+        self.events.note("rollback", stream=stream, reason="request", version=version)
+        self._saving.note_change(stream)
+        return version
 
     # Saved state
 

@@ -77,6 +77,10 @@ class Forbidden(Refused):
     """A web page of another origin sent it by way of somebody's browser."""
 
 
+class NoSnapshot(Refused):
+    """A stream cannot be brought back: it has no snapshot, or none of that version."""
+
+
 class ReceiveTimeout(Refused):
     """The request did not arrive whole in time."""
 
@@ -143,6 +147,7 @@ _ANSWERS: dict[type[Refused], tuple[int, str]] = {
     Unreadable: (400, "Unreadable request"),
     Unauthorized: (401, "Unauthorized"),
     Forbidden: (403, "Forbidden"),
+    NoSnapshot: (404, "No such snapshot"),
     ReceiveTimeout: (408, "Request timeout"),
     TooLarge: (413, "Too large"),
     UnknownType: (415, "Unsupported media type"),

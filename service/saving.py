@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from service.events import Events
 from service.metrics import Metrics
@@ -20,7 +21,7 @@ from service.state_folder import Identity, StateFolder
 from service.truth import Truth
 from ttc_core.errors import UserError
 from ttc_core.methods import Method
-from ttc_core.methods.contract import State
+from ttc_core.methods.contract import ADAPTING, HELD, State
 from ttc_core.state import StateError, StateUnreadable, size_bytes
 
 # After a file that could not be written no other is tried for so long, but in the background.
@@ -39,6 +40,11 @@ class StreamRecord:
     drift: float = 0.0
     second_view_off: bool = False
     details: Mapping[str, float] = field(default_factory=dict)
+    mode: str = ADAPTING
+    # Since when the source answers, of the clock on the wall; None: it does not.
+    held_since: float | None = None
+    # What a guard did of late, the oldest first.
+    acts: tuple[Mapping[str, Any], ...] = ()
     restored: bool = False
     # Bytes of its state when it was last measured, and the batches at which it will be again.
     bytes: int = 0
@@ -63,6 +69,11 @@ class StreamRecord:
         self.drift = self.method.drift
         self.second_view_off = self.method.second_view_off
         self.details = self.method.details
+        self.mode = self.method.mode
+        if self.mode != HELD:
+            self.held_since = None
+        elif self.held_since is None:
+            self.held_since = time.time()
 
 
 @dataclass(frozen=True)

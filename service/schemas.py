@@ -105,6 +105,11 @@ class ImagePrediction(ClassScore):
     top_k: list[ClassScore] = Field(description="the k best classes, best first")
     entropy: float = Field(description="of all classes' confidences, in nats, 0 to ln K")
     selected: bool = Field(description="whether the method learns from this image")
+    mode: str = Field(
+        "source",
+        description="what answered: source (nothing adapts), adapting, held (the source, since it "
+        "is safer) or rolled_back (brought back to a good state of late)",
+    )
 
 
 class PredictResponse(BaseModel):
@@ -127,6 +132,27 @@ class Discarded(BaseModel):
     pending_batches: int
 
 
+class SnapshotStatus(BaseModel):
+    """A good state of a stream."""
+
+    version: int = Field(description="optimizer steps taken then")
+    images: int = Field(description="how many the stream had had")
+
+
+class SnapshotsResponse(BaseModel):
+    """What a stream can be brought back to, the oldest first."""
+
+    stream: str
+    snapshots: list[SnapshotStatus]
+
+
+class RollbackResponse(BaseModel):
+    """A stream that was brought back."""
+
+    stream: str
+    version: int
+
+
 class ResetResponse(BaseModel):
     """The streams that are back at the source."""
 
@@ -144,6 +170,15 @@ class StreamStatus(BaseModel):
     drift: float = Field(description="relative distance of the adapted parameters to the source's")
     second_view_off: bool = Field(
         False, description="mirror images mean something else here, and are left out"
+    )
+    mode: str = Field(
+        "adapting", description="how the next image is answered: adapting, held or rolled_back"
+    )
+    held_since: float | None = Field(
+        None, description="since when the source answers, in seconds since 1970"
+    )
+    guard: list[dict[str, Any]] = Field(
+        [], description="what the guard did of late, the oldest first: when, why, on what evidence"
     )
     details: dict[str, float] = Field(
         {}, description="what the method shows of itself besides, by name"

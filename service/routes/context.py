@@ -40,6 +40,12 @@ class Service:
         return sum(tensor.numel() for tensor in self.source.model.affine.values())
 
     @property
+    def adapts(self) -> bool:
+        """Whether anything follows the images, or learns from them."""
+        learns = self.settings.adapt != "never" or "moments" in self.source.adapts
+        return learns and bool(self.source.adapts)
+
+    @property
     def is_ready(self) -> bool:
         """Whether a request would be taken."""
         stuck = self.batcher.batch_age > STUCK_SECONDS
@@ -61,6 +67,7 @@ PROBLEMS = {
         400: "Cannot be parsed",
         401: "The token is missing or wrong",
         403: "Sent by a web page of another origin, or to a name that is not ours",
+        404: "There is no such snapshot",
         408: "Did not arrive whole in time",
         413: "Too many bytes, pixels or images",
         415: "Unknown media type",

@@ -13,6 +13,9 @@ from service.schemas import (
     Discarded,
     ModelStatus,
     ResetResponse,
+    RollbackResponse,
+    SnapshotsResponse,
+    SnapshotStatus,
     StatusResponse,
     StreamStatus,
 )
@@ -20,6 +23,10 @@ from service.settings import SECRETS
 from ttc_core.rows import plain
 
 router = APIRouter()
+
+StreamQuery = Annotated[
+    str | None, Query(pattern=STREAM_PATTERN, description="which stream, default if none is named")
+]
 
 
 @router.post(
@@ -43,6 +50,41 @@ async def reset(
     name = stream_named(request, stream)
     names, steps, pending = await service.engine.reset(None if name == ALL_STREAMS else name)
     return ResetResponse(streams=names, discarded=Discarded(steps=steps, pending_batches=pending))
+
+
+@router.get("/snapshots", dependencies=MAY_READ, responses=problems(401, 404, 503))
+async def snapshots(
+    request: Request,
+    service: ServiceNow,
+    stream: StreamQuery = None,
+    x_session_id: StreamHeader = None,
+) -> SnapshotsResponse:
+    """List the good states that the guard has kept of a stream."""
+    name = stream_named(request, stream)
+    kept = await service.engine.snapshots(name)
+    return SnapshotsResponse(
+        stream=name,
+        snapshots=[SnapshotStatus(version=each, images=images) for each, images in kept.items()],
+    )
+
+
+@router.post(
+    "/rollback",
+    dependencies=[*MAY_ADMINISTER, Depends(without_body)],
+    responses=problems(401, 404, 503),
+)
+async def rollback(
+    request: Request,
+    service: ServiceNow,
+    stream: StreamQuery = None,
+    to: Annotated[
+        int | None, Query(ge=0, description="the snapshot's version; the last one if none is named")
+    ] = None,
+    x_session_id: StreamHeader = None,
+) -> RollbackResponse:
+    """Bring a stream back to a good state of its own."""
+    name = stream_named(request, stream)
+    return RollbackResponse(stream=name, version=await service.engine.roll_back(name, to))
 
 
 @router.get("/status", dependencies=MAY_READ, responses=problems(401, 503))
@@ -78,6 +120,9 @@ async def status(service: ServiceNow) -> StatusResponse:
                 pending_batches=record.pending_batches,
                 drift=record.drift,
                 second_view_off=record.second_view_off,
+                mode=record.mode,
+                held_since=record.held_since,
+                guard=[dict(act) for act in record.acts],
                 details=dict(record.details),
             )
             for name, record in service.engine.streams.items()

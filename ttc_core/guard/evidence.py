@@ -20,7 +20,7 @@ from typing import Any
 from ttc_core.methods.parts import bounded
 
 # The most of its wealth that a bettor stakes: it is never ruined by one observation.
-MOST_STAKE = 0.5
+MOST_STAKE = 0.75
 # Observations that mean and variance run over, and what they are taken for before any came.
 HORIZON = 50
 START_VARIANCE = 0.25

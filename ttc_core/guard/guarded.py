@@ -8,7 +8,7 @@ method is better, it answers again.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -20,6 +20,9 @@ from ttc_core.guard.harm import Pairs
 from ttc_core.guard.snapshots import MOST, Snapshot
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods.contract import (
+    ADAPTING,
+    HELD,
+    ROLLED_BACK,
     Act,
     Adaptation,
     Beside,
@@ -40,7 +43,7 @@ DOUBTFUL = 3.0
 # it was held.
 RELEASED = 20.0
 # Images between two snapshots, and for which an answer says that the stream was brought back.
-SNAPSHOT_EVERY, ROLLED_BACK = 500, 500
+SNAPSHOT_EVERY, TOLD_FOR = 500, 500
 # Harm so soon after a roll back: the snapshot was no good. Held for so long: what was adapted in
 # the shadow is no good, and begins anew.
 SOON, RETRIED = 1000, 1000
@@ -78,9 +81,9 @@ class Watch:
     held: bool = False
     since: int = 0
     rolled_back: int = 0
-    pairs: Pairs = Pairs()
-    harm: Evidence = Evidence()
-    gain: Evidence = Evidence()
+    pairs: Pairs = field(default_factory=Pairs)
+    harm: Evidence = field(default_factory=Evidence)
+    gain: Evidence = field(default_factory=Evidence)
 
     def chosen(self, images: int) -> list[int]:
         """Which of so many images to come the source has to answer."""
@@ -101,7 +104,7 @@ class _Guarded(Pending):
     """The inner method's prediction, and what the guard has seen with it."""
 
     inner: Prediction | None = None
-    watch: Watch = Watch()
+    watch: Watch = field(default_factory=Watch)
 
 
 class Guarded(Wrapper):
@@ -128,15 +131,21 @@ class Guarded(Wrapper):
         watch = self._watch
         return {
             **self.inner.details,
-            "held": float(watch.held),
             "harm": watch.harm.wealth,
             "alarms": watch.alarms,
+            "compared": watch.asked,
         }
 
     @property
-    def snapshots(self) -> Sequence[Snapshot]:
-        """Those kept, the oldest first."""
-        return self._snapshots
+    def mode(self) -> str:
+        watch = self._watch
+        if watch.held and self._acts and self._settings.hold:
+            return HELD
+        return ROLLED_BACK if watch.images < watch.rolled_back else ADAPTING
+
+    @property
+    def snapshots(self) -> Mapping[int, int]:
+        return {each.version: each.images for each in self._snapshots}
 
     # Answers
 
@@ -147,7 +156,7 @@ class Guarded(Wrapper):
         watch = self._after(before, said, beside)
         held = self._settings.hold and self._acts and (before.held or watch.held)
         modes = tuple(
-            "held" if held else "rolled_back" if row < before.rolled_back else "adapting"
+            HELD if held else ROLLED_BACK if row < before.rolled_back else ADAPTING
             for row in range(before.images, before.images + count)
         )
         pending = _Guarded(share=said.pending.share, inner=said, watch=watch)
@@ -201,7 +210,7 @@ class Guarded(Wrapper):
                 return replace(watch, gain=gain)
             return replace(watch, held=False, since=at, harm=Evidence(), gain=Evidence())
         harm = watch.harm.after(worse)
-        # All alarms that a stream can ever have share what is allowed: the k-th 1 / k (k + 1) of it.
+        # All alarms of a stream share what is allowed: the k-th has 1 / k (k + 1) of it.
         alarm = watch.alarms + 1
         if harm.wealth < alarm * (alarm + 1) / self._settings.false_alarms:
             return replace(watch, harm=harm)
@@ -280,7 +289,7 @@ class Guarded(Wrapper):
         return True
 
     def _mark_rolled_back(self) -> None:
-        self._watch = replace(self._watch, rolled_back=self._watch.images + ROLLED_BACK)
+        self._watch = replace(self._watch, rolled_back=self._watch.images + TOLD_FOR)
 
     def _take(self) -> None:
         source = self.inner.fork().state()
@@ -290,17 +299,9 @@ class Guarded(Wrapper):
         self._snapshots = (*self._snapshots, snapshot)[-MOST:]
 
     def roll_back(self, to: int | None = None) -> int:
-        """Go back to a snapshot, and begin to watch anew; return its version.
-
-        Args:
-            to: its version; None: the last one.
-
-        Raises:
-            LookupError: there is none.
-        """
         found = [each for each in self._snapshots if to in (None, each.version)]
         if not found or not self._restored(found[-1]):
-            raise LookupError("no such snapshot")
+            raise LookupError("there is no such snapshot of it")
         self._watch = replace(self._watch, held=False, harm=Evidence(), gain=Evidence())
         return found[-1].version
 

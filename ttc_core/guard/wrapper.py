@@ -51,6 +51,17 @@ class Wrapper:
     def details(self) -> Mapping[str, float]:
         return self.inner.details
 
+    @property
+    def mode(self) -> str:
+        return self.inner.mode
+
+    @property
+    def snapshots(self) -> Mapping[int, int]:
+        return self.inner.snapshots
+
+    def roll_back(self, to: int | None = None) -> int:
+        return self.inner.roll_back(to)
+
     def predict(self, images: Tensor, *, learn: bool = True, **asked: Any) -> Prediction:
         return self.inner.predict(images, learn=learn, **asked)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ttc_core.methods.contract import (
+    Act,
     Adaptation,
     HostPrediction,
     Method,
@@ -48,6 +49,7 @@ __all__ = [
     "DEFAULT_METHOD",
     "METHODS",
     "PAPER_METHODS",
+    "Act",
     "Adaptation",
     "HostPrediction",
     "Method",

@@ -21,7 +21,7 @@ from ttc_core.objective import entropy
 
 # How an image was answered: by what adapts, by the source since that is safer, or by a state from
 # before to which the stream was brought back lately.
-MODES = ("adapting", "held", "rolled_back")
+MODES = ADAPTING, HELD, ROLLED_BACK = "adapting", "held", "rolled_back"
 
 # Tensors, numbers and texts, by section.
 State = Mapping[str, Mapping[str, Any]]
@@ -279,6 +279,21 @@ class Method(Protocol):
     @property
     def details(self) -> Mapping[str, float]:
         """What else there is to see of the stream, by name; finite numbers."""
+
+    @property
+    def mode(self) -> str:
+        """How the next image will be answered, of MODES."""
+
+    @property
+    def snapshots(self) -> Mapping[int, int]:
+        """The versions that `roll_back` can go back to, and after how many images each was."""
+
+    def roll_back(self, to: int | None = None) -> int:
+        """Go back to a snapshot, the last one if none is named; return its version.
+
+        Raises:
+            LookupError: there is none.
+        """
 
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         """Answer images (N, 3, H, W), uint8 or float in [0, 1]. Changes nothing.
