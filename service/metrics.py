@@ -218,7 +218,8 @@ class Metrics:
         )
         self.held = gauge("ttc_held_streams", "Streams in memory that the source answers.")
         self.held_since = _LongestHeld(
-            f"The {MOST_HELD_LABELS} streams that the source has answered longest."
+            "Unix time since when the source answers a stream, of the "
+            f"{MOST_HELD_LABELS} of which it has been longest."
         )
         registry.register(self.held_since)
         self.streams = gauge("ttc_streams", "Streams in memory that adapt apart.")

@@ -8,8 +8,9 @@ from ttc_core.packing import pack_section, unpack_section
 
 # So many are kept; the oldest goes first. Two of a ResNet-50 are 0.2 MB.
 MOST = 2
-# What an optimizer has gathered leads on from where it was, not from there.
-_LEFT_OUT = frozenset({"optimizer", "gradients"})
+# What an optimizer has gathered leads on from where it was, not from there; and a prior learned
+# harm's answers since.
+_LEFT_OUT = frozenset({"optimizer", "gradients", "context"})
 # Known of the stream, whatever was adapted: they stay as they are.
 _KEPT = frozenset({"conditions", "second_view"})
 
