@@ -1,0 +1,1 @@
+"""Adaptation that watches itself: evidence, snapshots, and what is done about harm."""
