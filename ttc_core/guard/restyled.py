@@ -1,0 +1,99 @@
+"""The source with its early layers' statistics following a stream: a second opinion.
+
+Weather, light and lens show in the early layers, whatever the class; late layers see classes, and
+keep the source's statistics. So it is right on many images on which the source is not, and a stream
+of one class does not mislead it as it does a network that follows wholly. It learns nothing, and
+sees the compared images only. The idea: Gong et al., "SICL", arXiv 2512.07390 (features of another
+style, forward only).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ttc_core.flat import Layout
+from ttc_core.methods.contract import State
+from ttc_core.methods.parts import bounded
+from ttc_core.methods.parts.stream_statistics import EARLY, WARM_START, StreamLook, StreamShare
+from ttc_core.model import SourceModel
+from ttc_core.normalization import Call, source_look
+
+# The stream's part of what an early layer is normalised with; and images that it runs over.
+BLEND, HORIZON = 0.7, 50
+
+
+@dataclass(frozen=True)
+class Style:
+    """Moments (P,) of the early layers, one behind the other, and how many images they saw."""
+
+    moments: Tensor
+    images: int = 0
+
+
+class Restyled:
+    """The second opinion on one stream.
+
+    Attributes:
+        style: what it follows. A network without BatchNorm has none, and answers as the source.
+    """
+
+    style: Style
+
+    def __init__(self, model: SourceModel) -> None:
+        self._model = model
+        names = list(model.moments_layout.shapes)
+        moments = model.moments_layout.views(model.source_moments)
+        self._source = moments
+        early = [name for place, name in enumerate(names) if place < EARLY * len(names)]
+        self._layout = Layout.of({name: moments[name] for name in early})
+        self.reset()
+
+    def reset(self) -> None:
+        self.style = Style(self._layout.flattened(self._source))
+
+    def answers(self, inputs: Tensor) -> tuple[Tensor, Style]:
+        """(n, K) logits of normalised images (n, 3, H, W), without gradient, and what the style is
+        afterwards; changes nothing."""
+        count = len(inputs)
+        if not self._layout.shapes:
+            with torch.no_grad():
+                return self._model.run(inputs).logits, self.style
+        rate = max(1 / (WARM_START + self.style.images), 1 / HORIZON)
+        weight = 1 - (1 - rate) ** count
+        followed = self._layout.views(self.style.moments)
+        look = StreamLook(
+            count,
+            self._source,
+            followed,
+            dict.fromkeys(followed, weight),
+            dict.fromkeys(followed, BLEND),
+        )
+
+        def early_follow(call: Call) -> Tensor:
+            return look(call) if call.layer in followed else source_look(call)
+
+        with torch.no_grad():
+            logits = self._model.run(inputs, look=early_follow).logits
+        return logits, Style(self._moved(followed, look.share(), weight), self.style.images + count)
+
+    def _moved(self, followed: dict[str, Tensor], share: StreamShare, weight: float) -> Tensor:
+        found = share.image_moments
+        return self._layout.flattened(
+            {
+                name: torch.lerp(each, found[name].mean(0).to(each), weight)
+                if name in found  # a layer may not be called
+                else each
+                for name, each in followed.items()
+            }
+        )
+
+    def state(self) -> State:
+        return {"style": {"moments": self.style.moments.clone(), "images": self.style.images}}
+
+    def restore(self, state: State) -> None:
+        given, like = state["style"], self.style.moments
+        moments = given["moments"]
+        if not isinstance(moments, Tensor) or moments.shape != like.shape:
+            raise ValueError("its style is of another network")
+        self.style = Style(moments.to(like), int(bounded(given["images"])))
