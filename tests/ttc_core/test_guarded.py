@@ -213,9 +213,7 @@ def test_it_goes_on_after_a_restart_where_it_was(model, images, images_before):
     assert same(other.state(), method.state())
     (said, done), (expected, _) = (follow(each, images[600:700]) for each in (other, method))
     assert done == []
-    assert all(
-        same(a.probabilities, b.probabilities) for a, b in zip(said, expected, strict=True)
-    )
+    assert all(same(a.probabilities, b.probabilities) for a, b in zip(said, expected, strict=True))
     assert dict(other.snapshots) == dict(method.snapshots)
 
 

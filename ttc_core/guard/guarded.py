@@ -15,8 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ttc_core.guard.estimate import Estimates, Judge, Judged, harm
 from ttc_core.guard.evidence import Evidence
-from ttc_core.guard.harm import Pairs
+from ttc_core.guard.restyled import Restyled, Style
 from ttc_core.guard.snapshots import MOST, Snapshot
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods.contract import (
@@ -31,7 +32,7 @@ from ttc_core.methods.contract import (
     Prediction,
     State,
 )
-from ttc_core.methods.parts import bounded
+from ttc_core.methods.parts import Numbers, bounded
 from ttc_core.methods.parts.shadow import answers_to
 from ttc_core.methods.settings import MethodSettings
 
@@ -71,7 +72,6 @@ class Watch:
         held: whether the source answers.
         since: the image from which on it is so.
         rolled_back: the image up to which answers say that the stream was brought back.
-        pairs: what the comparison runs over.
         harm, gain: the evidence that what is adapted is worse, and better, than the source.
     """
 
@@ -81,7 +81,6 @@ class Watch:
     held: bool = False
     since: int = 0
     rolled_back: int = 0
-    pairs: Pairs = field(default_factory=Pairs)
     harm: Evidence = field(default_factory=Evidence)
     gain: Evidence = field(default_factory=Evidence)
 
@@ -105,6 +104,8 @@ class _Guarded(Pending):
 
     inner: Prediction | None = None
     watch: Watch = field(default_factory=Watch)
+    judged: Judged | None = None
+    style: Style | None = None
 
 
 class Guarded(Wrapper):
@@ -118,8 +119,13 @@ class Guarded(Wrapper):
         super().__init__(inner)
         self._given, self._acts = settings, acts
         self._settings = GuardSettings.create("guard", self.model.classes, settings)
-        self._watch = Watch()
-        self._snapshots: tuple[Snapshot, ...] = ()
+        self._restyled, self._judge = Restyled(self.model), Judge(self.model.classes)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._watch, self._snapshots = Watch(), tuple[Snapshot, ...]()
+        for part in (self._restyled, self._judge):
+            part.reset()
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -144,6 +150,11 @@ class Guarded(Wrapper):
         return ROLLED_BACK if watch.images < watch.rolled_back else ADAPTING
 
     @property
+    def estimates(self) -> Estimates | None:
+        """The accuracy of late, without labels; None before anything was compared."""
+        return self._judge.latest
+
+    @property
     def snapshots(self) -> Mapping[int, int]:
         return {each.version: each.images for each in self._snapshots}
 
@@ -153,13 +164,12 @@ class Guarded(Wrapper):
         before, count = self._watch, len(images)
         said = self.inner.predict(images, learn=learn, **asked)
         beside = self._beside(images, before.chosen(count), said.beside)
-        watch = self._after(before, said, beside)
+        watch, pending = self._after(images, said, beside)
         held = self._settings.hold and self._acts and (before.held or watch.held)
         modes = tuple(
             HELD if held else ROLLED_BACK if row < before.rolled_back else ADAPTING
             for row in range(before.images, before.images + count)
         )
-        pending = _Guarded(share=said.pending.share, inner=said, watch=watch)
         said = replace(said, modes=modes, beside=beside, pending=pending)
         if not held:
             return said
@@ -187,20 +197,29 @@ class Guarded(Wrapper):
         order = sorted(range(len(every)), key=every.__getitem__)
         return Beside([every[i] for i in order], torch.cat((known.logits, logits))[order])
 
-    def _after(self, watch: Watch, said: Prediction, beside: Beside) -> Watch:
+    def _after(self, images: Tensor, said: Prediction, beside: Beside) -> tuple[Watch, _Guarded]:
         """What will be seen once these answers are committed."""
-        start = watch.images
-        served = said.probabilities[list(beside.rows)]
-        pairs, observations = watch.pairs.after(served, beside.logits)
+        before, rows = self._watch, list(beside.rows)
         watch = replace(
-            watch,
-            images=start + len(said),
-            asked=watch.asked + (0 if watch.held else len(beside.rows)),
-            pairs=pairs,
+            before,
+            images=before.images + len(said),
+            asked=before.asked + (0 if before.held else len(rows)),
         )
-        for row, worse in zip(beside.rows, observations, strict=True):
-            watch = self._observed(watch, worse, at=start + row)
-        return watch
+        judged, style = self._judge.judged, self._restyled.style
+        if rows:
+            inputs = self.model.normalize(self.model.to_unit(images[rows]))
+            restyled, style = self._restyled.answers(inputs)
+            judged, chances = self._judge.after(
+                _numbers(beside.logits.softmax(dim=1)),
+                _numbers(restyled.softmax(dim=1)),
+                _numbers(said.probabilities[rows]),
+                _numbers(said.logits[rows].softmax(dim=1)),
+            )
+            for row, worse in zip(rows, harm(chances).tolist(), strict=True):
+                watch = self._observed(watch, worse, at=before.images + row)
+        return watch, _Guarded(
+            share=said.pending.share, inner=said, watch=watch, judged=judged, style=style
+        )
 
     def _observed(self, watch: Watch, worse: float, at: int) -> Watch:
         """With one more image, the `at`th, that speaks for harm by so much, in [−1, 1]."""
@@ -226,6 +245,9 @@ class Guarded(Wrapper):
         if outcome.skipped == "non_finite":
             return outcome
         self._watch = pending.watch
+        assert pending.judged is not None
+        assert pending.style is not None
+        self._judge.judged, self._restyled.style = pending.judged, pending.style
         acts = self._act(before)
         return replace(outcome, acts=acts, drift=self.drift) if acts else outcome
 
@@ -309,7 +331,7 @@ class Guarded(Wrapper):
 
     def reset(self) -> None:
         self.inner.reset()
-        self._watch, self._snapshots = Watch(), ()
+        self._begin()
 
     def state(self) -> State:
         watch = self._watch
@@ -321,11 +343,12 @@ class Guarded(Wrapper):
         found: dict[str, Mapping[str, Any]] = {
             "guard": {
                 **numbers,
-                **_named("harm", watch.harm.state()),
-                **_named("gain", watch.gain.state()),
+                **_prefixed("harm.", watch.harm.state()),
+                **_prefixed("gain.", watch.gain.state()),
                 "snapshots": len(self._snapshots),
             },
-            "guard.pairs": watch.pairs.state(),
+            **_prefixed("guard.", self._judge.state()),
+            **_prefixed("guard.", self._restyled.state()),
         }
         for number, snapshot in enumerate(self._snapshots):
             found[f"snapshot{number}"] = {"version": snapshot.version, "images": snapshot.images}
@@ -344,10 +367,12 @@ class Guarded(Wrapper):
             **counts,
             held=bool(bounded(given["held"], most=1)),
             rolled_back=int(bounded(given["rolled_back"])),
-            pairs=Pairs.restored(state["guard.pairs"], self.model.classes),
             harm=Evidence.restored(_of("harm", given)),
             gain=Evidence.restored(_of("gain", given)),
         )
+        parts = _of("guard", state)
+        self._judge.restore(parts)
+        self._restyled.restore(parts)
         self._snapshots = tuple(
             _snapshot(state, number)
             for number in range(int(bounded(given["snapshots"], most=MOST)))
@@ -357,8 +382,13 @@ class Guarded(Wrapper):
         return type(self)(self.inner.fork(), acts=self._acts, **self._given)
 
 
-def _named(prefix: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}.{name}": value for name, value in numbers.items()}
+def _numbers(answers: Tensor) -> Numbers:
+    found: Numbers = answers.detach().double().cpu().numpy()
+    return found
+
+
+def _prefixed(prefix: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{name}": value for name, value in given.items()}
 
 
 def _of(prefix: str, given: Mapping[str, Any]) -> dict[str, Any]:
