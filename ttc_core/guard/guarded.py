@@ -37,9 +37,12 @@ from ttc_core.methods.parts.shadow import answers_to
 from ttc_core.methods.settings import MethodSettings
 
 # Of a stream's images the source answers so many first ones, then one of so many; one of fewer
-# while the evidence is doubtful. Never more than SHARE of all, but for the first.
-FIRST, EVERY, EVERY_IN_DOUBT, SHARE = 32, 17, 4, 0.125
-DOUBTFUL = 3.0
+# while the evidence is doubtful. Never more than SHARE of all, but for so many.
+FIRST, EVERY, EVERY_IN_DOUBT, SHARE, ALLOWED = 32, 17, 4, 0.125, 64
+DOUBTFUL = 2.0
+# From so much evidence on the source answers, for the time being, and each image is compared, until
+# there is enough to call it harm, or no more than what is doubtful.
+SUSPICIOUS = 5.0
 # The method answers again once the evidence that it is better has come to so much, times how often
 # it was held.
 RELEASED = 20.0
@@ -69,7 +72,8 @@ class Watch:
         images: how many came.
         asked: how many of them the source answered, too, while it was not held.
         alarms: how often harm was seen.
-        held: whether the source answers.
+        suspected: whether the source answers for the time being.
+        held: whether it answers until the method is seen to be better.
         since: the image from which on it is so.
         rolled_back: the image up to which answers say that the stream was brought back.
         harm, gain: the evidence that what is adapted is worse, and better, than the source.
@@ -78,22 +82,28 @@ class Watch:
     images: int = 0
     asked: int = 0
     alarms: int = 0
+    suspected: bool = False
     held: bool = False
     since: int = 0
     rolled_back: int = 0
     harm: Evidence = field(default_factory=Evidence)
     gain: Evidence = field(default_factory=Evidence)
 
+    @property
+    def by_source(self) -> bool:
+        """Whether the source answers."""
+        return self.held or self.suspected
+
     def chosen(self, images: int) -> list[int]:
         """Which of so many images to come the source has to answer."""
-        if self.held:
+        if self.by_source:
             return list(range(images))
         every = EVERY_IN_DOUBT if self.harm.wealth > DOUBTFUL else EVERY
         found: list[int] = []
         for row in range(images):
             number = self.images + row
             wanted = number < FIRST or number % every == 0
-            if wanted and self.asked + len(found) < max(FIRST, SHARE * (number + 1)):
+            if wanted and self.asked + len(found) < max(ALLOWED, SHARE * (number + 1)):
                 found.append(row)
         return found
 
@@ -145,7 +155,7 @@ class Guarded(Wrapper):
     @property
     def mode(self) -> str:
         watch = self._watch
-        if watch.held and self._acts and self._settings.hold:
+        if watch.by_source and self._acts and self._settings.hold:
             return HELD
         return ROLLED_BACK if watch.images < watch.rolled_back else ADAPTING
 
@@ -165,7 +175,7 @@ class Guarded(Wrapper):
         said = self.inner.predict(images, learn=learn, **asked)
         beside = self._beside(images, before.chosen(count), said.beside)
         watch, pending = self._after(images, said, beside)
-        held = self._settings.hold and self._acts and (before.held or watch.held)
+        held = self._settings.hold and self._acts and (before.by_source or watch.by_source)
         modes = tuple(
             HELD if held else ROLLED_BACK if row < before.rolled_back else ADAPTING
             for row in range(before.images, before.images + count)
@@ -203,7 +213,7 @@ class Guarded(Wrapper):
         watch = replace(
             before,
             images=before.images + len(said),
-            asked=before.asked + (0 if before.held else len(rows)),
+            asked=before.asked + (0 if before.by_source else len(rows)),
         )
         judged, style = self._judge.judged, self._restyled.style
         if rows:
@@ -232,8 +242,17 @@ class Guarded(Wrapper):
         # All alarms of a stream share what is allowed: the k-th has 1 / k (k + 1) of it.
         alarm = watch.alarms + 1
         if harm.wealth < alarm * (alarm + 1) / self._settings.false_alarms:
-            return replace(watch, harm=harm)
-        return replace(watch, held=True, since=at, alarms=alarm, harm=harm, gain=Evidence())
+            suspected = harm.wealth >= (DOUBTFUL if watch.suspected else SUSPICIOUS)
+            return replace(watch, harm=harm, suspected=suspected)
+        return replace(
+            watch,
+            held=True,
+            suspected=False,
+            since=at,
+            alarms=alarm,
+            harm=harm,
+            gain=Evidence(),
+        )
 
     # What is done
 
@@ -365,6 +384,7 @@ class Guarded(Wrapper):
         }
         self._watch = Watch(
             **counts,
+            suspected=bool(bounded(given["suspected"], most=1)),
             held=bool(bounded(given["held"], most=1)),
             rolled_back=int(bounded(given["rolled_back"])),
             harm=Evidence.restored(_of("harm", given)),
