@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ttc_core.guard.estimate import Estimates, Judge, Judged, harm
+from ttc_core.guard.estimate import SLACK, Estimates, Judge, Judged
 from ttc_core.guard.evidence import Evidence
 from ttc_core.guard.restyled import Restyled, Style
 from ttc_core.guard.snapshots import MOST, Snapshot
@@ -46,6 +46,8 @@ SUSPICIOUS = 5.0
 # The method answers again once the evidence that it is better has come to so much, times how often
 # it was held.
 RELEASED = 20.0
+# By so much more an answer has to be likely to be right before it counts as better.
+MARGIN = 0.05
 # Images between two snapshots, and for which an answer says that the stream was brought back.
 SNAPSHOT_EVERY, TOLD_FOR = 500, 500
 # Harm so soon after a roll back: the snapshot was no good. Held for so long: what was adapted in
@@ -225,20 +227,20 @@ class Guarded(Wrapper):
                 _numbers(said.probabilities[rows]),
                 _numbers(said.logits[rows].softmax(dim=1)),
             )
-            for row, worse in zip(rows, harm(chances).tolist(), strict=True):
-                watch = self._observed(watch, worse, at=before.images + row)
+            for row, (served, source) in zip(rows, chances.tolist(), strict=True):
+                watch = self._observed(watch, source - served, at=before.images + row)
         return watch, _Guarded(
             share=said.pending.share, inner=said, watch=watch, judged=judged, style=style
         )
 
     def _observed(self, watch: Watch, worse: float, at: int) -> Watch:
-        """With one more image, the `at`th, that speaks for harm by so much, in [−1, 1]."""
+        """With one more image, the `at`th: by how much likelier the source is right there."""
         if watch.held:
-            gain = watch.gain.after(-worse)
+            gain = watch.gain.after(-worse - MARGIN)
             if gain.wealth < RELEASED * watch.alarms:
                 return replace(watch, gain=gain)
             return replace(watch, held=False, since=at, harm=Evidence(), gain=Evidence())
-        harm = watch.harm.after(worse)
+        harm = watch.harm.after(worse - SLACK)
         # All alarms of a stream share what is allowed: the k-th has 1 / k (k + 1) of it.
         alarm = watch.alarms + 1
         if harm.wealth < alarm * (alarm + 1) / self._settings.false_alarms:
