@@ -59,15 +59,15 @@ class Table:
 # With the network's temperature on held-out images, and for want of it (1).
 CALIBRATED = Table(
     np.array((2.739, 1.180, -4.393, 2.040, 5.476, -0.958, -1.633, -1.225, 2.039, 1.103)),
-    served=1.86,
-    source=1.23,
-    differ=0.53,
+    served=2.0,
+    source=1.5,
+    differ=0.55,
 )
 UNCALIBRATED = Table(
     np.array((2.361, 1.091, -1.263, 2.123, 5.170, -1.277, -2.690, -1.520, 3.652, -1.222)),
-    served=2.33,
-    source=2.21,
-    differ=0.55,
+    served=2.7,
+    source=2.5,
+    differ=0.58,
 )
 
 
