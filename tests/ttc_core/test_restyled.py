@@ -4,15 +4,32 @@ import numpy as np
 import pytest
 import torch
 
+from tests.fixtures.datasets import read_all
 from tests.fixtures.networks import make_images, make_model
 from ttc_core.corruptions import corrupt
-from ttc_core.datasets import open_data
+from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch
-from ttc_core.geometry import Geometry
 from ttc_core.guard.estimate import Judge, harm
 from ttc_core.guard.restyled import Restyled
 from ttc_core.load import load
 from ttc_core.methods import create
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load("bundled")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return read_all(open_data("bundled", Geometry(32)).open("clean", 5), 500)
+
+
+def shown(pictures, name, classes=10):
+    """100 images (H, W, 3) of so many classes under a corruption, and their labels."""
+    images, labels = pictures
+    chosen = np.flatnonzero(labels < classes)[:100]
+    return corrupt(images[chosen], name, 5), labels[chosen]
 
 
 def normalized(model, images):
@@ -55,14 +72,51 @@ def test_a_saved_style_goes_on_the_same():
             other.restore({"style": {"moments": wrong, "images": 1}})
 
 
-@pytest.fixture(scope="module")
-def bundled():
-    return load("bundled")
+def test_without_batch_norm_it_is_the_source():
+    """Nothing follows, and nothing is kept."""
+    model = make_model("group-norm")
+    restyled, inputs = Restyled(model), normalized(model, make_images(8))
+    found = follow(restyled, inputs, 4)
+    assert torch.allclose(found, model.run(inputs).logits, atol=1e-5)
+    assert restyled.style.moments.numel() == 0
 
 
-@pytest.fixture(scope="module")
-def pictures():
-    """160 images (H, W, 3), shuffled, and their labels."""
-    stream = open_data("bundled", Geometry(32)).open("clean", 5, limit=160)
-    batches = list(stream)
-    return [np.concatenate([np.asarray(each[part]) for each in batches]) for part in (0, 1)]
+@pytest.mark.parametrize("size", [1, 10])
+def test_it_sees_through_noise_that_the_source_does_not(bundled, pictures, size):
+    """In batches of any size; on clean pictures it is about as good."""
+    for name, gained in (("gaussian_noise", 0.1), ("clean", -0.05)):
+        images, labels = shown(pictures, name)
+        inputs = normalized(bundled, as_batch(images))
+        right = [
+            (logits.argmax(1).numpy() == labels).mean()
+            for logits in (bundled.run(inputs).logits, follow(Restyled(bundled), inputs, size))
+        ]
+        assert right[1] > right[0] + gained
+
+
+@pytest.mark.parametrize("name", ["clean", "gaussian_noise"])
+@pytest.mark.parametrize("classes", [10, 1])
+@pytest.mark.parametrize("method", ["ttc_stream", "tent"])
+def test_estimates_of_a_real_stream_hold_the_truth(bundled, pictures, name, classes, method):
+    """Shuffled and of one class, helped and harmed by adaptation; harm of more than forty points
+    shows, and nothing else does."""
+    images, labels = shown(pictures, name, classes)
+    adapted, restyled, judge = create(method, bundled), Restyled(bundled), Judge(10)
+    harmed, right = [], []
+    for start in range(0, len(labels), 10):
+        batch = as_batch(images[start : start + 10])
+        inputs = normalized(bundled, batch)
+        prediction = adapted.predict(batch)
+        second, restyled.style = restyled.answers(inputs)
+        three = (bundled.run(inputs).logits.softmax(1), second.softmax(1), prediction.probabilities)
+        judge.judged, chances = judge.after(*(each.detach().numpy() for each in three))
+        adapted.adapt(prediction)
+        harmed.append(harm(chances))
+        answered = np.stack([three[2].argmax(1).numpy(), three[0].detach().argmax(1).numpy()])
+        right.append(answered == labels[start : start + 10])
+    ours, theirs = np.concatenate(right, axis=1).mean(axis=1)
+    found = judge.whole
+    assert found.adapted.low <= ours <= found.adapted.high
+    assert found.source.low <= theirs <= found.source.high
+    assert found.difference.low <= ours - theirs <= found.difference.high
+    assert (np.concatenate(harmed).mean() > 0) == (ours < theirs - 0.4)

@@ -31,8 +31,8 @@ LATEST = 200
 FLOOR = 0.01
 # What the moving means are measured from, where a network does well; see `Judged.means`.
 USUAL = np.array((0.6, 0.6, 0.2))
-# An estimate keeps so far from 0 and 1.
-CERTAIN = 0.001
+# Ends of intervals within so much of 0 and 1 are these: log-odds never come to them.
+CERTAIN = 0.01
 # Standard deviations that 90 % of a Gaussian are within.
 SIGMAS = 1.645
 # The estimated chance that the source is right has to be larger by so much before it counts as
@@ -289,11 +289,11 @@ def _features(sure: Numbers, is_served: bool, means: Numbers) -> Numbers:
 
 def _within(accuracy: float, images: int, error: float) -> Estimate:
     """With an interval of this error in log-odds, and that of so many images."""
-    accuracy = min(max(accuracy, CERTAIN), 1 - CERTAIN)
-    odds = math.log(accuracy / (1 - accuracy))
-    half = math.hypot(error, SIGMAS / math.sqrt(images * accuracy * (1 - accuracy)))
+    kept = min(max(accuracy, CERTAIN / 10), 1 - CERTAIN / 10)
+    odds = math.log(kept / (1 - kept))
+    half = math.hypot(error, SIGMAS / math.sqrt(images * kept * (1 - kept)))
     low, high = (1 / (1 + math.exp(-each)) for each in (odds - half, odds + half))
-    return Estimate(accuracy, low, high)
+    return Estimate(accuracy, low if low > CERTAIN else 0.0, high if high < 1 - CERTAIN else 1.0)
 
 
 def _of(shares: Shares) -> tuple[float, float, float]:
