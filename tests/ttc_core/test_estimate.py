@@ -124,6 +124,17 @@ def test_to_ask_changes_nothing(stream):
     assert judge.latest is None
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_answers_that_are_no_numbers_are_passed_over(stream, place):
+    """Whoever gave them: nothing is known of that image, and no later one is spoiled."""
+    broken = [each.copy() for each in stream]
+    broken[place][7] = math.nan
+    judge, chances = judged(*broken)
+    without, _ = judged(*(np.delete(each, 7, axis=0) for each in stream))
+    assert judge.whole == without.whole
+    assert (chances[7] == 0.5).all()
+
+
 @pytest.mark.parametrize("classes", [2, 10, 1000])
 @pytest.mark.parametrize("sure", [1.0, 0.0])
 def test_estimates_are_accuracies_whatever_was_answered(classes, sure):

@@ -173,16 +173,17 @@ class Judge:
     def after(self, source: Numbers, restyled: Numbers, served: Numbers) -> tuple[Judged, Numbers]:
         """What is known once these images are compared, and (n, 2) how likely the served answer to
         each is right, and the source's. Changes nothing; images in one call or in several come to
-        the same.
+        the same. An image to which an answer is no number is passed over, with chances of 0.5.
 
         Args:
             source, restyled, served: (n, K) probabilities; of a network without BatchNorm the
                 restyled source's are the source's.
         """
-        judged, chances = self.judged, np.empty((len(source), 2))
+        judged, chances = self.judged, np.full((len(source), 2), 0.5)
         rows = zip(*map(self._softened, (source, restyled, served)), strict=True)
         for place, answers in enumerate(rows):
-            judged, chances[place] = self._after(judged, *answers)
+            if np.isfinite(answers).all():
+                judged, chances[place] = self._after(judged, *answers)
         return judged, chances
 
     def _softened(self, answers: Numbers) -> Numbers:
