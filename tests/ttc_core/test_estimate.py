@@ -91,6 +91,17 @@ def test_equal_answers_are_equally_right(stream):
     assert harm(chances) == pytest.approx(-SLACK)
 
 
+@pytest.mark.parametrize(
+    ("temperature", "served", "source"),
+    [(None, 0.739052869, 0.043493503), (2.0, 0.088344203, 0.011263884)],
+)
+def test_the_chances_of_one_image_are_these(temperature, served, source):
+    """Reckoned by hand from the features and their numbers."""
+    three = ([0.7, 0.1, 0.1, 0.1], [0.2, 0.6, 0.1, 0.1], [0.1, 0.8, 0.05, 0.05])
+    _, chances = judged(*(np.array([each]) for each in three), temperature=temperature)
+    assert chances[0] == pytest.approx([served, source], abs=1e-8)
+
+
 def test_who_is_backed_by_the_restyled_source_is_more_likely_right(stream):
     """Each of both, on an image on which they differ."""
     judge, _ = judged(*stream)
