@@ -54,28 +54,24 @@ class Restyled:
 
     def answers(self, inputs: Tensor) -> tuple[Tensor, Style]:
         """(n, K) logits of normalised images (n, 3, H, W), without gradient, and what the style is
-        afterwards; changes nothing."""
-        count = len(inputs)
-        if not self._layout.shapes:
-            with torch.no_grad():
-                return self._model.run(inputs).logits, self.style
+        afterwards; changes nothing. Where an image's moments are no numbers, it stays as it is."""
+        count, followed = len(inputs), self._layout.views(self.style.moments)
         rate = max(1 / (WARM_START + self.style.images), 1 / HORIZON)
         weight = 1 - (1 - rate) ** count
-        followed = self._layout.views(self.style.moments)
-        look = StreamLook(
-            count,
-            self._source,
-            followed,
-            dict.fromkeys(followed, weight),
-            dict.fromkeys(followed, BLEND),
-        )
+        weights, blends = dict.fromkeys(followed, weight), dict.fromkeys(followed, BLEND)
+        look = StreamLook(count, self._source, followed, weights, blends)
 
         def early_follow(call: Call) -> Tensor:
             return look(call) if call.layer in followed else source_look(call)
 
+        # A network that drops the axis of a lone image is none the service has tried it with.
+        rows = torch.cat((inputs, inputs)) if count == 1 else inputs
         with torch.no_grad():
-            logits = self._model.run(inputs, look=early_follow).logits
-        return logits, Style(self._moved(followed, look.share(), weight), self.style.images + count)
+            logits = self._model.run(rows, look=early_follow).logits[:count]
+        moments = self._moved(followed, look.share(), weight)
+        if not moments.isfinite().all():
+            return logits, self.style
+        return logits, Style(moments, self.style.images + count)
 
     def _moved(self, followed: dict[str, Tensor], share: StreamShare, weight: float) -> Tensor:
         found = share.image_moments
