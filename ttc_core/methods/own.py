@@ -37,6 +37,7 @@ class OwnMethod:
 
     contextual = False
     second_view_off = False
+    record_temperature = None
 
     def __init__(self, name: str, model: SourceModel, inner: Any) -> None:
         self._name, self._inner = name, inner

@@ -1,0 +1,86 @@
+"""How sure the answers are told to be: a temperature from the source's record, and the prior's.
+
+An answer p is told as softmax(ln p / T), which leaves its class as it is. Where the prior has no
+say, T is the temperature at which the source was as sure as right of held-out images, if a record
+says so (`ttc_core.calibration_record`), else 1. What the prior expects is often as sure as
+itself, whatever the network is worth: where it has a say, a temperature above 1 gives way to it,
+and T grows with how often of late it made another class of the network's answer. Nothing else
+sees what is told: learning, prior and statistics go by the answers.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ttc_core.methods.contract import Prediction, State
+from ttc_core.methods.parts import Numbers, bounded
+
+# Images over which the share of changed classes runs.
+HORIZON = 100
+# What it adds to T where the prior changed the class of all of them.
+CHANGED = 3.0
+
+
+@dataclass(frozen=True)
+class Told:
+    """(N, K) probabilities, and the share of changed classes after the batch."""
+
+    probabilities: Tensor
+    changed: float
+
+
+class Temperature:
+    """How much the answers are softened or sharpened before they are told.
+
+    Args:
+        record: the temperature of the source's record; None where there is none.
+
+    Attributes:
+        changed: the share of the latest images whose class the prior changed, 0 to 1.
+    """
+
+    def __init__(self, record: float | None) -> None:
+        self._source = 1.0 if record is None else record
+        self.reset()
+
+    def at(self, weight: float, changed: float) -> float:
+        """T where the prior weighs so much, in [0, 1], and changed so many classes of late."""
+        own = self._source ** (1 - weight) if self._source > 1 else self._source
+        return own + CHANGED * changed
+
+    def told(self, answers: Tensor, logits: Tensor, weights: Numbers) -> Told:
+        """What is told of answers (N, K) to images in their order.
+
+        Args:
+            logits: (N, K), the network's.
+            weights: (N,) the prior's in each answer, nan where it was left out.
+        """
+        changed, temperatures = self.changed, []
+        others = (answers.argmax(dim=1) != logits.argmax(dim=1)).tolist()
+        for other, weight in zip(others, weights.tolist(), strict=True):
+            if math.isnan(weight):
+                temperatures.append(self._source)
+            else:
+                changed += (other - changed) / HORIZON
+                temperatures.append(self.at(weight, changed))
+        exponents = 1 / answers.new_tensor(temperatures, dtype=torch.float64)[:, None]
+        powers = (answers.double() / answers.amax(dim=1, keepdim=True)) ** exponents
+        told = (powers / powers.sum(dim=1, keepdim=True)).to(answers)
+        # Rounding may level what was less with the most: the class stays the answer's.
+        most = told.amax(dim=1, keepdim=True)
+        levelled = (told == most) & (answers < answers.amax(dim=1, keepdim=True))
+        return Told(torch.where(levelled, torch.nextafter(most, told.new_zeros(())), told), changed)
+
+    def commit(self, prediction: Prediction, *, learned: bool) -> None:
+        self.changed = prediction.pending.after["temperature"]
+
+    def reset(self) -> None:
+        self.changed = 0.0
+
+    def state(self) -> State:
+        return {"temperature": {"changed": self.changed}}
+
+    def restore(self, state: State) -> None:
+        self.changed = bounded(state["temperature"]["changed"], most=1)
