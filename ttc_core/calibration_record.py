@@ -31,7 +31,7 @@ HALVINGS = 40
 # Numbers at a time, of the logits.
 AT_ONCE = 1 << 22
 
-Part = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=1, le=2**53)]
 
@@ -46,8 +46,8 @@ class Bin(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     images: Count
-    confidence: Part
-    accuracy: Part
+    confidence: Share
+    accuracy: Share
 
 
 class CalibrationRecord(BaseModel):
@@ -72,8 +72,8 @@ class CalibrationRecord(BaseModel):
     data: Text
     data_digest: Text
     images: Annotated[Count, Field(ge=FEWEST_IMAGES)]
-    accuracy: Part
-    confidence: Part
+    accuracy: Share
+    confidence: Share
     temperature: float = Field(ge=COLDEST, le=HOTTEST)
     bins: list[Bin] = Field(min_length=1, max_length=BINS)
 
