@@ -15,7 +15,7 @@ from ttc_core.evaluate import as_batch, run_stream
 from ttc_core.load import load
 from ttc_core.methods import create
 from ttc_core.methods.contract import HostPrediction, Pending, Prediction
-from ttc_core.methods.parts.temperature import HORIZON, SOFTENED, TOLERATED, Temperature
+from ttc_core.methods.parts.temperature import HORIZON, Temperature
 
 CLASSES = 5
 
@@ -54,7 +54,7 @@ def test_the_class_stays(record, sharpness):
 
 
 def test_without_record_and_prior_answers_are_told_as_they_are():
-    """The temperature is 1; also as long as the prior changes few classes."""
+    """The temperature is 1; also as long as the prior changes no class."""
     part = Temperature(None)
     given, logits = answers(50)
     assert torch.allclose(part.told(given, logits, np.full(50, np.nan)).probabilities, given)
@@ -66,25 +66,24 @@ def test_without_record_and_prior_answers_are_told_as_they_are():
 
 @pytest.mark.parametrize("record", [None, 0.7, 2.5])
 def test_a_prior_that_changes_many_classes_makes_answers_less_sure(record):
-    """By what is more than TOLERATED; entropies and nothing else rise."""
+    """Their share of the latest images is added to the temperature."""
     part = Temperature(record)
-    usual = part.at(0.9, TOLERATED)
-    assert part.at(0.9, 0.0) == usual
-    assert part.at(0.9, TOLERATED + 0.2) == pytest.approx(usual + 0.2 * SOFTENED)
     given, logits = answers(1200)
     told = part.told(given, logits, np.full(1200, 0.9))
     assert told.changed == pytest.approx(1 / 3, abs=0.01)
+    assert part.at(0.9, told.changed) == pytest.approx(part.at(0.9, 0.0) + told.changed)
     calm = Temperature(record).told(given[:20], logits[:20], np.full(20, 0.9)).probabilities
     commit(part, told.changed)
     troubled = part.told(given[:20], logits[:20], np.full(20, 0.9)).probabilities
     assert (troubled.max(dim=1)[0] < calm.max(dim=1)[0]).all()
 
 
-def test_too_sure_a_source_is_softened_as_far_as_the_prior_has_no_say():
-    """An unsure one is sharpened wherever the prior stands."""
-    sure, unsure = Temperature(2.5), Temperature(0.7)
-    assert [sure.at(weight, 0.0) for weight in (0.0, 0.5, 1.0)] == [2.5, math.sqrt(2.5), 1.0]
-    assert [unsure.at(weight, 0.0) for weight in (0.0, 0.5, 1.0)] == [0.7, 0.7, 0.7]
+@pytest.mark.parametrize("record", [0.7, 2.5])
+def test_the_sources_temperature_holds_as_far_as_the_prior_has_no_say(record):
+    """It is the network's: what the prior makes of an answer is as sure as it is."""
+    part = Temperature(record)
+    found = [part.at(weight, 0.0) for weight in (0.0, 0.5, 1.0)]
+    assert found == pytest.approx([record, math.sqrt(record), 1.0])
 
 
 def test_images_without_the_prior_get_the_records_temperature_and_move_nothing():
@@ -116,7 +115,7 @@ def test_one_image_moves_the_temperature_a_little():
     part.changed = 0.4
     given, logits = answers(1)
     told = part.told(given, logits, np.full(1, 0.9))
-    assert abs(part.at(0.9, told.changed) - part.at(0.9, 0.4)) <= SOFTENED / HORIZON
+    assert abs(part.at(0.9, told.changed) - part.at(0.9, 0.4)) <= 1 / HORIZON
 
 
 def test_a_row_that_is_no_answer_stays_none():
@@ -206,9 +205,10 @@ def test_details_tell_the_temperature(bundled):
     """Of the next answer, by the weight that the prior has."""
     model, data = bundled
     method = create("ttc_stream", model)
-    assert method.details["temperature"] == model.calibration.temperature < 1
+    first = model.calibration.temperature ** (1 - method.details["images_before"])
+    assert method.details["temperature"] == pytest.approx(first)
     ((images, _),) = data.open("fog", 5, limit=100, order="runs:50").batches(100)
     method.adapt(method.predict(as_batch(images)))
-    assert method.details["temperature"] > model.calibration.temperature
+    assert method.details["temperature"] > 1
     method.reset()
-    assert method.details["temperature"] == model.calibration.temperature
+    assert method.details["temperature"] == pytest.approx(first)

@@ -1,12 +1,11 @@
 """How sure the answers are told to be: a temperature from the source's record, and the prior's.
 
-An answer p is told as softmax(ln p / T), which leaves its class as it is. Where the prior has no
-say, T is the temperature that makes the source's answers to held-out images likeliest, if a record
-tells it (`ttc_core.calibration_record`), else 1. Where the prior has a say, a temperature above 1
-gives way to it: together they are hardly too sure. But a prior that follows answers which are
-mostly wrong is sure of itself, too; seen is how often of late it made another class of the
-network's answer, and T grows with what is too often. Nothing else goes by what is told: learning,
-prior and statistics go by the answers. Chosen on 101 streams of five networks (`DECISIONS.md`).
+An answer p is told as softmax(ln p / T), which leaves its class as it is. T = T0^(1 - w) + u. T0 is
+the temperature that makes the source's answers to held-out images likeliest, if a record tells it
+(`ttc_core.calibration_record`), else 1: it is the network's, and gives way to the prior where that
+weighs more (w). A prior that follows answers which are mostly wrong is too sure of itself: of that
+is seen how often of late it made another class of the network's answer (u). Nothing else goes by
+what is told: learning, prior and statistics go by the answers.
 """
 
 import math
@@ -20,9 +19,6 @@ from ttc_core.methods.parts import Numbers, bounded
 
 # Images over which the share of changed classes runs.
 HORIZON = 100
-# So much of it is taken for the prior's good work; what is more adds to T, so many times.
-TOLERATED = 0.15
-SOFTENED = 4.0
 
 
 @dataclass(frozen=True)
@@ -49,8 +45,8 @@ class Temperature:
 
     def at(self, weight: float, changed: float) -> float:
         """T where the prior weighs so much, in [0, 1], and changed so many classes of late."""
-        own = self._source ** (1 - weight) if self._source > 1 else self._source
-        return own + SOFTENED * max(0.0, changed - TOLERATED)
+        temperature: float = self._source ** (1 - weight)
+        return temperature + changed
 
     def told(self, answers: Tensor, logits: Tensor, weights: Numbers) -> Told:
         """What is told of answers (N, K) to images in their order.
