@@ -188,12 +188,12 @@ def bundled():
 
 @pytest.mark.parametrize(
     ("corruption", "order", "most"),
-    [("clean", "iid", 6.0), ("gaussian_noise", "iid", 7.0), ("fog", "runs:50", 27.0)],
+    [("clean", "iid", 4.0), ("gaussian_noise", "iid", 5.0), ("fog", "runs:50", 25.0)],
 )
 def test_answers_on_the_bundled_network_are_about_as_sure_as_right(
     bundled, corruption, order, most
 ):
-    """ECE in points over 400 images, of which some 3 are chance; 9 to 31 frozen."""
+    """ECE in points over 400 images, of which some 2 are chance; frozen it is 8, 11 and 33."""
     model, data = bundled
     stream = data.open(corruption, 5, limit=400, order=order)
     columns = run_stream(create("ttc_stream", model), stream, 20).columns
