@@ -105,9 +105,9 @@ class CalibrationRecord(BaseModel):
         right = (predicted == labels).float()
         bins = confidence.argsort(stable=True).tensor_split(BINS)
         return cls(
-            model=model,
+            model=shown(model),
             model_digest=model_digest,
-            data=data,
+            data=shown(data),
             data_digest=data_digest,
             images=len(labels),
             accuracy=_rounded(right.mean()),

@@ -5,6 +5,7 @@ Specs: `bundled`, `torchvision/NAME[?weights=none|DEFAULT]`, `timm/NAME`, `cifar
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def load(
     beside = record_beside(spec)
     if calibration is not None:
         model.calibration = CalibrationRecord.read(calibration, model)
-    elif beside is not None and beside.exists():
+    elif beside is not None and os.path.exists(beside):  # a name too long is none
         try:
             model.calibration = CalibrationRecord.read(beside, model)
         except RecordError as error:
