@@ -1,7 +1,7 @@
 """What goes over the wire, in and out, with examples for /docs."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
@@ -220,6 +220,10 @@ class StatusResponse(BaseModel):
         description="the method's hyperparameters, and code_digest if its code is the user's own; "
         "the server's"
     )
+    calibrated: Literal["record", "none"] = Field(
+        "none", description="whether probabilities are told by a record of the model's"
+    )
+    record_temperature: float | None = Field(None, description="that record's")
     device: str
     streams: dict[str, StreamStatus] = Field(description="those in memory")
     saved_streams: int = Field(description="others in the state folder, loaded when asked for")

@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     std: Annotated[tuple[float, ...], NoDecode] | None = Field(
         None, description="deviation of the model's input"
     )
+    calibration: Path | None = Field(
+        None, description="the model's calibration record, where it does not lie beside the weights"
+    )
     max_batch: int = Field(100, ge=1, le=4096, description="images per forward pass")
     max_wait: float = Field(
         0.0, ge=0, le=60, description="seconds the oldest image waits for company on a free device"
@@ -152,11 +155,11 @@ class Settings(BaseSettings):
             return tuple(text for text in value if text)
         return tuple(value.split()) if isinstance(value, str) else value
 
-    @field_validator("state_dir", mode="before")
+    @field_validator("state_dir", "calibration", mode="before")
     @classmethod
-    def _names_a_folder(cls, value: object) -> object:
+    def _has_a_name(cls, value: object) -> object:
         if value == "":
-            raise ValueError("a folder's name is expected")
+            raise ValueError("a name is expected")
         return value
 
     @field_validator("port", mode="before")

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ttc_core.calibration_record import calibrated
 from ttc_core.datasets import DataSet, Stream, changing, day_night, mixed_in
 from ttc_core.errors import UserError
 from ttc_core.features import FeatureRecorder
@@ -333,6 +334,8 @@ class Evaluation:
             "limit": self.limit,
             "seed": self.seed,
             "settings": dict(run.method.settings) | code,
+            "calibrated": calibrated(run.method.record_temperature),
+            "record_temperature": run.method.record_temperature,
             **self.fields,
         }
         if self.mix:

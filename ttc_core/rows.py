@@ -34,7 +34,7 @@ RESULT_FIELDS = frozenset(
     {"images", "judged", "asked", "refused", "errors", "dropped", "retries", "restarted"}
     | {"correct", "accuracy", "server_accuracy", "entropy", "selection_rate", "steps", "details"}
     | {"window_accuracy", "worst_window", "source_difference", "source_difference_error"}
-    | {"ece", "ece_error", "nll", "nll_error"}
+    | {"ece", "ece_error", "nll", "nll_error", "calibrated"}
     | {"latency_p50", "latency_p90", "latency_p99", "latency_max", "lateness_p99", "late"}
     | {"seconds", "images_per_second", "threads", "versions", "classes", "server"}
 )
@@ -44,12 +44,12 @@ SERVER_FIELDS = ("adapt", "max_batch", "max_wait")
 """Of a replay's `server`: what answers and their times depend on."""
 OPTIONAL_FIELDS = frozenset(
     {"severity", "limit", "concurrency", "rate", "arrivals", "stream", "channels", "history"}
-    | {"mix", "unknown", "visit"}
+    | {"mix", "unknown", "visit", "record_temperature"}
     | {"after_severity", "after_images", "mean", "std", "model_code", *SERVER_FIELDS}
 )
 """The fields that a row may rightly be without; any other that is null or missing is unknown."""
 
-_OF_A_METHOD = ("method", "settings", "batch_size", "channels", "guard")
+_OF_A_METHOD = ("method", "settings", "record_temperature", "batch_size", "channels", "guard")
 UNKNOWN = "unknown"
 
 log = logging.getLogger(__name__)

@@ -95,7 +95,13 @@ def evaluate(
     corruptions = asked.chosen(usual, len(wanted.variants), joined=kind == "changing")
     if network.threads:
         torch.set_num_threads(network.threads)
-    model = load_model(network.model, network.device, rgb(network.mean), rgb(network.std))
+    model = load_model(
+        network.model,
+        network.device,
+        rgb(network.mean),
+        rgb(network.std),
+        network.calibration,
+    )
     runs = _runs(
         wanted,
         model,

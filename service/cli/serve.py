@@ -76,7 +76,12 @@ def _serve(settings: Settings) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         model = load_model(
-            settings.model, settings.device, settings.mean, settings.std, warn=log.warning
+            settings.model,
+            settings.device,
+            settings.mean,
+            settings.std,
+            settings.calibration,
+            warn=log.warning,
         )
         try:
             source = create(
@@ -125,6 +130,14 @@ def _introduce(settings: Settings, source: "Method") -> None:
     )
     used = ", ".join(f"{k}={v}" for k, v in source.settings.items())
     log.info("Method %s: %s", settings.method, used or "no settings")
+    if (record := model.calibration) is not None and source.record_temperature is not None:
+        log.info(
+            f"Calibration: by the record of {record.images:,} images of {record.data}, "
+            f"{record.accuracy:.1%} right and {record.confidence:.1%} sure: temperature "
+            f"{record.temperature:.3g}"
+        )
+    else:
+        log.info("Calibration: by no record")
     chosen = settings.model_dump(exclude={"model", "method", "set", *SECRETS}, mode="json")
     log.info("Settings: %s", ", ".join(f"{flag(k)} {v}" for k, v in chosen.items()))
     for sentence in sets_nothing(pairs_of(settings.set), {settings.method: source}):

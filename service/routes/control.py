@@ -20,6 +20,7 @@ from service.schemas import (
     StreamStatus,
 )
 from service.settings import SECRETS
+from ttc_core.calibration_record import calibrated
 from ttc_core.rows import plain
 
 router = APIRouter()
@@ -111,6 +112,8 @@ async def status(service: ServiceNow) -> StatusResponse:
         ),
         method=settings.method,
         settings={"method": plain(service.source.settings) | of_method, "server": shown},
+        calibrated=calibrated(service.source.record_temperature),
+        record_temperature=service.source.record_temperature,
         device=str(model.device),
         streams={
             name: StreamStatus(

@@ -15,10 +15,15 @@ def test_images_without_context_are_answered_alone_and_status_shows_it(serve, pi
                 )
                 assert answer.context == context
         running.at_rest()
-        streams = client.status().streams
+        status = client.status()
+        streams = status.streams
+    assert status.calibrated == "record"
+    assert 0.6 < status.record_temperature < 0.75
     for shown in streams.values():
         assert not shown.second_view_off
-        assert shown.details.keys() == {"late_layers", "images_before", "conditions", "doubt"}
+        assert shown.details.keys() == {
+            *("late_layers", "images_before", "conditions", "doubt", "temperature")
+        }
     assert streams["alone"].details["images_before"] == pytest.approx(0.2)
     assert streams["ordered"].details["images_before"] != pytest.approx(0.2)
 

@@ -145,6 +145,7 @@ class Judge:
         classes: K, 2 or more.
         temperature: what the network's logits are divided by to be calibrated on held-out images;
             None where nobody knows.
+        served_is_calibrated: what is served was divided by it already.
 
     Attributes:
         judged: what it has come to.
@@ -152,10 +153,17 @@ class Judge:
 
     judged: Judged
 
-    def __init__(self, classes: int, *, temperature: float | None = None) -> None:
+    def __init__(
+        self,
+        classes: int,
+        *,
+        temperature: float | None = None,
+        served_is_calibrated: bool = False,
+    ) -> None:
         self._classes, self._log = classes, math.log(classes)
         self._table = UNCALIBRATED if temperature is None else CALIBRATED
         self._temperature = 1.0 if temperature is None else temperature
+        self._served_temperature = 1.0 if served_is_calibrated else self._temperature
         self.reset()
 
     def reset(self) -> None:
@@ -181,14 +189,15 @@ class Judge:
                 restyled source's are the source's.
         """
         judged, chances = self.judged, np.full((len(source), 2), 0.5)
-        rows = zip(*map(self._softened, (source, restyled, served)), strict=True)
+        theirs = (self._softened(each, self._temperature) for each in (source, restyled))
+        rows = zip(*theirs, self._softened(served, self._served_temperature), strict=True)
         for place, answers in enumerate(rows):
             if np.isfinite(answers).all():
                 judged, chances[place] = self._after(judged, *answers)
         return judged, chances
 
-    def _softened(self, answers: Numbers) -> Numbers:
-        soft = answers.astype(np.float64).clip(1e-9, 1) ** (1 / self._temperature)
+    def _softened(self, answers: Numbers, temperature: float) -> Numbers:
+        soft = answers.astype(np.float64).clip(1e-9, 1) ** (1 / temperature)
         mixed: Numbers = FLOOR / self._classes + (1 - FLOOR) * soft / soft.sum(1, keepdims=True)
         return mixed
 

@@ -131,7 +131,13 @@ class Guarded(Wrapper):
         super().__init__(inner)
         self._given, self._acts = settings, acts
         self._settings = GuardSettings.create("guard", self.model.classes, settings)
-        self._restyled, self._judge = Restyled(self.model), Judge(self.model.classes)
+        record = self.model.calibration
+        self._restyled = Restyled(self.model)
+        self._judge = Judge(
+            self.model.classes,
+            temperature=None if record is None else record.temperature,
+            served_is_calibrated=inner.record_temperature is not None,
+        )
         self._begin()
 
     def _begin(self) -> None:
@@ -225,7 +231,6 @@ class Guarded(Wrapper):
                 _numbers(beside.logits.softmax(dim=1)),
                 _numbers(restyled.softmax(dim=1)),
                 _numbers(said.probabilities[rows]),
-                _numbers(said.logits[rows].softmax(dim=1)),
             )
             for row, (served, source) in zip(rows, chances.tolist(), strict=True):
                 watch = self._observed(watch, source - served, at=before.images + row)

@@ -48,6 +48,10 @@ class Wrapper:
         return self.inner.second_view_off
 
     @property
+    def record_temperature(self) -> float | None:
+        return self.inner.record_temperature
+
+    @property
     def details(self) -> Mapping[str, float]:
         return self.inner.details
 

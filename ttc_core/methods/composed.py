@@ -67,6 +67,10 @@ class ComposedMethod(ABC):
         return False
 
     @property
+    def record_temperature(self) -> float | None:
+        return None
+
+    @property
     def details(self) -> Mapping[str, float]:
         return {}
 

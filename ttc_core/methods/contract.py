@@ -277,6 +277,10 @@ class Method(Protocol):
         """Whether a second view was seen to mean something else, and is left out since."""
 
     @property
+    def record_temperature(self) -> float | None:
+        """That of the calibration record its probabilities are told with; None: without one."""
+
+    @property
     def details(self) -> Mapping[str, float]:
         """What else there is to see of the stream, by name; finite numbers."""
 

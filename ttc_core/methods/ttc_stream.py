@@ -9,7 +9,8 @@ runs, of few classes, or under changing light:
   weather change they start anew, or from where they were when these were last seen (`conditions`);
   where the source is surer of the same images, they keep near to it (`shadow`);
 - a prior from the images just before, which has to earn its weight (`prior`);
-- the mirror image is left out where it means something else (`second_view`).
+- the mirror image is left out where it means something else (`second_view`);
+- what is told is as sure as it is right, as far as one can see (`temperature`).
 METHOD §1.9.
 """
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from ttc_core.methods.composed import LearningMethod, StatisticsMethod
 from ttc_core.methods.contract import Adaptation, Beside, Pending, Prediction
-from ttc_core.methods.parts import Part
+from ttc_core.methods.parts import Numbers, Part
 from ttc_core.methods.parts.conditions import Conditions
 from ttc_core.methods.parts.diversity import Classes, Diversity
 from ttc_core.methods.parts.learner import Loss
@@ -32,6 +33,7 @@ from ttc_core.methods.parts.prior import Context, TemporalPrior
 from ttc_core.methods.parts.second_view import Bet, SecondView
 from ttc_core.methods.parts.shadow import Compared, Shadow, answers_to
 from ttc_core.methods.parts.stream_statistics import StreamLook, StreamStatistics
+from ttc_core.methods.parts.temperature import Temperature
 from ttc_core.methods.parts.views import two_views
 from ttc_core.methods.settings import CIFAR100_CLASSES, OptimizerSettings
 from ttc_core.objective import entropy
@@ -75,10 +77,12 @@ class TTCStreamSettings(OptimizerSettings):
 
 @dataclass(frozen=True)
 class _Seen:
-    """Images looked at: logits and answers, (N, K) each, and what parts would be afterwards."""
+    """Images looked at: logits and answers, (N, K) each, the prior's weight in each, and what parts
+    would be afterwards."""
 
     logits: Tensor
     answers: Tensor
+    weights: Numbers
     context: Context
     classes: Classes
     bet: Bet
@@ -107,6 +111,7 @@ class TTCStream(LearningMethod):
         self._diversity = Diversity(self.model, s.window)
         self._prior = TemporalPrior(self.model.classes)
         self._second_view = SecondView(s.second_view)
+        self._temperature = Temperature(self.record_temperature)
         if s.learn == "never":
             self.adapts = StatisticsMethod.adapts
         return (
@@ -117,6 +122,7 @@ class TTCStream(LearningMethod):
             self._diversity,
             self._prior,
             self._second_view,
+            self._temperature,
         )
 
     @property
@@ -128,14 +134,22 @@ class TTCStream(LearningMethod):
         return self._second_view.bet.lost
 
     @property
+    def record_temperature(self) -> float | None:
+        record = self.model.calibration
+        return None if record is None else record.temperature
+
+    @property
     def details(self) -> Mapping[str, float]:
         """How far late layers follow the stream and what the images before weigh, 0 to 1 each; how
-        many conditions are known; by how much the source is surer of the same images (`Shadow`)."""
+        many conditions are known; by how much the source is surer of the same images (`Shadow`);
+        what the logarithms of answers are divided by (`Temperature`)."""
+        weight = self._prior.weight if self.contextual else 0.0
         return {
             "late_layers": self._diversity.classes.opening,
-            "images_before": self._prior.weight if self.contextual else 0.0,
+            "images_before": weight,
             "conditions": self._conditions.known,
             "doubt": self._shadow.doubt,
+            "temperature": self._temperature.at(weight, self._temperature.changed),
         }
 
     def predict(
@@ -159,14 +173,15 @@ class TTCStream(LearningMethod):
                 seen = self._look_at(inputs, opened, trusted, shadow, context)
             entropies = entropy(seen.logits)
         logits, answers = seen.logits.detach(), seen.answers
+        told = self._temperature.told(answers, logits, seen.weights)
         # What the images before made of an answer is no evidence to learn from.
         selected = logits.argmax(dim=1) == answers.argmax(dim=1)
         selected &= entropies.detach() < s.entropy_fraction * math.log(self.model.classes)
         selected &= teaches
         return Prediction(
             logits=logits,
-            probabilities=answers,
-            entropy=torch.special.entr(answers).sum(dim=1),
+            probabilities=told.probabilities,
+            entropy=torch.special.entr(told.probabilities).sum(dim=1),
             selected=selected,
             version=self.version,
             beside=shadow,
@@ -179,6 +194,7 @@ class TTCStream(LearningMethod):
                     "context": seen.context,
                     "second_view": seen.bet,
                     "shadow": seen.compared,
+                    "temperature": told.changed,
                 },
             ),
         )
@@ -228,8 +244,9 @@ class TTCStream(LearningMethod):
         compared = self._shadow.after(len(inputs), *entropies)
         if not self.contextual:
             context = [False] * len(inputs)
-        answers, after = self._prior.answers(logits, context)
-        return _Seen(logits, answers, after, self._diversity.after(answers), bet, compared, look)
+        answers, after, weights = self._prior.answers(logits, context)
+        classes = self._diversity.after(answers)
+        return _Seen(logits, answers, weights, after, classes, bet, compared, look)
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         used = self._second_view.used
