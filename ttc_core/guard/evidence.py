@@ -22,7 +22,7 @@ from ttc_core.methods.parts import bounded
 # The most of its wealth that a bettor stakes: it is never ruined by one observation.
 MOST_STAKE = 0.75
 # Observations that mean and variance run over, and what they are taken for before any came.
-HORIZON = 50
+HORIZON = 16
 START_VARIANCE = 0.25
 # Beyond any bound it is no matter, and infinity could not be saved.
 _MOST = 1e30

@@ -283,7 +283,7 @@ class Guarded(Wrapper):
             reason = "harm"
             if self._settings.hold:
                 acts.append(self._told("hold", reason))
-            acts += self._bring_back(reason, soon=watch.since < before.rolled_back + SOON)
+            acts += self._bring_back(reason, soon=0 < before.rolled_back > watch.since - SOON)
             if not self._settings.hold:
                 self._watch = replace(self._watch, held=False)
         elif before.held and not watch.held:
