@@ -105,6 +105,11 @@ class ImagePrediction(ClassScore):
     top_k: list[ClassScore] = Field(description="the k best classes, best first")
     entropy: float = Field(description="of all classes' confidences, in nats, 0 to ln K")
     selected: bool = Field(description="whether the method learns from this image")
+    suspect: str | None = Field(
+        None,
+        description="black, white, frozen, torn or noise where it looks like a faulty camera's; "
+        "with --guard on nothing is learned from it",
+    )
 
 
 class PredictResponse(BaseModel):
@@ -148,6 +153,13 @@ class StreamStatus(BaseModel):
     details: dict[str, float] = Field(
         {}, description="what the method shows of itself besides, by name"
     )
+    suspect: str | None = Field(
+        None, description="the fault that its frames look like lately; None: they are ordinary"
+    )
+    suspects: dict[str, int] = Field(
+        {}, description="images that looked like a faulty camera's, by kind, of all"
+    )
+    silent: bool = Field(False, description="it has sent nothing for much longer than is its habit")
 
 
 class StreamTruth(BaseModel):

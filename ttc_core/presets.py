@@ -29,11 +29,12 @@ class Variant:
     settings: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int | None = None
 
-    def create(self, model: SourceModel, settings: Mapping[str, Any]) -> Method:
+    def create(self, model: SourceModel, settings: Mapping[str, Any], **watched: Any) -> Method:
         """Make the method, at the source.
 
         Args:
             settings: more of them; the variant's own count where both name one.
+            watched: `guard` and `watching`, as in `methods.create`.
 
         Raises:
             ValueError: as in `methods.create`.
@@ -41,7 +42,7 @@ class Variant:
         own = {**settings, **self.settings}
         if self.method == SUPERVISED:
             return Supervised(model, **own)
-        return create(self.method, model, **own)
+        return create(self.method, model, **watched, **own)
 
 
 @dataclass(frozen=True)

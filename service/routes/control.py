@@ -79,6 +79,9 @@ async def status(service: ServiceNow) -> StatusResponse:
                 drift=record.drift,
                 second_view_off=record.second_view_off,
                 details=dict(record.details),
+                suspect=record.suspect,
+                suspects=dict(record.suspects),
+                silent=name in service.engine.silence.silent,
             )
             for name, record in service.engine.streams.items()
         },

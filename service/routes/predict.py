@@ -202,6 +202,7 @@ def _prediction(
     rest = {
         "entropy": float(answers.entropy[row]),
         "selected": learn and bool(answers.selected[row]),
+        "suspect": answers.suspects[row] if answers.suspects else None,
     }
     yield b"]," + _json(rest)[1:]
 
