@@ -58,6 +58,7 @@ class Silence:
         # When to look at a stream again; one whose habit is known, and that is not silent, is here.
         self._due: list[tuple[float, str]] = []
         self._awaited: set[str] = set()
+        # Since when, in that order; and for how long those were that are back.
         self._silent: dict[str, float] = {}
         self._back: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -103,13 +104,12 @@ class Silence:
                 habit = self._habits.get(name)
                 if habit is None or habit.requests < FEWEST_REQUESTS:
                     continue  # forgotten meanwhile
-                if name in self._silent:
-                    self._forget(name)
-                elif habit.last + self._limit(habit) > now:
+                if habit.last + self._limit(habit) > now:
                     self._await(name, habit)
                 else:
-                    self._silent[name] = found[name] = now - habit.last
-                    self._push(habit.last + self._limit(habit) + GONE_SECONDS, name)
+                    self._silent[name], found[name] = now, now - habit.last
+            while self._silent and next(iter(self._silent.values())) <= now - GONE_SECONDS:
+                self._forget(next(iter(self._silent)))
             back, self._back = self._back, {}
         self._tell("back", back, logging.INFO)
         self._tell("silent", found, logging.WARNING)
@@ -124,11 +124,8 @@ class Silence:
         return max(self._least, self._factor * habit.longest)
 
     def _await(self, name: str, habit: _Habit) -> None:
-        self._push(habit.last + self._limit(habit), name)
-
-    def _push(self, when: float, name: str) -> None:
         self._awaited.add(name)
-        heapq.heappush(self._due, (when, name))
+        heapq.heappush(self._due, (habit.last + self._limit(habit), name))
 
     def _forget(self, name: str) -> None:
         self._habits.pop(name, None)

@@ -262,6 +262,7 @@ def _metavar(name: str) -> str:
         "mean": "R,G,B",
         "std": "R,G,B",
         "state_dir": "DIR",
+        "silent_factor": "N",
     }
     kind = Settings.model_fields[name].annotation
     if get_origin(kind) is Literal:
