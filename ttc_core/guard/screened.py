@@ -47,7 +47,9 @@ class Screened(Wrapper):
         return {**self.inner.settings, **({SECTION: changed} if changed else {})}
 
     def predict(self, images: Tensor, *, learn: bool = True, **asked: Any) -> Prediction:
-        if images.ndim != 4 or images.shape[1] != 3:
+        context = asked.get("context")
+        fits = images.ndim == 4 and images.shape[1] == 3
+        if not fits or (context is not None and len(context) != len(images)):
             return self.inner.predict(images, learn=learn, **asked)  # which says what is wrong
         look = self._frames.look(images)
         is_out = [self.keeps_out and kind is not None for kind in look.kinds]
@@ -58,9 +60,8 @@ class Screened(Wrapper):
             alone = {"context": [False] * len(out)} if self.inner.contextual else {}
             suspects = self.inner.predict(images[out] if stay else images, learn=False, **alone)
             suspects = replace(suspects, selected=torch.zeros_like(suspects.selected), beside=None)
-            if asked.get("context") is not None:
-                kept = zip(asked["context"], is_out, strict=True)
-                asked["context"] = [each for each, gone in kept if not gone]
+            if context is not None:
+                asked["context"] = [context[row] for row in stay]
         if not stay and suspects is not None:
             answers, ordinary = suspects, None
         else:
