@@ -284,7 +284,7 @@ ALERTS = (
     ),
     Alert(
         "TTCSuspectFrames",
-        f"{LONG.increase(M.suspects, by=('kind',))} / {TARGET} group_left "
+        f"{LONG.increase(M.suspects, by=('kind',))} / {TARGET} group_left () "
         f"({LONG.increase(M.images)} >= {FEWEST_ANSWERS}) > {SUSPECT_SHARE:g}",
         "10m",
         False,

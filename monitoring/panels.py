@@ -178,7 +178,7 @@ CAMERAS = Section(
             (
                 Query(
                     f"{Q.rate(M.suspects, by=('kind',))} "
-                    f"/ on (instance) group_left ({Q.rate(M.images)} > 0)",
+                    f"/ on (instance) group_left () ({Q.rate(M.images)} > 0)",
                     "{{kind}} {{instance}}",
                 ),
             ),
