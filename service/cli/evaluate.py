@@ -196,7 +196,7 @@ def _runs(
 ) -> list["Run"]:
     """Make the methods; one that the network does not allow is an error only if it was named."""
     from ttc_core.evaluate import Run
-    from ttc_core.guard import default_mode, divided
+    from ttc_core.guard import divided
     from ttc_core.methods import UnsuitableNetworkError, settings_for
     from ttc_core.plugins import source_digest
 
@@ -212,8 +212,7 @@ def _runs(
                 raise click.UsageError(
                     f"The preset sets {variant.method}.{taken[0]} itself; leave it out."
                 )
-            mode = guard or default_mode(variant.method)
-            method = variant.create(model, given, guard=mode, watching=watching)
+            method = variant.create(model, given, guard=guard, watching=watching)
         except UnsuitableNetworkError as error:
             if named:
                 raise click.UsageError(str(error)) from error

@@ -13,6 +13,8 @@ from service.settings import read_settings
 from tests.fixtures.networks import make_model
 from ttc_core.guard import default_mode
 from ttc_core.methods import create
+from ttc_core.report.groups import groups
+from ttc_core.report.results import Result
 
 
 @pytest.mark.parametrize(
@@ -101,3 +103,17 @@ def test_a_threshold_that_is_none_is_refused_with_a_sentence(pair, said, tmp_pat
     """Also where the guard is off."""
     output = " ".join(str(evaluated(tmp_path / "rows.jsonl", "--set", pair)).split())
     assert said in output
+
+
+def test_a_table_holds_methods_side_by_side_however_they_are_watched(tmp_path):
+    """The default is watched, SOURCE is not: that is the same experiment."""
+    rows = tmp_path / "rows.jsonl"
+    asked = ["evaluate", "bundled", "--corruptions", "clean", "--limit", "12", "--json", str(rows)]
+    for more in (["source,ttc_stream"], ["source", "--guard", "on"]):
+        done = CliRunner().invoke(cli, [*asked, "--methods", *more])
+        assert done.exit_code == 0, done.output
+    written = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [row["guard"] for row in written] == ["off", "on", "on"]
+    (group,) = groups([Result(row) for row in written])
+    titles = sorted(line.configuration.title for line in group.lines)
+    assert titles == ["SOURCE", "SOURCE (guard=on)", "TTC_STREAM"]
