@@ -16,10 +16,17 @@ SECTION = "frames"
 
 @dataclass(frozen=True)
 class _Screening(Pending):
-    """What was seen of a batch, and the inner method's answers to what it may learn from."""
+    """What was seen of a batch, and the inner method's answers to what it may learn from.
+
+    Attributes:
+        rows: which images of the batch those answers are to.
+        selected: (N,), as it was given out.
+    """
 
     look: Look | None = None
     ordinary: Prediction | None = None
+    rows: Sequence[int] = ()
+    selected: Tensor | None = None
 
 
 class Screened(Wrapper):
@@ -67,9 +74,8 @@ class Screened(Wrapper):
         else:
             ordinary = self.inner.predict(images[stay] if out else images, learn=learn, **asked)
             answers = ordinary if suspects is None else _merged(ordinary, suspects, stay + out)
-        return replace(
-            answers, suspects=tuple(look.kinds), pending=_Screening(look=look, ordinary=ordinary)
-        )
+        pending = _Screening(look=look, ordinary=ordinary, rows=stay, selected=answers.selected)
+        return replace(answers, suspects=tuple(look.kinds), pending=pending)
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         pending = prediction.pending
@@ -77,10 +83,13 @@ class Screened(Wrapper):
             raise ValueError("This prediction is another method's; adapt to what was predicted.")
         if self.keeps_out and any(pending.look.kinds) and not prediction.is_finite():
             return Adaptation(skipped="non_finite", drift=self.drift)
-        if pending.ordinary is None:
+        ordinary = pending.ordinary
+        if ordinary is None:
             outcome = Adaptation(skipped="suspect", drift=self.drift)
         else:
-            outcome = self.inner.adapt(pending.ordinary, learn=learn)
+            if prediction.selected is not pending.selected:  # somebody chose others
+                ordinary = replace(ordinary, selected=prediction.selected[pending.rows])
+            outcome = self.inner.adapt(ordinary, learn=learn)
         if outcome.skipped != "non_finite":
             self._frames.commit(pending.look)
         return outcome
