@@ -49,7 +49,7 @@ async def reset(
 async def status(service: ServiceNow) -> StatusResponse:
     """Tell the model, the method with its hyperparameters, the streams, counters and events."""
     model, settings = service.source.model, service.settings
-    code = service.engine.code
+    code, silent = service.engine.code, service.engine.silence.silent
     of_method = {"code_digest": code["method"]} if "method" in code else {}
     shown = settings.model_dump(mode="json", exclude=set(SECRETS))
     return StatusResponse(
@@ -81,7 +81,7 @@ async def status(service: ServiceNow) -> StatusResponse:
                 details=dict(record.details),
                 suspect=record.suspect,
                 suspects=dict(record.suspects),
-                silent=name in service.engine.silence.silent,
+                silent=name in silent,
             )
             for name, record in service.engine.streams.items()
         },
