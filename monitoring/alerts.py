@@ -65,6 +65,10 @@ DRIFT = 1.0
 SMALL_BATCH = 16
 """Images. Batch statistics of fewer cost points: NORM 62 % at 100, 59 % at 16, 14 % at 1."""
 
+SUSPECT_SHARE = 0.01
+"""One image in a hundred, of one kind: one camera of a hundred has failed. Of ordinary images at
+most one in a thousand is suspect."""
+
 
 @dataclass(frozen=True)
 class Alert:
@@ -277,6 +281,25 @@ ALERTS = (
         "What streams learn cannot be saved.",
         "{{ $value }} streams at {{ $labels.instance }} have learned what no file has, and writing "
         "fails: the disk of --state-dir is full or away, or a method's state cannot be written.",
+    ),
+    Alert(
+        "TTCSuspectFrames",
+        f"{LONG.increase(M.suspects, by=('kind',))} / {TARGET} group_left () "
+        f"({LONG.increase(M.images)} >= {FEWEST_ANSWERS}) > {SUSPECT_SHARE:g}",
+        "10m",
+        False,
+        "Cameras send faulty frames.",
+        "{{ $value | humanizePercentage }} of the images at {{ $labels.instance }} over fifteen "
+        "minutes look {{ $labels.kind }}: a camera has failed. Its answers tell nothing.",
+    ),
+    Alert(
+        "TTCSilentStreams",
+        f"{SHORT.gauge(M.silent_streams)} > 0",
+        "10m",
+        False,
+        "Cameras have gone silent.",
+        "{{ $value }} streams at {{ $labels.instance }} have sent nothing for much longer than is "
+        "their habit.",
     ),
     Alert(
         "TTCSmallBatches",

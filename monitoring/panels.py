@@ -168,6 +168,33 @@ UP = Section(
     ),
 )
 
+CAMERAS = Section(
+    "Do the cameras work?",
+    (
+        Panel(
+            "Share of suspect images",
+            "Of all images those that look like a faulty camera's, by kind; `/status` says in "
+            "which streams. They are answered, and with --guard on nothing is learned from them.",
+            (
+                Query(
+                    f"{Q.rate(M.suspects, by=('kind',))} "
+                    f"/ on (instance) group_left () ({Q.rate(M.images)} > 0)",
+                    "{{kind}} {{instance}}",
+                ),
+            ),
+            unit="percentunit",
+            width=12,
+        ),
+        Panel(
+            "Silent streams",
+            "Streams that have sent nothing for much longer than is their habit, for a day at "
+            "most; `/status` and the events name them.",
+            (Query(Q.gauge(M.silent_streams), "{{instance}}"),),
+            width=12,
+        ),
+    ),
+)
+
 ERRORS = Section(
     "Does it fail, or refuse?",
     (
@@ -478,7 +505,7 @@ TRUTH = Section(
     ),
 )
 
-SECTIONS = (UP, ERRORS, LATENCY, SATURATION, ADAPTATION, TRUTH)
+SECTIONS = (UP, CAMERAS, ERRORS, LATENCY, SATURATION, ADAPTATION, TRUTH)
 
 # Metrics that no panel shows, and why.
 WITHOUT_PANEL = {

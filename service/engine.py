@@ -27,6 +27,7 @@ from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
 from service.saving import Saving, StreamRecord
 from service.schemas import StreamTruth
+from service.silence import Silence
 from service.state_folder import StateFolder
 from service.streams import Streams
 from service.truth import Truth
@@ -38,7 +39,9 @@ from ttc_core.plugins import source_digest
 log = logging.getLogger(__name__)
 
 # Why nothing is learned from a batch by intent, or was told already; the metric counts them all.
-UNREMARKABLE = (None, "shed", "none_selected", "failed")
+UNREMARKABLE = (None, "shed", "none_selected", "suspect", "failed")
+# A camera that failed is well after so many ordinary images.
+WELL_AFTER = 50
 
 # What a guard did with a stream: so many are kept for /status.
 ACTS = 5
@@ -130,6 +133,7 @@ class Engine:
         stream_expiry: idle seconds after which a stream that cannot be saved makes room.
         state_dir: where streams and ids are saved, or None. It is held until `close`.
         feedback_ids: answers to images with an id that a label may still come for.
+        silent_factor, silent_seconds: as `Silence` has them.
 
     Raises:
         StateFolderError: the folder cannot be used, or another process holds it.
@@ -148,6 +152,8 @@ class Engine:
         stream_expiry: float = 3600.0,
         state_dir: Path | None = None,
         feedback_ids: int = 1_000_000,
+        silent_factor: float = 3.0,
+        silent_seconds: float = 60.0,
     ) -> None:
         self._source, self._metrics = source, metrics
         self._names = {"name": method_name, "model": model_spec}
@@ -179,6 +185,9 @@ class Engine:
             most_bytes=max_stream_bytes,
             expiry=stream_expiry,
         )
+        self.silence = Silence(
+            self.events, factor=silent_factor, least=silent_seconds, most_streams=2 * max_streams
+        )
         self.last_adapt_seconds = 0.0
         self._device = ThreadPoolExecutor(
             1,
@@ -199,6 +208,7 @@ class Engine:
             lambda: sum(s.pending_batches for s in self.streams.values())
         )
         metrics.unsaved_streams.set_function(lambda: self.unsaved_streams)
+        metrics.silent_streams.set_function(lambda: len(self.silence.silent))
         metrics.unsaved_age.set_function(lambda: self._saving.unsaved_age)
 
     @property
@@ -338,6 +348,7 @@ class Engine:
         else:
             record.images += len(part.labels)
             record.batches += 1
+            self._note_suspects(stream, record, part.answers.suspects)
             if self.table.keep(stream, record):
                 outcome = self._learn(stream, record, part.prediction, learn)
                 was_off = record.second_view_off
@@ -383,6 +394,25 @@ class Engine:
         elif act.action == "roll_back":
             self._metrics.rollbacks.labels("guard").inc()
 
+    def _note_suspects(
+        self, stream: str, record: StreamRecord, suspects: Sequence[str | None]
+    ) -> None:
+        """Count the images that look like a faulty camera's, and tell when that begins and ends."""
+        for kind in suspects:
+            if kind is None:
+                record.ordinary += 1
+            else:
+                record.suspects[kind] += 1
+                record.ordinary = 0
+            if kind is not None and kind != record.suspect:
+                record.suspect = kind
+                self.events.note_repeated(
+                    "suspect", level=logging.WARNING, stream=stream, kind=kind
+                )
+            elif record.suspect is not None and record.ordinary >= WELL_AFTER:
+                record.suspect = None
+                self.events.note_repeated("suspect_over", stream=stream)
+
     def _learn(
         self, stream: str, record: StreamRecord, prediction: Prediction, learn: bool
     ) -> Adaptation:
@@ -419,6 +449,7 @@ class Engine:
         self._metrics.stage_seconds.labels("forward").observe(part.seconds)
         selects = learn and part.record.method.selects
         self._metrics.count_answers(part.answers, selects=selects)
+        self.silence.heard(part.stream)
         self.truth.count(part.stream, part.predicted, part.labels, part.confidences)
 
     # Control
@@ -467,6 +498,7 @@ class Engine:
         in_memory = self.table.forget(names)
         # Labels may have come for streams that are neither in memory nor saved.
         self.truth.forget({*names, *(self.truth.streams if all_streams else ())})
+        self.silence.forget(None if all_streams else names)
         return names, known, in_memory
 
     def _tell_reset(self, names: list[str], known: int, kept: dict[str, str]) -> None:

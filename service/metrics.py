@@ -20,6 +20,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.errors import CLIENT_CLOSED_REQUEST, STATUS
+from ttc_core.frames import KINDS
 from ttc_core.methods import Adaptation, HostPrediction
 
 # A time of creation beside every counter: a fifth of the text, and nobody asks for it.
@@ -30,13 +31,13 @@ BATCH_REASONS = ("full", "wait", "drain")
 # Sent nothing; did not finish a request; did not take its answer; made room for another.
 CLOSE_REASONS = ("silent", "slow", "unread", "crowded")
 # A method of a user's own may have others: they are "other".
-SKIP_REASONS = ("none_selected", "non_finite", "shed", "failed", "other")
+SKIP_REASONS = ("none_selected", "non_finite", "shed", "suspect", "failed", "other")
 RESET_CAUSES = ("request", "failure", "guard")
 ROLLBACK_CAUSES = ("request", "guard")
 # What a guard does, and why.
 GUARD_ACTIONS = tuple(
     [(action, "harm") for action in ("hold", "roll_back", "reset")]
-    + [("release", "gain"), ("reset", "no_gain"), ("roll_back", "no_gain")]
+    + [("release", "gain"), ("reset", "no_gain")]
 )
 EVICTION_REASONS = ("saved", "expired")
 LOSS_TERMS = ("entropy", "similarity", "total")
@@ -193,6 +194,15 @@ class Metrics:
             "ttc_streams_without_second_view",
             "Streams in memory whose mirror images mean something else, and are left out.",
         )
+        self.suspects = counter(
+            "ttc_suspect_images_total",
+            "Images answered that look like a faulty camera's, by kind; 0 with --guard off.",
+            ("kind",),
+        )
+        self.silent_streams = gauge(
+            "ttc_silent_streams",
+            "Streams that have sent nothing for much longer than is their habit.",
+        )
         self.predictions = (
             counter("ttc_predictions_total", "Answers, by class.", ("class",))
             if classes <= MOST_CLASS_LABELS
@@ -274,6 +284,7 @@ class Metrics:
             (self.batches, BATCH_REASONS),
             (self.loss, LOSS_TERMS),
             (self.skipped, SKIP_REASONS),
+            (self.suspects, KINDS),
             (self.resets, RESET_CAUSES),
             (self.rollbacks, ROLLBACK_CAUSES),
             (self.evicted, EVICTION_REASONS),
@@ -316,6 +327,8 @@ class Metrics:
         """
         predicted = answers.predicted
         self.images.inc(len(predicted))
+        for kind in filter(None, answers.suspects):
+            self.suspects.labels(kind).inc()
         for entropy in answers.entropy:
             self.entropy.observe(float(entropy))
         for confidence in answers.probabilities.max(axis=1):

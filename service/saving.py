@@ -9,7 +9,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from service.schemas import StreamTruth
 from service.state_folder import Identity, StateFolder
 from service.truth import Truth
 from ttc_core.errors import UserError
+from ttc_core.frames import KINDS
 from ttc_core.methods import Method
 from ttc_core.methods.contract import ADAPTING, HELD, State
 from ttc_core.state import StateError, StateUnreadable, size_bytes
@@ -45,6 +46,11 @@ class StreamRecord:
     held_since: float | None = None
     # What a guard did of late, the oldest first.
     acts: tuple[Mapping[str, Any], ...] = ()
+    # Images that looked like a faulty camera's, by kind; which fault they look like lately, and how
+    # many ordinary ones have come since.
+    suspects: Counter[str] = field(default_factory=Counter)
+    suspect: str | None = None
+    ordinary: int = 0
     restored: bool = False
     # Bytes of its state when it was last measured, and the batches at which it will be again.
     bytes: int = 0
@@ -216,6 +222,7 @@ class Saving:
             return record
         record.restored, (record.file, saved) = True, found
         record.images, record.batches = saved.get("images", 0), saved.get("batches", 0)
+        record.suspects = Counter({kind: saved[kind] for kind in KINDS if saved.get(kind)})
         record.truth = StreamTruth(**{key: saved.get(key, 0) for key in StreamTruth.model_fields})
         self._truth.take_up(name, record.truth)
         record.take_note()
@@ -255,7 +262,12 @@ class Saving:
             self._not_saved(name, error)
             return False
         truth = record.truth = self._truth.take_up(name, record.truth, saving=True)
-        counts = {"images": record.images, "batches": record.batches, **truth.model_dump()}
+        counts = {
+            "images": record.images,
+            "batches": record.batches,
+            **record.suspects,
+            **truth.model_dump(),
+        }
         with self._lock:
             since = self._changed.pop(name, time.monotonic())
             if name in self._leaving:

@@ -110,6 +110,11 @@ class ImagePrediction(ClassScore):
         description="what answered: source (nothing adapts), adapting, held (the source, since it "
         "is safer) or rolled_back (brought back to a good state of late)",
     )
+    suspect: str | None = Field(
+        None,
+        description="black, white, frozen, torn or noise where it looks like a faulty camera's; "
+        "with --guard on nothing is learned from it",
+    )
 
 
 class PredictResponse(BaseModel):
@@ -183,6 +188,13 @@ class StreamStatus(BaseModel):
     details: dict[str, float] = Field(
         {}, description="what the method shows of itself besides, by name"
     )
+    suspect: str | None = Field(
+        None, description="the fault that its frames look like lately; None: they are ordinary"
+    )
+    suspects: dict[str, int] = Field(
+        {}, description="images that looked like a faulty camera's, by kind, of all"
+    )
+    silent: bool = Field(False, description="it has sent nothing for much longer than is its habit")
 
 
 class StreamTruth(BaseModel):

@@ -32,6 +32,12 @@ def plain_origin(origin: str) -> str:
     return origin.removesuffix(port) if port else origin
 
 
+def _usual_guard(given: dict[str, Any]) -> Literal["on", "off", "observe"]:
+    """As `ttc_core.guard.default_mode` has it, which would import torch."""
+    is_default = given.get("method", "ttc_stream") == "ttc_stream" and not given.get("paper")
+    return "on" if is_default else "off"
+
+
 class Settings(BaseSettings):
     """What `ttc serve` takes. A flag goes before its TTC_ variable, that before the default."""
 
@@ -55,6 +61,11 @@ class Settings(BaseSettings):
         default_factory=lambda given: "ttc" if given.get("paper") else "ttc_stream",
         min_length=1,
         description="ttc_stream, source, norm, t3a, eta, tipi, tent, ttc, or a class",
+    )
+    guard: Literal["on", "off", "observe"] = Field(
+        default_factory=_usual_guard,
+        description="keep a faulty camera's frames out of what is learned, or only tell them; on "
+        "with ttc_stream",
     )
     mean: Annotated[tuple[float, ...], NoDecode] | None = Field(
         None, description="mean of the model's input, values in [0, 1]"
@@ -92,6 +103,12 @@ class Settings(BaseSettings):
     )
     feedback_ids: int = Field(
         1_000_000, ge=1, le=MOST_IDS, description="answers that a later label may name by their id"
+    )
+    silent_factor: float = Field(
+        3.0, ge=1, le=1000, description="times its longest pause of late: then a stream is silent"
+    )
+    silent_seconds: float = Field(
+        60.0, ge=1, le=DAY, description="seconds without a request before a stream can be silent"
     )
     adapt: Literal["always", "idle", "never"] = Field(
         "always",

@@ -16,6 +16,8 @@ from ttc_core.calibration_record import calibrated
 from ttc_core.datasets import DataSet, Stream, changing, day_night, mixed_in
 from ttc_core.errors import UserError
 from ttc_core.features import FeatureRecorder
+from ttc_core.frames import KINDS
+from ttc_core.guard import mode_of
 from ttc_core.methods import Method, Prediction
 from ttc_core.order import is_count
 from ttc_core.poison import poisoned
@@ -52,12 +54,17 @@ def parse_protocol(text: str) -> tuple[str, int]:
 def warm_up(method: Method, side: int | None = None, *, images: int = 1) -> None:
     """Run a throw-away batch on a fork, so that one-time costs fall on no image that counts.
 
+    The images differ, and none looks like a faulty camera's: what is made of those is another way.
+
     Args:
         side: of the images, in pixels; None: one that the network is known to run on.
     """
     side = side or method.model.trial_side
     trial = method.fork()
-    trial.adapt(trial.predict(torch.zeros(images, 3, side, side, dtype=torch.uint8)))
+    ramp = torch.linspace(0, 127, side)
+    shade = (ramp + ramp[:, None]).to(torch.uint8).expand(3, -1, -1)
+    batch = torch.stack([shade if number % 2 else 255 - shade for number in range(images)])
+    trial.adapt(trial.predict(batch))
 
 
 class Run(NamedTuple):
@@ -70,6 +77,11 @@ class Run(NamedTuple):
     method: Method
     batch_size: int
     code: str | None = None
+
+    @property
+    def guard(self) -> str:
+        """How its frames are watched: on, off or observe."""
+        return mode_of(self.method)
 
     @property
     def is_reference(self) -> bool:
@@ -118,7 +130,7 @@ def run_stream(
     Returns:
         The tally; its columns are predicted, labels, entropy, confidence and true_probability
         (nan where there is no label), selected and version, the stream's own, and what else was
-        asked for.
+        asked for; suspect, 0 or the place of its kind in KINDS from 1 on, where frames are watched.
     """
     tally = Tally(len(stream))
     for images, labels in stream.batches(batch_size):
@@ -146,6 +158,8 @@ def run_stream(
                 for name, values in stream.columns.items()
             },
         }
+        if answers.suspects:
+            columns["suspect"] = np.array([_code(kind) for kind in answers.suspects], np.int8)
         if logits:
             columns["logits"] = answers.logits
         if recorder is not None:
@@ -254,6 +268,7 @@ class Evaluation:
                     references |= _earlier_reference(rows, key)
                 row |= tally.results(selects=run.method.selects) | tally.windows()
                 row |= tally.calibration()
+                row |= tally.suspects(KINDS)
                 row |= _differences(right, None if run.is_reference else references.get(key))
                 if existing is None:
                     row = rows.append(row, {k: v for k, v in columns.items() if k != "logits"})
@@ -336,6 +351,7 @@ class Evaluation:
             "settings": dict(run.method.settings) | code,
             "calibrated": calibrated(run.method.record_temperature),
             "record_temperature": run.method.record_temperature,
+            "guard": run.guard,
             **self.fields,
         }
         if self.mix:
@@ -343,6 +359,10 @@ class Evaluation:
         if self.channels:
             row["channels"] = list(self.channels)
         return row
+
+
+def _code(kind: str | None) -> int:
+    return 0 if kind is None else 1 + KINDS.index(kind)
 
 
 def _given_to(

@@ -49,12 +49,20 @@ class FrameSettings(BaseModel):
         250, ge=0, le=255, description="all of a white frame is this bright, or most of it is 255"
     )
     flat: float = Field(
-        0.2, ge=0, description="levels by which parts of a black or white frame differ, at most"
+        0.2,
+        ge=0,
+        le=255,
+        description="levels by which parts of a black or white frame differ, at most",
     )
     noise_structure: float = Field(
-        1.5, ge=0, description="variance between parts, over what unrelated pixels would have"
+        1.5,
+        ge=0,
+        le=1e6,
+        description="variance between parts, over what unrelated pixels would have",
     )
-    noise_deviation: float = Field(10, ge=0, description="least standard deviation of noise")
+    noise_deviation: float = Field(
+        10, ge=0, le=255, description="least standard deviation of noise"
+    )
     frozen_share: float = Field(
         0.01, ge=0, le=1, description="of the sampled values, those that differ in the same picture"
     )

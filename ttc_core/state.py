@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ttc_core.errors import UserError, shown
 from ttc_core.flat import NamedTensors, tensor_bytes
-from ttc_core.methods.contract import Method, State
+from ttc_core.methods.contract import WATCHING, Method, State
 from ttc_core.normalization import shared_parameters
 
 FORMAT = "ttc-state-2"
@@ -399,11 +399,12 @@ def _identity(
     method: Method, name: str, model: str, code: Mapping[str, str] | None
 ) -> dict[str, str]:
     """What a state belongs to; a state of anything else is not to be taken up."""
+    settings = {key: value for key, value in method.settings.items() if key not in WATCHING}
     return {
         "method": name,
         "model": model,
         "weights": method.model.digest,
-        "settings": json.dumps(dict(method.settings), default=str),
+        "settings": json.dumps(settings, default=str),
         **{f"{whose}_code": digest for whose, digest in (code or {}).items()},
     }
 

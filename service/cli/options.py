@@ -90,10 +90,14 @@ def pairs_of(settings: tuple[str, ...]) -> dict[str, str]:
 
 def sets_nothing(pairs: Iterable[str], methods: Mapping[str, "Method"]) -> Iterator[str]:
     """Say of each METHOD.PARAM of `--set` that belongs to none of these methods, by name."""
+    from ttc_core.guard import SETTINGS, mode_of
+
     moving = {name for name, method in methods.items() if "moving" in method.settings}
     taken = (
         methods.keys() | {f"{name}.moving" for name in moving} | ({"moving"} if moving else set())
     )
+    if any(mode_of(method) != "off" for method in methods.values()):
+        taken |= SETTINGS.keys()
     for key in pairs:
         if key.rpartition(".")[0] not in taken:
             yield f"--set {key} sets nothing here: what runs is {', '.join(methods)}."
@@ -269,6 +273,7 @@ def _metavar(name: str) -> str:
         "std": "R,G,B",
         "state_dir": "DIR",
         "calibration": "FILE",
+        "silent_factor": "N",
     }
     kind = Settings.model_fields[name].annotation
     if get_origin(kind) is Literal:

@@ -55,6 +55,7 @@ def _serve(settings: Settings) -> None:
 
     from service import server, tracing
     from service.app import build
+    from ttc_core.guard import divided
     from ttc_core.methods import create, settings_for
 
     if settings.traces:
@@ -84,12 +85,13 @@ def _serve(settings: Settings) -> None:
             warn=log.warning,
         )
         try:
+            watching, pairs = divided(pairs_of(settings.set))
             source = create(
                 settings.method,
                 model,
-                **settings_for(
-                    settings.method, pairs_of(settings.set), statistics=settings.statistics
-                ),
+                guard=settings.guard,
+                watching=watching,
+                **settings_for(settings.method, pairs, statistics=settings.statistics),
             )
         except (ValueError, TypeError) as error:
             raise click.UsageError(str(error)) from error

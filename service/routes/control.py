@@ -92,7 +92,7 @@ async def rollback(
 async def status(service: ServiceNow) -> StatusResponse:
     """Tell the model, the method with its hyperparameters, the streams, counters and events."""
     model, settings = service.source.model, service.settings
-    code = service.engine.code
+    code, silent = service.engine.code, service.engine.silence.silent
     of_method = {"code_digest": code["method"]} if "method" in code else {}
     shown = settings.model_dump(mode="json", exclude=set(SECRETS))
     return StatusResponse(
@@ -127,6 +127,9 @@ async def status(service: ServiceNow) -> StatusResponse:
                 held_since=record.held_since,
                 guard=[dict(act) for act in record.acts],
                 details=dict(record.details),
+                suspect=record.suspect,
+                suspects=dict(record.suspects),
+                silent=name in silent,
             )
             for name, record in service.engine.streams.items()
         },

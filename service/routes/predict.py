@@ -209,6 +209,7 @@ def _prediction(
         "entropy": float(answers.entropy[row]),
         "selected": learn and bool(answers.selected[row]),
         "mode": (answers.modes[row] if answers.modes else ADAPTING) if adapts else "source",
+        "suspect": answers.suspects[row] if answers.suspects else None,
     }
     yield b"]," + _json(rest)[1:]
 

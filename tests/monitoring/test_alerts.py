@@ -27,6 +27,8 @@ FAILED = series("ttc_http_requests_total", 'route="/predict", code="500"')
 REFUSED = series("ttc_http_requests_total", 'route="/predict", code="429"')
 ANSWERED = series("ttc_http_requests_total", 'route="/predict", code="200"')
 NOT_SAVED = series("ttc_saves_total", 'outcome="failed"')
+FROZEN = series("ttc_suspect_images_total", 'kind="frozen"')
+NOISE = series("ttc_suspect_images_total", 'kind="noise"')
 FAST = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="0.5"')
 ALL = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="10.0"')
 LAST = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="+Inf"')
@@ -258,6 +260,27 @@ CASES = {
             {series("ttc_unsaved_streams"): "12x60", NOT_SAVED: "0x60"},
             {series("ttc_unsaved_streams"): "0x40 12x3 0x17", NOT_SAVED: "0x40 0+10x3 30x17"},
         ],
+    ),
+    "TTCSuspectFrames": Case(
+        firing=[
+            {
+                FROZEN: "0+2x60",
+                NOISE: "0x60",
+                series("ttc_images_total"): "0+100x60",
+            }
+        ],
+        silent=[
+            {  # false alarms at their bound, of two kinds
+                FROZEN: "0+1x60",
+                NOISE: "0+1x60",
+                series("ttc_images_total"): "0+1000x60",
+            },
+            {FROZEN: "0x50 1x10", NOISE: "0x60", series("ttc_images_total"): "0+1x60"},
+        ],
+    ),
+    "TTCSilentStreams": Case(
+        firing=[{series("ttc_silent_streams"): "0x40 1x20"}],
+        silent=[{series("ttc_silent_streams"): "0x40 1x5 0x15"}],
     ),
     "TTCSmallBatches": Case(
         firing=[

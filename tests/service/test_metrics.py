@@ -54,6 +54,8 @@ DESIGN = {
     "ttc_last_step_timestamp_seconds": set(),
     "ttc_parameter_drift_ratio": set(),
     "ttc_streams_without_second_view": set(),
+    "ttc_suspect_images_total": {"kind"},
+    "ttc_silent_streams": set(),
     "ttc_predictions_total": {"class"},
     "ttc_dominant_class_ratio": set(),
     "ttc_last_reset_timestamp_seconds": set(),
@@ -83,8 +85,9 @@ FROM_THE_START = {
     ("ttc_batches_total", "reason"): {"full", "wait", "drain"},
     ("ttc_loss", "term"): {"entropy", "similarity", "total"},
     ("ttc_adaptation_skipped_total", "reason"): {
-        *("none_selected", "non_finite", "shed", "failed", "other"),
+        *("none_selected", "non_finite", "shed", "suspect", "failed", "other"),
     },
+    ("ttc_suspect_images_total", "kind"): {"black", "white", "frozen", "torn", "noise"},
     ("ttc_resets_total", "cause"): {"request", "failure"},
     ("ttc_feedback_labels_total", "outcome"): {
         *("taken", "unknown", "repeated", "contradicting"),

@@ -12,7 +12,7 @@ from tests.fixtures.contract import same
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch
 from ttc_core.guard.evidence import Evidence
-from ttc_core.guard.guarded import EVERY, FIRST, SHARE, SNAPSHOT_EVERY, Guarded
+from ttc_core.guard.guarded import EVERY, FIRST, SHARE, SNAPSHOT_EVERY, Guarded, GuardSettings
 from ttc_core.load import load
 from ttc_core.methods import create
 from ttc_core.methods.composed import ComposedMethod
@@ -170,12 +170,12 @@ def test_harm_soon_after_a_roll_back_leads_to_the_source(model, images):
 
 def test_what_is_better_again_answers_again(model, images):
     """The evidence has to say so: being no worse is not enough."""
-    method = Guarded(create("norm", model, statistics="moving"), reset=False)
+    method = Guarded(create("norm", model, statistics="moving"), GuardSettings(reset=False))
     method._watch = held(method)
     _, done = follow(method, some("gaussian_noise", 600))
     assert [action for _, action, _ in done] == ["release"]
     assert method.mode == "adapting"
-    method = Guarded(Breaking(model), reset=False)
+    method = Guarded(Breaking(model), GuardSettings(reset=False))
     method._watch = held(method)
     assert follow(method, images[:600])[1] == []
     assert method.mode == "held"

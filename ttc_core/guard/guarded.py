@@ -36,6 +36,7 @@ from ttc_core.methods.parts import Numbers, bounded
 from ttc_core.methods.parts.shadow import answers_to
 from ttc_core.methods.settings import MethodSettings
 
+SECTION = "guard"
 # Of a stream's images the source answers so many first ones, then one of so many; one of fewer
 # while the evidence is doubtful. Never more than SHARE of all, but for so many.
 FIRST, EVERY, EVERY_IN_DOUBT, SHARE, ALLOWED = 32, 17, 4, 0.125, 64
@@ -127,10 +128,11 @@ class Guarded(Wrapper):
         acts: off, what it sees is told, and nothing done about it.
     """
 
-    def __init__(self, inner: Method, *, acts: bool = True, **settings: Any) -> None:
+    def __init__(
+        self, inner: Method, settings: GuardSettings | None = None, *, acts: bool = True
+    ) -> None:
         super().__init__(inner)
-        self._given, self._acts = settings, acts
-        self._settings = GuardSettings.create("guard", self.model.classes, settings)
+        self._settings, self._acts = settings or GuardSettings(), acts
         record = self.model.calibration
         self._restyled = Restyled(self.model)
         self._judge = Judge(
@@ -147,8 +149,8 @@ class Guarded(Wrapper):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        own = {f"guard.{name}": value for name, value in self._settings.model_dump().items()}
-        return {**self.inner.settings, **own}
+        changed = self._settings.model_dump(exclude_defaults=True)
+        return {**self.inner.settings, **({SECTION: changed} if changed else {})}
 
     @property
     def details(self) -> Mapping[str, float]:
@@ -265,9 +267,12 @@ class Guarded(Wrapper):
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         pending, before = prediction.pending, self._watch
-        assert isinstance(pending, _Guarded)
-        assert pending.inner is not None
-        outcome = self.inner.adapt(pending.inner, learn=learn)
+        if not isinstance(pending, _Guarded) or pending.inner is None:
+            raise ValueError("This prediction is another method's; adapt to what was predicted.")
+        inner = pending.inner
+        if prediction.selected is not inner.selected:  # somebody chose others
+            inner = replace(inner, selected=prediction.selected)
+        outcome = self.inner.adapt(inner, learn=learn)
         if outcome.skipped == "non_finite":
             return outcome
         self._watch = pending.watch
@@ -367,7 +372,7 @@ class Guarded(Wrapper):
             if isinstance(value, int)
         }
         found: dict[str, Mapping[str, Any]] = {
-            "guard": {
+            SECTION: {
                 **numbers,
                 **_prefixed("harm.", watch.harm.state()),
                 **_prefixed("gain.", watch.gain.state()),
@@ -383,9 +388,12 @@ class Guarded(Wrapper):
         return {**self.inner.state(), **found}
 
     def restore(self, state: State) -> None:
-        own = ("guard", "snapshot")
+        own = (SECTION, "snapshot")
         self.inner.restore({k: v for k, v in state.items() if not k.startswith(own)})
-        given = state["guard"]
+        self._begin()
+        if SECTION not in state:
+            return  # it is from before the stream was watched
+        given = state[SECTION]
         counts = {
             name: int(bounded(given[name])) for name in ("images", "asked", "alarms", "since")
         }
@@ -406,7 +414,7 @@ class Guarded(Wrapper):
         )
 
     def fork(self) -> Self:
-        return type(self)(self.inner.fork(), acts=self._acts, **self._given)
+        return type(self)(self.inner.fork(), self._settings, acts=self._acts)
 
 
 def _numbers(answers: Tensor) -> Numbers:

@@ -23,6 +23,9 @@ from ttc_core.objective import entropy
 # before to which the stream was brought back lately.
 MODES = ADAPTING, HELD, ROLLED_BACK = "adapting", "held", "rolled_back"
 
+# Of the settings, those of what watches over a method: a saved state fits whatever they are.
+WATCHING = ("frames", "guard")
+
 # Tensors, numbers and texts, by section.
 State = Mapping[str, Mapping[str, Any]]
 
@@ -218,7 +221,8 @@ class Adaptation:
         entropy, similarity: its terms, means over the selected images; None where there is none.
         selected: how many images were learned from.
         stepped: whether the optimizer moved the parameters.
-        skipped: None, or why nothing was learned: "none_selected", "non_finite" or "shed".
+        skipped: None, or why nothing was learned: "none_selected", "non_finite", "shed" or
+            "suspect".
         drift: ‖θ − θ_source‖₂ / ‖θ_source‖₂ over the adapted parameters afterwards.
         acts: what a guard did then.
     """
