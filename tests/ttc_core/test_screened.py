@@ -199,6 +199,7 @@ def test_what_the_source_said_and_how_keeps_its_images():
 
     class Guarding:
         contextual, model, settings = False, make_model(), {}
+        adapts = frozenset()
 
         def predict(self, images, *, learn=True):
             count = len(images)
