@@ -19,6 +19,7 @@ from ttc_core.features import FeatureRecorder
 from ttc_core.frames import KINDS
 from ttc_core.guard import estimated, mode_of
 from ttc_core.methods import Method, Prediction
+from ttc_core.methods.contract import HELD
 from ttc_core.order import is_count
 from ttc_core.poison import poisoned
 from ttc_core.rows import Rows, same_images
@@ -167,6 +168,7 @@ def run_stream(
         tally.add(columns)
         tally.seconds += seconds
         tally.steps += outcome.stepped
+        tally.held += answers.modes.count(HELD)
         tally.acts += [
             {"images": tally.images, "action": act.action, "reason": act.reason}
             for act in outcome.acts
@@ -272,7 +274,8 @@ class Evaluation:
                     references |= _earlier_reference(rows, key)
                 row |= tally.results(selects=run.method.selects) | tally.windows()
                 row |= tally.calibration() | _estimated(run.method)
-                row |= {"guard_acts": tally.acts} if tally.acts else {}
+                if run.guard != "off":
+                    row |= {"held": tally.held, "guard_acts": tally.acts}
                 row |= tally.suspects(KINDS)
                 row |= _differences(right, None if run.is_reference else references.get(key))
                 if existing is None:

@@ -40,7 +40,7 @@ RESULT_FIELDS = frozenset(
         for what in ("accuracy", "source_accuracy", "difference")
         for end in ("", "_low", "_high")
     }
-    | {"compared", "guard_acts"}
+    | {"compared", "held", "guard_acts"}
     | {"latency_p50", "latency_p90", "latency_p99", "latency_max", "lateness_p99", "late"}
     | {"seconds", "images_per_second", "threads", "versions", "classes", "server"}
 )
