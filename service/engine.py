@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from service import tracing
-from service.errors import NoSnapshot, PredictionFailed, Refused, StateNotRemoved
+from service.errors import NoSnapshot, NotReady, PredictionFailed, Refused, StateNotRemoved
 from service.events import Events
 from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
@@ -540,6 +540,8 @@ class Engine:
             raise NoSnapshot(
                 f"Stream {stream} has no such snapshot; its versions are: {listed}."
             ) from None
+        if not self.table.keep(stream, record):
+            raise NotReady(f"There is no memory for stream {stream}; it is as it was saved.")
         record.take_note()
         self._metrics.rollbacks.labels("request").inc()
         self.events.note("rollback", stream=stream, reason="request", version=version)

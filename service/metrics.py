@@ -37,7 +37,7 @@ ROLLBACK_CAUSES = ("request", "guard")
 # What a guard does, and why.
 GUARD_ACTIONS = tuple(
     [(action, "harm") for action in ("hold", "roll_back", "reset")]
-    + [("release", "gain"), ("reset", "no_gain")]
+    + [("hold", "suspicion"), ("release", "suspicion"), ("release", "gain"), ("reset", "no_gain")]
 )
 EVICTION_REASONS = ("saved", "expired")
 LOSS_TERMS = ("entropy", "similarity", "total")

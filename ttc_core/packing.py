@@ -15,6 +15,8 @@ from ttc_core.flat import NamedTensors
 
 BLOCK = 64
 LEVELS = 127
+# No scale is larger: what is beyond is no adaptation.
+MOST = 1e6
 Section = Mapping[str, Any]
 CODES, SCALES = "codes", "scales"
 
@@ -58,10 +60,21 @@ def unpack_section(packed: Section, like: Section) -> Section:
         ValueError: it is of another network.
     """
     if CODES not in packed:
-        return packed
-    codes, scales = packed[CODES], packed[SCALES]
-    if not isinstance(like, NamedTensors) or codes.shape != like.flat.shape:
+        # Whoever takes it up may go on to change it in place.
+        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in packed.items()}
+    codes, scales = packed[CODES], packed.get(SCALES)
+    sound = (
+        isinstance(like, NamedTensors)
+        and isinstance(codes, Tensor)
+        and isinstance(scales, Tensor)
+        and codes.dtype == torch.int8
+        and codes.shape == like.flat.shape
+        and bool((scales.abs() <= MOST).all())
+    )
+    if not sound:
         raise ValueError("a snapshot is of another network")
+    assert isinstance(like, NamedTensors)
+    assert isinstance(scales, Tensor)
     others = {name: value for name, value in packed.items() if name not in (CODES, SCALES)}
     return NamedTensors(like.layout, unpack(codes, scales, like.flat), **others)
 

@@ -1,5 +1,6 @@
 """What adapts is watched, and what does harm does not answer for long."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
@@ -12,16 +13,17 @@ from torchvision.models import resnet50
 from tests.fixtures.contract import same
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch
-from ttc_core.guard.evidence import Evidence
-from ttc_core.guard.guarded import EVERY, FIRST, SHARE, SNAPSHOT_EVERY, Guarded, GuardSettings
+from ttc_core.guard.guarded import SNAPSHOT_EVERY, Guarded, GuardSettings
+from ttc_core.guard.watch import SHARE
 from ttc_core.load import load
 from ttc_core.methods import create
 from ttc_core.methods.composed import ComposedMethod
 from ttc_core.methods.contract import Adaptation, Prediction, State
 from ttc_core.methods.parts.conditions import REMEMBERED, Condition
+from ttc_core.methods.parts.shadow import EVERY, FIRST
 from ttc_core.methods.settings import MethodSettings
 from ttc_core.model import SourceModel
-from ttc_core.state import size_bytes
+from ttc_core.state import encoded, size_bytes
 
 
 class Breaking(ComposedMethod):
@@ -105,7 +107,11 @@ def test_what_collapses_is_held_and_the_source_answers(model, images, batch):
     method = Guarded(Breaking(model, after=0))
     method.inner.broken = True
     said, done = follow(method, images[:200], batch)
-    assert [(action, reason) for _, action, reason in done] == [("hold", "harm"), ("reset", "harm")]
+    assert [(action, reason) for _, action, reason in done] == [
+        ("hold", "suspicion"),
+        ("hold", "harm"),
+        ("reset", "harm"),
+    ]
     modes = [mode for each in said for mode in each.modes]
     at = modes.index("held")
     assert at <= 20
@@ -167,7 +173,7 @@ def test_harm_soon_after_a_roll_back_leads_to_the_source(model, images):
         method._watch = replace(method._watch, harm=replace(method._watch.harm, opened=1e6))
         _, done = follow(method, images[:100])
         assert [action for _, action, _ in done][:2] == ["hold", expected]
-        method._watch = replace(method._watch, held=False, harm=Evidence())
+        method._watch = replace(method._watch.begun_anew(), held=False)
     assert method.snapshots == {}
 
 
@@ -193,7 +199,7 @@ def test_observing_tells_and_does_nothing(model, images):
     method = Guarded(Breaking(model, after=0), acts=False)
     method.inner.broken = True
     said, done = follow(method, images[:300])
-    assert [action for _, action, _ in done] == ["hold", "reset"]
+    assert [action for _, action, _ in done] == ["hold", "hold", "reset"]
     assert (classes(said) == 3).all()
     assert {mode for each in said for mode in each.modes} == {"adapting"}
     assert method.inner.broken
@@ -222,15 +228,51 @@ def test_it_goes_on_after_a_restart_where_it_was(model, images, images_before):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("held", 2), ("images", -1), ("snapshots", 3), ("harm.opened", float("nan"))],
+    ("section", "name", "value"),
+    [
+        ("guard", "held", 2),
+        ("guard", "images", -1),
+        ("guard", "snapshots", 3),
+        ("guard", "harm.opened", math.nan),
+        ("guard", "harm.variance", 0.0),
+        ("guard", "alarms", 2**53),
+        ("guard.style", "moments", torch.full((416,), math.nan)),
+        ("guard.snapshot0.affine", "codes", 5),
+        ("guard.snapshot0.affine", "scales", torch.full((22,), math.inf)),
+        ("guard.snapshot0.moments", "codes", torch.zeros(3, dtype=torch.int8)),
+    ],
 )
-def test_a_state_that_is_none_is_refused(model, name, value):
-    """By a sentence."""
-    method = Guarded(Breaking(model))
+def test_a_state_that_is_none_is_refused(model, section, name, value):
+    """Before anything of it is taken up that would fail later."""
+    method = Guarded(create("ttc_stream", model))
+    method._take()
     state = dict(method.state())
-    with pytest.raises(ValueError, match="one of its numbers"):
-        method.restore({**state, "guard": {**state["guard"], name: value}})
+    with pytest.raises(ValueError, match=r"its numbers|its style|a snapshot"):
+        method.restore({**state, section: {**state[section], name: value}})
+
+
+def test_suspicion_that_comes_to_nothing_is_over(model, images):
+    """However much evidence there was: the images of late speak for the method."""
+    method = Guarded(Breaking(model))
+    harm = replace(method._watch.harm, observations=60, opened=100.0, mean=0.3)
+    method._watch = replace(method._watch, images=60, suspected=True, harm=harm)
+    said, done = follow(method, images[:100])
+    assert [(action, reason) for _, action, reason in done] == [("release", "suspicion")]
+    assert said[-1].modes == ("adapting",) * 10
+
+
+def test_a_stream_that_was_rolled_back_can_be_saved_and_stays_so(model, images):
+    """Gradients are left out of a snapshot, so none are pending; a batch answered before is not
+    learned from."""
+    method = Guarded(create("ttc_stream", model, samples_per_step=1000))
+    follow(method, images[:600])
+    late = method.predict(images[600:610])
+    method.roll_back()
+    assert method.pending_batches == 0
+    assert encoded(method, name="m", model="m")
+    before = method.state()
+    assert method.adapt(late).skipped == "shed"
+    assert same(method.state(), before)
 
 
 def test_a_reset_begins_anew(model, images):
@@ -258,5 +300,7 @@ def test_a_resnet_50s_snapshots_are_small():
         conditions._condition = Condition(conditions._latest, conditions._latest, 9)
     assert len(conditions._remembered) == REMEMBERED
     assert torch.equal(conditions._statistics.followed.moments, moments)
-    kept = [each for name, each in method.state().items() if name.startswith(("snap", "cond"))]
+    kept = [
+        each for name, each in method.state().items() if "snapshot" in name or name == "conditions"
+    ]
     assert 0.4e6 < sum(map(size_bytes, kept)) < 0.5e6

@@ -6,10 +6,11 @@ import torch
 
 from tests.fixtures.datasets import read_all
 from tests.fixtures.networks import make_images, make_model
+from tests.ttc_core.test_estimate import harm
 from ttc_core.corruptions import corrupt
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch
-from ttc_core.guard.estimate import Judge, harm
+from ttc_core.guard.estimate import Judge
 from ttc_core.guard.restyled import Restyled
 from ttc_core.load import load
 from ttc_core.methods import create

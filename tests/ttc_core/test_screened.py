@@ -58,7 +58,7 @@ def make(request):
 
 def of_the_method(state):
     """Without what watches it."""
-    own = ("frames", "guard", "snapshot")
+    own = ("frames", "guard")
     return {name: each for name, each in state.items() if not name.startswith(own)}
 
 

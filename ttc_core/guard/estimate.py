@@ -179,7 +179,9 @@ class Judge:
         """Of all that was compared."""
         return self._estimates(self.judged.whole, self.judged.images)
 
-    def after(self, source: Numbers, restyled: Numbers, served: Numbers) -> tuple[Judged, Numbers]:
+    def after(
+        self, source: Numbers, restyled: Numbers, served: Numbers, *, by_source: bool = False
+    ) -> tuple[Judged, Numbers]:
         """What is known once these images are compared, and (n, 2) how likely the served answer to
         each is right, and the source's. Changes nothing; images in one call or in several come to
         the same. An image to which an answer is no number is passed over, with chances of 0.5.
@@ -187,13 +189,14 @@ class Judge:
         Args:
             source, restyled, served: (n, K) probabilities; of a network without BatchNorm the
                 restyled source's are the source's.
+            by_source: the source's were given as answers, in the place of those of the method.
         """
         judged, chances = self.judged, np.full((len(source), 2), 0.5)
         theirs = (self._softened(each, self._temperature) for each in (source, restyled))
         rows = zip(*theirs, self._softened(served, self._served_temperature), strict=True)
         for place, answers in enumerate(rows):
             if np.isfinite(answers).all():
-                judged, chances[place] = self._after(judged, *answers)
+                judged, chances[place] = self._after(judged, *answers, by_source=by_source)
         return judged, chances
 
     def _softened(self, answers: Numbers, temperature: float) -> Numbers:
@@ -202,7 +205,13 @@ class Judge:
         return mixed
 
     def _after(
-        self, before: Judged, source: Numbers, restyled: Numbers, served: Numbers
+        self,
+        before: Judged,
+        source: Numbers,
+        restyled: Numbers,
+        served: Numbers,
+        *,
+        by_source: bool,
     ) -> tuple[Judged, tuple[float, float]]:
         theirs, ours = int(source.argmax()), int(served.argmax())
         count = before.images + 1
@@ -219,6 +228,8 @@ class Judge:
         served_right = chance(ours)
         source_right = served_right if theirs == ours else chance(theirs)
         terms = Shares(served_right, source_right, float(theirs != ours))
+        if by_source:
+            terms = Shares(source_right, source_right, 0.0)
         judged = Judged(
             classes,
             means,
@@ -264,13 +275,6 @@ class Judge:
             _restored(given, "whole"),
             int(bounded(given["images"])),
         )
-
-
-def harm(chances: Numbers) -> Numbers:
-    """(n,) observations in [-1, 1], above 0 on average where what is served is worse than the
-    source by more than SLACK, by what `Judge.after` says of n images."""
-    found: Numbers = chances[:, 1] - chances[:, 0] - SLACK
-    return found.clip(-1, 1)
 
 
 def _features(sure: Numbers, is_served: bool, means: Numbers) -> Numbers:

@@ -23,7 +23,7 @@ from ttc_core.methods.parts import bounded
 MOST_STAKE = 0.75
 # Observations that mean and variance run over, and what they are taken for before any came.
 HORIZON = 16
-START_VARIANCE = 0.25
+START_VARIANCE, LEAST_VARIANCE = 0.25, 1e-6
 # Beyond any bound it is no matter, and infinity could not be saved.
 _MOST = 1e30
 
@@ -64,10 +64,7 @@ class Evidence:
         weight = 1 / min(count + 1, HORIZON)
         mean = self.mean + weight * (x - self.mean)
         variance = self.variance + weight * ((x - self.mean) * (x - mean) - self.variance)
-        return Evidence(count, min(opened, _MOST), mean, variance)
-
-    def state(self) -> dict[str, float]:
-        return vars(self).copy()
+        return Evidence(count, min(opened, _MOST), mean, max(variance, LEAST_VARIANCE))
 
     @classmethod
     def restored(cls, given: Mapping[str, Any]) -> "Evidence":
@@ -80,7 +77,7 @@ class Evidence:
             int(bounded(given["observations"])),
             bounded(given["opened"], most=_MOST),
             bounded(given["mean"], least=-1, most=1),
-            bounded(given["variance"], most=4),
+            bounded(given["variance"], least=LEAST_VARIANCE, most=4),
         )
 
 

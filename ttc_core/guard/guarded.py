@@ -1,10 +1,10 @@
 """A guard around a method: adaptation must never cost more than it brings.
 
-The frozen source answers some images in the shadow of what is served (`Beside`). What their pairs
-say is weighed by evidence that may be looked at at any time (`evidence`). Where it says that what
-is served is worse than the source, the guard holds: the source answers, while the method goes on
-in its shadow, from the last good snapshot or from the source. Once the evidence says that the
-method is better, it answers again.
+The frozen source answers some images in the shadow of what is served (`Beside`). How likely both
+are right is estimated (`estimate`), and weighed by evidence that may be looked at at any time
+(`evidence`, `watch`). As soon as it speaks for harm the source answers, while the method goes on in
+its shadow; where it is enough to be sure, from the last good snapshot or from the source. Once the
+evidence says that the method is better, it answers again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ttc_core.guard.estimate import SLACK, Estimates, Judge, Judged
-from ttc_core.guard.evidence import Evidence
+from ttc_core.guard import watch as seen
+from ttc_core.guard.estimate import Estimates, Judge, Judged
 from ttc_core.guard.restyled import Restyled, Style
 from ttc_core.guard.snapshots import MOST, Snapshot
+from ttc_core.guard.watch import Watch
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods.contract import (
     ADAPTING,
@@ -37,30 +38,15 @@ from ttc_core.methods.parts.shadow import answers_to
 from ttc_core.methods.settings import MethodSettings
 
 SECTION = "guard"
-# Of a stream's images the source answers so many first ones, then one of so many; one of fewer
-# while the evidence is doubtful. Never more than SHARE of all, but for so many.
-FIRST, EVERY, EVERY_IN_DOUBT, SHARE, ALLOWED = 32, 17, 4, 0.125, 64
-DOUBTFUL = 2.0
-# From so much evidence on the source answers, for the time being, and each image is compared, until
-# there is enough to call it harm, or no more than what is doubtful.
-SUSPICIOUS = 5.0
-# The method answers again once the evidence that it is better has come to so much, times how often
-# it was held.
-RELEASED = 20.0
-# By so much more an answer has to be likely to be right before it counts as better.
-MARGIN = 0.05
-# Images between two snapshots, and for which an answer says that the stream was brought back.
-SNAPSHOT_EVERY, TOLD_FOR = 500, 500
-# Harm so soon after a roll back: the snapshot was no good. Held for so long: what was adapted in
-# the shadow is no good, and begins anew.
-SOON, RETRIED = 1000, 1000
+# Images between two snapshots.
+SNAPSHOT_EVERY = 500
 
 
 class GuardSettings(MethodSettings):
     """What the guard may do, and how sure it has to be."""
 
     false_alarms: float = Field(
-        0.01, gt=0, lt=1, description="of streams that take no harm, those ever held"
+        0.01, gt=0, lt=1, description="of streams that take no harm, those in which harm is seen"
     )
     hold: bool = Field(True, description="let the source answer while adapting does harm")
     roll_back: bool = Field(True, description="go back to the last good snapshot after harm")
@@ -68,57 +54,20 @@ class GuardSettings(MethodSettings):
 
 
 @dataclass(frozen=True)
-class Watch:
-    """What the guard has seen of a stream; never written in place.
+class _Guarded(Pending):
+    """The inner method's prediction, and what the guard will have seen with it.
 
     Attributes:
-        images: how many came.
-        asked: how many of them the source answered, too, while it was not held.
-        alarms: how often harm was seen.
-        suspected: whether the source answers for the time being.
-        held: whether it answers until the method is seen to be better.
-        since: the image from which on it is so.
-        rolled_back: the image up to which answers say that the stream was brought back.
-        harm, gain: the evidence that what is adapted is worse, and better, than the source.
+        turns: what images of the batch turned, in their order.
+        times_set_back: of the guard, when it answered.
     """
-
-    images: int = 0
-    asked: int = 0
-    alarms: int = 0
-    suspected: bool = False
-    held: bool = False
-    since: int = 0
-    rolled_back: int = 0
-    harm: Evidence = field(default_factory=Evidence)
-    gain: Evidence = field(default_factory=Evidence)
-
-    @property
-    def by_source(self) -> bool:
-        """Whether the source answers."""
-        return self.held or self.suspected
-
-    def chosen(self, images: int) -> list[int]:
-        """Which of so many images to come the source has to answer."""
-        if self.by_source:
-            return list(range(images))
-        every = EVERY_IN_DOUBT if self.harm.wealth > DOUBTFUL else EVERY
-        found: list[int] = []
-        for row in range(images):
-            number = self.images + row
-            wanted = number < FIRST or number % every == 0
-            if wanted and self.asked + len(found) < max(ALLOWED, SHARE * (number + 1)):
-                found.append(row)
-        return found
-
-
-@dataclass(frozen=True)
-class _Guarded(Pending):
-    """The inner method's prediction, and what the guard has seen with it."""
 
     inner: Prediction | None = None
     watch: Watch = field(default_factory=Watch)
+    turns: Sequence[str] = ()
     judged: Judged | None = None
     style: Style | None = None
+    times_set_back: int = 0
 
 
 class Guarded(Wrapper):
@@ -140,12 +89,18 @@ class Guarded(Wrapper):
             temperature=None if record is None else record.temperature,
             served_is_calibrated=inner.record_temperature is not None,
         )
+        # A batch answered before the stream was set back by hand must not undo that.
+        self._times_set_back = 0
         self._begin()
 
     def _begin(self) -> None:
         self._watch, self._snapshots = Watch(), tuple[Snapshot, ...]()
         for part in (self._restyled, self._judge):
             part.reset()
+
+    @property
+    def _holds(self) -> bool:
+        return self._acts and self._settings.hold
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -165,9 +120,9 @@ class Guarded(Wrapper):
     @property
     def mode(self) -> str:
         watch = self._watch
-        if watch.by_source and self._acts and self._settings.hold:
+        if watch.by_source and self._holds:
             return HELD
-        return ROLLED_BACK if watch.images < watch.rolled_back else ADAPTING
+        return ROLLED_BACK if self._acts and watch.images < watch.told_until else ADAPTING
 
     @property
     def estimates(self) -> Estimates | None:
@@ -189,20 +144,22 @@ class Guarded(Wrapper):
         before, count = self._watch, len(images)
         said = self.inner.predict(images, learn=learn, **asked)
         beside = self._beside(images, before.chosen(count), said.beside)
-        watch, pending = self._after(images, said, beside)
-        held = self._settings.hold and self._acts and (before.by_source or watch.by_source)
+        pending = self._after(images, said, beside)
+        held = self._holds and (before.by_source or pending.watch.by_source)
+        told_until = before.told_until if self._acts else 0
         modes = tuple(
-            HELD if held else ROLLED_BACK if row < before.rolled_back else ADAPTING
-            for row in range(before.images, before.images + count)
+            HELD if held else ROLLED_BACK if number < told_until else ADAPTING
+            for number in range(before.images, before.images + count)
         )
         said = replace(said, modes=modes, beside=beside, pending=pending)
         if not held:
             return said
         whole = self._beside(images, range(count), beside)
-        answer = Prediction.of(whole.logits)
+        # As the method tells its own.
+        answer = Prediction.of(whole.logits / (self.inner.record_temperature or 1.0))
         return replace(
             said,
-            logits=answer.logits,
+            logits=whole.logits,
             probabilities=answer.probabilities,
             entropy=answer.entropy,
             beside=whole,
@@ -222,9 +179,9 @@ class Guarded(Wrapper):
         order = sorted(range(len(every)), key=every.__getitem__)
         return Beside([every[i] for i in order], torch.cat((known.logits, logits))[order])
 
-    def _after(self, images: Tensor, said: Prediction, beside: Beside) -> tuple[Watch, _Guarded]:
+    def _after(self, images: Tensor, said: Prediction, beside: Beside) -> _Guarded:
         """What will be seen once these answers are committed."""
-        before, rows = self._watch, list(beside.rows)
+        before, rows, turns = self._watch, list(beside.rows), list[str]()
         watch = replace(
             before,
             images=before.images + len(said),
@@ -238,34 +195,23 @@ class Guarded(Wrapper):
                 _numbers(beside.logits.softmax(dim=1)),
                 _numbers(restyled.softmax(dim=1)),
                 _numbers(said.probabilities[rows]),
+                by_source=self._holds and before.by_source,
             )
             for row, (served, source) in zip(rows, chances.tolist(), strict=True):
-                watch = self._observed(watch, source - served, at=before.images + row)
-        return watch, _Guarded(
-            share=said.pending.share, inner=said, watch=watch, judged=judged, style=style
-        )
-
-    def _observed(self, watch: Watch, worse: float, at: int) -> Watch:
-        """With one more image, the `at`th: by how much likelier the source is right there."""
-        if watch.held:
-            gain = watch.gain.after(-worse - MARGIN)
-            if gain.wealth < RELEASED * watch.alarms:
-                return replace(watch, gain=gain)
-            return replace(watch, held=False, since=at, harm=Evidence(), gain=Evidence())
-        harm = watch.harm.after(worse - SLACK)
-        # All alarms of a stream share what is allowed: the k-th has 1 / k (k + 1) of it.
-        alarm = watch.alarms + 1
-        if harm.wealth < alarm * (alarm + 1) / self._settings.false_alarms:
-            suspected = harm.wealth >= (DOUBTFUL if watch.suspected else SUSPICIOUS)
-            return replace(watch, harm=harm, suspected=suspected)
-        return replace(
-            watch,
-            held=True,
-            suspected=False,
-            since=at,
-            alarms=alarm,
-            harm=harm,
-            gain=Evidence(),
+                watch, turn = watch.after(
+                    source - served,
+                    at=before.images + row,
+                    false_alarms=self._settings.false_alarms,
+                )
+                turns += [turn] if turn else []
+        return _Guarded(
+            share=said.pending.share,
+            inner=said,
+            watch=watch,
+            turns=turns,
+            judged=judged,
+            style=style,
+            times_set_back=self._times_set_back,
         )
 
     # What is done
@@ -274,41 +220,39 @@ class Guarded(Wrapper):
         pending, before = prediction.pending, self._watch
         if not isinstance(pending, _Guarded) or pending.inner is None:
             raise ValueError("This prediction is another method's; adapt to what was predicted.")
-        inner = pending.inner
+        if pending.times_set_back != self._times_set_back:
+            return Adaptation(skipped="shed", drift=self.drift)
+        inner, had_second_view = pending.inner, not self.second_view_off
         if prediction.selected is not inner.selected:  # somebody chose others
             inner = replace(inner, selected=prediction.selected)
         outcome = self.inner.adapt(inner, learn=learn)
         if outcome.skipped == "non_finite":
             return outcome
-        self._watch = pending.watch
         assert pending.judged is not None
         assert pending.style is not None
+        self._watch = pending.watch
         self._judge.judged, self._restyled.style = pending.judged, pending.style
-        acts = self._act(before)
-        return replace(outcome, acts=acts, drift=self.drift) if acts else outcome
+        if had_second_view and self.second_view_off:
+            self._snapshots = ()  # what mirror images have taught is wrong
+        acts = [act for turn in pending.turns for act in self._act(turn)]
+        if self._acts and self._watch.overdue:
+            acts += self._set_back("no_gain", anew=True)
+            self._watch = replace(self._watch, waits=self._watch.waits + 1, gain=seen.Evidence())
+        self._keep_if_good(before)
+        return replace(outcome, acts=tuple(acts), drift=self.drift) if acts else outcome
 
-    def _act(self, before: Watch) -> tuple[Act, ...]:
-        watch, acts = self._watch, list[Act]()
-        if watch.held and not before.held:
-            reason = "harm"
-            if self._settings.hold:
-                acts.append(self._told("hold", reason))
-            acts += self._bring_back(reason, soon=0 < before.rolled_back > watch.since - SOON)
-            if not self._settings.hold:
-                self._watch = replace(self._watch, held=False)
-        elif before.held and not watch.held:
-            acts.append(self._told("release", "gain"))
-        elif watch.held and watch.images - watch.since >= RETRIED:
-            acts += self._bring_back("no_gain", soon=True)
-            self._watch = replace(self._watch, since=watch.images, gain=Evidence())
-        elif (
-            not watch.held
-            and watch.images // SNAPSHOT_EVERY > before.images // SNAPSHOT_EVERY
-            and watch.harm.wealth < 1
-            and self._settings.roll_back
-        ):
-            self._take()
-        return tuple(acts)
+    def _act(self, turn: str) -> list[Act]:
+        """Do what is to be done about what an image turned."""
+        if turn == seen.GAIN:
+            return [self._told("release", "gain")]
+        if turn in (seen.SUSPECT, seen.CLEAR):
+            action = "hold" if turn == seen.SUSPECT else "release"
+            return [self._told(action, "suspicion")] if self._settings.hold else []
+        acts = [self._told("hold", "harm")] if self._settings.hold else []
+        acts += self._set_back("harm", anew=self._watch.soon)
+        if not self._settings.hold:
+            self._watch = replace(self._watch.begun_anew(), held=False)
+        return acts
 
     def _told(self, action: str, reason: str) -> Act:
         watch = self._watch
@@ -320,19 +264,21 @@ class Guarded(Wrapper):
         }
         return Act(action, reason, evidence, observed=not self._acts)
 
-    def _bring_back(self, reason: str, *, soon: bool) -> list[Act]:
-        """Go back to the last snapshot, or to the source if there is none, or it was no good."""
-        if self._settings.roll_back and self._snapshots and not soon:
+    def _set_back(self, reason: str, *, anew: bool) -> list[Act]:
+        """Go back to the last snapshot; or to the source, if there is none or it has to be anew."""
+        act = None
+        if self._settings.roll_back and self._snapshots and not anew:
             act = self._told("roll_back", reason)
-            if not self._acts or self._restored(self._snapshots[-1]):
-                return [act]
-        if not self._settings.reset:
+            if self._acts and not self._restored(self._snapshots[-1]):
+                act = None
+        if act is None and self._settings.reset:
+            act = self._told("reset", reason)
+            if self._acts:
+                self.inner.reset()
+                self._snapshots = ()
+        if act is None:
             return []
-        act = self._told("reset", reason)
-        if self._acts:
-            self.inner.reset()
-            self._snapshots = ()
-            self._mark_rolled_back()
+        self._watch = replace(self._watch, brought_back=self._watch.images)
         return [act]
 
     def _restored(self, snapshot: Snapshot) -> bool:
@@ -340,14 +286,18 @@ class Guarded(Wrapper):
         present, source = self.inner.state(), self.inner.fork().state()
         try:
             self.inner.restore(snapshot.state(source, present))
-        except (KeyError, TypeError, ValueError):  # a state file's, of another make
+        except Exception:  # a user's own method may raise anything
             self.inner.restore(present)
             return False
-        self._mark_rolled_back()
         return True
 
-    def _mark_rolled_back(self) -> None:
-        self._watch = replace(self._watch, rolled_back=self._watch.images + TOLD_FOR)
+    def _keep_if_good(self, before: Watch) -> None:
+        """Take a snapshot if it is time for one, and nothing speaks for harm."""
+        watch = self._watch
+        is_time = watch.images // SNAPSHOT_EVERY > before.images // SNAPSHOT_EVERY
+        doubtful = watch.by_source or watch.harm.wealth > seen.DOUBTFUL
+        if self._settings.roll_back and is_time and not doubtful:
+            self._take()
 
     def _take(self) -> None:
         source = self.inner.fork().state()
@@ -360,63 +310,43 @@ class Guarded(Wrapper):
         found = [each for each in self._snapshots if to in (None, each.version)]
         if not found or not self._restored(found[-1]):
             raise LookupError("there is no such snapshot of it")
-        self._watch = replace(self._watch, held=False, harm=Evidence(), gain=Evidence())
+        self._times_set_back += 1
+        watch = replace(self._watch.begun_anew(), held=False, suspected=False)
+        self._watch = replace(watch, brought_back=watch.images)
         return found[-1].version
 
     # Its state
 
     def reset(self) -> None:
+        self._times_set_back += 1
         self.inner.reset()
         self._begin()
 
     def state(self) -> State:
-        watch = self._watch
-        numbers = {
-            name: int(value) if isinstance(value, bool) else value
-            for name, value in vars(watch).items()
-            if isinstance(value, int)
-        }
         found: dict[str, Mapping[str, Any]] = {
-            SECTION: {
-                **numbers,
-                **_prefixed("harm.", watch.harm.state()),
-                **_prefixed("gain.", watch.gain.state()),
-                "snapshots": len(self._snapshots),
-            },
-            **_prefixed("guard.", self._judge.state()),
-            **_prefixed("guard.", self._restyled.state()),
+            SECTION: {**self._watch.state(), "snapshots": len(self._snapshots)}
         }
+        for part in (self._judge, self._restyled):
+            found |= {f"{SECTION}.{name}": each for name, each in part.state().items()}
         for number, snapshot in enumerate(self._snapshots):
-            found[f"snapshot{number}"] = {"version": snapshot.version, "images": snapshot.images}
-            for name, section in snapshot.packed.items():
-                found[f"snapshot{number}.{name}"] = section
+            name = f"{SECTION}.snapshot{number}"
+            found[name] = {"version": snapshot.version, "images": snapshot.images}
+            found |= {f"{name}.{each}": packed for each, packed in snapshot.packed.items()}
         return {**self.inner.state(), **found}
 
     def restore(self, state: State) -> None:
-        own = (SECTION, "snapshot")
-        self.inner.restore({k: v for k, v in state.items() if not k.startswith(own)})
+        self.inner.restore({k: v for k, v in state.items() if f"{k}.".partition(".")[0] != SECTION})
         self._begin()
         if SECTION not in state:
             return  # it is from before the stream was watched
-        given = state[SECTION]
-        counts = {
-            name: int(bounded(given[name])) for name in ("images", "asked", "alarms", "since")
-        }
-        self._watch = Watch(
-            **counts,
-            suspected=bool(bounded(given["suspected"], most=1)),
-            held=bool(bounded(given["held"], most=1)),
-            rolled_back=int(bounded(given["rolled_back"])),
-            harm=Evidence.restored(_of("harm", given)),
-            gain=Evidence.restored(_of("gain", given)),
-        )
-        parts = _of("guard", state)
-        self._judge.restore(parts)
-        self._restyled.restore(parts)
-        self._snapshots = tuple(
-            _snapshot(state, number)
-            for number in range(int(bounded(given["snapshots"], most=MOST)))
-        )
+        given, own = state[SECTION], _of(SECTION, state)
+        watch = Watch.restored(given)
+        count = int(bounded(given["snapshots"], most=MOST))
+        source = self.inner.fork().state()
+        self._judge.restore(own)
+        self._restyled.restore(own)
+        self._snapshots = tuple(_snapshot(own, number, source) for number in range(count))
+        self._watch = watch
 
     def fork(self) -> Self:
         return type(self)(self.inner.fork(), self._settings, acts=self._acts)
@@ -427,20 +357,19 @@ def _numbers(answers: Tensor) -> Numbers:
     return found
 
 
-def _prefixed(prefix: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}{name}": value for name, value in given.items()}
-
-
 def _of(prefix: str, given: Mapping[str, Any]) -> dict[str, Any]:
     start = f"{prefix}."
     return {k.removeprefix(start): v for k, v in given.items() if k.startswith(start)}
 
 
-def _snapshot(state: State, number: int) -> Snapshot:
-    """The one that a state holds under a number."""
-    about, prefix = state[f"snapshot{number}"], f"snapshot{number}."
+def _snapshot(own: Mapping[str, Any], number: int, source: State) -> Snapshot:
+    """The one that a state holds under a number.
+
+    Raises:
+        KeyError, ValueError: it is none of this network's.
+    """
+    name = f"snapshot{number}"
+    about = own[name]
     return Snapshot(
-        int(bounded(about["version"])),
-        int(bounded(about["images"])),
-        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)},
-    )
+        int(bounded(about["version"])), int(bounded(about["images"])), _of(name, own)
+    ).checked(source)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ttc_core.flat import Layout
 from ttc_core.methods.contract import State
-from ttc_core.methods.parts import bounded
+from ttc_core.methods.parts import MOST, bounded
 from ttc_core.methods.parts.stream_statistics import EARLY, WARM_START, StreamLook, StreamShare
 from ttc_core.model import SourceModel
 from ttc_core.normalization import Call, source_look
@@ -90,6 +90,7 @@ class Restyled:
     def restore(self, state: State) -> None:
         given, like = state["style"], self.style.moments
         moments = given["moments"]
-        if not isinstance(moments, Tensor) or moments.shape != like.shape:
+        sound = isinstance(moments, Tensor) and moments.shape == like.shape
+        if not sound or not bool((moments.abs() <= MOST).all()):
             raise ValueError("its style is of another network")
         self.style = Style(moments.to(like), int(bounded(given["images"])))

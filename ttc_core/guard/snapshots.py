@@ -11,6 +11,7 @@ MOST = 2
 # What an optimizer has gathered leads on from where it was, not from there; and a prior learned
 # harm's answers since.
 _LEFT_OUT = frozenset({"optimizer", "gradients", "context"})
+_PENDING = ("pending_batches", "pending_images")
 # Known of the stream, whatever was adapted: they stay as they are.
 _KEPT = frozenset({"conditions", "second_view"})
 
@@ -51,7 +52,21 @@ class Snapshot:
             name: unpack_section(section, source.get(name, {}))
             for name, section in self.packed.items()
         }
+        if "counters" in before:  # of gradients that are left out
+            before["counters"] = {**before["counters"], **dict.fromkeys(_PENDING, 0)}
         known: Mapping[str, Mapping[str, object]] = {
             name: section for name, section in present.items() if name in _KEPT
         }
         return {**source, **before, **known}
+
+    def checked(self, source: State) -> "Snapshot":
+        """Itself, if it can be restored.
+
+        Raises:
+            ValueError: it is of another network, or of numbers that are none.
+        """
+        for name, section in self.packed.items():
+            if not isinstance(section, Mapping):
+                raise ValueError("a snapshot is none")
+            unpack_section(section, source.get(name, {}))
+        return self

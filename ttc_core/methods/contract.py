@@ -201,7 +201,7 @@ class Act:
 
     Attributes:
         action: "hold", "release", "roll_back" or "reset".
-        reason: "harm", "gain" or "no_gain".
+        reason: "suspicion", "harm", "gain" or "no_gain".
         evidence: numbers that led to it, by name.
         observed: it would have, but is only to observe.
     """
