@@ -300,7 +300,6 @@ def test_a_resnet_50s_snapshots_are_small():
         conditions._condition = Condition(conditions._latest, conditions._latest, 9)
     assert len(conditions._remembered) == REMEMBERED
     assert torch.equal(conditions._statistics.followed.moments, moments)
-    kept = [
-        each for name, each in method.state().items() if "snapshot" in name or name == "conditions"
-    ]
+    state = method.state()
+    kept = [state[name] for name in state if "snapshot" in name or name == "conditions"]
     assert 0.4e6 < sum(map(size_bytes, kept)) < 0.5e6

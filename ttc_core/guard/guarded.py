@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ttc_core.guard import watch as seen
 from ttc_core.guard.estimate import Estimates, Judge, Judged
+from ttc_core.guard.evidence import Evidence
 from ttc_core.guard.restyled import Restyled, Style
 from ttc_core.guard.snapshots import MOST, Snapshot
 from ttc_core.guard.watch import Watch
@@ -237,7 +238,7 @@ class Guarded(Wrapper):
         acts = [act for turn in pending.turns for act in self._act(turn)]
         if self._acts and self._watch.overdue:
             acts += self._set_back("no_gain", anew=True)
-            self._watch = replace(self._watch, waits=self._watch.waits + 1, gain=seen.Evidence())
+            self._watch = replace(self._watch, waits=self._watch.waits + 1, gain=Evidence())
         self._keep_if_good(before)
         return replace(outcome, acts=tuple(acts), drift=self.drift) if acts else outcome
 

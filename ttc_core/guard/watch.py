@@ -138,12 +138,6 @@ class Watch:
         Raises:
             KeyError, ValueError: a number is missing, or cannot be.
         """
-        counts = {
-            name: int(bounded(given[name], most=most))
-            for name, most in {"tries": _MOST, "alarms": _MOST, "waits": 30}.items()
-        }
-        images = {name: int(bounded(given[name])) for name in ("images", "asked", "since")}
-        flags = {name: bool(bounded(given[name], most=1)) for name in ("suspected", "held")}
 
         def evidence(name: str) -> Evidence:
             start = f"{name}."
@@ -151,9 +145,14 @@ class Watch:
             return Evidence.restored(own)
 
         return cls(
-            **counts,
-            **images,
-            **flags,
+            images=int(bounded(given["images"])),
+            asked=int(bounded(given["asked"])),
+            tries=int(bounded(given["tries"], most=_MOST)),
+            alarms=int(bounded(given["alarms"], most=_MOST)),
+            waits=int(bounded(given["waits"], most=30)),
+            suspected=bool(bounded(given["suspected"], most=1)),
+            held=bool(bounded(given["held"], most=1)),
+            since=int(bounded(given["since"])),
             brought_back=int(bounded(given["brought_back"], least=-1)),
             harm=evidence("harm"),
             gain=evidence("gain"),
