@@ -64,7 +64,9 @@ DRIFT = 1.0
 """As far as the source's parameters are long. TTC moves about 0.02 in 2,000 images (LOG.md)."""
 SMALL_BATCH = 16
 """Images. Batch statistics of fewer cost points: NORM 62 % at 100, 59 % at 16, 14 % at 1."""
-
+HELD_SECONDS = 600
+"""A stream that was harmed for a moment has been released by then; this one has a cause that stays.
+It is answered, by the source."""
 SUSPECT_SHARE = 0.01
 """One image in a hundred, of one kind: one camera of a hundred has failed. Of ordinary images at
 most one in a thousand is suspect."""
@@ -271,6 +273,15 @@ ALERTS = (
         "A stream is far from the source model.",
         "The adapted parameters of a stream at {{ $labels.instance }} differ from the source's by "
         "{{ $value | humanizePercentage }} of their norm.",
+    ),
+    Alert(
+        "TTCStreamHeld",
+        f"time() - ttc_held_stream_timestamp_seconds > {HELD_SECONDS}",
+        "1m",
+        False,
+        "What a stream adapted to does harm; the source answers it.",
+        "Stream {{ $labels.stream }} at {{ $labels.instance }} has been answered by the source for "
+        "{{ $value | humanizeDuration }}: adapting to it is worse than not to.",
     ),
     Alert(
         "TTCNotSaving",

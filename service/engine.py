@@ -8,11 +8,12 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,7 +25,7 @@ from service import tracing
 from service.errors import NoSnapshot, PredictionFailed, Refused, StateNotRemoved
 from service.events import Events
 from service.known_ids import FILE, KnownIds
-from service.metrics import Metrics, versions
+from service.metrics import ESTIMATED, Metrics, versions
 from service.saving import Saving, StreamRecord
 from service.schemas import StreamTruth
 from service.silence import Silence
@@ -33,6 +34,7 @@ from service.streams import Streams
 from service.truth import Truth
 from ttc_core.errors import told
 from ttc_core.evaluate import as_batch, warm_up
+from ttc_core.guard.estimate import LATEST
 from ttc_core.methods import Act, Adaptation, HostPrediction, Method, Prediction
 from ttc_core.plugins import source_digest
 
@@ -202,6 +204,10 @@ class Engine:
         metrics.without_second_view.set_function(
             lambda: sum(s.second_view_off for s in self.streams.values())
         )
+        for answers in ESTIMATED:
+            metrics.estimated_accuracy.labels(answers).set_function(
+                partial(self._estimated_accuracy, answers)
+            )
         metrics.held.set_function(lambda: len(self._held()))
         metrics.held_since.streams = self._held
         metrics.pending_batches.set_function(
@@ -223,6 +229,16 @@ class Engine:
             for name, record in self.streams.items()
             if record.held_since is not None
         }
+
+    def _estimated_accuracy(self, answers: str) -> float:
+        """Mean over the images of late that any stream's guard compared; NaN for none."""
+        known = [each.estimates for each in self.streams.values() if each.estimates is not None]
+        weights = [min(each.images, LATEST) for each in known]
+        total = sum(
+            weight * getattr(each, answers).accuracy
+            for each, weight in zip(known, weights, strict=True)
+        )
+        return float(total / sum(weights)) if known else math.nan
 
     @property
     def unsaved_streams(self) -> int:
