@@ -77,7 +77,10 @@ class ImageAnswer:
 
 @dataclass(frozen=True)
 class _Part:
-    """A stream's images of a pass. They may teach it as long as `record` is the stream's."""
+    """A stream's images of a pass.
+
+    They may teach it as long as `record` is the stream's, and was not brought back meanwhile.
+    """
 
     stream: str
     record: StreamRecord
@@ -85,6 +88,7 @@ class _Part:
     answers: HostPrediction
     labels: list[int | None]
     seconds: float
+    rollbacks: int
 
     @cached_property
     def predicted(self) -> list[int]:
@@ -297,7 +301,8 @@ class Engine:
         with tracing.span("forward"):
             said = self._ask(stream, record, items, learn)
         seconds = time.perf_counter() - started
-        part = _Part(stream, record, *said, [item.label for item in items], seconds)
+        labels = [item.label for item in items]
+        part = _Part(stream, record, *said, labels, seconds, record.rollbacks)
         if part.answers.sound.all():
             ids = [item.id for item in items]
             self.truth.remember(stream, ids, part.predicted, part.labels, part.confidences)
@@ -366,7 +371,11 @@ class Engine:
             record.batches += 1
             self._note_suspects(stream, record, part.answers.suspects)
             if self.table.keep(stream, record):
-                outcome = self._learn(stream, record, part.prediction, learn)
+                outcome = (
+                    self._learn(stream, record, part.prediction, learn)
+                    if part.rollbacks == record.rollbacks
+                    else Adaptation(skipped="shed")
+                )
                 was_off = record.second_view_off
                 record.take_note()
                 for act in outcome.acts:
@@ -538,6 +547,7 @@ class Engine:
 
         Raises:
             NoSnapshot: there is none.
+            TooManyStreams: it is on disk, and nobody makes room for it.
         """
         return await self._on_device(self._roll_back, stream, to)
 
@@ -548,14 +558,20 @@ class Engine:
         return record
 
     def _roll_back(self, stream: str, to: int | None) -> int:
-        record = self._known(stream)
+        self._known(stream)
+        self.table.admit(stream)  # it may be on disk only, and has to stay in memory
         try:
+            record = self._known(stream)
             version = record.method.roll_back(to)
+            self.table.keep(stream, record)
         except LookupError:
             listed = ", ".join(map(str, record.method.snapshots)) or "none"
             raise NoSnapshot(
                 f"Stream {stream} has no such snapshot; its versions are: {listed}."
             ) from None
+        finally:
+            self.table.release(stream)
+        record.rollbacks += 1
         record.take_note()
         self._metrics.rollbacks.labels("request").inc()
         self.events.note("rollback", stream=stream, reason="request", version=version)

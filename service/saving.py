@@ -48,6 +48,8 @@ class StreamRecord:
     estimates: Estimates | None = None
     # What a guard did of late, the oldest first.
     acts: tuple[Mapping[str, Any], ...] = ()
+    # How often somebody has brought it back.
+    rollbacks: int = 0
     # Images that looked like a faulty camera's, by kind; which fault they look like lately, and how
     # many ordinary ones have come since.
     suspects: Counter[str] = field(default_factory=Counter)

@@ -107,8 +107,9 @@ class ImagePrediction(ClassScore):
     selected: bool = Field(description="whether the method learns from this image")
     mode: str = Field(
         "source",
-        description="what answered: source (nothing adapts), adapting, held (the source, since it "
-        "is safer) or rolled_back (brought back to a good state of late)",
+        description="what answered: source (nothing adapts: the method, or --adapt never), "
+        "adapting, held (the source, since it is safer) or rolled_back (brought back to a good "
+        "state of late)",
     )
     suspect: str | None = Field(
         None,
@@ -193,9 +194,7 @@ class StreamStatus(BaseModel):
     second_view_off: bool = Field(
         False, description="mirror images mean something else here, and are left out"
     )
-    mode: str = Field(
-        "adapting", description="how the next image is answered: adapting, held or rolled_back"
-    )
+    mode: str = Field("adapting", description="how the next image is answered, as an answer's mode")
     held_since: float | None = Field(
         None, description="since when the source answers, in seconds since 1970"
     )

@@ -75,7 +75,7 @@ async def snapshots(
 @router.post(
     "/rollback",
     dependencies=[*MAY_ADMINISTER, Depends(without_body)],
-    responses=problems(401, 404, 503),
+    responses=problems(401, 404, 429, 503),
 )
 async def rollback(
     request: Request,
@@ -126,7 +126,7 @@ async def status(service: ServiceNow) -> StatusResponse:
                 pending_batches=record.pending_batches,
                 drift=record.drift,
                 second_view_off=record.second_view_off,
-                mode=record.mode,
+                mode=service.told(record.mode),
                 held_since=record.held_since,
                 estimated_accuracy=_estimated(record.estimates),
                 guard=[dict(act) for act in record.acts],
