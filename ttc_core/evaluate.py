@@ -17,8 +17,9 @@ from ttc_core.datasets import DataSet, Stream, changing, day_night, mixed_in
 from ttc_core.errors import UserError
 from ttc_core.features import FeatureRecorder
 from ttc_core.frames import KINDS
-from ttc_core.guard import mode_of
+from ttc_core.guard import estimated, mode_of
 from ttc_core.methods import Method, Prediction
+from ttc_core.methods.contract import HELD
 from ttc_core.order import is_count
 from ttc_core.poison import poisoned
 from ttc_core.rows import Rows, same_images
@@ -167,6 +168,11 @@ def run_stream(
         tally.add(columns)
         tally.seconds += seconds
         tally.steps += outcome.stepped
+        tally.held += answers.modes.count(HELD)
+        tally.acts += [
+            {"images": tally.images, "action": act.action, "reason": act.reason}
+            for act in outcome.acts
+        ]
         if watcher is not None:
             watcher.progressed(tally, seconds)
     started = time.perf_counter()
@@ -267,7 +273,9 @@ class Evaluation:
                 elif key not in references:
                     references |= _earlier_reference(rows, key)
                 row |= tally.results(selects=run.method.selects) | tally.windows()
-                row |= tally.calibration()
+                row |= tally.calibration() | _estimated(run.method)
+                if run.guard != "off":
+                    row |= {"held": tally.held, "guard_acts": tally.acts}
                 row |= tally.suspects(KINDS)
                 row |= _differences(right, None if run.is_reference else references.get(key))
                 if existing is None:
@@ -363,6 +371,23 @@ class Evaluation:
 
 def _code(kind: str | None) -> int:
     return 0 if kind is None else 1 + KINDS.index(kind)
+
+
+def _estimated(method: Method) -> dict[str, float]:
+    """What a guard estimates of the accuracy, the source's and the difference, without labels."""
+    found = estimated(method)
+    if found is None:
+        return {}
+    named = {
+        "estimated_accuracy": found.adapted,
+        "estimated_source_accuracy": found.source,
+        "estimated_difference": found.difference,
+    }
+    return {
+        f"{name}{end}": value
+        for name, each in named.items()
+        for end, value in (("", each.accuracy), ("_low", each.low), ("_high", each.high))
+    } | {"compared": found.images}
 
 
 def _given_to(

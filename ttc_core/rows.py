@@ -35,6 +35,12 @@ RESULT_FIELDS = frozenset(
     | {"correct", "accuracy", "server_accuracy", "entropy", "selection_rate", "steps", "details"}
     | {"window_accuracy", "worst_window", "source_difference", "source_difference_error"}
     | {"ece", "ece_error", "nll", "nll_error", "calibrated", "suspects"}
+    | {
+        f"estimated_{what}{end}"
+        for what in ("accuracy", "source_accuracy", "difference")
+        for end in ("", "_low", "_high")
+    }
+    | {"compared", "held", "guard_acts"}
     | {"latency_p50", "latency_p90", "latency_p99", "latency_max", "lateness_p99", "late"}
     | {"seconds", "images_per_second", "threads", "versions", "classes", "server"}
 )

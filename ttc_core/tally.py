@@ -23,6 +23,8 @@ class Tally:
         entropy_sum: nats, over the images answered.
         selected: images that the method learned from.
         seconds: that it took.
+        held: images that the source answered in a method's place.
+        acts: what a guard did, and after how many images.
         columns: what is kept of each image, in stream order.
     """
 
@@ -34,6 +36,8 @@ class Tally:
     selected: int = 0
     steps: int = 0
     seconds: float = 0.0
+    held: int = 0
+    acts: list[dict[str, Any]] = field(default_factory=list)
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     @property

@@ -7,6 +7,7 @@ from typing import Any, Self
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models import resnet50
 
 from tests.fixtures.contract import same
 from ttc_core.datasets import Geometry, open_data
@@ -17,8 +18,10 @@ from ttc_core.load import load
 from ttc_core.methods import create
 from ttc_core.methods.composed import ComposedMethod
 from ttc_core.methods.contract import Adaptation, Prediction, State
+from ttc_core.methods.parts.conditions import REMEMBERED, Condition
 from ttc_core.methods.settings import MethodSettings
 from ttc_core.model import SourceModel
+from ttc_core.state import size_bytes
 
 
 class Breaking(ComposedMethod):
@@ -243,18 +246,17 @@ def test_a_reset_begins_anew(model, images):
 
 def test_a_resnet_50s_snapshots_are_small():
     """Two of all that is adapted, and four conditions: half a megabyte."""
-    from torchvision.models import resnet50
-
     big = SourceModel(resnet50(), mean=(0.5,) * 3, std=(0.5,) * 3, size=224)
     method = Guarded(create("ttc_stream", big))
     method._take()
     method._take()
-    kept = method.state()
-    sizes = [
-        value.nbytes
-        for name, section in kept.items()
-        if name.startswith("snapshot")
-        for value in section.values()
-        if isinstance(value, Tensor)
-    ]
-    assert sum(sizes) < 0.25e6
+    moments = big.source_moments
+    conditions = method.inner._conditions
+    conditions._condition = conditions._recognised()
+    for _ in range(REMEMBERED):
+        conditions._leave(conditions._condition)
+        conditions._condition = Condition(conditions._latest, conditions._latest, 9)
+    assert len(conditions._remembered) == REMEMBERED
+    assert torch.equal(conditions._statistics.followed.moments, moments)
+    kept = [each for name, each in method.state().items() if name.startswith(("snap", "cond"))]
+    assert 0.4e6 < sum(map(size_bytes, kept)) < 0.5e6

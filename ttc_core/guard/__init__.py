@@ -11,8 +11,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from ttc_core.frames import FrameSettings
+from ttc_core.guard.estimate import Estimates
 from ttc_core.guard.guarded import Guarded, GuardSettings
 from ttc_core.guard.screened import Screened
+from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods.contract import Method
 from ttc_core.methods.settings import checked
 
@@ -68,6 +70,15 @@ def mode_of(method: Method) -> str:
     if not isinstance(method, Screened):
         return "off"
     return "on" if method.keeps_out else "observe"
+
+
+def estimated(method: Method) -> Estimates | None:
+    """What is estimated of all answers since the start; None where nothing was compared."""
+    while isinstance(method, Wrapper):
+        if isinstance(method, Guarded):
+            return method.whole
+        method = method.inner
+    return None
 
 
 def _settings(given: Mapping[str, Any]) -> dict[str, BaseModel]:

@@ -175,6 +175,11 @@ class Guarded(Wrapper):
         return self._judge.latest
 
     @property
+    def whole(self) -> Estimates | None:
+        """The same, since the start."""
+        return self._judge.whole
+
+    @property
     def snapshots(self) -> Mapping[int, int]:
         return {each.version: each.images for each in self._snapshots}
 

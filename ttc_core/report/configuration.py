@@ -94,8 +94,10 @@ def configurations(rows: Iterable[Mapping[str, Any]]) -> list[Configuration]:
 
 
 def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a method was set to, and how it was watched."""
-    return {**(row.get("settings") or {}), "guard": setting(row).get("guard", "off")}
+    """What a method was set to, how it was watched, and by which record it told its answers."""
+    told = setting(row)
+    record = {name: told[name] for name in ("record_temperature",) if name in told}
+    return {**(row.get("settings") or {}), "guard": told.get("guard", "off"), **record}
 
 
 def _changes(
@@ -110,6 +112,7 @@ def _changes(
     # Off is what rows from before there was a guard are.
     if changes.get("guard") in ("off", default_mode(method)):
         del changes["guard"]
+    changes.pop("record_temperature", None)  # the network's: told where it differs
     return changes
 
 
