@@ -239,7 +239,7 @@ def encode(images, classes, top_k, learn=True):
     names = tuple(f"name {number}" for number in range(classes))
     model = SimpleNamespace(class_names=names)
     source = SimpleNamespace(model=model, contextual=False)
-    service = SimpleNamespace(settings=SimpleNamespace(method="ttc"), source=source)
+    service = SimpleNamespace(settings=SimpleNamespace(method="ttc"), source=source, told=str)
     return *asyncio.run(walk()), batch
 
 
