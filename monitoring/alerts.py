@@ -20,6 +20,7 @@ BATCH_STATISTICS = 'ttc_model_info{statistics="batch"}'
 SHORT, LONG = Queries(window="5m"), Queries(window="15m")
 TARGET = f"on ({', '.join(PER_TARGET)})"
 PREDICT = 'route="/predict"'
+SOURCES, ADAPTED = 'answers="source"', 'answers="adapted"'
 NOT_WRITTEN = 'outcome="failed"'
 
 # Thresholds, and why these.
@@ -67,6 +68,8 @@ SMALL_BATCH = 16
 HELD_SECONDS = 600
 """A stream that was harmed for a moment has been released by then; this one has a cause that stays.
 It is answered, by the source."""
+ESTIMATED_HARM = 0.25
+"""Points that the guard, too, leaves the estimate to be wrong by (`SLACK` in ttc_core/guard)."""
 SUSPECT_SHARE = 0.01
 """One image in a hundred, of one kind: one camera of a hundred has failed. Of ordinary images at
 most one in a thousand is suspect."""
@@ -282,6 +285,16 @@ ALERTS = (
         "What a stream adapted to does harm; the source answers it.",
         "Stream {{ $labels.stream }} at {{ $labels.instance }} has been answered by the source for "
         "{{ $value | humanizeDuration }}: adapting to it is worse than not to.",
+    ),
+    Alert(
+        "TTCWorseThanSource",
+        f"{SHORT.gauge(M.estimated_accuracy, SOURCES)} - ignoring (answers) "
+        f"{SHORT.gauge(M.estimated_accuracy, ADAPTED)} > {ESTIMATED_HARM:g}",
+        "10m",
+        False,
+        "By the estimate without labels the source would be better.",
+        "Over all streams at {{ $labels.instance }} the source is estimated to be right in "
+        "{{ $value | humanizePercentage }} more of the images than what is adapted.",
     ),
     Alert(
         "TTCNotSaving",

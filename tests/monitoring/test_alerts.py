@@ -28,6 +28,8 @@ REFUSED = series("ttc_http_requests_total", 'route="/predict", code="429"')
 ANSWERED = series("ttc_http_requests_total", 'route="/predict", code="200"')
 NOT_SAVED = series("ttc_saves_total", 'outcome="failed"')
 HELD = series("ttc_held_stream_timestamp_seconds", 'stream="cam-7"')
+ESTIMATED_ADAPTED = series("ttc_estimated_accuracy_ratio", 'answers="adapted"')
+ESTIMATED_SOURCE = series("ttc_estimated_accuracy_ratio", 'answers="source"')
 FROZEN = series("ttc_suspect_images_total", 'kind="frozen"')
 NOISE = series("ttc_suspect_images_total", 'kind="noise"')
 FAST = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="0.5"')
@@ -260,6 +262,13 @@ CASES = {
             {HELD: "_x30 1800x20 _x10", series("ttc_held_streams"): "0x30 1x20 0x10"},
         ],
     ),
+    "TTCWorseThanSource": Case(
+        firing=[{ESTIMATED_ADAPTED: "0.8x30 0.3x30", ESTIMATED_SOURCE: "0.7x60"}],
+        silent=[
+            {ESTIMATED_ADAPTED: "0.5x60", ESTIMATED_SOURCE: "0.7x60"},
+            {ESTIMATED_ADAPTED: "0.9x60", ESTIMATED_SOURCE: "0.3x60"},
+        ],
+    ),
     "TTCNotSaving": Case(
         firing=[
             {series("ttc_unsaved_streams"): "0x20 12x40", NOT_SAVED: "0x20 0+10x40"},
@@ -375,6 +384,8 @@ def test_a_collapsed_camera_among_a_thousand_healthy_ones_rings_by_name(tmp_path
         series("ttc_dominant_class_ratio"): "0.12x60",
         series("ttc_parameter_drift_ratio"): "0.1x60",
         series("ttc_images_total"): "0+1000x60",
+        ESTIMATED_ADAPTED: "0.82x60",
+        ESTIMATED_SOURCE: "0.7x60",
         f"up{{{TARGET}}}": "1x60",
         BUILD: "1x60",
         INFO: "1x60",

@@ -210,6 +210,8 @@ def answered(images, classes):
         entropy=logits[:, 0],
         selected=logits[:, 0] > 0,
         version=3,
+        suspects=(),
+        modes=(),
     )
     rows = [SimpleNamespace(answers=batch, row=row) for row in range(images)]
     return SimpleNamespace(answers=rows), batch
