@@ -261,7 +261,10 @@ def test_a_small_answer_is_written_in_one_go():
     """With everything in it, in its order."""
     content, _, batch = encode(2, 10, 2, learn=False)
     one = content["predictions"][0]
-    assert list(one) == ["id", "class", "name", "confidence", "top_k", "entropy", "selected"]
+    assert list(one) == [
+        *("id", "class", "name", "confidence", "top_k"),
+        *("entropy", "selected", "mode", "suspect"),
+    ]
     assert one["entropy"] == float(batch.entropy[0])
     assert [each["selected"] for each in content["predictions"]] == [False, False]
     assert (content["stream"], content["version"], content["batch_size"]) == ("a", 3, 2)
