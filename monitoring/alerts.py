@@ -20,6 +20,7 @@ BATCH_STATISTICS = 'ttc_model_info{statistics="batch"}'
 SHORT, LONG = Queries(window="5m"), Queries(window="15m")
 TARGET = f"on ({', '.join(PER_TARGET)})"
 PREDICT = 'route="/predict"'
+SOURCES, ADAPTED = 'answers="source"', 'answers="adapted"'
 NOT_WRITTEN = 'outcome="failed"'
 
 # Thresholds, and why these.
@@ -64,7 +65,11 @@ DRIFT = 1.0
 """As far as the source's parameters are long. TTC moves about 0.02 in 2,000 images (LOG.md)."""
 SMALL_BATCH = 16
 """Images. Batch statistics of fewer cost points: NORM 62 % at 100, 59 % at 16, 14 % at 1."""
-
+HELD_SECONDS = 600
+"""A stream that was harmed for a moment has been released by then; this one has a cause that stays.
+It is answered, by the source."""
+ESTIMATED_HARM = 0.25
+"""Points that the guard, too, leaves the estimate to be wrong by (`SLACK` in ttc_core/guard)."""
 SUSPECT_SHARE = 0.01
 """One image in a hundred, of one kind: one camera of a hundred has failed. Of ordinary images at
 most one in a thousand is suspect."""
@@ -271,6 +276,25 @@ ALERTS = (
         "A stream is far from the source model.",
         "The adapted parameters of a stream at {{ $labels.instance }} differ from the source's by "
         "{{ $value | humanizePercentage }} of their norm.",
+    ),
+    Alert(
+        "TTCStreamHeld",
+        f"time() - ttc_held_stream_timestamp_seconds > {HELD_SECONDS}",
+        "1m",
+        False,
+        "What a stream adapted to does harm; the source answers it.",
+        "Stream {{ $labels.stream }} at {{ $labels.instance }} has been answered by the source for "
+        "{{ $value | humanizeDuration }}: adapting to it is worse than not to.",
+    ),
+    Alert(
+        "TTCWorseThanSource",
+        f"{SHORT.gauge(M.estimated_accuracy, SOURCES)} - ignoring (answers) "
+        f"{SHORT.gauge(M.estimated_accuracy, ADAPTED)} > {ESTIMATED_HARM:g}",
+        "10m",
+        False,
+        "By the estimate without labels the source would be better.",
+        "Over all streams at {{ $labels.instance }} the source is estimated to be right in "
+        "{{ $value | humanizePercentage }} more of the images than what is adapted.",
     ),
     Alert(
         "TTCNotSaving",

@@ -8,11 +8,12 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 
 from service import tracing
-from service.errors import NoSnapshot, NotReady, PredictionFailed, Refused, StateNotRemoved
+from service.errors import NoSnapshot, PredictionFailed, Refused, StateNotRemoved
 from service.events import Events
 from service.known_ids import FILE, KnownIds
-from service.metrics import Metrics, versions
+from service.metrics import ESTIMATED, Metrics, versions
 from service.saving import Saving, StreamRecord
 from service.schemas import StreamTruth
 from service.silence import Silence
@@ -33,6 +34,7 @@ from service.streams import Streams
 from service.truth import Truth
 from ttc_core.errors import told
 from ttc_core.evaluate import as_batch, warm_up
+from ttc_core.guard.estimate import LATEST
 from ttc_core.methods import Act, Adaptation, HostPrediction, Method, Prediction
 from ttc_core.plugins import source_digest
 
@@ -75,7 +77,10 @@ class ImageAnswer:
 
 @dataclass(frozen=True)
 class _Part:
-    """A stream's images of a pass. They may teach it as long as `record` is the stream's."""
+    """A stream's images of a pass.
+
+    They may teach it as long as `record` is the stream's, and was not brought back meanwhile.
+    """
 
     stream: str
     record: StreamRecord
@@ -202,6 +207,10 @@ class Engine:
         metrics.without_second_view.set_function(
             lambda: sum(s.second_view_off for s in self.streams.values())
         )
+        for answers in ESTIMATED:
+            metrics.estimated_accuracy.labels(answers).set_function(
+                partial(self._estimated_accuracy, answers)
+            )
         metrics.held.set_function(lambda: len(self._held()))
         metrics.held_since.streams = self._held
         metrics.pending_batches.set_function(
@@ -223,6 +232,16 @@ class Engine:
             for name, record in self.streams.items()
             if record.held_since is not None
         }
+
+    def _estimated_accuracy(self, answers: str) -> float:
+        """Mean over the images of late that any stream's guard compared; NaN for none."""
+        known = [each.estimates for each in self.streams.values() if each.estimates is not None]
+        weights = [min(each.images, LATEST) for each in known]
+        total = sum(
+            weight * getattr(each, answers).accuracy
+            for each, weight in zip(known, weights, strict=True)
+        )
+        return float(total / sum(weights)) if known else math.nan
 
     @property
     def unsaved_streams(self) -> int:
@@ -522,6 +541,7 @@ class Engine:
 
         Raises:
             NoSnapshot: there is none.
+            TooManyStreams: it is on disk, and nobody makes room for it.
         """
         return await self._on_device(self._roll_back, stream, to)
 
@@ -532,16 +552,19 @@ class Engine:
         return record
 
     def _roll_back(self, stream: str, to: int | None) -> int:
-        record = self._known(stream)
+        self._known(stream)
+        self.table.admit(stream)  # it may be on disk only, and has to stay in memory
         try:
+            record = self._known(stream)
             version = record.method.roll_back(to)
+            self.table.keep(stream, record)
         except LookupError:
             listed = ", ".join(map(str, record.method.snapshots)) or "none"
             raise NoSnapshot(
                 f"Stream {stream} has no such snapshot; its versions are: {listed}."
             ) from None
-        if not self.table.keep(stream, record):
-            raise NotReady(f"There is no memory for stream {stream}; it is as it was saved.")
+        finally:
+            self.table.release(stream)
         record.take_note()
         self._metrics.rollbacks.labels("request").inc()
         self.events.note("rollback", stream=stream, reason="request", version=version)

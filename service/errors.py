@@ -4,6 +4,7 @@ Refused                   its text is the sentence that the client reads
 ├── Unreadable            400  the bytes cannot be parsed
 ├── Unauthorized          401  the token is missing or wrong
 ├── Forbidden             403  sent by a web page of another origin
+├── NoSnapshot            404  nothing that a stream could be brought back to
 ├── ReceiveTimeout        408  the request did not arrive whole in time
 ├── TooLarge              413  bytes, pixels or count over a limit
 ├── UnknownType           415  a media type that is not taken

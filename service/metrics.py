@@ -43,6 +43,7 @@ EVICTION_REASONS = ("saved", "expired")
 LOSS_TERMS = ("entropy", "similarity", "total")
 SAVE_OUTCOMES = ("saved", "failed")
 ANSWERS = ("right", "wrong")
+ESTIMATED = ("adapted", "source")
 FEEDBACK_OUTCOMES = ("taken", "unknown", "repeated", "contradicting")
 REJECTION_REASONS = tuple(sorted({error.reason for error in STATUS if error.reason}))
 ACCURACY_WINDOW = 500
@@ -262,6 +263,12 @@ class Metrics:
             f"Accuracy over the last {ACCURACY_WINDOW} labelled images; NaN before the first.",
         )
         self.window_accuracy.set(float("nan"))
+        self.estimated_accuracy = gauge(
+            "ttc_estimated_accuracy_ratio",
+            "Accuracy of late without labels, of what is adapted and of the source, all streams in "
+            "memory by the images compared of late; NaN for none.",
+            ("answers",),
+        )
         self.feedback_labels = counter(
             "ttc_feedback_labels_total", "Labels that came later, by outcome.", ("outcome",)
         )
@@ -291,11 +298,14 @@ class Metrics:
             (self.saves, SAVE_OUTCOMES),
             (self.feedback_labels, FEEDBACK_OUTCOMES),
             (self.labelled_confidence, ANSWERS),
+            (self.estimated_accuracy, ESTIMATED),
         ):
             for value in values:
                 metric.labels(value)
         for action in GUARD_ACTIONS:
             self.guard_actions.labels(*action)
+        for each in ESTIMATED:
+            self.estimated_accuracy.labels(each).set(float("nan"))
         for term in LOSS_TERMS:
             self.loss.labels(term).set(float("nan"))  # no loss is not a loss of 0
         self.request_seconds.labels("/predict")

@@ -21,6 +21,7 @@ from service.state_folder import Identity, StateFolder
 from service.truth import Truth
 from ttc_core.errors import UserError
 from ttc_core.frames import KINDS
+from ttc_core.guard.estimate import Estimates
 from ttc_core.methods import Method
 from ttc_core.methods.contract import ADAPTING, HELD, State
 from ttc_core.state import StateError, StateUnreadable, size_bytes
@@ -44,6 +45,7 @@ class StreamRecord:
     mode: str = ADAPTING
     # Since when the source answers, of the clock on the wall; None: it does not.
     held_since: float | None = None
+    estimates: Estimates | None = None
     # What a guard did of late, the oldest first.
     acts: tuple[Mapping[str, Any], ...] = ()
     # Images that looked like a faulty camera's, by kind; which fault they look like lately, and how
@@ -75,6 +77,7 @@ class StreamRecord:
         self.drift = self.method.drift
         self.second_view_off = self.method.second_view_off
         self.details = self.method.details
+        self.estimates = self.method.estimates
         self.mode = self.method.mode
         if self.mode != HELD:
             self.held_since = None
@@ -225,6 +228,7 @@ class Saving:
         record.suspects = Counter({kind: saved[kind] for kind in KINDS if saved.get(kind)})
         record.truth = StreamTruth(**{key: saved.get(key, 0) for key in StreamTruth.model_fields})
         self._truth.take_up(name, record.truth)
+        record.held_since = saved.get("held_since")  # counts only if it still is
         record.take_note()
         record.bytes = state_bytes(record.method)
         self._events.note_repeated("restored", stream=name)
@@ -267,6 +271,7 @@ class Saving:
             "batches": record.batches,
             **record.suspects,
             **truth.model_dump(),
+            **({} if record.held_since is None else {"held_since": int(record.held_since)}),
         }
         with self._lock:
             since = self._changed.pop(name, time.monotonic())

@@ -107,8 +107,9 @@ class ImagePrediction(ClassScore):
     selected: bool = Field(description="whether the method learns from this image")
     mode: str = Field(
         "source",
-        description="what answered: source (nothing adapts), adapting, held (the source, since it "
-        "is safer) or rolled_back (brought back to a good state of late)",
+        description="what answered: source (nothing adapts: the method, or --adapt never), "
+        "adapting, held (the source, since it is safer) or rolled_back (brought back to a good "
+        "state of late)",
     )
     suspect: str | None = Field(
         None,
@@ -165,6 +166,23 @@ class ResetResponse(BaseModel):
     discarded: Discarded
 
 
+class EstimateStatus(BaseModel):
+    """An accuracy that no label told, 0 to 1, or a difference of two, -1 to 1."""
+
+    accuracy: float
+    low: float = Field(description="where a 90 % interval begins")
+    high: float = Field(description="where it ends")
+
+
+class EstimatedAccuracy(BaseModel):
+    """How much of a stream's latest answers is right, estimated without labels."""
+
+    adapted: EstimateStatus = Field(description="of what is served, or would be were it not held")
+    source: EstimateStatus = Field(description="of the source, on the same images")
+    difference: EstimateStatus = Field(description="the first less the second")
+    compared: int = Field(description="images that both answered so far; it is of the last 200")
+
+
 class StreamStatus(BaseModel):
     """One camera's stream."""
 
@@ -176,11 +194,12 @@ class StreamStatus(BaseModel):
     second_view_off: bool = Field(
         False, description="mirror images mean something else here, and are left out"
     )
-    mode: str = Field(
-        "adapting", description="how the next image is answered: adapting, held or rolled_back"
-    )
+    mode: str = Field("adapting", description="how the next image is answered, as an answer's mode")
     held_since: float | None = Field(
         None, description="since when the source answers, in seconds since 1970"
+    )
+    estimated_accuracy: EstimatedAccuracy | None = Field(
+        None, description="without labels; null before the guard has compared an image"
     )
     guard: list[dict[str, Any]] = Field(
         [], description="what the guard did of late, the oldest first: when, why, on what evidence"

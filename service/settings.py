@@ -64,8 +64,8 @@ class Settings(BaseSettings):
     )
     guard: Literal["on", "off", "observe"] = Field(
         default_factory=_usual_guard,
-        description="keep a faulty camera's frames out of what is learned, or only tell them; on "
-        "with ttc_stream",
+        description="keep a faulty camera's frames out of what is learned, and let the source "
+        "answer while adapting does harm; or only tell both; on with ttc_stream",
     )
     mean: Annotated[tuple[float, ...], NoDecode] | None = Field(
         None, description="mean of the model's input, values in [0, 1]"
@@ -87,13 +87,13 @@ class Settings(BaseSettings):
         0, ge=0, le=MOST_THREADS, description="torch's CPU threads; 0: torch's own choice"
     )
     token: SecretStr | None = Field(
-        None, description="bearer token that /predict, /feedback and /reset then ask for"
+        None, description="bearer token that whatever is posted then asks for"
     )
     admin_token: SecretStr | None = Field(
-        None, description="bearer token that /reset asks for instead of --token"
+        None, description="bearer token that /reset and /rollback ask for instead of --token"
     )
     token_reads: bool = Field(
-        False, description="/status and /metrics ask for one of the tokens too"
+        False, description="/status, /snapshots and /metrics ask for one of the tokens too"
     )
     state_dir: Path | None = Field(
         None, description="where streams are saved, and come back from when asked for; ids too"

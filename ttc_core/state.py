@@ -245,11 +245,20 @@ def describe(path: Path) -> str:
         StateError: it is missing or no state file.
     """
     texts = read_header(path)
+    sections = _text(path, texts, "counters", _COUNTERS)
     counters = [
         f"{shown(name.replace('_', ' '))} "
         + (f"{value:.4g}" if isinstance(value, float) else shown(value))
-        for section in _text(path, texts, "counters", _COUNTERS).values()
-        for name, value in section.items()
+        for section, values in sections.items()
+        if not section.startswith(("guard", "snapshot"))
+        for name, value in values.items()
+    ]
+    if watch := sections.get("guard"):
+        counters += [f"{name} {shown(watch.get(name))}" for name in ("held", "alarms")]
+    counters += [
+        f"snapshot {shown(about.get('version'))} after {shown(about.get('images'))} images"
+        for section, about in sections.items()
+        if re.fullmatch(r"snapshot\d+", section)
     ]
     held = ", ".join(counters) or "nothing moved"
     return f"{shown(texts.get('method'))} on {shown(texts.get('model'))}; {held}"

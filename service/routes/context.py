@@ -12,6 +12,7 @@ from service.metrics import Metrics
 from service.schemas import Problem
 from service.settings import Settings
 from ttc_core.methods import Method
+from ttc_core.methods.contract import ADAPTING
 
 # A batch that takes longer has probably hung with its device: balancers should look elsewhere.
 STUCK_SECONDS = 120.0
@@ -39,11 +40,10 @@ class Service:
             return 0
         return sum(tensor.numel() for tensor in self.source.model.affine.values())
 
-    @property
-    def adapts(self) -> bool:
-        """Whether anything follows the images, or learns from them."""
-        learns = self.settings.adapt != "never" or "moments" in self.source.adapts
-        return learns and bool(self.source.adapts)
+    def told(self, mode: str) -> str:
+        """A method's mode as people are told it: it adapts only where it may."""
+        adapts = self.settings.adapt != "never" and bool(self.source.adapts)
+        return "source" if mode == ADAPTING and not adapts else mode
 
     @property
     def is_ready(self) -> bool:

@@ -11,6 +11,8 @@ from service.schemas import (
     ALL_STREAMS,
     STREAM_PATTERN,
     Discarded,
+    EstimatedAccuracy,
+    EstimateStatus,
     ModelStatus,
     ResetResponse,
     RollbackResponse,
@@ -21,6 +23,7 @@ from service.schemas import (
 )
 from service.settings import SECRETS
 from ttc_core.calibration_record import calibrated
+from ttc_core.guard.estimate import Estimate, Estimates
 from ttc_core.rows import plain
 
 router = APIRouter()
@@ -72,7 +75,7 @@ async def snapshots(
 @router.post(
     "/rollback",
     dependencies=[*MAY_ADMINISTER, Depends(without_body)],
-    responses=problems(401, 404, 503),
+    responses=problems(401, 404, 429, 503),
 )
 async def rollback(
     request: Request,
@@ -123,8 +126,9 @@ async def status(service: ServiceNow) -> StatusResponse:
                 pending_batches=record.pending_batches,
                 drift=record.drift,
                 second_view_off=record.second_view_off,
-                mode=record.mode,
+                mode=service.told(record.mode),
                 held_since=record.held_since,
+                estimated_accuracy=_estimated(record.estimates),
                 guard=[dict(act) for act in record.acts],
                 details=dict(record.details),
                 suspect=record.suspect,
@@ -138,4 +142,19 @@ async def status(service: ServiceNow) -> StatusResponse:
         counters=service.metrics.counters(),
         events=list(service.engine.events),
         versions=versions(),
+    )
+
+
+def _estimated(found: Estimates | None) -> EstimatedAccuracy | None:
+    if found is None:
+        return None
+
+    def shown(each: Estimate) -> EstimateStatus:
+        return EstimateStatus(**{name: round(part, 4) for name, part in vars(each).items()})
+
+    return EstimatedAccuracy(
+        adapted=shown(found.adapted),
+        source=shown(found.source),
+        difference=shown(found.difference),
+        compared=found.images,
     )

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -163,7 +163,7 @@ async def _encode(
     until = time.perf_counter() + TURN_SECONDS
     for number, (answer, identifier) in enumerate(zip(answered.answers, ids, strict=True)):
         content += b"," * bool(number)
-        for piece in _prediction(answer, identifier, top_k, names, learn, service.adapts):
+        for piece in _prediction(answer, identifier, top_k, names, learn, service.told):
             content += piece
             if time.perf_counter() > until:
                 await asyncio.sleep(0)
@@ -187,7 +187,7 @@ def _prediction(
     top_k: int,
     names: tuple[str, ...],
     learn: bool,
-    adapts: bool,
+    told: Callable[[str], str],
 ) -> Iterator[bytes]:
     """Write the answer to an image, in pieces of at most MOST_IN_A_PIECE classes."""
     answers, row = answer.answers, answer.row
@@ -208,7 +208,7 @@ def _prediction(
     rest = {
         "entropy": float(answers.entropy[row]),
         "selected": learn and bool(answers.selected[row]),
-        "mode": (answers.modes[row] if answers.modes else ADAPTING) if adapts else "source",
+        "mode": told(answers.modes[row] if answers.modes else ADAPTING),
         "suspect": answers.suspects[row] if answers.suspects else None,
     }
     yield b"]," + _json(rest)[1:]

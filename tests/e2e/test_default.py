@@ -22,7 +22,8 @@ def test_images_without_context_are_answered_alone_and_status_shows_it(serve, pi
     for shown in streams.values():
         assert not shown.second_view_off
         assert shown.details.keys() == {
-            *("late_layers", "images_before", "conditions", "doubt", "temperature")
+            *("late_layers", "images_before", "conditions", "doubt", "temperature"),
+            *("harm", "alarms", "compared"),  # the guard's
         }
     assert streams["alone"].details["images_before"] == pytest.approx(0.2)
     assert streams["ordered"].details["images_before"] != pytest.approx(0.2)

@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from ttc_core.guard.estimate import Estimates
 from ttc_core.methods.contract import Adaptation, Method, Prediction, State
 
 
@@ -58,6 +59,10 @@ class Wrapper:
     @property
     def mode(self) -> str:
         return self.inner.mode
+
+    @property
+    def estimates(self) -> Estimates | None:
+        return self.inner.estimates
 
     @property
     def snapshots(self) -> Mapping[int, int]:

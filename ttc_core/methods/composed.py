@@ -79,6 +79,10 @@ class ComposedMethod(ABC):
         return ADAPTING
 
     @property
+    def estimates(self) -> None:
+        return None
+
+    @property
     def snapshots(self) -> Mapping[int, int]:
         return {}
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch.nn.utils import get_total_norm
 
 from ttc_core.model import SourceModel
 from ttc_core.objective import entropy
+
+if TYPE_CHECKING:
+    from ttc_core.guard.estimate import Estimates
 
 # How an image was answered: by what adapts, by the source since that is safer, or by a state from
 # before to which the stream was brought back lately.
@@ -291,6 +294,10 @@ class Method(Protocol):
     @property
     def mode(self) -> str:
         """How the next image will be answered, of MODES."""
+
+    @property
+    def estimates(self) -> "Estimates | None":
+        """The accuracy of late without labels; None: no guard has compared an image yet."""
 
     @property
     def snapshots(self) -> Mapping[int, int]:

@@ -38,6 +38,7 @@ class OwnMethod:
     contextual = False
     second_view_off = False
     mode = ADAPTING
+    estimates = None
     record_temperature = None
 
     def __init__(self, name: str, model: SourceModel, inner: Any) -> None:
