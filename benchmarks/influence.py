@@ -415,7 +415,7 @@ def with_settings(model: SourceModel, own: Own, odd: Made, *, changed: Own) -> T
             "12 in a row: between, after",
         ),
     )
-    strongest = torch.cat([odd[kind] for kind in STRONGEST])
+    strongest = torch.cat([odd[kind][:4] for kind in STRONGEST])
     for settings in LOWER:
         given = {name: value for name, value in settings.items() if name != WARM_START}
         warm = settings.get(WARM_START, stream_statistics.WARM_START)
@@ -433,6 +433,7 @@ def with_settings(model: SourceModel, own: Own, odd: Made, *, changed: Own) -> T
             after = changed.right(give(method, changed.images[300:400]), 300)
             method.restore(state)
             found = in_a_row(method, own, odd["drawn shapes"], at_once=12, every=20)
+        print(".", end="", flush=True)
         table.add_row(
             ", ".join(f"{name}={value}" for name, value in settings.items()) or "as they are",
             *(f"{float(part.mean()):.1f}" for part in (right[:100], right[100:], after)),

@@ -176,7 +176,7 @@ def test_one_odd_image_hardly_changes_the_answers_to_others(own, odd, settled):
 @pytest.mark.slow
 @pytest.mark.parametrize("age", [1, 20, 300])
 def test_the_bound_holds_for_a_young_stream_and_a_settled_one(own, odd, settled, age):
-    """Twelve of each kind; the younger the stream, the wider the bound."""
+    """Six of each kind; the younger the stream, the wider the bound."""
     method, _, state = settled
     method.restore(state)
     if age < 300:
@@ -184,7 +184,38 @@ def test_the_bound_holds_for_a_young_stream_and_a_settled_one(own, odd, settled,
         influence.give(method, own.images[:age])
     most, changed = {1: (5.0, 0.5), 20: (2.0, 0.2), 300: (1.5, 0.2)}[age]
     for kind, images in odd.items():
-        found = influence.influence(method, images, own.others)
+        found = influence.influence(method, images[:6], own.others)
         assert found.logits.max() <= most, kind
         assert found.changed.max() <= changed, kind
         assert not found.restart.any(), kind
+
+
+@pytest.mark.slow
+def test_twelve_odd_images_in_a_row_again_and_again_are_got_over(own, odd, settled):
+    """Statistics begin anew once or twice, not each time; between them the stream stays far above
+    the source, and afterwards it is where it was."""
+    method, _, state = settled
+    method.restore(state)
+    found = influence.in_a_row(method, own, odd["drawn shapes"], at_once=12, every=20)
+    usual = influence.in_a_row(method, own, own.others[:0], at_once=0, every=20)
+    model = method.model
+    images = model.normalize(model.to_unit(own.images[300:500]))
+    with torch.no_grad():
+        source = float(own.right(model.run(images).logits.argmax(dim=1), 300).mean())
+    assert found.restarts <= 2
+    assert found.between >= source + 20
+    assert found.after >= usual.after - 8
+
+
+def test_a_mirror_image_is_taken_from_a_stream_by_many_images_only():
+    """Of those built for it ten on a new stream, and one in nine of all on one that goes on."""
+    built = 0.5255972, 1.0  # sure of the image, of the other view not at all
+    needed = []
+    for before in (0, 50, 300):
+        bet, count = Bet(), 0
+        for _ in range(before):
+            bet = bet.after(0.05, 0.0)
+        while not bet.lost:
+            bet, count = bet.after(*built), count + 1
+        needed.append(count)
+    assert needed == [10, 16, 46]
