@@ -127,7 +127,8 @@ class Judged:
         classes: (K,) the restyled source's mean answer of late.
         means: (3,) of late, the mean of what the restyled source gives to the source's class and to
             the served one, and of the source's entropy by ln K.
-        latest, whole: over the latest images, and over all alike.
+        latest, whole: over the latest images what the method answered, given out or not; over all
+            alike what was given out.
         images: how many there were.
     """
 
@@ -228,13 +229,12 @@ class Judge:
         served_right = chance(ours)
         source_right = served_right if theirs == ours else chance(theirs)
         terms = Shares(served_right, source_right, float(theirs != ours))
-        if by_source:
-            terms = Shares(source_right, source_right, 0.0)
+        given = Shares(source_right, source_right, 0.0) if by_source else terms
         judged = Judged(
             classes,
             means,
             before.latest.after(terms, 1 / min(count, LATEST)),
-            before.whole.after(terms, 1 / count),
+            before.whole.after(given, 1 / count),
             count,
         )
         return judged, (served_right, source_right)
