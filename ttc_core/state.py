@@ -250,7 +250,7 @@ def describe(path: Path) -> str:
         f"{shown(name.replace('_', ' '))} "
         + (f"{value:.4g}" if isinstance(value, float) else shown(value))
         for section, values in sections.items()
-        if not section.startswith(("guard", "snapshot"))
+        if section.partition(".")[0] != "guard"
         for name, value in values.items()
     ]
     if watch := sections.get("guard"):
@@ -258,7 +258,7 @@ def describe(path: Path) -> str:
     counters += [
         f"snapshot {shown(about.get('version'))} after {shown(about.get('images'))} images"
         for section, about in sections.items()
-        if re.fullmatch(r"snapshot\d+", section)
+        if re.fullmatch(r"guard\.snapshot\d+", section)
     ]
     held = ", ".join(counters) or "nothing moved"
     return f"{shown(texts.get('method'))} on {shown(texts.get('model'))}; {held}"

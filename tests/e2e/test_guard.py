@@ -121,13 +121,15 @@ def test_a_collapsed_stream_is_answered_by_the_source(serve, collapsing, clean):
     assert (gate["mode"], other["mode"], other["held_since"]) == ("held", "adapting", None)
     assert began < gate["held_since"] < time.time()
     assert [(act["action"], act["reason"]) for act in gate["guard"]] == [
+        ("hold", "suspicion"),
         ("hold", "harm"),
         ("reset", "harm"),
     ]
-    assert gate["guard"][0]["evidence"]["harm"] >= 200
+    assert gate["guard"][1]["evidence"]["harm"] >= 200
     assert not gate["guard"][0]["observed"]
     assert other["guard"] == []
     assert [(each["stream"], each["action"]) for each in events] == [
+        ("gate", "hold"),
         ("gate", "hold"),
         ("gate", "reset"),
     ]

@@ -96,7 +96,7 @@ FROM_THE_START = {
     ("ttc_resets_total", "cause"): {"request", "failure", "guard"},
     ("ttc_rollbacks_total", "cause"): {"request", "guard"},
     ("ttc_guard_actions_total", "action"): {"hold", "release", "roll_back", "reset"},
-    ("ttc_guard_actions_total", "reason"): {"harm", "gain", "no_gain"},
+    ("ttc_guard_actions_total", "reason"): {"harm", "suspicion", "gain", "no_gain"},
     ("ttc_estimated_accuracy_ratio", "answers"): {"adapted", "source"},
     ("ttc_feedback_labels_total", "outcome"): {
         *("taken", "unknown", "repeated", "contradicting"),

@@ -24,6 +24,12 @@ def scenes(count, seed=0):
     return [Image(each) for each in pixels.astype(np.uint8)]
 
 
+def learned(engine):
+    """All that there is of the stream, but what the next frame is compared with."""
+    state = engine.streams["s"].method.state()
+    return {name: section for name, section in state.items() if name != "frames"}
+
+
 @pytest.fixture
 def engine_of(monkeypatch):
     """Make engines on a watched method that keeps a good state after each batch."""
@@ -46,9 +52,9 @@ def test_a_batch_that_was_answered_before_teaches_nothing_after(engine_of):
             await step(engine, scenes(5, seed))
         answered = await ask(engine, scenes(5, BATCHES))
         version = await engine.roll_back("s", None)
-        before = engine.streams["s"].method.state()
+        before = learned(engine)
         await engine.adapt(answered, learn=True)
-        assert same(engine.streams["s"].method.state(), before)
+        assert same(learned(engine), before)
         assert engine.streams["s"].images == 5 * BATCHES + 5
         assert value(engine, "ttc_adaptation_skipped_total", reason="shed") == 1
         await step(engine, scenes(5, BATCHES + 1))
