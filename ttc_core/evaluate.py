@@ -273,7 +273,9 @@ class Evaluation:
                 elif key not in references:
                     references |= _earlier_reference(rows, key)
                 row |= tally.results(selects=run.method.selects) | tally.windows()
-                row |= tally.calibration() | _estimated(run.method)
+                row |= tally.calibration()
+                if not self.goes_on:  # else it would be of the passes before as well
+                    row |= _estimated(run.method)
                 if run.guard != "off":
                     row |= {"held": tally.held, "guard_acts": tally.acts}
                 row |= tally.suspects(KINDS)

@@ -303,3 +303,14 @@ def test_a_resnet_50s_snapshots_are_small():
     state = method.state()
     kept = [state[name] for name in state if "snapshot" in name or name == "conditions"]
     assert 0.4e6 < sum(map(size_bytes, kept)) < 0.5e6
+
+
+def test_what_a_method_keeps_beyond_measure_is_in_no_snapshot(model, monkeypatch):
+    """A stream would take three times the memory."""
+    method = Guarded(create("t3a", model))
+    method._take()
+    assert method.snapshots
+    monkeypatch.setattr("ttc_core.guard.guarded.MOST_BYTES", 1000)
+    method.reset()
+    method._take()
+    assert not method.snapshots

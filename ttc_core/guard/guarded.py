@@ -37,10 +37,12 @@ from ttc_core.methods.contract import (
 from ttc_core.methods.parts import Numbers, bounded
 from ttc_core.methods.parts.shadow import answers_to
 from ttc_core.methods.settings import MethodSettings
+from ttc_core.state import size_bytes
 
 SECTION = "guard"
-# Images between two snapshots.
-SNAPSHOT_EVERY = 500
+# Images between two snapshots, and what one may take: T3A's features, or what a user's own method
+# keeps, are not packed, and may be hundreds of megabytes. Then there is no snapshot to go back to.
+SNAPSHOT_EVERY, MOST_BYTES = 500, 500_000
 
 
 class GuardSettings(MethodSettings):
@@ -305,7 +307,8 @@ class Guarded(Wrapper):
         snapshot = Snapshot.of(
             self.inner.state(), source, version=self.version, images=self._watch.images
         )
-        self._snapshots = (*self._snapshots, snapshot)[-MOST:]
+        if sum(map(size_bytes, snapshot.packed.values())) <= MOST_BYTES:
+            self._snapshots = (*self._snapshots, snapshot)[-MOST:]
 
     def roll_back(self, to: int | None = None) -> int:
         found = [each for each in self._snapshots if to in (None, each.version)]
