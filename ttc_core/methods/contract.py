@@ -88,11 +88,11 @@ class Prediction:
         entropy: (N,), of the probabilities; nats, in [0, ln K].
         selected: (N,) bool, the images that `adapt` will learn from.
         version: optimizer steps the method had taken when it answered.
+        pending: private to the method that made it.
         suspects: N, the kind of fault where an image looks like a faulty camera's, else None;
             empty: nobody looked.
         modes: N of MODES; empty: all are the first.
         beside: what the source answered to some of the images; None: it was not asked.
-        pending: private to the method that made it.
     """
 
     logits: Tensor
@@ -100,10 +100,10 @@ class Prediction:
     entropy: Tensor
     selected: Tensor
     version: int
+    pending: Pending = field(default_factory=Pending, repr=False)
     suspects: tuple[str | None, ...] = ()
     modes: tuple[str, ...] = ()
     beside: Beside | None = None
-    pending: Pending = field(default_factory=Pending, repr=False)
 
     @classmethod
     def of(
