@@ -3,7 +3,6 @@
 import asyncio
 import time
 from dataclasses import replace
-from importlib import import_module
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from service.client import AsyncClient, Client
 from service.replay import to_png
 from tests.fixtures.requests import ask, problem
 from ttc_core.datasets import Geometry, open_data
-from ttc_core.guard import guarded
+from ttc_core.guard import watched
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods import create
 from ttc_core.methods.contract import Prediction
@@ -60,13 +59,13 @@ def clean():
 @pytest.fixture
 def collapsing(model):
     """Make a method that collapses, and what watches it."""
-    return lambda mode="on": guarded(Collapsing(create("ttc", model, statistics="moving")), mode)
+    return lambda mode="on": watched(Collapsing(create("ttc", model, statistics="moving")), mode)
 
 
 @pytest.fixture
 def often_kept(monkeypatch):
     """A good state is kept after each batch, not after 500 images."""
-    monkeypatch.setattr(import_module("ttc_core.guard.guarded"), "SNAPSHOT_EVERY", 10)
+    monkeypatch.setattr("ttc_core.guard.guarded.SNAPSHOT_EVERY", 10)
 
 
 def follow(running, images, stream="gate"):

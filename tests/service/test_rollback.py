@@ -1,7 +1,5 @@
 """Bringing a stream back, beside what the queue does with it."""
 
-from importlib import import_module
-
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
@@ -33,7 +31,7 @@ def learned(engine):
 @pytest.fixture
 def engine_of(monkeypatch):
     """Make engines on a watched method that keeps a good state after each batch."""
-    monkeypatch.setattr(import_module("ttc_core.guard.guarded"), "SNAPSHOT_EVERY", 1)
+    monkeypatch.setattr("ttc_core.guard.guarded.SNAPSHOT_EVERY", 1)
 
     def make(**options):
         source = create("ttc", make_model(), guard="on", statistics="moving", samples_per_step=5)

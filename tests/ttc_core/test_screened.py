@@ -15,7 +15,7 @@ from tests.fixtures.contract import (
 )
 from tests.fixtures.networks import make_model
 from ttc_core.evaluate import warm_up
-from ttc_core.guard import MODES, default_mode, divided, guarded, mode_of
+from ttc_core.guard import MODES, default_mode, divided, mode_of, watched
 from ttc_core.methods import create
 from ttc_core.methods.contract import Adaptation, Beside, Prediction
 from ttc_core.state import StateError, load_state, save_state
@@ -155,17 +155,17 @@ def test_a_fork_and_a_reset_start_at_the_source(make):
 
 def test_a_state_file_goes_on_with_the_last_image(make, tmp_path):
     """Also where thresholds have changed, and where nobody watched when it was written."""
-    watched, path = make(), tmp_path / "stream.safetensors"
+    method, path = make(), tmp_path / "stream.safetensors"
     images = pictures(6)
-    walk(watched, [images])
-    save_state(path, watched, name="m", model="small")
+    walk(method, [images])
+    save_state(path, method, name="m", model="small")
     again = make()
     load_state(path, again, name="m", model="small")
     assert again.predict(images[-1:]).suspects == ("frozen",)
     plain = make("off")
     load_state(path, plain, name="m", model="small")
     save_state(path, plain, name="m", model="small")
-    other = guarded(make("off"), "on", {"frames.black_level": 9})
+    other = watched(make("off"), "on", {"frames.black_level": 9})
     load_state(path, other, name="m", model="small")
     assert other.predict(images[-1:]).suspects == (None,)
 
@@ -217,7 +217,7 @@ def test_what_the_source_said_and_how_keeps_its_images():
             )
 
     images = mixed(pictures(3), faults(2))
-    found = guarded(Guarding(), "on").predict(images)
+    found = watched(Guarding(), "on").predict(images)
     assert found.modes == ("held", "adapting", "held", "adapting", "held")
     assert found.selected.tolist() == [True, False, True, False, True]
     assert list(found.beside.rows) == [2]
@@ -241,10 +241,10 @@ def test_the_switch_is_on_with_the_default_alone():
     ]
     assert default_mode("ttc_stream", paper=True) == "off"
     plain = create("source", make_model())
-    assert [mode_of(guarded(plain, mode)) for mode in MODES] == list(MODES)
-    assert guarded(plain, "off") is plain
+    assert [mode_of(watched(plain, mode)) for mode in MODES] == list(MODES)
+    assert watched(plain, "off") is plain
     with pytest.raises(ValueError, match="on, off, observe"):
-        guarded(plain, "maybe")
+        watched(plain, "maybe")
 
 
 def test_thresholds_are_settings_of_frames():

@@ -1,6 +1,6 @@
 """Adaptation that watches itself: evidence, snapshots, and what is done about harm.
 
-`guarded` puts it around any method. `on`: frames of a camera that fails are kept out of all
+`watched` puts it around any method. `on`: frames of a camera that fails are kept out of all
 learning, and the source answers where adapting does harm; `observe`: both are told, and nothing is
 done; `off`: nothing is looked at.
 """
@@ -41,7 +41,7 @@ def divided(pairs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     return own, {key: value for key, value in pairs.items() if key not in own}
 
 
-def guarded(method: Method, mode: str, given: Mapping[str, Any] | None = None) -> Method:
+def watched(method: Method, mode: str, given: Mapping[str, Any] | None = None) -> Method:
     """Have a method watched.
 
     Args:

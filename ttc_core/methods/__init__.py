@@ -98,11 +98,11 @@ def create(
     Raises:
         ValueError: no such method or setting, a value out of range, or a network it cannot adapt.
     """
-    from ttc_core.guard import guarded  # it knows the contract, and so this package
+    from ttc_core.guard import watched  # it knows the contract, and so this package
 
     made, own = method_class(name), name not in METHODS
     method = wrapped(name, made, model, settings) if own else made(model, **settings)
-    return guarded(method, guard, watching)
+    return watched(method, guard, watching)
 
 
 def settings_for(name: str, given: Mapping[str, str], *, statistics: str | None) -> dict[str, Any]:
