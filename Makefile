@@ -24,7 +24,7 @@ TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py docs \
   $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
-.PHONY: install demo test test-lowest check lock tables small-batches streams study ablation sensitivity benchmark \
+.PHONY: install demo test test-lowest check lock tables small-batches streams harm study ablation sensitivity benchmark \
   cost saving queue beside monitoring picture \
   clean
 
@@ -105,6 +105,9 @@ benchmark: $(INSTALLED)  ## images a second beside a bare loop, offline and over
 
 cost: $(INSTALLED)  ## what each method costs, as a multiple of SOURCE
 	$(BIN)/python -m benchmarks.cost --model $(MODEL)
+
+harm: $(INSTALLED)  ## what the guard does where adapting does harm
+	$(BIN)/python -m benchmarks.harm
 
 saving: $(INSTALLED)  ## what saving costs the cameras
 	$(BIN)/python -m benchmarks.saving

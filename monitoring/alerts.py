@@ -20,6 +20,7 @@ BATCH_STATISTICS = 'ttc_model_info{statistics="batch"}'
 SHORT, LONG = Queries(window="5m"), Queries(window="15m")
 TARGET = f"on ({', '.join(PER_TARGET)})"
 PREDICT = 'route="/predict"'
+SOURCES, ADAPTED = 'answers="source"', 'answers="adapted"'
 NOT_WRITTEN = 'outcome="failed"'
 
 # Thresholds, and why these.
@@ -64,6 +65,14 @@ DRIFT = 1.0
 """As far as the source's parameters are long. TTC moves about 0.02 in 2,000 images (LOG.md)."""
 SMALL_BATCH = 16
 """Images. Batch statistics of fewer cost points: NORM 62 % at 100, 59 % at 16, 14 % at 1."""
+HELD_SECONDS = 600
+"""A stream that was harmed for a moment has been released by then; this one has a cause that stays.
+It is answered, by the source."""
+ESTIMATED_HARM = 0.25
+"""Points that the guard, too, leaves the estimate to be wrong by (`SLACK` in ttc_core/guard)."""
+SUSPECT_SHARE = 0.01
+"""One image in a hundred, of one kind: one camera of a hundred has failed. Of ordinary images at
+most one in a thousand is suspect."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +278,25 @@ ALERTS = (
         "{{ $value | humanizePercentage }} of their norm.",
     ),
     Alert(
+        "TTCStreamHeld",
+        f"time() - ttc_held_stream_timestamp_seconds > {HELD_SECONDS}",
+        "1m",
+        False,
+        "What a stream adapted to does harm; the source answers it.",
+        "Stream {{ $labels.stream }} at {{ $labels.instance }} has been answered by the source for "
+        "{{ $value | humanizeDuration }}: adapting to it is worse than not to.",
+    ),
+    Alert(
+        "TTCWorseThanSource",
+        f"{SHORT.gauge(M.estimated_accuracy, SOURCES)} - ignoring (answers) "
+        f"{SHORT.gauge(M.estimated_accuracy, ADAPTED)} > {ESTIMATED_HARM:g}",
+        "10m",
+        False,
+        "By the estimate without labels the source would be better.",
+        "Over all streams at {{ $labels.instance }} the source is estimated to be right in "
+        "{{ $value | humanizePercentage }} more of the images than what is adapted.",
+    ),
+    Alert(
         "TTCNotSaving",
         f"{SHORT.gauge(M.unsaved_streams)} > 0 "
         f"and {TARGET} {SHORT.increase(M.saves, NOT_WRITTEN)} > 0",
@@ -277,6 +305,25 @@ ALERTS = (
         "What streams learn cannot be saved.",
         "{{ $value }} streams at {{ $labels.instance }} have learned what no file has, and writing "
         "fails: the disk of --state-dir is full or away, or a method's state cannot be written.",
+    ),
+    Alert(
+        "TTCSuspectFrames",
+        f"{LONG.increase(M.suspects, by=('kind',))} / {TARGET} group_left () "
+        f"({LONG.increase(M.images)} >= {FEWEST_ANSWERS}) > {SUSPECT_SHARE:g}",
+        "10m",
+        False,
+        "Cameras send faulty frames.",
+        "{{ $value | humanizePercentage }} of the images at {{ $labels.instance }} over fifteen "
+        "minutes look {{ $labels.kind }}: a camera has failed. Its answers tell nothing.",
+    ),
+    Alert(
+        "TTCSilentStreams",
+        f"{SHORT.gauge(M.silent_streams)} > 0",
+        "10m",
+        False,
+        "Cameras have gone silent.",
+        "{{ $value }} streams at {{ $labels.instance }} have sent nothing for much longer than is "
+        "their habit.",
     ),
     Alert(
         "TTCSmallBatches",

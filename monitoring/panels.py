@@ -13,6 +13,7 @@ Kind = Literal["lines", "stacked", "share", "heatmap", "value", "table"]
 Q = Queries('job=~"$job", instance=~"$instance"', "$__rate_interval", by=("instance",))
 PREDICT = 'route="/predict"'
 UP_NOW, BUILD = Q.selector("up"), Q.selector("ttc_build_info")
+HELD_SINCE = "ttc_held_stream_timestamp_seconds"  # no series while no stream is held
 # Of the labelled answers the mean confidence less the share that was right.
 SURE = M.labelled_confidence
 RIGHT = Q.observed(SURE, 'answer="right"')
@@ -163,6 +164,33 @@ UP = Section(
             "What a kill would lose. Above --save-interval: saving fails, or cannot keep up.",
             (Query(Q.gauge(M.unsaved_age), "{{instance}}"),),
             unit="s",
+            width=12,
+        ),
+    ),
+)
+
+CAMERAS = Section(
+    "Do the cameras work?",
+    (
+        Panel(
+            "Share of suspect images",
+            "Of all images those that look like a faulty camera's, by kind; `/status` says in "
+            "which streams. They are answered, and with --guard on nothing is learned from them.",
+            (
+                Query(
+                    f"{Q.rate(M.suspects, by=('kind',))} "
+                    f"/ on (instance) group_left () ({Q.rate(M.images)} > 0)",
+                    "{{kind}} {{instance}}",
+                ),
+            ),
+            unit="percentunit",
+            width=12,
+        ),
+        Panel(
+            "Silent streams",
+            "Streams that have sent nothing for much longer than is their habit, for a day at "
+            "most; `/status` and the events name them.",
+            (Query(Q.gauge(M.silent_streams), "{{instance}}"),),
             width=12,
         ),
     ),
@@ -424,6 +452,44 @@ ADAPTATION = Section(
     ),
 )
 
+GUARD = Section(
+    "Does adapting do harm?",
+    (
+        Panel(
+            "Streams the source answers",
+            "What they adapted to was seen to do harm, or is suspected to; `/status` says of each "
+            "since when, on what evidence and what was done.",
+            (
+                Query(Q.gauge(M.held), "{{instance}}"),
+                Query(Q.gauge(M.streams), "all {{instance}}"),
+            ),
+        ),
+        Panel(
+            "How long the source has answered",
+            "By stream, of the five for which it has been longest; a line at 0 is no stream.",
+            (
+                Query(
+                    f"time() - {Q.selector(HELD_SINCE)} or 0 * {Q.gauge(M.held)}",
+                    "{{stream}} {{instance}}",
+                ),
+            ),
+            unit="s",
+        ),
+        Panel(
+            "What the guard did",
+            "By action and reason, and rollbacks by cause; with --guard observe what it would "
+            "have done.",
+            (
+                Query(
+                    Q.increase(M.guard_actions, by=("action", "reason")),
+                    "{{action}}, {{reason}} {{instance}}",
+                ),
+                Query(Q.increase(M.rollbacks, by=("cause",)), "rollback, {{cause}} {{instance}}"),
+            ),
+        ),
+    ),
+)
+
 TRUTH = Section(
     "Is it right?",
     (
@@ -435,7 +501,17 @@ TRUTH = Section(
                 Query(f"{Q.gauge(M.window_accuracy)} >= 0", "last 500 {{instance}}"),
             ),
             unit="percentunit",
-            width=12,
+            limits=(0, 1),
+        ),
+        Panel(
+            "Estimated accuracy",
+            "Without labels, of the images that the source answered, too: of what is adapted, and "
+            "of the source. In the mean it is wrong by 10 to 14 points. Empty with --guard off.",
+            (
+                Query(f"{Q.gauge(M.estimated_accuracy)} >= 0", "{{answers}} {{instance}}"),
+                Query(f"{Q.gauge(M.window_accuracy)} >= 0", "by labels {{instance}}"),
+            ),
+            unit="percentunit",
             limits=(0, 1),
         ),
         Panel(
@@ -443,7 +519,6 @@ TRUTH = Section(
             "How many labels a second came, with their images or later: the accuracy is of these.",
             (Query(Q.rate(M.labelled), "{{instance}}"),),
             unit="images/s",
-            width=12,
         ),
         Panel(
             "Confidence less accuracy",
@@ -478,7 +553,7 @@ TRUTH = Section(
     ),
 )
 
-SECTIONS = (UP, ERRORS, LATENCY, SATURATION, ADAPTATION, TRUTH)
+SECTIONS = (UP, CAMERAS, ERRORS, LATENCY, SATURATION, ADAPTATION, GUARD, TRUTH)
 
 # Metrics that no panel shows, and why.
 WITHOUT_PANEL = {

@@ -80,6 +80,8 @@ def build(settings: Settings, source: Method) -> FastAPI:
         stream_expiry=settings.stream_expiry,
         state_dir=settings.state_dir,
         feedback_ids=settings.feedback_ids,
+        silent_factor=settings.silent_factor,
+        silent_seconds=settings.silent_seconds,
     )
 
     @contextlib.asynccontextmanager
@@ -100,6 +102,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         loop = asyncio.create_task(batcher.run(), name="batcher")
         lag = asyncio.create_task(_measure_lag(metrics), name="lag")
         saving = asyncio.create_task(engine.keep_saving(settings.save_interval), name="saving")
+        silence = asyncio.create_task(engine.silence.watch(), name="silence")
         service.ready = True
         try:
             yield
@@ -110,6 +113,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
             await loop
             lag.cancel()
             saving.cancel()
+            silence.cancel()
             intake.close()
             service.saved = False
             try:

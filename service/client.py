@@ -20,6 +20,8 @@ from service.schemas import (
     Health,
     PredictResponse,
     ResetResponse,
+    RollbackResponse,
+    SnapshotsResponse,
     StatusResponse,
 )
 from ttc_core.errors import UserError
@@ -163,6 +165,15 @@ def _reset_call(stream: str | None) -> Call[ResetResponse]:
     return Call("POST", "/reset", ResetResponse, _stream(stream), admin=True)
 
 
+def _rollback_call(stream: str | None, to: int | None) -> Call[RollbackResponse]:
+    params = _stream(stream) | ({} if to is None else {"to": str(to)})
+    return Call("POST", "/rollback", RollbackResponse, params, admin=True)
+
+
+def _snapshots_call(stream: str | None) -> Call[SnapshotsResponse]:
+    return Call("GET", "/snapshots", SnapshotsResponse, _stream(stream))
+
+
 _STATUS_CALL = Call("GET", "/status", StatusResponse)
 _READY_CALL = Call("GET", "/readyz", Health)
 
@@ -276,7 +287,7 @@ class Client(_Connection):
     Args:
         url: of the service, with a path if it is served under one.
         token: what the server's --token says, if it has one.
-        admin_token: what its --admin-token says, for resets; either may stand for both.
+        admin_token: what its --admin-token says, for resets and rollbacks; either stands for both.
         timeout: seconds to wait for connecting, and for an answer.
 
     Every method raises ServiceError when no result came; nothing is tried again by itself.
@@ -337,6 +348,14 @@ class Client(_Connection):
     def reset(self, stream: str | None = None) -> ResetResponse:
         """Put a stream back to the source model; "*" means all, None the default one."""
         return self.send(_reset_call(stream))
+
+    def snapshots(self, stream: str | None = None) -> SnapshotsResponse:
+        """List the good states of a stream that `rollback` can go back to."""
+        return self.send(_snapshots_call(stream))
+
+    def rollback(self, stream: str | None = None, to: int | None = None) -> RollbackResponse:
+        """Bring a stream back to a good state, by its version; None: the last one."""
+        return self.send(_rollback_call(stream, to))
 
     def status(self) -> StatusResponse:
         """Read what is served and how it fares."""
@@ -418,6 +437,14 @@ class AsyncClient(_Connection):
     async def reset(self, stream: str | None = None) -> ResetResponse:
         """Put a stream back to the source model; "*" means all, None the default one."""
         return await self.send(_reset_call(stream))
+
+    async def snapshots(self, stream: str | None = None) -> SnapshotsResponse:
+        """List the good states of a stream that `rollback` can go back to."""
+        return await self.send(_snapshots_call(stream))
+
+    async def rollback(self, stream: str | None = None, to: int | None = None) -> RollbackResponse:
+        """Bring a stream back to a good state, by its version; None: the last one."""
+        return await self.send(_rollback_call(stream, to))
 
     async def status(self) -> StatusResponse:
         """Read what is served and how it fares."""

@@ -8,11 +8,12 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,24 +22,31 @@ import torch
 from numpy.typing import NDArray
 
 from service import tracing
-from service.errors import PredictionFailed, Refused, StateNotRemoved
+from service.errors import NoSnapshot, PredictionFailed, Refused, StateNotRemoved
 from service.events import Events
 from service.known_ids import FILE, KnownIds
-from service.metrics import Metrics, versions
+from service.metrics import ESTIMATED, Metrics, versions
 from service.saving import Saving, StreamRecord
 from service.schemas import StreamTruth
+from service.silence import Silence
 from service.state_folder import StateFolder
 from service.streams import Streams
 from service.truth import Truth
 from ttc_core.errors import told
 from ttc_core.evaluate import as_batch, warm_up
-from ttc_core.methods import Adaptation, HostPrediction, Method, Prediction
+from ttc_core.guard.estimate import LATEST
+from ttc_core.methods import Act, Adaptation, HostPrediction, Method, Prediction
 from ttc_core.plugins import source_digest
 
 log = logging.getLogger(__name__)
 
 # Why nothing is learned from a batch by intent, or was told already; the metric counts them all.
-UNREMARKABLE = (None, "shed", "none_selected", "failed")
+UNREMARKABLE = (None, "shed", "none_selected", "suspect", "failed")
+# A camera that failed is well after so many ordinary images.
+WELL_AFTER = 50
+
+# What a guard did with a stream: so many are kept for /status.
+ACTS = 5
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -69,7 +77,10 @@ class ImageAnswer:
 
 @dataclass(frozen=True)
 class _Part:
-    """A stream's images of a pass. They may teach it as long as `record` is the stream's."""
+    """A stream's images of a pass.
+
+    They may teach it as long as `record` is the stream's, and was not brought back meanwhile.
+    """
 
     stream: str
     record: StreamRecord
@@ -127,6 +138,7 @@ class Engine:
         stream_expiry: idle seconds after which a stream that cannot be saved makes room.
         state_dir: where streams and ids are saved, or None. It is held until `close`.
         feedback_ids: answers to images with an id that a label may still come for.
+        silent_factor, silent_seconds: as `Silence` has them.
 
     Raises:
         StateFolderError: the folder cannot be used, or another process holds it.
@@ -145,6 +157,8 @@ class Engine:
         stream_expiry: float = 3600.0,
         state_dir: Path | None = None,
         feedback_ids: int = 1_000_000,
+        silent_factor: float = 3.0,
+        silent_seconds: float = 60.0,
     ) -> None:
         self._source, self._metrics = source, metrics
         self._names = {"name": method_name, "model": model_spec}
@@ -176,6 +190,9 @@ class Engine:
             most_bytes=max_stream_bytes,
             expiry=stream_expiry,
         )
+        self.silence = Silence(
+            self.events, factor=silent_factor, least=silent_seconds, most_streams=2 * max_streams
+        )
         self.last_adapt_seconds = 0.0
         self._device = ThreadPoolExecutor(
             1,
@@ -190,16 +207,41 @@ class Engine:
         metrics.without_second_view.set_function(
             lambda: sum(s.second_view_off for s in self.streams.values())
         )
+        for answers in ESTIMATED:
+            metrics.estimated_accuracy.labels(answers).set_function(
+                partial(self._estimated_accuracy, answers)
+            )
+        metrics.held.set_function(lambda: len(self._held()))
+        metrics.held_since.streams = self._held
         metrics.pending_batches.set_function(
             lambda: sum(s.pending_batches for s in self.streams.values())
         )
         metrics.unsaved_streams.set_function(lambda: self.unsaved_streams)
+        metrics.silent_streams.set_function(lambda: len(self.silence.silent))
         metrics.unsaved_age.set_function(lambda: self._saving.unsaved_age)
 
     @property
     def streams(self) -> dict[str, StreamRecord]:
         """The streams in memory by name; a copy."""
         return self.table.records
+
+    def _held(self) -> dict[str, float]:
+        """The streams that the source answers, and since when."""
+        return {
+            name: record.held_since
+            for name, record in self.streams.items()
+            if record.held_since is not None
+        }
+
+    def _estimated_accuracy(self, answers: str) -> float:
+        """Mean over the images of late that any stream's guard compared; NaN for none."""
+        known = [each.estimates for each in self.streams.values() if each.estimates is not None]
+        weights = [min(each.images, LATEST) for each in known]
+        total = sum(
+            weight * getattr(each, answers).accuracy
+            for each, weight in zip(known, weights, strict=True)
+        )
+        return float(total / sum(weights)) if known else math.nan
 
     @property
     def unsaved_streams(self) -> int:
@@ -325,10 +367,13 @@ class Engine:
         else:
             record.images += len(part.labels)
             record.batches += 1
+            self._note_suspects(stream, record, part.answers.suspects)
             if self.table.keep(stream, record):
                 outcome = self._learn(stream, record, part.prediction, learn)
                 was_off = record.second_view_off
                 record.take_note()
+                for act in outcome.acts:
+                    self._tell_act(stream, record, act)
                 if record.second_view_off and not was_off:
                     self.events.note(
                         "second_view_off",
@@ -347,6 +392,45 @@ class Engine:
         tracing.note(selected=outcome.selected, stepped=outcome.stepped, skipped=outcome.skipped)
         self.last_adapt_seconds = time.perf_counter() - started
         self._metrics.stage_seconds.labels("adapt").observe(self.last_adapt_seconds)
+
+    def _tell_act(self, stream: str, record: StreamRecord, act: Act) -> None:
+        """Count and tell what a guard did."""
+        fields: dict[str, Any] = {
+            "action": act.action,
+            "reason": act.reason,
+            "observed": act.observed,
+        }
+        fields["evidence"] = {name: round(number, 4) for name, number in act.evidence.items()}
+        record.acts = (*record.acts, {"time": time.time(), **fields})[-ACTS:]
+        self.events.note(
+            "guard", level=logging.WARNING, stream=stream, images=record.images, **fields
+        )
+        self._metrics.guard_actions.labels(act.action, act.reason).inc()
+        if act.observed:
+            return
+        if act.action == "reset":
+            self._metrics.count_reset("guard")
+        elif act.action == "roll_back":
+            self._metrics.rollbacks.labels("guard").inc()
+
+    def _note_suspects(
+        self, stream: str, record: StreamRecord, suspects: Sequence[str | None]
+    ) -> None:
+        """Count the images that look like a faulty camera's, and tell when that begins and ends."""
+        for kind in suspects:
+            if kind is None:
+                record.ordinary += 1
+            else:
+                record.suspects[kind] += 1
+                record.ordinary = 0
+            if kind is not None and kind != record.suspect:
+                record.suspect = kind
+                self.events.note_repeated(
+                    "suspect", level=logging.WARNING, stream=stream, kind=kind
+                )
+            elif record.suspect is not None and record.ordinary >= WELL_AFTER:
+                record.suspect = None
+                self.events.note_repeated("suspect_over", stream=stream)
 
     def _learn(
         self, stream: str, record: StreamRecord, prediction: Prediction, learn: bool
@@ -384,6 +468,7 @@ class Engine:
         self._metrics.stage_seconds.labels("forward").observe(part.seconds)
         selects = learn and part.record.method.selects
         self._metrics.count_answers(part.answers, selects=selects)
+        self.silence.heard(part.stream)
         self.truth.count(part.stream, part.predicted, part.labels, part.confidences)
 
     # Control
@@ -432,6 +517,7 @@ class Engine:
         in_memory = self.table.forget(names)
         # Labels may have come for streams that are neither in memory nor saved.
         self.truth.forget({*names, *(self.truth.streams if all_streams else ())})
+        self.silence.forget(None if all_streams else names)
         return names, known, in_memory
 
     def _tell_reset(self, names: list[str], known: int, kept: dict[str, str]) -> None:
@@ -441,6 +527,49 @@ class Engine:
             self.events.note("reset", stream=name, reason="request")
         for name, reason in kept.items():
             self.events.note("not_removed", stream=name, level=logging.ERROR, reason=reason)
+
+    async def snapshots(self, stream: str) -> Mapping[int, int]:
+        """What a stream can be brought back to: versions, and after how many images each was.
+
+        Raises:
+            NoSnapshot: the stream is neither in memory nor saved.
+        """
+        return await self._on_device(lambda: self._known(stream).method.snapshots)
+
+    async def roll_back(self, stream: str, to: int | None) -> int:
+        """Bring a stream back to a snapshot, the last one if none is named; return its version.
+
+        Raises:
+            NoSnapshot: there is none.
+            TooManyStreams: it is on disk, and nobody makes room for it.
+        """
+        return await self._on_device(self._roll_back, stream, to)
+
+    def _known(self, stream: str) -> StreamRecord:
+        record = self.table.get(stream)
+        if record.is_new:
+            raise NoSnapshot(f"Stream {stream} has had no images; it is at the source.")
+        return record
+
+    def _roll_back(self, stream: str, to: int | None) -> int:
+        self._known(stream)
+        self.table.admit(stream)  # it may be on disk only, and has to stay in memory
+        try:
+            record = self._known(stream)
+            version = record.method.roll_back(to)
+            self.table.keep(stream, record)
+        except LookupError:
+            listed = ", ".join(map(str, record.method.snapshots)) or "none"
+            raise NoSnapshot(
+                f"Stream {stream} has no such snapshot; its versions are: {listed}."
+            ) from None
+        finally:
+            self.table.release(stream)
+        record.take_note()
+        self._metrics.rollbacks.labels("request").inc()
+        self.events.note("rollback", stream=stream, reason="request", version=version)
+        self._saving.note_change(stream)
+        return version
 
     # Saved state
 

@@ -4,6 +4,7 @@ Refused                   its text is the sentence that the client reads
 ├── Unreadable            400  the bytes cannot be parsed
 ├── Unauthorized          401  the token is missing or wrong
 ├── Forbidden             403  sent by a web page of another origin
+├── NoSnapshot            404  nothing that a stream could be brought back to
 ├── ReceiveTimeout        408  the request did not arrive whole in time
 ├── TooLarge              413  bytes, pixels or count over a limit
 ├── UnknownType           415  a media type that is not taken
@@ -77,6 +78,10 @@ class Forbidden(Refused):
     """A web page of another origin sent it by way of somebody's browser."""
 
 
+class NoSnapshot(Refused):
+    """A stream cannot be brought back: it has no snapshot, or none of that version."""
+
+
 class ReceiveTimeout(Refused):
     """The request did not arrive whole in time."""
 
@@ -143,6 +148,7 @@ _ANSWERS: dict[type[Refused], tuple[int, str]] = {
     Unreadable: (400, "Unreadable request"),
     Unauthorized: (401, "Unauthorized"),
     Forbidden: (403, "Forbidden"),
+    NoSnapshot: (404, "No such snapshot"),
     ReceiveTimeout: (408, "Request timeout"),
     TooLarge: (413, "Too large"),
     UnknownType: (415, "Unsupported media type"),

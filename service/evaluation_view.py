@@ -98,5 +98,6 @@ class EvaluationView:
         self.rows.append(row)
         self.view.finish(row)
         if self._predictions is not None:
-            kept = {name: columns[name] for name in columns.keys() - set(calibration.COLUMNS)}
+            others = {*calibration.COLUMNS, "suspect"}
+            kept = {name: columns[name] for name in columns.keys() - others}
             save_arrays(self._predictions, kept)

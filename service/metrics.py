@@ -2,7 +2,7 @@
 
 import platform
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 
 import numpy as np
@@ -16,8 +16,11 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from service.errors import CLIENT_CLOSED_REQUEST, STATUS
+from ttc_core.frames import KINDS
 from ttc_core.methods import Adaptation, HostPrediction
 
 # A time of creation beside every counter: a fifth of the text, and nobody asks for it.
@@ -28,12 +31,19 @@ BATCH_REASONS = ("full", "wait", "drain")
 # Sent nothing; did not finish a request; did not take its answer; made room for another.
 CLOSE_REASONS = ("silent", "slow", "unread", "crowded")
 # A method of a user's own may have others: they are "other".
-SKIP_REASONS = ("none_selected", "non_finite", "shed", "failed", "other")
-RESET_CAUSES = ("request", "failure")
+SKIP_REASONS = ("none_selected", "non_finite", "shed", "suspect", "failed", "other")
+RESET_CAUSES = ("request", "failure", "guard")
+ROLLBACK_CAUSES = ("request", "guard")
+# What a guard does, and why.
+GUARD_ACTIONS = tuple(
+    [(action, "harm") for action in ("hold", "roll_back", "reset")]
+    + [("hold", "suspicion"), ("release", "suspicion"), ("release", "gain"), ("reset", "no_gain")]
+)
 EVICTION_REASONS = ("saved", "expired")
 LOSS_TERMS = ("entropy", "similarity", "total")
 SAVE_OUTCOMES = ("saved", "failed")
 ANSWERS = ("right", "wrong")
+ESTIMATED = ("adapted", "source")
 FEEDBACK_OUTCOMES = ("taken", "unknown", "repeated", "contradicting")
 REJECTION_REASONS = tuple(sorted({error.reason for error in STATUS if error.reason}))
 ACCURACY_WINDOW = 500
@@ -46,6 +56,8 @@ LAGS_KEPT = 120
 UNITS = ("seconds", "bytes", "nats", "ratio", "images", "batches", "requests", "steps")
 # Beyond this many classes a series a class would be too many.
 MOST_CLASS_LABELS = 100
+# Streams that are named while they are held: whoever is woken needs the worst, not all.
+MOST_HELD_LABELS = 5
 
 SECONDS = (
     *(0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128),
@@ -183,6 +195,15 @@ class Metrics:
             "ttc_streams_without_second_view",
             "Streams in memory whose mirror images mean something else, and are left out.",
         )
+        self.suspects = counter(
+            "ttc_suspect_images_total",
+            "Images answered that look like a faulty camera's, by kind; 0 with --guard off.",
+            ("kind",),
+        )
+        self.silent_streams = gauge(
+            "ttc_silent_streams",
+            "Streams that have sent nothing for much longer than is their habit.",
+        )
         self.predictions = (
             counter("ttc_predictions_total", "Answers, by class.", ("class",))
             if classes <= MOST_CLASS_LABELS
@@ -198,6 +219,20 @@ class Metrics:
             "ttc_last_reset_timestamp_seconds", "Unix time of the last reset; 0 for none."
         )
         self.resets = counter("ttc_resets_total", "Streams put back to the source.", ("cause",))
+        self.rollbacks = counter(
+            "ttc_rollbacks_total", "Streams brought back to a snapshot.", ("cause",)
+        )
+        self.guard_actions = counter(
+            "ttc_guard_actions_total",
+            "What guards did, or would have done, by action and reason.",
+            ("action", "reason"),
+        )
+        self.held = gauge("ttc_held_streams", "Streams in memory that the source answers.")
+        self.held_since = _LongestHeld(
+            "Unix time since when the source answers a stream, of the "
+            f"{MOST_HELD_LABELS} of which it has been longest."
+        )
+        registry.register(self.held_since)
         self.streams = gauge("ttc_streams", "Streams in memory that adapt apart.")
         self.stream_bytes = gauge("ttc_stream_state_bytes", "Memory of the streams' states.")
         self.evicted = counter(
@@ -228,6 +263,12 @@ class Metrics:
             f"Accuracy over the last {ACCURACY_WINDOW} labelled images; NaN before the first.",
         )
         self.window_accuracy.set(float("nan"))
+        self.estimated_accuracy = gauge(
+            "ttc_estimated_accuracy_ratio",
+            "Accuracy of late without labels, of what is adapted and of the source, all streams in "
+            "memory by the images compared of late; NaN for none.",
+            ("answers",),
+        )
         self.feedback_labels = counter(
             "ttc_feedback_labels_total", "Labels that came later, by outcome.", ("outcome",)
         )
@@ -250,14 +291,21 @@ class Metrics:
             (self.batches, BATCH_REASONS),
             (self.loss, LOSS_TERMS),
             (self.skipped, SKIP_REASONS),
+            (self.suspects, KINDS),
             (self.resets, RESET_CAUSES),
+            (self.rollbacks, ROLLBACK_CAUSES),
             (self.evicted, EVICTION_REASONS),
             (self.saves, SAVE_OUTCOMES),
             (self.feedback_labels, FEEDBACK_OUTCOMES),
             (self.labelled_confidence, ANSWERS),
+            (self.estimated_accuracy, ESTIMATED),
         ):
             for value in values:
                 metric.labels(value)
+        for action in GUARD_ACTIONS:
+            self.guard_actions.labels(*action)
+        for each in ESTIMATED:
+            self.estimated_accuracy.labels(each).set(float("nan"))
         for term in LOSS_TERMS:
             self.loss.labels(term).set(float("nan"))  # no loss is not a loss of 0
         self.request_seconds.labels("/predict")
@@ -289,6 +337,8 @@ class Metrics:
         """
         predicted = answers.predicted
         self.images.inc(len(predicted))
+        for kind in filter(None, answers.suspects):
+            self.suspects.labels(kind).inc()
         for entropy in answers.entropy:
             self.entropy.observe(float(entropy))
         for confidence in answers.probabilities.max(axis=1):
@@ -334,6 +384,24 @@ class Metrics:
             for sample in family.samples
             if family.type == "counter" and sample.name.startswith("ttc_") and not sample.labels
         }
+
+
+class _LongestHeld(Collector):
+    """A series for each of a few streams: labels are bounded, however many are held."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        # The streams that are held, and since when, in seconds since 1970.
+        self.streams: Callable[[], Mapping[str, float]] = dict
+
+    def collect(self) -> Iterable[Metric]:
+        held = GaugeMetricFamily(
+            "ttc_held_stream_timestamp_seconds", self._text, labels=["stream"], unit="seconds"
+        )
+        longest = sorted(self.streams().items(), key=lambda each: each[1])
+        for stream, since in longest[:MOST_HELD_LABELS]:
+            held.add_metric([stream], since)
+        yield held
 
 
 def unit_of(name: str) -> str:

@@ -9,9 +9,10 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from service.events import Events
 from service.metrics import Metrics
@@ -19,8 +20,10 @@ from service.schemas import StreamTruth
 from service.state_folder import Identity, StateFolder
 from service.truth import Truth
 from ttc_core.errors import UserError
+from ttc_core.frames import KINDS
+from ttc_core.guard.estimate import Estimates
 from ttc_core.methods import Method
-from ttc_core.methods.contract import State
+from ttc_core.methods.contract import ADAPTING, HELD, State
 from ttc_core.state import StateError, StateUnreadable, size_bytes
 
 # After a file that could not be written no other is tried for so long, but in the background.
@@ -39,6 +42,17 @@ class StreamRecord:
     drift: float = 0.0
     second_view_off: bool = False
     details: Mapping[str, float] = field(default_factory=dict)
+    mode: str = ADAPTING
+    # Since when the source answers, of the clock on the wall; None: it does not.
+    held_since: float | None = None
+    estimates: Estimates | None = None
+    # What a guard did of late, the oldest first.
+    acts: tuple[Mapping[str, Any], ...] = ()
+    # Images that looked like a faulty camera's, by kind; which fault they look like lately, and how
+    # many ordinary ones have come since.
+    suspects: Counter[str] = field(default_factory=Counter)
+    suspect: str | None = None
+    ordinary: int = 0
     restored: bool = False
     # Bytes of its state when it was last measured, and the batches at which it will be again.
     bytes: int = 0
@@ -63,6 +77,12 @@ class StreamRecord:
         self.drift = self.method.drift
         self.second_view_off = self.method.second_view_off
         self.details = self.method.details
+        self.estimates = self.method.estimates
+        self.mode = self.method.mode
+        if self.mode != HELD:
+            self.held_since = None
+        elif self.held_since is None:
+            self.held_since = time.time()
 
 
 @dataclass(frozen=True)
@@ -205,8 +225,10 @@ class Saving:
             return record
         record.restored, (record.file, saved) = True, found
         record.images, record.batches = saved.get("images", 0), saved.get("batches", 0)
+        record.suspects = Counter({kind: saved[kind] for kind in KINDS if saved.get(kind)})
         record.truth = StreamTruth(**{key: saved.get(key, 0) for key in StreamTruth.model_fields})
         self._truth.take_up(name, record.truth)
+        record.held_since = saved.get("held_since")  # counts only if it still is
         record.take_note()
         record.bytes = state_bytes(record.method)
         self._events.note_repeated("restored", stream=name)
@@ -244,7 +266,13 @@ class Saving:
             self._not_saved(name, error)
             return False
         truth = record.truth = self._truth.take_up(name, record.truth, saving=True)
-        counts = {"images": record.images, "batches": record.batches, **truth.model_dump()}
+        counts = {
+            "images": record.images,
+            "batches": record.batches,
+            **record.suspects,
+            **truth.model_dump(),
+            **({} if record.held_since is None else {"held_since": int(record.held_since)}),
+        }
         with self._lock:
             since = self._changed.pop(name, time.monotonic())
             if name in self._leaving:

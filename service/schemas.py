@@ -1,7 +1,7 @@
 """What goes over the wire, in and out, with examples for /docs."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
@@ -105,6 +105,17 @@ class ImagePrediction(ClassScore):
     top_k: list[ClassScore] = Field(description="the k best classes, best first")
     entropy: float = Field(description="of all classes' confidences, in nats, 0 to ln K")
     selected: bool = Field(description="whether the method learns from this image")
+    mode: str = Field(
+        "source",
+        description="what answered: source (nothing adapts: the method, or --adapt never), "
+        "adapting, held (the source, since it is safer) or rolled_back (brought back to a good "
+        "state of late)",
+    )
+    suspect: str | None = Field(
+        None,
+        description="black, white, frozen, torn or noise where it looks like a faulty camera's; "
+        "with --guard on nothing is learned from it",
+    )
 
 
 class PredictResponse(BaseModel):
@@ -127,11 +138,49 @@ class Discarded(BaseModel):
     pending_batches: int
 
 
+class SnapshotStatus(BaseModel):
+    """A good state of a stream."""
+
+    version: int = Field(description="optimizer steps taken then")
+    images: int = Field(description="how many the stream had had")
+
+
+class SnapshotsResponse(BaseModel):
+    """What a stream can be brought back to, the oldest first."""
+
+    stream: str
+    snapshots: list[SnapshotStatus]
+
+
+class RollbackResponse(BaseModel):
+    """A stream that was brought back."""
+
+    stream: str
+    version: int
+
+
 class ResetResponse(BaseModel):
     """The streams that are back at the source."""
 
     streams: list[str]
     discarded: Discarded
+
+
+class EstimateStatus(BaseModel):
+    """An accuracy that no label told, 0 to 1, or a difference of two, -1 to 1."""
+
+    accuracy: float
+    low: float = Field(description="where a 90 % interval begins")
+    high: float = Field(description="where it ends")
+
+
+class EstimatedAccuracy(BaseModel):
+    """How much of a stream's latest answers is right, estimated without labels."""
+
+    adapted: EstimateStatus = Field(description="of what is served, or would be were it not held")
+    source: EstimateStatus = Field(description="of the source, on the same images")
+    difference: EstimateStatus = Field(description="the first less the second")
+    compared: int = Field(description="images that both answered so far; it is of the last 200")
 
 
 class StreamStatus(BaseModel):
@@ -145,9 +194,26 @@ class StreamStatus(BaseModel):
     second_view_off: bool = Field(
         False, description="mirror images mean something else here, and are left out"
     )
+    mode: str = Field("adapting", description="how the next image is answered, as an answer's mode")
+    held_since: float | None = Field(
+        None, description="since when the source answers, in seconds since 1970"
+    )
+    estimated_accuracy: EstimatedAccuracy | None = Field(
+        None, description="without labels; null before the guard has compared an image"
+    )
+    guard: list[dict[str, Any]] = Field(
+        [], description="what the guard did of late, the oldest first: when, why, on what evidence"
+    )
     details: dict[str, float] = Field(
         {}, description="what the method shows of itself besides, by name"
     )
+    suspect: str | None = Field(
+        None, description="the fault that its frames look like lately; None: they are ordinary"
+    )
+    suspects: dict[str, int] = Field(
+        {}, description="images that looked like a faulty camera's, by kind, of all"
+    )
+    silent: bool = Field(False, description="it has sent nothing for much longer than is its habit")
 
 
 class StreamTruth(BaseModel):
@@ -185,6 +251,10 @@ class StatusResponse(BaseModel):
         description="the method's hyperparameters, and code_digest if its code is the user's own; "
         "the server's"
     )
+    calibrated: Literal["record", "none"] = Field(
+        "none", description="whether probabilities are told by a record of the model's"
+    )
+    record_temperature: float | None = Field(None, description="that record's")
     device: str
     streams: dict[str, StreamStatus] = Field(description="those in memory")
     saved_streams: int = Field(description="others in the state folder, loaded when asked for")

@@ -32,6 +32,12 @@ def plain_origin(origin: str) -> str:
     return origin.removesuffix(port) if port else origin
 
 
+def _usual_guard(given: dict[str, Any]) -> Literal["on", "off", "observe"]:
+    """As `ttc_core.guard.default_mode` has it, which would import torch."""
+    is_default = given.get("method", "ttc_stream") == "ttc_stream" and not given.get("paper")
+    return "on" if is_default else "off"
+
+
 class Settings(BaseSettings):
     """What `ttc serve` takes. A flag goes before its TTC_ variable, that before the default."""
 
@@ -56,11 +62,19 @@ class Settings(BaseSettings):
         min_length=1,
         description="ttc_stream, source, norm, t3a, eta, tipi, tent, ttc, or a class",
     )
+    guard: Literal["on", "off", "observe"] = Field(
+        default_factory=_usual_guard,
+        description="keep a faulty camera's frames out of what is learned, and let the source "
+        "answer while adapting does harm; or only tell both; on with ttc_stream",
+    )
     mean: Annotated[tuple[float, ...], NoDecode] | None = Field(
         None, description="mean of the model's input, values in [0, 1]"
     )
     std: Annotated[tuple[float, ...], NoDecode] | None = Field(
         None, description="deviation of the model's input"
+    )
+    calibration: Path | None = Field(
+        None, description="the model's calibration record, where it does not lie beside the weights"
     )
     max_batch: int = Field(100, ge=1, le=4096, description="images per forward pass")
     max_wait: float = Field(
@@ -73,13 +87,13 @@ class Settings(BaseSettings):
         0, ge=0, le=MOST_THREADS, description="torch's CPU threads; 0: torch's own choice"
     )
     token: SecretStr | None = Field(
-        None, description="bearer token that /predict, /feedback and /reset then ask for"
+        None, description="bearer token that whatever is posted then asks for"
     )
     admin_token: SecretStr | None = Field(
-        None, description="bearer token that /reset asks for instead of --token"
+        None, description="bearer token that /reset and /rollback ask for instead of --token"
     )
     token_reads: bool = Field(
-        False, description="/status and /metrics ask for one of the tokens too"
+        False, description="/status, /snapshots and /metrics ask for one of the tokens too"
     )
     state_dir: Path | None = Field(
         None, description="where streams are saved, and come back from when asked for; ids too"
@@ -89,6 +103,12 @@ class Settings(BaseSettings):
     )
     feedback_ids: int = Field(
         1_000_000, ge=1, le=MOST_IDS, description="answers that a later label may name by their id"
+    )
+    silent_factor: float = Field(
+        3.0, ge=1, le=1000, description="times its longest pause of late: then a stream is silent"
+    )
+    silent_seconds: float = Field(
+        60.0, ge=1, le=DAY, description="seconds without a request before a stream can be silent"
     )
     adapt: Literal["always", "idle", "never"] = Field(
         "always",
@@ -152,11 +172,11 @@ class Settings(BaseSettings):
             return tuple(text for text in value if text)
         return tuple(value.split()) if isinstance(value, str) else value
 
-    @field_validator("state_dir", mode="before")
+    @field_validator("state_dir", "calibration", mode="before")
     @classmethod
-    def _names_a_folder(cls, value: object) -> object:
+    def _has_a_name(cls, value: object) -> object:
         if value == "":
-            raise ValueError("a folder's name is expected")
+            raise ValueError("a name is expected")
         return value
 
     @field_validator("port", mode="before")

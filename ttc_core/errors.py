@@ -5,6 +5,7 @@ UserError           its text is a sentence: what was wrong, what is accepted
 ├── ModelError      a network that fails, or answers with something else, while it runs
 ├── PluginError     code of a user's own, while it is imported or called
 ├── DataError       a data set
+├── RecordError     a calibration record
 ├── StateError      a saved state
 └── ServiceError    the service, as its client sees it
 """

@@ -12,10 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ttc_core.calibration_record import calibrated
 from ttc_core.datasets import DataSet, Stream, changing, day_night, mixed_in
 from ttc_core.errors import UserError
 from ttc_core.features import FeatureRecorder
+from ttc_core.frames import KINDS
+from ttc_core.guard import estimated, mode_of
 from ttc_core.methods import Method, Prediction
+from ttc_core.methods.contract import HELD
 from ttc_core.order import is_count
 from ttc_core.poison import poisoned
 from ttc_core.rows import Rows, same_images
@@ -51,12 +55,17 @@ def parse_protocol(text: str) -> tuple[str, int]:
 def warm_up(method: Method, side: int | None = None, *, images: int = 1) -> None:
     """Run a throw-away batch on a fork, so that one-time costs fall on no image that counts.
 
+    The images differ, and none looks like a faulty camera's: what is made of those is another way.
+
     Args:
         side: of the images, in pixels; None: one that the network is known to run on.
     """
     side = side or method.model.trial_side
     trial = method.fork()
-    trial.adapt(trial.predict(torch.zeros(images, 3, side, side, dtype=torch.uint8)))
+    ramp = torch.linspace(0, 127, side)
+    shade = (ramp + ramp[:, None]).to(torch.uint8).expand(3, -1, -1)
+    batch = torch.stack([shade if number % 2 else 255 - shade for number in range(images)])
+    trial.adapt(trial.predict(batch))
 
 
 class Run(NamedTuple):
@@ -69,6 +78,11 @@ class Run(NamedTuple):
     method: Method
     batch_size: int
     code: str | None = None
+
+    @property
+    def guard(self) -> str:
+        """How its frames are watched: on, off or observe."""
+        return mode_of(self.method)
 
     @property
     def is_reference(self) -> bool:
@@ -117,7 +131,7 @@ def run_stream(
     Returns:
         The tally; its columns are predicted, labels, entropy, confidence and true_probability
         (nan where there is no label), selected and version, the stream's own, and what else was
-        asked for.
+        asked for; suspect, 0 or the place of its kind in KINDS from 1 on, where frames are watched.
     """
     tally = Tally(len(stream))
     for images, labels in stream.batches(batch_size):
@@ -145,6 +159,8 @@ def run_stream(
                 for name, values in stream.columns.items()
             },
         }
+        if answers.suspects:
+            columns["suspect"] = np.array([_code(kind) for kind in answers.suspects], np.int8)
         if logits:
             columns["logits"] = answers.logits
         if recorder is not None:
@@ -152,6 +168,11 @@ def run_stream(
         tally.add(columns)
         tally.seconds += seconds
         tally.steps += outcome.stepped
+        tally.held += answers.modes.count(HELD)
+        tally.acts += [
+            {"images": tally.images, "action": act.action, "reason": act.reason}
+            for act in outcome.acts
+        ]
         if watcher is not None:
             watcher.progressed(tally, seconds)
     started = time.perf_counter()
@@ -253,6 +274,11 @@ class Evaluation:
                     references |= _earlier_reference(rows, key)
                 row |= tally.results(selects=run.method.selects) | tally.windows()
                 row |= tally.calibration()
+                if not self.goes_on:  # else it would be of the passes before as well
+                    row |= _estimated(run.method)
+                if run.guard != "off":
+                    row |= {"held": tally.held, "guard_acts": tally.acts}
+                row |= tally.suspects(KINDS)
                 row |= _differences(right, None if run.is_reference else references.get(key))
                 if existing is None:
                     row = rows.append(row, {k: v for k, v in columns.items() if k != "logits"})
@@ -333,6 +359,9 @@ class Evaluation:
             "limit": self.limit,
             "seed": self.seed,
             "settings": dict(run.method.settings) | code,
+            "calibrated": calibrated(run.method.record_temperature),
+            "record_temperature": run.method.record_temperature,
+            "guard": run.guard,
             **self.fields,
         }
         if self.mix:
@@ -340,6 +369,27 @@ class Evaluation:
         if self.channels:
             row["channels"] = list(self.channels)
         return row
+
+
+def _code(kind: str | None) -> int:
+    return 0 if kind is None else 1 + KINDS.index(kind)
+
+
+def _estimated(method: Method) -> dict[str, float]:
+    """What a guard estimates of the accuracy, the source's and the difference, without labels."""
+    found = estimated(method)
+    if found is None:
+        return {}
+    named = {
+        "estimated_accuracy": found.adapted,
+        "estimated_source_accuracy": found.source,
+        "estimated_difference": found.difference,
+    }
+    return {
+        f"{name}{end}": value
+        for name, each in named.items()
+        for end, value in (("", each.accuracy), ("_low", each.low), ("_high", each.high))
+    } | {"compared": found.images}
 
 
 def _given_to(

@@ -5,6 +5,7 @@ Specs: `bundled`, `torchvision/NAME[?weights=none|DEFAULT]`, `timm/NAME`, `cifar
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import safetensors
 import torch
 from torch import nn
 
+from ttc_core.calibration_record import SUFFIX, CalibrationRecord, RecordError
 from ttc_core.checkpoint import LoadError, fill, read_checkpoint
 from ttc_core.errors import PluginError, told
 from ttc_core.model import SourceModel
@@ -51,16 +53,44 @@ def load(
     device: torch.device | str = "cpu",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    calibration: Path | None = None,
 ) -> SourceModel:
     """Load the model that `spec` names, frozen, onto `device`.
 
     Args:
         mean, std: per channel for values in [0, 1], in place of what the spec stands for.
+        calibration: its calibration record; None: that beside its weights, if one is there. One
+            that lies there and is of no use is a notice.
 
     Raises:
         LoadError: an unknown spec, a file that is missing, unreadable or does not fit, a network
             that cannot be split or adapted.
+        RecordError: the record that was named cannot be read, or is another model's.
     """
+    model = _loaded(spec, device, mean, std)
+    beside = record_beside(spec)
+    if calibration is not None:
+        model.calibration = CalibrationRecord.read(calibration, model)
+    elif beside is not None and os.path.exists(beside):  # a name too long is none
+        try:
+            model.calibration = CalibrationRecord.read(beside, model)
+        except RecordError as error:
+            model.notices.append(f"{error} It is left out.")
+    return model
+
+
+def record_beside(spec: str) -> Path | None:
+    """Where a model's calibration record lies; None where the spec names no file of weights."""
+    file = str(BUNDLED_WEIGHTS) if spec == "bundled" else spec.partition("@")[2]
+    return Path(file + SUFFIX) if file else None
+
+
+def _loaded(
+    spec: str,
+    device: torch.device | str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> SourceModel:
     try:
         return _load(spec, mean, std).to(device)
     except (LoadError, KeyboardInterrupt):

@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ttc_core.calibration_record import CalibrationRecord
 from ttc_core.errors import ModelError, told
 from ttc_core.flat import Layout, tensor_bytes
 from ttc_core.normalization import (
@@ -62,6 +63,7 @@ class SourceModel:
         accuracy: measured on clean test data, in [0, 1]; informative.
 
     Attributes:
+        calibration: the record of its held-out answers, where there is one.
         notices: sentences about what was chosen for the user, to be shown when the model starts.
 
     Raises:
@@ -104,6 +106,7 @@ class SourceModel:
         self.mean, self.std = tuple(mean), tuple(std)
         self.size, self.crop = size, crop
         self.accuracy = accuracy
+        self.calibration: CalibrationRecord | None = None
         # Before anything else looks at the layers: without one to adapt the rest is pointless.
         self.affine = affine_parameters(module)
         trial = Trial(module, crop or size, split)
@@ -185,6 +188,7 @@ class SourceModel:
         """
         Trial(self.module, self.trial_side, self.split)
         self.__dict__.pop("digest", None)
+        self.calibration = None
         self._place()
 
     def to(self, device: torch.device | str) -> Self:

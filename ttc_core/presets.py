@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ttc_core.corruptions import CORRUPTIONS
+from ttc_core.guard import default_mode
 from ttc_core.methods import PAPER_METHODS, Method, create
 from ttc_core.model import SourceModel
 from ttc_core.supervised import Supervised
@@ -29,11 +30,19 @@ class Variant:
     settings: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int | None = None
 
-    def create(self, model: SourceModel, settings: Mapping[str, Any]) -> Method:
+    def create(
+        self,
+        model: SourceModel,
+        settings: Mapping[str, Any],
+        *,
+        guard: str | None = None,
+        watching: Mapping[str, Any] | None = None,
+    ) -> Method:
         """Make the method, at the source.
 
         Args:
             settings: more of them; the variant's own count where both name one.
+            guard, watching: as in `methods.create`; None: what is usual for the method.
 
         Raises:
             ValueError: as in `methods.create`.
@@ -41,7 +50,8 @@ class Variant:
         own = {**settings, **self.settings}
         if self.method == SUPERVISED:
             return Supervised(model, **own)
-        return create(self.method, model, **own)
+        guard = guard or default_mode(self.method)
+        return create(self.method, model, guard=guard, watching=watching, **own)
 
 
 @dataclass(frozen=True)

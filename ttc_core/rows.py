@@ -34,22 +34,28 @@ RESULT_FIELDS = frozenset(
     {"images", "judged", "asked", "refused", "errors", "dropped", "retries", "restarted"}
     | {"correct", "accuracy", "server_accuracy", "entropy", "selection_rate", "steps", "details"}
     | {"window_accuracy", "worst_window", "source_difference", "source_difference_error"}
-    | {"ece", "ece_error", "nll", "nll_error"}
+    | {"ece", "ece_error", "nll", "nll_error", "calibrated", "suspects"}
+    | {
+        f"estimated_{what}{end}"
+        for what in ("accuracy", "source_accuracy", "difference")
+        for end in ("", "_low", "_high")
+    }
+    | {"compared", "held", "guard_acts"}
     | {"latency_p50", "latency_p90", "latency_p99", "latency_max", "lateness_p99", "late"}
     | {"seconds", "images_per_second", "threads", "versions", "classes", "server"}
 )
 """The fields of a row that are results, versions, times or follow from others; two rows that ask
 for the same may differ in them alone."""
-SERVER_FIELDS = ("adapt", "max_batch", "max_wait")
+SERVER_FIELDS = ("adapt", "guard", "max_batch", "max_wait")
 """Of a replay's `server`: what answers and their times depend on."""
 OPTIONAL_FIELDS = frozenset(
     {"severity", "limit", "concurrency", "rate", "arrivals", "stream", "channels", "history"}
-    | {"mix", "unknown", "visit"}
+    | {"mix", "unknown", "visit", "record_temperature"}
     | {"after_severity", "after_images", "mean", "std", "model_code", *SERVER_FIELDS}
 )
 """The fields that a row may rightly be without; any other that is null or missing is unknown."""
 
-_OF_A_METHOD = ("method", "settings", "batch_size", "channels", "guard")
+_OF_A_METHOD = ("method", "settings", "record_temperature", "batch_size", "channels", "guard")
 UNKNOWN = "unknown"
 
 log = logging.getLogger(__name__)
@@ -64,11 +70,14 @@ def setting(row: Mapping[str, Any]) -> Row:
 
     Two rows with one setting are two measurements of the same. Everything that compares rows (what
     `evaluate` still has to run, each table and figure) goes by this: a field that is added to rows
-    tells them apart everywhere. A row without a `mode` was not sent to a server: it is offline.
+    tells them apart everywhere. A row without a `mode` was not sent to a server: it is offline; one
+    whose guard is off is as those from before there was any.
     """
     told = {**row, "mode": row.get("mode") or "offline"}
     if isinstance(server := row.get("server"), Mapping):
         told |= {name: server.get(name) for name in SERVER_FIELDS}
+    if told.get("guard") == "off":
+        del told["guard"]
     return {
         name: value
         for name, value in told.items()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ttc_core.errors import UserError, shown
 from ttc_core.flat import NamedTensors, tensor_bytes
-from ttc_core.methods.contract import Method, State
+from ttc_core.methods.contract import WATCHING, Method, State
 from ttc_core.normalization import shared_parameters
 
 FORMAT = "ttc-state-2"
@@ -245,11 +245,20 @@ def describe(path: Path) -> str:
         StateError: it is missing or no state file.
     """
     texts = read_header(path)
+    sections = _text(path, texts, "counters", _COUNTERS)
     counters = [
         f"{shown(name.replace('_', ' '))} "
         + (f"{value:.4g}" if isinstance(value, float) else shown(value))
-        for section in _text(path, texts, "counters", _COUNTERS).values()
-        for name, value in section.items()
+        for section, values in sections.items()
+        if section.partition(".")[0] != "guard"
+        for name, value in values.items()
+    ]
+    if watch := sections.get("guard"):
+        counters += [f"{name} {shown(watch.get(name))}" for name in ("held", "alarms")]
+    counters += [
+        f"snapshot {shown(about.get('version'))} after {shown(about.get('images'))} images"
+        for section, about in sections.items()
+        if re.fullmatch(r"guard\.snapshot\d+", section)
     ]
     held = ", ".join(counters) or "nothing moved"
     return f"{shown(texts.get('method'))} on {shown(texts.get('model'))}; {held}"
@@ -399,11 +408,12 @@ def _identity(
     method: Method, name: str, model: str, code: Mapping[str, str] | None
 ) -> dict[str, str]:
     """What a state belongs to; a state of anything else is not to be taken up."""
+    settings = {key: value for key, value in method.settings.items() if key not in WATCHING}
     return {
         "method": name,
         "model": model,
         "weights": method.model.digest,
-        "settings": json.dumps(dict(method.settings), default=str),
+        "settings": json.dumps(settings, default=str),
         **{f"{whose}_code": digest for whose, digest in (code or {}).items()},
     }
 

@@ -1,6 +1,7 @@
 """What a pass over one corruption adds up to, offline or over HTTP. Knows no torch."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,8 @@ class Tally:
         entropy_sum: nats, over the images answered.
         selected: images that the method learned from.
         seconds: that it took.
+        held: images that the source answered in a method's place.
+        acts: what a guard did, and after how many images.
         columns: what is kept of each image, in stream order.
     """
 
@@ -33,6 +36,8 @@ class Tally:
     selected: int = 0
     steps: int = 0
     seconds: float = 0.0
+    held: int = 0
+    acts: list[dict[str, Any]] = field(default_factory=list)
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
@@ -83,6 +88,13 @@ class Tally:
             known = mean_and_error(terms[name]) if name in terms else (None, None)
             results[name], results[f"{name}_error"] = known
         return results
+
+    def suspects(self, kinds: Sequence[str]) -> dict[str, dict[str, int]]:
+        """How many images looked like a faulty camera's, by kind, where that was looked at."""
+        if "suspect" not in self.columns:
+            return {}
+        counts = np.bincount(self.columns["suspect"], minlength=len(kinds) + 1)[1:]
+        return {"suspects": {kind: int(n) for kind, n in zip(kinds, counts, strict=True) if n}}
 
     def add(self, columns: dict[str, NDArray[Any]], start: int | None = None) -> None:
         """Count a batch of N images.

@@ -1,4 +1,4 @@
-"""The command line: `ttc serve | replay | evaluate | report | corrupt | train | demo | …`.
+"""The command line: `ttc serve | replay | evaluate | report | corrupt | train | …`.
 
 Each verb is a file; it checks what it was given, calls one function of another room, and shows
 what came of it.
@@ -13,6 +13,7 @@ INTERRUPTED = "ttc: interrupted; finished rows are kept."
 try:
     import click
 
+    from service.cli.calibrate import calibrate
     from service.cli.corrupt import corrupt
     from service.cli.demo import demo
     from service.cli.doctor import doctor
@@ -102,5 +103,5 @@ def cli() -> None:
     """Image classification that keeps adapting to the images it is asked about."""
 
 
-for verb in (serve, replay, evaluate, report, corrupt, train, demo, doctor, state):
+for verb in (serve, replay, evaluate, report, corrupt, train, calibrate, demo, doctor, state):
     cli.add_command(verb)

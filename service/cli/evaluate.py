@@ -47,6 +47,12 @@ FIGURE_1 = "figure1"
 )
 @click.option("--unknown", metavar="DATA", help="where a mix's unknown images are from [shapes]")
 @click.option(
+    "--guard",
+    type=click.Choice(("on", "off", "observe")),
+    help="keep a faulty camera's frames out of what is learned, or only tell them [on with "
+    "ttc_stream, else off]",
+)
+@click.option(
     "--preset",
     metavar="NAME",
     help="what a table or figure of the paper needs: table1 … table7, figure1 … figure3",
@@ -61,6 +67,7 @@ def evaluate(
     protocol: str,
     mix: str | None,
     unknown: str | None,
+    guard: str | None,
     preset: str | None,
 ) -> None:
     """Answer DATA batch by batch with each method, adapting, without a server."""
@@ -95,13 +102,20 @@ def evaluate(
     corruptions = asked.chosen(usual, len(wanted.variants), joined=kind == "changing")
     if network.threads:
         torch.set_num_threads(network.threads)
-    model = load_model(network.model, network.device, rgb(network.mean), rgb(network.std))
+    model = load_model(
+        network.model,
+        network.device,
+        rgb(network.mean),
+        rgb(network.std),
+        network.calibration,
+    )
     runs = _runs(
         wanted,
         model,
         pairs_of(settings),
         "moving" if served else None,
         asked.batch_size or BATCH_SIZE,
+        guard,
         named=methods not in (None, "all"),
     )
     for sentence in sets_nothing(pairs_of(settings), {run.name: run.method for run in runs}):
@@ -182,15 +196,21 @@ def _runs(
     pairs: dict[str, str],
     statistics: str | None,
     batch_size: int,
+    guard: str | None,
     *,
     named: bool,
 ) -> list["Run"]:
     """Make the methods; one that the network does not allow is an error only if it was named."""
     from ttc_core.evaluate import Run
+    from ttc_core.guard import divided
     from ttc_core.methods import UnsuitableNetworkError, settings_for
     from ttc_core.plugins import source_digest
 
     runs = []
+    try:
+        watching, pairs = divided(pairs)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     for variant in preset.variants:
         try:
             given = settings_for(variant.method, pairs, statistics=statistics)
@@ -198,7 +218,7 @@ def _runs(
                 raise click.UsageError(
                     f"The preset sets {variant.method}.{taken[0]} itself; leave it out."
                 )
-            method = variant.create(model, given)
+            method = variant.create(model, given, guard=guard, watching=watching)
         except UnsuitableNetworkError as error:
             if named:
                 raise click.UsageError(str(error)) from error

@@ -90,10 +90,14 @@ def pairs_of(settings: tuple[str, ...]) -> dict[str, str]:
 
 def sets_nothing(pairs: Iterable[str], methods: Mapping[str, "Method"]) -> Iterator[str]:
     """Say of each METHOD.PARAM of `--set` that belongs to none of these methods, by name."""
+    from ttc_core.guard import SETTINGS, mode_of
+
     moving = {name for name, method in methods.items() if "moving" in method.settings}
     taken = (
         methods.keys() | {f"{name}.moving" for name in moving} | ({"moving"} if moving else set())
     )
+    if any(mode_of(method) != "off" for method in methods.values()):
+        taken |= SETTINGS.keys()
     for key in pairs:
         if key.rpartition(".")[0] not in taken:
             yield f"--set {key} sets nothing here: what runs is {', '.join(methods)}."
@@ -117,13 +121,14 @@ def load_model(
     device: str,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
+    calibration: Path | None = None,
     *,
     warn: Callable[[str], None] = partial(click.echo, err=True),  # noqa: B008  it holds no state
 ) -> "SourceModel":
     from ttc_core.load import load, pick_device
 
     keep_freed_memory()
-    model = load(spec, device=pick_device(device), mean=mean, std=std)
+    model = load(spec, device=pick_device(device), mean=mean, std=std, calibration=calibration)
     for notice in model.notices:
         warn(f"{spec}: {notice}")
     return model
@@ -204,10 +209,9 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """The network of `evaluate`, and what it runs on."""
+class NetworkOptions:
+    """What a network runs on, and its input."""
 
-    model: str = option("--model", default="bundled", show_default=True, help="as in ttc serve")
     device: str = option(
         "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N"
     )
@@ -216,6 +220,16 @@ class ModelOptions:
     )
     mean: str | None = option("--mean", help="R,G,B mean of the model's input")
     std: str | None = option("--std", help="R,G,B deviation of the model's input")
+
+
+@dataclass(frozen=True)
+class ModelOptions(NetworkOptions):
+    """The network of `evaluate`."""
+
+    model: str = option("--model", default="bundled", show_default=True, help="as in ttc serve")
+    calibration: Path | None = option(  # noqa: RUF009  it makes a field
+        "--calibration", type=FILE, help="the model's calibration record [that beside its weights]"
+    )
 
 
 def settings_options(command: Command) -> Command:
@@ -258,6 +272,8 @@ def _metavar(name: str) -> str:
         "mean": "R,G,B",
         "std": "R,G,B",
         "state_dir": "DIR",
+        "calibration": "FILE",
+        "silent_factor": "N",
     }
     kind = Settings.model_fields[name].annotation
     if get_origin(kind) is Literal:

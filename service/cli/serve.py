@@ -55,6 +55,7 @@ def _serve(settings: Settings) -> None:
 
     from service import server, tracing
     from service.app import build
+    from ttc_core.guard import divided
     from ttc_core.methods import create, settings_for
 
     if settings.traces:
@@ -76,15 +77,21 @@ def _serve(settings: Settings) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         model = load_model(
-            settings.model, settings.device, settings.mean, settings.std, warn=log.warning
+            settings.model,
+            settings.device,
+            settings.mean,
+            settings.std,
+            settings.calibration,
+            warn=log.warning,
         )
         try:
+            watching, pairs = divided(pairs_of(settings.set))
             source = create(
                 settings.method,
                 model,
-                **settings_for(
-                    settings.method, pairs_of(settings.set), statistics=settings.statistics
-                ),
+                guard=settings.guard,
+                watching=watching,
+                **settings_for(settings.method, pairs, statistics=settings.statistics),
             )
         except (ValueError, TypeError) as error:
             raise click.UsageError(str(error)) from error
@@ -125,6 +132,14 @@ def _introduce(settings: Settings, source: "Method") -> None:
     )
     used = ", ".join(f"{k}={v}" for k, v in source.settings.items())
     log.info("Method %s: %s", settings.method, used or "no settings")
+    if (record := model.calibration) is not None and source.record_temperature is not None:
+        log.info(
+            f"Calibration: by the record of {record.images:,} images of {record.data}, "
+            f"{record.accuracy:.1%} right and {record.confidence:.1%} sure: temperature "
+            f"{record.temperature:.3g}"
+        )
+    else:
+        log.info("Calibration: by no record")
     chosen = settings.model_dump(exclude={"model", "method", "set", *SECRETS}, mode="json")
     log.info("Settings: %s", ", ".join(f"{flag(k)} {v}" for k, v in chosen.items()))
     for sentence in sets_nothing(pairs_of(settings.set), {settings.method: source}):

@@ -218,6 +218,8 @@ def _row(
         "steps": None if restarted or after is None else steps,
         "seed": plan.seed,
         "settings": server.settings.get("method", server.settings),
+        "calibrated": server.calibrated,
+        "record_temperature": server.record_temperature,
         "versions": {**server.versions, **_client_versions()},
         "device": server.device,
         "server": server.settings.get("server"),

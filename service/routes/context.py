@@ -12,6 +12,7 @@ from service.metrics import Metrics
 from service.schemas import Problem
 from service.settings import Settings
 from ttc_core.methods import Method
+from ttc_core.methods.contract import ADAPTING
 
 # A batch that takes longer has probably hung with its device: balancers should look elsewhere.
 STUCK_SECONDS = 120.0
@@ -39,6 +40,11 @@ class Service:
             return 0
         return sum(tensor.numel() for tensor in self.source.model.affine.values())
 
+    def told(self, mode: str) -> str:
+        """A method's mode as people are told it: it adapts only where it may."""
+        adapts = self.settings.adapt != "never" and bool(self.source.adapts)
+        return "source" if mode == ADAPTING and not adapts else mode
+
     @property
     def is_ready(self) -> bool:
         """Whether a request would be taken."""
@@ -61,6 +67,7 @@ PROBLEMS = {
         400: "Cannot be parsed",
         401: "The token is missing or wrong",
         403: "Sent by a web page of another origin, or to a name that is not ours",
+        404: "There is no such snapshot",
         408: "Did not arrive whole in time",
         413: "Too many bytes, pixels or images",
         415: "Unknown media type",

@@ -11,15 +11,26 @@ from service.schemas import (
     ALL_STREAMS,
     STREAM_PATTERN,
     Discarded,
+    EstimatedAccuracy,
+    EstimateStatus,
     ModelStatus,
     ResetResponse,
+    RollbackResponse,
+    SnapshotsResponse,
+    SnapshotStatus,
     StatusResponse,
     StreamStatus,
 )
 from service.settings import SECRETS
+from ttc_core.calibration_record import calibrated
+from ttc_core.guard.estimate import Estimate, Estimates
 from ttc_core.rows import plain
 
 router = APIRouter()
+
+StreamQuery = Annotated[
+    str | None, Query(pattern=STREAM_PATTERN, description="which stream, default if none is named")
+]
 
 
 @router.post(
@@ -45,11 +56,46 @@ async def reset(
     return ResetResponse(streams=names, discarded=Discarded(steps=steps, pending_batches=pending))
 
 
+@router.get("/snapshots", dependencies=MAY_READ, responses=problems(401, 404, 503))
+async def snapshots(
+    request: Request,
+    service: ServiceNow,
+    stream: StreamQuery = None,
+    x_session_id: StreamHeader = None,
+) -> SnapshotsResponse:
+    """List the good states that the guard has kept of a stream."""
+    name = stream_named(request, stream)
+    kept = await service.engine.snapshots(name)
+    return SnapshotsResponse(
+        stream=name,
+        snapshots=[SnapshotStatus(version=each, images=images) for each, images in kept.items()],
+    )
+
+
+@router.post(
+    "/rollback",
+    dependencies=[*MAY_ADMINISTER, Depends(without_body)],
+    responses=problems(401, 404, 429, 503),
+)
+async def rollback(
+    request: Request,
+    service: ServiceNow,
+    stream: StreamQuery = None,
+    to: Annotated[
+        int | None, Query(ge=0, description="the snapshot's version; the last one if none is named")
+    ] = None,
+    x_session_id: StreamHeader = None,
+) -> RollbackResponse:
+    """Bring a stream back to a good state of its own."""
+    name = stream_named(request, stream)
+    return RollbackResponse(stream=name, version=await service.engine.roll_back(name, to))
+
+
 @router.get("/status", dependencies=MAY_READ, responses=problems(401, 503))
 async def status(service: ServiceNow) -> StatusResponse:
     """Tell the model, the method with its hyperparameters, the streams, counters and events."""
     model, settings = service.source.model, service.settings
-    code = service.engine.code
+    code, silent = service.engine.code, service.engine.silence.silent
     of_method = {"code_digest": code["method"]} if "method" in code else {}
     shown = settings.model_dump(mode="json", exclude=set(SECRETS))
     return StatusResponse(
@@ -69,6 +115,8 @@ async def status(service: ServiceNow) -> StatusResponse:
         ),
         method=settings.method,
         settings={"method": plain(service.source.settings) | of_method, "server": shown},
+        calibrated=calibrated(service.source.record_temperature),
+        record_temperature=service.source.record_temperature,
         device=str(model.device),
         streams={
             name: StreamStatus(
@@ -78,7 +126,14 @@ async def status(service: ServiceNow) -> StatusResponse:
                 pending_batches=record.pending_batches,
                 drift=record.drift,
                 second_view_off=record.second_view_off,
+                mode=service.told(record.mode),
+                held_since=record.held_since,
+                estimated_accuracy=_estimated(record.estimates),
+                guard=[dict(act) for act in record.acts],
                 details=dict(record.details),
+                suspect=record.suspect,
+                suspects=dict(record.suspects),
+                silent=name in silent,
             )
             for name, record in service.engine.streams.items()
         },
@@ -87,4 +142,19 @@ async def status(service: ServiceNow) -> StatusResponse:
         counters=service.metrics.counters(),
         events=list(service.engine.events),
         versions=versions(),
+    )
+
+
+def _estimated(found: Estimates | None) -> EstimatedAccuracy | None:
+    if found is None:
+        return None
+
+    def shown(each: Estimate) -> EstimateStatus:
+        return EstimateStatus(**{name: round(part, 4) for name, part in vars(each).items()})
+
+    return EstimatedAccuracy(
+        adapted=shown(found.adapted),
+        source=shown(found.source),
+        difference=shown(found.difference),
+        compared=found.images,
     )

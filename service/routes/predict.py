@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from service.schemas import STREAM_PATTERN, EncodedImage, PredictResponse
 from service.settings import DAY
 from service.uploads import content_type, memory_to_parse, parse_upload
 from ttc_core.methods import HostPrediction
+from ttc_core.methods.contract import ADAPTING
 
 router = APIRouter()
 
@@ -162,7 +163,7 @@ async def _encode(
     until = time.perf_counter() + TURN_SECONDS
     for number, (answer, identifier) in enumerate(zip(answered.answers, ids, strict=True)):
         content += b"," * bool(number)
-        for piece in _prediction(answer, identifier, top_k, names, learn):
+        for piece in _prediction(answer, identifier, top_k, names, learn, service.told):
             content += piece
             if time.perf_counter() > until:
                 await asyncio.sleep(0)
@@ -181,7 +182,12 @@ def _one_or_list(batches: list[HostPrediction], values: list[int]) -> int | list
 
 
 def _prediction(
-    answer: ImageAnswer, identifier: str | None, top_k: int, names: tuple[str, ...], learn: bool
+    answer: ImageAnswer,
+    identifier: str | None,
+    top_k: int,
+    names: tuple[str, ...],
+    learn: bool,
+    told: Callable[[str], str],
 ) -> Iterator[bytes]:
     """Write the answer to an image, in pieces of at most MOST_IN_A_PIECE classes."""
     answers, row = answer.answers, answer.row
@@ -202,6 +208,8 @@ def _prediction(
     rest = {
         "entropy": float(answers.entropy[row]),
         "selected": learn and bool(answers.selected[row]),
+        "mode": told(answers.modes[row] if answers.modes else ADAPTING),
+        "suspect": answers.suspects[row] if answers.suspects else None,
     }
     yield b"]," + _json(rest)[1:]
 

@@ -14,10 +14,14 @@ from ttc_core.methods.parts import (
     second_view,
     shadow,
     stream_statistics,
+    temperature,
 )
 
 PAGE = (Path(__file__).parents[2] / "docs" / "default.md").read_text()
-MODULES = (ttc_stream, stream_statistics, shadow, conditions, diversity, prior, second_view)
+MODULES = (
+    *(ttc_stream, stream_statistics, shadow, conditions),
+    *(diversity, prior, second_view, temperature),
+)
 
 
 def constants(module: ModuleType) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from service.replay import to_png
 from service.server import configure
 from service.settings import Settings
 from ttc_core.datasets import Geometry, open_data
+from ttc_core.guard import default_mode
 from ttc_core.load import load
 from ttc_core.methods import create, settings_for
 
@@ -132,10 +133,11 @@ def model():
 def make_method(model):
     """Make a method as `ttc serve` would from the same settings."""
 
-    def make(name="ttc", *, paper=False, **settings):
+    def make(name="ttc", *, paper=False, guard=None, **settings):
         given = {f"{name}.{key}": str(value) for key, value in settings.items()}
         chosen = settings_for(name, given, statistics=None if paper else "moving")
-        return create(name, model, **chosen)
+        guard = guard or default_mode(name, paper=paper)
+        return create(name, model, guard=guard, **chosen)
 
     return make
 

@@ -20,7 +20,10 @@ from service.cli import cli, main
 from ttc_core.load import BUNDLED_WEIGHTS
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("serve", "replay", "evaluate", "report", "corrupt", "train", "demo", "doctor", "state")
+VERBS = (
+    *("serve", "replay", "evaluate", "report", "corrupt"),
+    *("train", "calibrate", "demo", "doctor", "state"),
+)
 
 
 @pytest.fixture

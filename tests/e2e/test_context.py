@@ -38,7 +38,8 @@ def test_an_image_can_be_answered_as_if_it_came_alone(serve, make_method, run, p
     method = make_method("ttc_stream")
     method.adapt(method.predict(as_batch(run)))
     images = as_batch(stream.read(stream.positions[:10]))
-    expected = method.predict(images).logits.softmax(dim=1).max(dim=1).values
+    scaled = method.predict(images).logits / method.record_temperature
+    expected = scaled.softmax(dim=1).max(dim=1).values
     np.testing.assert_allclose(confidences(alone), expected, rtol=1e-5)
 
 

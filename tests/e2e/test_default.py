@@ -15,10 +15,16 @@ def test_images_without_context_are_answered_alone_and_status_shows_it(serve, pi
                 )
                 assert answer.context == context
         running.at_rest()
-        streams = client.status().streams
+        status = client.status()
+        streams = status.streams
+    assert status.calibrated == "record"
+    assert 0.6 < status.record_temperature < 0.75
     for shown in streams.values():
         assert not shown.second_view_off
-        assert shown.details.keys() == {"late_layers", "images_before", "conditions", "doubt"}
+        assert shown.details.keys() == {
+            *("late_layers", "images_before", "conditions", "doubt", "temperature"),
+            *("harm", "alarms", "compared"),  # the guard's
+        }
     assert streams["alone"].details["images_before"] == pytest.approx(0.2)
     assert streams["ordered"].details["images_before"] != pytest.approx(0.2)
 
@@ -27,3 +33,25 @@ def test_the_model_info_tells_that_its_statistics_follow_the_stream(serve):
     """As it does of the paper's methods where they are served."""
     with serve(method="ttc_stream") as running:
         assert 'statistics="moving"' in running.http.get("/metrics").text
+
+
+def test_a_frame_that_comes_again_is_told_in_answer_status_and_metric(serve, pictures):
+    """Of the stream that it came in alone, to the Python client too; without a guard it is none."""
+
+    def suspect(client, stream="gate"):
+        return client.predict(pictures[:1], stream=stream).predictions[0].suspect
+
+    with serve(method="ttc_stream") as running, Client(running.url) as client:
+        assert [suspect(client), suspect(client), suspect(client, "b")] == [None, "frozen", None]
+        running.at_rest()
+        streams = client.status().streams
+        assert (streams["gate"].suspects, streams["gate"].suspect) == ({"frozen": 1}, "frozen")
+        assert (streams["b"].suspects, streams["b"].suspect, streams["b"].silent) == (
+            {},
+            None,
+            False,
+        )
+        text = running.http.get("/metrics").text
+        assert 'ttc_suspect_images_total{kind="frozen"} 1.0' in text
+    with serve(method="ttc") as running, Client(running.url) as client:
+        assert [suspect(client), suspect(client)] == [None, None]

@@ -118,9 +118,10 @@ def test_the_description_of_the_interface_is_complete(source_server):
     http = source_server.http
     assert http.get("/docs").status_code == 200
     document = http.get("/openapi.json").json()
-    assert {"/predict", "/feedback", "/reset", "/status", "/metrics", "/healthz", "/readyz"} == set(
-        document["paths"]
-    )
+    assert set(document["paths"]) == {
+        *("/predict", "/feedback", "/reset", "/rollback"),
+        *("/snapshots", "/status", "/metrics", "/healthz", "/readyz"),
+    }
     predict = document["paths"]["/predict"]["post"]
     assert {"image/png", "image/jpeg", "multipart/form-data", "application/json"} <= set(
         predict["requestBody"]["content"]

@@ -27,6 +27,11 @@ FAILED = series("ttc_http_requests_total", 'route="/predict", code="500"')
 REFUSED = series("ttc_http_requests_total", 'route="/predict", code="429"')
 ANSWERED = series("ttc_http_requests_total", 'route="/predict", code="200"')
 NOT_SAVED = series("ttc_saves_total", 'outcome="failed"')
+HELD = series("ttc_held_stream_timestamp_seconds", 'stream="cam-7"')
+ESTIMATED_ADAPTED = series("ttc_estimated_accuracy_ratio", 'answers="adapted"')
+ESTIMATED_SOURCE = series("ttc_estimated_accuracy_ratio", 'answers="source"')
+FROZEN = series("ttc_suspect_images_total", 'kind="frozen"')
+NOISE = series("ttc_suspect_images_total", 'kind="noise"')
 FAST = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="0.5"')
 ALL = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="10.0"')
 LAST = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="+Inf"')
@@ -250,6 +255,20 @@ CASES = {
         firing=[{series("ttc_parameter_drift_ratio"): "0.1x40 1.2x20"}],
         silent=[{series("ttc_parameter_drift_ratio"): "0.1x60"}],
     ),
+    "TTCStreamHeld": Case(
+        firing=[{HELD: "_x30 1800x30"}],
+        silent=[
+            {HELD: "_x55 3300x5"},
+            {HELD: "_x30 1800x20 _x10", series("ttc_held_streams"): "0x30 1x20 0x10"},
+        ],
+    ),
+    "TTCWorseThanSource": Case(
+        firing=[{ESTIMATED_ADAPTED: "0.8x30 0.3x30", ESTIMATED_SOURCE: "0.7x60"}],
+        silent=[
+            {ESTIMATED_ADAPTED: "0.5x60", ESTIMATED_SOURCE: "0.7x60"},
+            {ESTIMATED_ADAPTED: "0.9x60", ESTIMATED_SOURCE: "0.3x60"},
+        ],
+    ),
     "TTCNotSaving": Case(
         firing=[
             {series("ttc_unsaved_streams"): "0x20 12x40", NOT_SAVED: "0x20 0+10x40"},
@@ -258,6 +277,27 @@ CASES = {
             {series("ttc_unsaved_streams"): "12x60", NOT_SAVED: "0x60"},
             {series("ttc_unsaved_streams"): "0x40 12x3 0x17", NOT_SAVED: "0x40 0+10x3 30x17"},
         ],
+    ),
+    "TTCSuspectFrames": Case(
+        firing=[
+            {
+                FROZEN: "0+2x60",
+                NOISE: "0x60",
+                series("ttc_images_total"): "0+100x60",
+            }
+        ],
+        silent=[
+            {  # false alarms at their bound, of two kinds
+                FROZEN: "0+1x60",
+                NOISE: "0+1x60",
+                series("ttc_images_total"): "0+1000x60",
+            },
+            {FROZEN: "0x50 1x10", NOISE: "0x60", series("ttc_images_total"): "0+1x60"},
+        ],
+    ),
+    "TTCSilentStreams": Case(
+        firing=[{series("ttc_silent_streams"): "0x40 1x20"}],
+        silent=[{series("ttc_silent_streams"): "0x40 1x5 0x15"}],
     ),
     "TTCSmallBatches": Case(
         firing=[
@@ -310,25 +350,50 @@ def test_promtool_accepts_the_rules():
 def test_alert_fires_when_it_should_and_only_then(name, state, tmp_path):
     """By Prometheus' own evaluation of the committed file."""
     case = CASES[name]
-    tests = [
-        {
-            "interval": "1m",
-            "input_series": [{"series": key, "values": values} for key, values in history.items()],
-            "promql_expr_test": [
-                {
-                    "expr": f'count(ALERTS{{alertname="{name}", alertstate="firing"}})',
-                    "eval_time": f"{case.minutes}m",
-                    "exp_samples": [{"labels": "{}", "value": 1}] if state == "firing" else [],
-                }
-            ],
-        }
-        for history in getattr(case, state)
-    ]
-    path = tmp_path / "test.yml"
-    content = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": tests}
+    expression = f'count(ALERTS{{alertname="{name}", alertstate="firing"}})'
+    expected = [{"labels": "{}", "value": 1}] if state == "firing" else []
+    for history in getattr(case, state):
+        check(tmp_path, history, expression, expected, case.minutes)
+
+
+def check(folder, history, expression, expected, minutes=60):
+    """Have Prometheus evaluate the committed rules over a history, and hold a result against it."""
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": key, "values": values} for key, values in history.items()],
+        "promql_expr_test": [
+            {"expr": expression, "eval_time": f"{minutes}m", "exp_samples": expected}
+        ],
+    }
+    content = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [test]}
+    path = folder / "test.yml"
     path.write_text(yaml.safe_dump(content))
     result = run("promtool", "test", "rules", str(path))
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_collapsed_camera_among_a_thousand_healthy_ones_rings_by_name(tmp_path):
+    """Whatever is summed over all streams looks as ever; of many that are held five are named."""
+    healthy = {
+        series("ttc_ready"): "1x60",
+        series("ttc_streams"): "1000x60",
+        series("ttc_held_streams"): "0x30 1x30",
+        series("ttc_entropy_nats_sum"): "0+399x60",
+        series("ttc_entropy_nats_count"): "0+1000x60",
+        series("ttc_entropy_limit_nats"): "2.3x60",
+        series("ttc_dominant_class_ratio"): "0.12x60",
+        series("ttc_parameter_drift_ratio"): "0.1x60",
+        series("ttc_images_total"): "0+1000x60",
+        ESTIMATED_ADAPTED: "0.82x60",
+        ESTIMATED_SOURCE: "0.7x60",
+        f"up{{{TARGET}}}": "1x60",
+        BUILD: "1x60",
+        INFO: "1x60",
+    }
+    ringing = 'count by (alertname, stream) (ALERTS{alertstate="firing"})'
+    named = {"labels": '{alertname="TTCStreamHeld", stream="cam-7"}', "value": 1}
+    check(tmp_path, healthy, ringing, [])
+    check(tmp_path, healthy | {HELD: "_x30 1800x30"}, ringing, [named])
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)

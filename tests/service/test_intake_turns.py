@@ -210,6 +210,8 @@ def answered(images, classes):
         entropy=logits[:, 0],
         selected=logits[:, 0] > 0,
         version=3,
+        suspects=(),
+        modes=(),
     )
     rows = [SimpleNamespace(answers=batch, row=row) for row in range(images)]
     return SimpleNamespace(answers=rows), batch
@@ -239,7 +241,7 @@ def encode(images, classes, top_k, learn=True):
     names = tuple(f"name {number}" for number in range(classes))
     model = SimpleNamespace(class_names=names)
     source = SimpleNamespace(model=model, contextual=False)
-    service = SimpleNamespace(settings=SimpleNamespace(method="ttc"), source=source)
+    service = SimpleNamespace(settings=SimpleNamespace(method="ttc"), source=source, told=str)
     return *asyncio.run(walk()), batch
 
 
@@ -259,7 +261,10 @@ def test_a_small_answer_is_written_in_one_go():
     """With everything in it, in its order."""
     content, _, batch = encode(2, 10, 2, learn=False)
     one = content["predictions"][0]
-    assert list(one) == ["id", "class", "name", "confidence", "top_k", "entropy", "selected"]
+    assert list(one) == [
+        *("id", "class", "name", "confidence", "top_k"),
+        *("entropy", "selected", "mode", "suspect"),
+    ]
     assert one["entropy"] == float(batch.entropy[0])
     assert [each["selected"] for each in content["predictions"]] == [False, False]
     assert (content["stream"], content["version"], content["batch_size"]) == ("a", 3, 2)

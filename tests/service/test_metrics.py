@@ -54,10 +54,16 @@ DESIGN = {
     "ttc_last_step_timestamp_seconds": set(),
     "ttc_parameter_drift_ratio": set(),
     "ttc_streams_without_second_view": set(),
+    "ttc_suspect_images_total": {"kind"},
+    "ttc_silent_streams": set(),
     "ttc_predictions_total": {"class"},
     "ttc_dominant_class_ratio": set(),
     "ttc_last_reset_timestamp_seconds": set(),
     "ttc_resets_total": {"cause"},
+    "ttc_rollbacks_total": {"cause"},
+    "ttc_guard_actions_total": {"action", "reason"},
+    "ttc_held_streams": set(),
+    "ttc_held_stream_timestamp_seconds": {"stream"},
     "ttc_streams": set(),
     "ttc_stream_state_bytes": set(),
     "ttc_streams_evicted_total": {"reason"},
@@ -68,6 +74,7 @@ DESIGN = {
     "ttc_correct_images_total": set(),
     "ttc_labelled_confidence_ratio": {"answer"},
     "ttc_window_accuracy_ratio": set(),
+    "ttc_estimated_accuracy_ratio": {"answers"},
     "ttc_feedback_labels_total": {"outcome"},
     "ttc_feedback_known_ids": set(),
     "ttc_build_info": None,
@@ -83,9 +90,14 @@ FROM_THE_START = {
     ("ttc_batches_total", "reason"): {"full", "wait", "drain"},
     ("ttc_loss", "term"): {"entropy", "similarity", "total"},
     ("ttc_adaptation_skipped_total", "reason"): {
-        *("none_selected", "non_finite", "shed", "failed", "other"),
+        *("none_selected", "non_finite", "shed", "suspect", "failed", "other"),
     },
-    ("ttc_resets_total", "cause"): {"request", "failure"},
+    ("ttc_suspect_images_total", "kind"): {"black", "white", "frozen", "torn", "noise"},
+    ("ttc_resets_total", "cause"): {"request", "failure", "guard"},
+    ("ttc_rollbacks_total", "cause"): {"request", "guard"},
+    ("ttc_guard_actions_total", "action"): {"hold", "release", "roll_back", "reset"},
+    ("ttc_guard_actions_total", "reason"): {"harm", "suspicion", "gain", "no_gain"},
+    ("ttc_estimated_accuracy_ratio", "answers"): {"adapted", "source"},
     ("ttc_feedback_labels_total", "outcome"): {
         *("taken", "unknown", "repeated", "contradicting"),
     },
@@ -140,6 +152,7 @@ def test_every_metric_has_the_labels_of_the_design(metrics):
     """Also those that have no value yet."""
     metrics.requests.labels("/predict", "POST", "200").inc()
     metrics.request_seconds.labels("/predict").observe(1)
+    metrics.held_since.streams = lambda: {"cam-7": 1.0}
     for name, family in declared(metrics).items():
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         if DESIGN[name] is not None:
@@ -258,6 +271,20 @@ def test_a_reset_is_counted_with_its_moment(metrics):
     metrics.count_reset("request")
     assert value(metrics, "ttc_resets_total", cause="request") == 1
     assert value(metrics, "ttc_last_reset_timestamp_seconds") > 1.6e9
+
+
+def test_of_the_held_streams_those_are_named_that_have_been_so_for_longest(metrics):
+    """Five at most: a label is no list of cameras; the others are in the count alone."""
+    metrics.held_since.streams = lambda: {f"cam-{number}": 100.0 - number for number in range(9)}
+    (family,) = (each for name, each in declared(metrics).items() if "_held_stream_" in name)
+    found = {sample.labels["stream"]: sample.value for sample in family.samples}
+    assert found == {f"cam-{number}": 100.0 - number for number in range(4, 9)}
+
+
+def test_no_estimate_is_not_one_of_zero(metrics):
+    """NaN until a guard has compared an image."""
+    for answers_of in ("adapted", "source"):
+        assert math.isnan(value(metrics, "ttc_estimated_accuracy_ratio", answers=answers_of))
 
 
 def test_no_loss_is_not_a_loss_of_zero(metrics):

@@ -158,9 +158,10 @@ def test_who_watches_no_second_view_says_nothing_of_it(model, make):
 
 
 def test_a_stream_shows_what_its_method_has_to_show(model):
-    """The default: how open late layers are and what the images before weigh; others nothing."""
+    """The default: how open late layers are, what the images before weigh, how much less sure
+    answers are told than they are; others nothing."""
     for name, shown in (
-        ("ttc_stream", {"late_layers", "images_before", "conditions", "doubt"}),
+        ("ttc_stream", {"late_layers", "images_before", "conditions", "doubt", "temperature"}),
         ("ttc", set()),
     ):
         engine = engine_of(create(name, model))
@@ -170,7 +171,7 @@ def test_a_stream_shows_what_its_method_has_to_show(model):
                 await step(engine, ENOUGH)
             details = engine.streams["s"].details
             assert details.keys() == shown
-            assert all(0 <= number <= 1 for number in details.values())
+            assert all(0 <= number <= 2 for number in details.values())
 
         run(engine, walk())
 

@@ -138,6 +138,7 @@ def test_a_variable_is_read_as_its_flag_is(monkeypatch, name, text, value):
         ("host", ""),
         ("model", ""),
         ("state_dir", ""),
+        ("calibration", ""),
         ("paper", ""),
         ("token", ""),
         ("token", "two\nlines of it"),
@@ -223,6 +224,7 @@ OPTIONAL_VALUES = {
     "mean": "0,0,0",
     "std": "1,1,1",
     "state_dir": "states",
+    "calibration": "record.json",
 }
 
 

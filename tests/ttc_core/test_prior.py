@@ -33,7 +33,7 @@ def follow(prior: TemporalPrior, logits: Tensor, batch: int = 10, context=None) 
     answers = []
     for at in range(0, len(logits), batch):
         asked = None if context is None else context[at : at + batch]
-        answered, after = prior.answers(logits[at : at + batch], asked)
+        answered, after, _ = prior.answers(logits[at : at + batch], asked)
         pending = Pending(after={"context": after})
         prior.commit(Prediction.of(logits[at : at + batch], pending=pending), learned=True)
         answers.append(answered)

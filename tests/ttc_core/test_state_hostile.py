@@ -216,6 +216,7 @@ def test_a_hostile_file_is_refused_in_a_sentence(refused, change):
         ("ttc_stream", counters("classes", images=None)),
         ("ttc_stream", counters("moments", late_images=float("nan"))),
         ("ttc_stream", counters("second_view", lost="no")),
+        ("ttc_stream", counters("temperature", changed=1.5)),
     ],
 )
 def test_what_a_method_keeps_besides_is_checked_by_it(refused, name, change):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ttc_core.methods.contract import (
+    Act,
     Adaptation,
     HostPrediction,
     Method,
@@ -48,6 +49,7 @@ __all__ = [
     "DEFAULT_METHOD",
     "METHODS",
     "PAPER_METHODS",
+    "Act",
     "Adaptation",
     "HostPrediction",
     "Method",
@@ -77,18 +79,30 @@ def method_class(name: str) -> MethodClass:
     return found
 
 
-def create(name: str, model: SourceModel, **settings: Any) -> Method:
+def create(
+    name: str,
+    model: SourceModel,
+    *,
+    guard: str = "off",
+    watching: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Method:
     """Make a method on the shared model, at the source.
 
     Args:
         name: as in `method_class`.
+        guard: `on`, `off` or `observe`: whether it is watched, see `ttc_core.guard`.
+        watching: settings of what watches it, `frames.NAME` → value.
         settings: hyperparameters by name; strings are understood as on the command line.
 
     Raises:
         ValueError: no such method or setting, a value out of range, or a network it cannot adapt.
     """
-    made = method_class(name)
-    return made(model, **settings) if name in METHODS else wrapped(name, made, model, settings)
+    from ttc_core.guard import watched  # it knows the contract, and so this package
+
+    made, own = method_class(name), name not in METHODS
+    method = wrapped(name, made, model, settings) if own else made(model, **settings)
+    return watched(method, guard, watching)
 
 
 def settings_for(name: str, given: Mapping[str, str], *, statistics: str | None) -> dict[str, Any]:

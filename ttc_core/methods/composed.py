@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from ttc_core.methods.contract import Adaptation, Pending, Prediction, State
+from ttc_core.methods.contract import ADAPTING, Adaptation, Pending, Prediction, State
 from ttc_core.methods.parts import Part
 from ttc_core.methods.parts.learner import AffineLearner, Gradient, Loss, gradient
 from ttc_core.methods.parts.statistics import STATISTICS
@@ -67,8 +67,27 @@ class ComposedMethod(ABC):
         return False
 
     @property
+    def record_temperature(self) -> float | None:
+        return None
+
+    @property
     def details(self) -> Mapping[str, float]:
         return {}
+
+    @property
+    def mode(self) -> str:
+        return ADAPTING
+
+    @property
+    def estimates(self) -> None:
+        return None
+
+    @property
+    def snapshots(self) -> Mapping[int, int]:
+        return {}
+
+    def roll_back(self, to: int | None = None) -> int:
+        raise LookupError("no guard keeps snapshots of it")
 
     @abstractmethod
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction: ...

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,16 @@ from torch.nn.utils import get_total_norm
 
 from ttc_core.model import SourceModel
 from ttc_core.objective import entropy
+
+if TYPE_CHECKING:
+    from ttc_core.guard.estimate import Estimates
+
+# How an image was answered: by what adapts, by the source since that is safer, or by a state from
+# before to which the stream was brought back lately.
+MODES = ADAPTING, HELD, ROLLED_BACK = "adapting", "held", "rolled_back"
+
+# Of the settings, those of what watches over a method: a saved state fits whatever they are.
+WATCHING = ("frames", "guard")
 
 # Tensors, numbers and texts, by section.
 State = Mapping[str, Mapping[str, Any]]
@@ -55,6 +65,19 @@ class Pending:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What the frozen source answered to some images of a batch, in the shadow of what is served.
+
+    Attributes:
+        rows: which images, n of them in ascending order.
+        logits: (n, K), of one view.
+    """
+
+    rows: Sequence[int]
+    logits: Tensor
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The answers to a batch of N images, on the model's device, without gradient.
 
@@ -66,6 +89,10 @@ class Prediction:
         selected: (N,) bool, the images that `adapt` will learn from.
         version: optimizer steps the method had taken when it answered.
         pending: private to the method that made it.
+        suspects: N, the kind of fault where an image looks like a faulty camera's, else None;
+            empty: nobody looked.
+        modes: N of MODES; empty: all are the first.
+        beside: what the source answered to some of the images; None: it was not asked.
     """
 
     logits: Tensor
@@ -74,6 +101,9 @@ class Prediction:
     selected: Tensor
     version: int
     pending: Pending = field(default_factory=Pending, repr=False)
+    suspects: tuple[str | None, ...] = ()
+    modes: tuple[str, ...] = ()
+    beside: Beside | None = None
 
     @classmethod
     def of(
@@ -137,6 +167,8 @@ class Prediction:
             entropy=table[:, -2],
             selected=table[:, -1] > 0.5,
             version=self.version,
+            suspects=self.suspects,
+            modes=self.modes,
         )
 
 
@@ -149,6 +181,8 @@ class HostPrediction:
     entropy: NDArray[np.floating[Any]]
     selected: NDArray[np.bool_]
     version: int
+    suspects: tuple[str | None, ...] = ()
+    modes: tuple[str, ...] = ()
 
     @cached_property
     def sound(self) -> NDArray[np.bool_]:
@@ -165,6 +199,23 @@ class HostPrediction:
 
 
 @dataclass(frozen=True)
+class Act:
+    """What a guard did.
+
+    Attributes:
+        action: "hold", "release", "roll_back" or "reset".
+        reason: "suspicion", "harm", "gain" or "no_gain".
+        evidence: numbers that led to it, by name.
+        observed: it would have, but is only to observe.
+    """
+
+    action: str
+    reason: str
+    evidence: Mapping[str, float]
+    observed: bool = False
+
+
+@dataclass(frozen=True)
 class Adaptation:
     """What `adapt` did.
 
@@ -173,8 +224,10 @@ class Adaptation:
         entropy, similarity: its terms, means over the selected images; None where there is none.
         selected: how many images were learned from.
         stepped: whether the optimizer moved the parameters.
-        skipped: None, or why nothing was learned: "none_selected", "non_finite" or "shed".
+        skipped: None, or why nothing was learned: "none_selected", "non_finite", "shed" or
+            "suspect".
         drift: ‖θ − θ_source‖₂ / ‖θ_source‖₂ over the adapted parameters afterwards.
+        acts: what a guard did then.
     """
 
     loss: float | None = None
@@ -184,6 +237,7 @@ class Adaptation:
     stepped: bool = False
     skipped: str | None = None
     drift: float = 0.0
+    acts: Sequence[Act] = ()
 
 
 class Method(Protocol):
@@ -230,8 +284,31 @@ class Method(Protocol):
         """Whether a second view was seen to mean something else, and is left out since."""
 
     @property
+    def record_temperature(self) -> float | None:
+        """That of the calibration record its probabilities are told with; None: without one."""
+
+    @property
     def details(self) -> Mapping[str, float]:
         """What else there is to see of the stream, by name; finite numbers."""
+
+    @property
+    def mode(self) -> str:
+        """How the next image will be answered, of MODES."""
+
+    @property
+    def estimates(self) -> "Estimates | None":
+        """The accuracy of late without labels; None: no guard has compared an image yet."""
+
+    @property
+    def snapshots(self) -> Mapping[int, int]:
+        """The versions that `roll_back` can go back to, and after how many images each was."""
+
+    def roll_back(self, to: int | None = None) -> int:
+        """Go back to a snapshot, the last one if none is named; return its version.
+
+        Raises:
+            LookupError: there is none.
+        """
 
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         """Answer images (N, 3, H, W), uint8 or float in [0, 1]. Changes nothing.

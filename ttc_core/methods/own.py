@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ttc_core.errors import PluginError, UserError, told
 from ttc_core.flat import NamedTensors
-from ttc_core.methods.contract import Adaptation, Method, Prediction, State
+from ttc_core.methods.contract import ADAPTING, Adaptation, Method, Prediction, State
 from ttc_core.model import SourceModel
 
 # What a class of a user's own must have.
@@ -37,6 +37,9 @@ class OwnMethod:
 
     contextual = False
     second_view_off = False
+    mode = ADAPTING
+    estimates = None
+    record_temperature = None
 
     def __init__(self, name: str, model: SourceModel, inner: Any) -> None:
         self._name, self._inner = name, inner
@@ -91,6 +94,13 @@ class OwnMethod:
     @property
     def details(self) -> Mapping[str, float]:
         return {}
+
+    @property
+    def snapshots(self) -> Mapping[int, int]:
+        return {}
+
+    def roll_back(self, to: int | None = None) -> int:
+        raise LookupError("no guard keeps snapshots of it")
 
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         options = {} if learn or not self._predict_takes_learn else {"learn": False}

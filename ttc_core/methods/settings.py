@@ -1,7 +1,8 @@
 """The hyperparameters that methods share, each once, with bounds. METHOD §4 names them."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +16,8 @@ from pydantic import (
 )
 
 from ttc_core.methods.parts.statistics import STATISTICS
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 def _known(statistics: str) -> str:
@@ -50,10 +53,7 @@ class MethodSettings(BaseModel):
         Raises:
             ValueError: a name is unknown or a value out of range; the sentence names it.
         """
-        try:
-            return cls(**(cls.defaults(classes, given) | given))
-        except ValidationError as error:
-            raise ValueError(_sentence(method, cls, error)) from None
+        return checked(method, cls, cls.defaults(classes, given) | given)
 
     @classmethod
     def defaults(cls, classes: int, given: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +130,18 @@ class OptimizerSettings(MethodSettings):
 
 class AffineSettings(OptimizerSettings, StatisticsSettings):
     """Of methods that move scales and shifts, over statistics of one's choice."""
+
+
+def checked(whose: str, kind: type[Checked], given: Mapping[str, Any]) -> Checked:
+    """Settings as they were given, with the defaults of the others.
+
+    Raises:
+        ValueError: a name is unknown or a value out of range; the sentence names it.
+    """
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        raise ValueError(_sentence(whose, kind, error)) from None
 
 
 def _sentence(method: str, settings: type[BaseModel], error: ValidationError) -> str:

@@ -9,7 +9,8 @@ runs, of few classes, or under changing light:
   weather change they start anew, or from where they were when these were last seen (`conditions`);
   where the source is surer of the same images, they keep near to it (`shadow`);
 - a prior from the images just before, which has to earn its weight (`prior`);
-- the mirror image is left out where it means something else (`second_view`).
+- the mirror image is left out where it means something else (`second_view`);
+- what is told is as sure as it is right, as far as one can see (`temperature`).
 METHOD §1.9.
 """
 
@@ -23,15 +24,16 @@ from pydantic import Field
 from torch import Tensor
 
 from ttc_core.methods.composed import LearningMethod, StatisticsMethod
-from ttc_core.methods.contract import Adaptation, Pending, Prediction
-from ttc_core.methods.parts import Part
+from ttc_core.methods.contract import Adaptation, Beside, Pending, Prediction
+from ttc_core.methods.parts import Numbers, Part
 from ttc_core.methods.parts.conditions import Conditions
 from ttc_core.methods.parts.diversity import Classes, Diversity
 from ttc_core.methods.parts.learner import Loss
 from ttc_core.methods.parts.prior import Context, TemporalPrior
 from ttc_core.methods.parts.second_view import Bet, SecondView
-from ttc_core.methods.parts.shadow import Compared, Shadow
+from ttc_core.methods.parts.shadow import Compared, Shadow, answers_to
 from ttc_core.methods.parts.stream_statistics import StreamLook, StreamStatistics
+from ttc_core.methods.parts.temperature import Temperature
 from ttc_core.methods.parts.views import two_views
 from ttc_core.methods.settings import CIFAR100_CLASSES, OptimizerSettings
 from ttc_core.objective import entropy
@@ -74,19 +76,13 @@ class TTCStreamSettings(OptimizerSettings):
 
 
 @dataclass(frozen=True)
-class _Answered:
-    """Entropies of the source's answers to the images of a batch that were chosen."""
-
-    chosen: list[int]
-    entropies: list[float]
-
-
-@dataclass(frozen=True)
 class _Seen:
-    """Images looked at: logits and answers, (N, K) each, and what parts would be afterwards."""
+    """Images looked at: logits and answers, (N, K) each, the prior's weight in each, and what parts
+    would be afterwards."""
 
     logits: Tensor
     answers: Tensor
+    weights: Numbers
     context: Context
     classes: Classes
     bet: Bet
@@ -115,6 +111,7 @@ class TTCStream(LearningMethod):
         self._diversity = Diversity(self.model, s.window)
         self._prior = TemporalPrior(self.model.classes)
         self._second_view = SecondView(s.second_view)
+        self._temperature = Temperature(self.record_temperature)
         if s.learn == "never":
             self.adapts = StatisticsMethod.adapts
         return (
@@ -125,6 +122,7 @@ class TTCStream(LearningMethod):
             self._diversity,
             self._prior,
             self._second_view,
+            self._temperature,
         )
 
     @property
@@ -136,14 +134,22 @@ class TTCStream(LearningMethod):
         return self._second_view.bet.lost
 
     @property
+    def record_temperature(self) -> float | None:
+        record = self.model.calibration
+        return None if record is None else record.temperature
+
+    @property
     def details(self) -> Mapping[str, float]:
         """How far late layers follow the stream and what the images before weigh, 0 to 1 each; how
-        many conditions are known; by how much the source is surer of the same images (`Shadow`)."""
+        many conditions are known; by how much the source is surer of the same images (`Shadow`);
+        what the logarithms of answers are divided by (`Temperature`)."""
+        weight = self._prior.weight if self.contextual else 0.0
         return {
             "late_layers": self._diversity.classes.opening,
-            "images_before": self._prior.weight if self.contextual else 0.0,
+            "images_before": weight,
             "conditions": self._conditions.known,
             "doubt": self._shadow.doubt,
+            "temperature": self._temperature.at(weight, self._temperature.changed),
         }
 
     def predict(
@@ -167,16 +173,18 @@ class TTCStream(LearningMethod):
                 seen = self._look_at(inputs, opened, trusted, shadow, context)
             entropies = entropy(seen.logits)
         logits, answers = seen.logits.detach(), seen.answers
+        told = self._temperature.told(answers, logits, seen.weights)
         # What the images before made of an answer is no evidence to learn from.
         selected = logits.argmax(dim=1) == answers.argmax(dim=1)
         selected &= entropies.detach() < s.entropy_fraction * math.log(self.model.classes)
         selected &= teaches
         return Prediction(
             logits=logits,
-            probabilities=answers,
-            entropy=torch.special.entr(answers).sum(dim=1),
+            probabilities=told.probabilities,
+            entropy=torch.special.entr(told.probabilities).sum(dim=1),
             selected=selected,
             version=self.version,
+            beside=shadow,
             pending=Pending(
                 parameters=self._learner.parameters if learn else None,
                 entropy=entropies,
@@ -186,6 +194,7 @@ class TTCStream(LearningMethod):
                     "context": seen.context,
                     "second_view": seen.bet,
                     "shadow": seen.compared,
+                    "temperature": told.changed,
                 },
             ),
         )
@@ -198,29 +207,19 @@ class TTCStream(LearningMethod):
         followed = self._statistics.after(seen.look.share(), seen.classes)
         return self._statistics.trust(doubt, followed)
 
-    def _shadow_of(self, inputs: Tensor) -> _Answered:
+    def _shadow_of(self, inputs: Tensor) -> Beside:
         """The source's answers to some images."""
         # Where no statistics follow the stream nothing comes of doubt.
         follows = bool(self.model.batch_norms)
         chosen = self._shadow.chosen(len(inputs)) if follows else []
-        return _Answered(chosen, self._entropies(inputs, chosen))
-
-    def _entropies(self, inputs: Tensor, chosen: Sequence[int], **seen: Any) -> list[float]:
-        """Of the answers to some images, seen so."""
-        if not chosen:
-            return []
-        # A network that drops the axis of a lone image is none the service has tried it with.
-        rows = [*chosen, chosen[0]] if len(chosen) == 1 else chosen
-        with torch.no_grad():
-            logits = self.model.run(inputs[rows], **seen).logits
-        return entropy(logits)[: len(chosen)].tolist()
+        return Beside(chosen, answers_to(self.model, inputs, chosen))
 
     def _look_at(
         self,
         inputs: Tensor,
         opening: float,
         trust: float,
-        shadow: _Answered,
+        shadow: Beside,
         context: Sequence[bool] | None,
     ) -> _Seen:
         """Answer normalised images with late layers open, and the stream trusted, so far."""
@@ -237,15 +236,17 @@ class TTCStream(LearningMethod):
             view = model.run(inputs, affine=affine, look=look)
             logits = view.logits
         if trust == 1:
-            following = entropy(view.logits.detach()[shadow.chosen]).tolist()
+            following = view.logits.detach()[shadow.rows]
         else:
-            wholly = self._statistics.look(len(shadow.chosen), classes, opening, 1.0)
-            following = self._entropies(inputs, shadow.chosen, affine=affine, look=wholly)
-        compared = self._shadow.after(len(inputs), shadow.entropies, following)
+            wholly = self._statistics.look(len(shadow.rows), classes, opening, 1.0)
+            following = answers_to(model, inputs, shadow.rows, affine=affine, look=wholly)
+        entropies = (entropy(each).tolist() for each in (shadow.logits, following))
+        compared = self._shadow.after(len(inputs), *entropies)
         if not self.contextual:
             context = [False] * len(inputs)
-        answers, after = self._prior.answers(logits, context)
-        return _Seen(logits, answers, after, self._diversity.after(answers), bet, compared, look)
+        answers, after, weights = self._prior.answers(logits, context)
+        classes = self._diversity.after(answers)
+        return _Seen(logits, answers, weights, after, classes, bet, compared, look)
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         used = self._second_view.used

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+from ttc_core.guard import default_mode
 from ttc_core.methods import METHODS
 from ttc_core.presets import SUPERVISED
-from ttc_core.rows import UNKNOWN, as_key, differing, value_text
+from ttc_core.rows import UNKNOWN, as_key, differing, setting, value_text
 from ttc_core.supervised import SupervisedSettings
 
 # The paper's methods, in its order; others follow in the order of the rows.
@@ -71,12 +72,12 @@ def configurations(rows: Iterable[Mapping[str, Any]]) -> list[Configuration]:
     bare = [
         Configuration(
             row["method"],
-            as_key(row.get("settings") or {}),
+            as_key(_settings(row)),
             classes.get(row.get("model")) if row["method"] in (*METHODS, SUPERVISED) else None,
         )
         for row in rows
     ]
-    given = {one: row.get("settings") or {} for one, row in zip(bare, rows, strict=True)}
+    given = {one: _settings(row) for one, row in zip(bare, rows, strict=True)}
     alike: dict[str, list[Configuration]] = {}
     for one, settings in given.items():
         changes = _changes(one.method, settings, one.classes)
@@ -92,15 +93,27 @@ def configurations(rows: Iterable[Mapping[str, Any]]) -> list[Configuration]:
     return [found[one] for one in bare]
 
 
+def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a method was set to, how it was watched, and by which record it told its answers."""
+    told = setting(row)
+    record = {name: told[name] for name in ("record_temperature",) if name in told}
+    return {**(row.get("settings") or {}), "guard": told.get("guard", "off"), **record}
+
+
 def _changes(
     method: str, settings: Mapping[str, Any], classes: int | None
 ) -> dict[str, Any] | None:
     if classes is None:
         return None
     usual = _defaults(method, classes)
-    return {
+    changes = {
         name: value for name, value in settings.items() if as_key(usual.get(name)) != as_key(value)
     }
+    # Off is what rows from before there was a guard are.
+    if changes.get("guard") in ("off", default_mode(method)):
+        del changes["guard"]
+    changes.pop("record_temperature", None)  # the network's: told where it differs
+    return changes
 
 
 @cache

@@ -15,7 +15,10 @@ from ttc_core.report.statistics import Interval, average_interval, wilson
 from ttc_core.rows import as_key, averaged, differing, stated
 
 # What a table lays out itself, in lines, columns and one severity; all else has to be the same.
-_LAID_OUT = ("method", "settings", "corruption", "severity", "after", "after_severity")
+_LAID_OUT = (
+    *("method", "settings", "guard", "record_temperature"),
+    *("corruption", "severity", "after", "after_severity"),
+)
 # What a caption says in a place of its own.
 _CAPTION = ("data", "model", "severity", "batch_size", "order", "protocol", "seed", "limit")
 

@@ -34,7 +34,7 @@ from ttc_core.tally import WINDOW
 _OF_A_STREAM = ("order", "protocol", "mix", "unknown", "limit")
 _LAID_OUT = (
     *("method", "settings", "batch_size", "corruption", "severity", "after", "after_severity"),
-    *("visit", "seed", "data_digest", *_OF_A_STREAM),
+    *("guard", "record_temperature", "visit", "seed", "data_digest", *_OF_A_STREAM),
 )
 _STYLES = ("-", "--", ":", "-.")
 SMOOTHED_OVER = 50

@@ -6,6 +6,7 @@ Source: Xiao, Rasul, Vollgraf, "Fashion-MNIST", arXiv:1708.07747.
 
 import gzip
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from ttc_core.geometry import fit
 
 DIRECTORY = Path("/usr/share/datasets/fashion-mnist")
 SIZE = 32
+# Test pictures that are the bundled stream.
+STREAM_IMAGES = 2000
 CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -47,6 +50,19 @@ def read_split(directory: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[
     if len(labels) == 0 or len(pictures) != 28 * 28 * len(labels) or labels.max() >= len(CLASSES):
         raise UserError(f"{directory} does not hold Fashion-MNIST's pictures and labels.")
     return pictures.reshape(-1, 28, 28), labels.astype(np.int64)
+
+
+def held_out() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """Yield the test pictures (8000, 32, 32, 3) that are not in the bundled stream, and labels.
+
+    The bundled model's calibration record is of them: `ttc calibrate bundled
+    ttc_core.zoo.fashion_mnist:held_out --out ttc_core/zoo/weights.safetensors.calibration.json`.
+
+    Raises:
+        UserError: as `read_split`.
+    """
+    pictures, labels = read_split(DIRECTORY, "t10k")
+    yield to_rgb(pictures[STREAM_IMAGES:]), labels[STREAM_IMAGES:]
 
 
 def to_rgb(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:

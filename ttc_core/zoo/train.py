@@ -18,10 +18,16 @@ from torch import Tensor, nn
 from ttc_core.errors import UserError
 from ttc_core.files import written_whole
 from ttc_core.zoo import ARCHITECTURES
-from ttc_core.zoo.fashion_mnist import CLASSES, DIRECTORY, SIZE, read_split, to_rgb
+from ttc_core.zoo.fashion_mnist import (
+    CLASSES,
+    DIRECTORY,
+    SIZE,
+    STREAM_IMAGES,
+    read_split,
+    to_rgb,
+)
 
 ARCHITECTURE = "resnet20"
-STREAM_IMAGES = 2000
 
 
 def train(

@@ -18,6 +18,7 @@ from ttc_core.methods.parts.diversity import Classes
 from ttc_core.methods.parts.shadow import Shadow
 from ttc_core.methods.parts.stream_statistics import StreamShare, StreamStatistics
 from ttc_core.model import SourceModel
+from ttc_core.packing import pack, unpack
 
 # Images that tell how it looks at present, and those that a condition's look runs over.
 LATEST, HORIZON = 8, 64
@@ -62,10 +63,15 @@ class Condition:
 
 @dataclass(frozen=True)
 class Remembered:
-    """A condition, and the moments of all layers that were followed under it, (2, C)."""
+    """A condition, and the moments of all layers that were followed under it, packed.
+
+    Attributes:
+        codes, scales: (2, C) and (B,), as `packing.pack` has them against the source's.
+    """
 
     condition: Condition
-    moments: Tensor
+    codes: Tensor
+    scales: Tensor
 
 
 class Conditions:
@@ -138,7 +144,8 @@ class Conditions:
 
     def _leave(self, condition: Condition) -> None:
         moments = self._statistics.followed.moments
-        self._remembered = (*self._remembered, Remembered(condition, moments))
+        remembered = Remembered(condition, *pack(moments, self._model.source_moments))
+        self._remembered = (*self._remembered, remembered)
         self._condition, self._latest_images = None, 0
         self._statistics.restart(moments)
         self._shadow.reset()
@@ -154,20 +161,28 @@ class Conditions:
             self._remembered = self._remembered[-REMEMBERED:]
             return Condition(self._latest, variance, LATEST)
         self._remembered = tuple(each for each in self._remembered if each is not nearest)
-        self._statistics.restart(nearest.moments)
+        source = self._model.source_moments
+        self._statistics.restart(unpack(nearest.codes, nearest.scales, source))
         return nearest.condition
 
     def state(self) -> State:
         conditions = [each.condition for each in self._remembered]
         if self._condition is not None:
             conditions.append(self._condition)
-        moments, like = [each.moments for each in self._remembered], self._model.source_moments
+        none = pack(self._model.source_moments)
+        codes, scales = (
+            torch.stack([getattr(each, name) for each in self._remembered])
+            if self._remembered
+            else like.new_zeros((0, *like.shape))
+            for name, like in zip(("codes", "scales"), none, strict=True)
+        )
         return {
             "conditions": {
                 "means": _stacked([each.mean for each in conditions], self._latest),
                 "variances": _stacked([each.variance for each in conditions], self._latest),
                 "images": torch.tensor([each.images for each in conditions], dtype=torch.int64),
-                "moments": torch.stack(moments) if moments else like.new_zeros((0, *like.shape)),
+                "codes": codes,
+                "scales": scales,
                 "latest": torch.from_numpy(self._latest.copy()),
                 "latest_images": self._latest_images,
             }
@@ -175,19 +190,22 @@ class Conditions:
 
     def restore(self, state: State) -> None:
         given, like = state["conditions"], self._model.source_moments
+        blocks = pack(like)[1].shape
         if not isinstance(given, Mapping):
             raise ValueError("its conditions are none")
-        tensors = means, variances, images, moments, latest = tuple(
-            given[name] for name in ("means", "variances", "images", "moments", "latest")
+        tensors = means, variances, images, codes, scales, latest = tuple(
+            given[name] for name in ("means", "variances", "images", "codes", "scales", "latest")
         )
         if not all(isinstance(each, Tensor) and each.ndim for each in tensors):
             raise ValueError("its conditions are none")
-        count, looks = len(moments), self._latest.shape
+        count, looks = len(codes), self._latest.shape
         known = len(means) - count
         sound = (
             known in (0, 1)
             and count <= REMEMBERED + (known == 0)
-            and moments.shape[1:] == like.shape
+            and codes.dtype == torch.int8
+            and codes.shape[1:] == like.shape
+            and scales.shape == (count, *blocks)
             and means.shape == variances.shape == (count + known, *looks)
             and images.shape == (count + known,)
             and latest.shape == looks
@@ -205,8 +223,8 @@ class Conditions:
             )
         ]
         self._remembered = tuple(
-            Remembered(condition, each.to(like))
-            for condition, each in zip(conditions, moments, strict=False)
+            Remembered(condition, code.to(like.device), scale.to(like.device).float())
+            for condition, code, scale in zip(conditions, codes, scales, strict=False)
         )
         self._condition = conditions[-1] if known else None
         self._latest = latest.double().cpu().numpy().copy()

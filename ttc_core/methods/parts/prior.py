@@ -82,7 +82,7 @@ class TemporalPrior:
 
     def answers(
         self, logits: Tensor, context: Sequence[bool] | None = None
-    ) -> tuple[Tensor, Context]:
+    ) -> tuple[Tensor, Context, Numbers]:
         """Answer images in their order.
 
         Args:
@@ -90,14 +90,15 @@ class TemporalPrior:
             context: (N,) off, an image's answer is the network's, and the prior does not move.
 
         Returns:
-            (N, K) probabilities, and the context after them.
+            (N, K) probabilities, the context after them, and (N,) what the experts that expect
+            something weighed in each, nan where the answer is the network's.
         """
         averages, usual = self._context.averages, self._context.usual
         weights, images = self._context.weights[0], self._context.images
         scores = logits.detach().double().cpu().numpy()
         # (T, N, K)
         said = np.stack([_softmax(scores / temperature) for temperature in TEMPERATURES])
-        answers = np.empty_like(scores)
+        answers, weighed = np.empty_like(scores), np.full(len(scores), np.nan)
         for number in range(len(scores)):
             if not np.isfinite(scores[number]).all():
                 answers[number] = np.nan  # it says nothing, and nothing follows from it
@@ -113,6 +114,7 @@ class TemporalPrior:
             evidence = np.clip(evidence, np.exp(-MOST_EVIDENCE), np.exp(MOST_EVIDENCE))
             weights = weights * np.concatenate(([1.0], evidence))
             weights /= weights.sum()
+            weighed[number] = 1 - weights[0]
             answer = weights[0] * said[0, number] + weights[1:] @ posteriors
             weights = (1 - SHARE) * weights + SHARE * self._first[0]
             averages = averages + self._decays * (answer - averages)
@@ -120,7 +122,7 @@ class TemporalPrior:
             usual = usual + (said[:, number] - usual) / min(USUAL_START + images, USUAL_HORIZON)
             answers[number] = answer
         after = Context(averages, weights[None], usual, images)
-        return torch.from_numpy(answers).to(logits), after
+        return torch.from_numpy(answers).to(logits), after, weighed
 
     def _tempered(self, usual: Numbers) -> Numbers:
         """The usual answers, no more uneven than UNEVEN."""

@@ -10,6 +10,10 @@ of it is served: else doubt would feed itself, since what lies between is less s
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.parts import bounded
@@ -96,3 +100,13 @@ class Shadow:
         seen = int(bounded(given["seen"]))
         images = int(bounded(given["images"], most=seen))
         self.compared = Compared(source, following, images, seen)
+
+
+@torch.no_grad()
+def answers_to(model: SourceModel, inputs: Tensor, rows: Sequence[int], **seen: Any) -> Tensor:
+    """(n, K) the logits of some rows of normalised images, by the source or seen so."""
+    if not rows:
+        return inputs.new_zeros((0, model.classes))
+    # A network that drops the axis of a lone image is none the service has tried it with.
+    several = [*rows, rows[0]] if len(rows) == 1 else list(rows)
+    return model.run(inputs[several], **seen).logits[: len(rows)]

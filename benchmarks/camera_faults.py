@@ -1,0 +1,363 @@
+"""Faulty frames: how often an ordinary one is called so, and how many are seen.
+
+    python -m benchmarks.camera_faults [--images 2000]
+
+At 32 and 224 pixels; of 224 a tenth of the images. Ordinary are films, still scenes with sensor
+noise, nights, the bundled images and photographs under every corruption, pictures with white or
+black in them, drawings. Needs the data beside the checkout and, for films, benchmarks/
+requirements.txt; what is not there is left out and said. The last line has the time it takes.
+"""
+
+import io
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import cifar10_stream, clips
+from ttc_core.corruptions import CORRUPTIONS, corrupt
+from ttc_core.datasets import Geometry, open_data
+from ttc_core.datasets.conditions import Shapes
+from ttc_core.evaluate import as_batch
+from ttc_core.frames import Frames
+from ttc_core.load import load
+
+Images = NDArray[np.uint8]
+Random = np.random.Generator
+SIZES = (32, 224)
+FILMS = ("bikes", "carphone_pristine", "bigbuckbunny")
+PHOTOGRAPHS = cifar10_stream.FOLDER.parent / "imagenetc" / "images.zip"
+GREEN = (0, 135, 0)  # what a decoder makes of zeros for YUV
+SCENES = 10
+
+
+def photographs(size: int, count: int) -> Images:
+    """(N, size, size, 3): CIFAR-10's, else ImageNet's."""
+    if size == 32:
+        return cifar10_stream.read("test")[0][:count]
+    with zipfile.ZipFile(PHOTOGRAPHS) as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))[:count]
+        images = [Image.open(archive.open(name)).convert("RGB") for name in names]
+    return np.stack([np.asarray(image.resize((size, size))) for image in images])
+
+
+def compressed(images: Images, quality: int) -> Images:
+    """Each through JPEG."""
+
+    def one(image: Images) -> Images:
+        body = io.BytesIO()
+        Image.fromarray(image).save(body, "JPEG", quality=quality)
+        return np.asarray(Image.open(body))
+
+    return np.stack([one(image) for image in images])
+
+
+def resized(images: Images, width: int, height: int) -> Images:
+    box = (width, height), Image.Resampling.BILINEAR
+    return np.stack([np.asarray(Image.fromarray(image).resize(*box)) for image in images])
+
+
+def levels(values: NDArray[np.floating]) -> Images:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def noisy(images: NDArray[np.generic], deviation: object, draw: Random) -> Images:
+    return levels(images + draw.standard_normal(images.shape, np.float32) * np.float32(deviation))
+
+
+def ordinary(size: int, count: int) -> Iterator[tuple[str, Callable[[], Images]]]:
+    """Streams of pictures none of which is faulty."""
+    draw = np.random.default_rng(size)
+    some = min(count, 400)
+    for film in FILMS:
+        yield f"film {film}", lambda film=film: clips.read_frames(film, Geometry(size))
+    bundled = bundled_images(count) if size == 32 else None
+    kinds = {"bundled": bundled} if bundled is not None else {}
+    try:
+        photos = kinds["photographs"] = photographs(size, count)
+    except OSError as missing:
+        Console().print(f"left out: photographs of {size} pixels ({missing})")
+        photos = bundled if bundled is not None else drawings(size, count)
+    for name, images in kinds.items():
+        for corruption in ("clean", *CORRUPTIONS):
+            yield f"{name}, {corruption}", lambda i=images, c=corruption: corrupt(i, c, 5)
+    # Not CIFAR's: they are JPEG files, and what is compressed anew loses its noise.
+    larger = photographs(224, SCENES) if PHOTOGRAPHS.exists() else photos
+    scenes = resized(larger, size, size)[np.arange(some) * SCENES // some]
+    for deviation in (1, 2, 4):
+        yield (
+            f"still, noise {deviation}",
+            lambda deviation=deviation: noisy(scenes, deviation, draw),
+        )
+    for quality in (75, 95):
+        yield (
+            f"still, noise 1, then JPEG {quality}",
+            lambda quality=quality: compressed(noisy(scenes, 1, draw), quality),
+        )
+    large = resized(scenes[: some // 2], 640, 480)
+    yield "still, noise 1 at 640 × 480", lambda: resized(noisy(large, 1, draw), size, size)
+    yield (
+        "still, the same, JPEG 75",
+        lambda: resized(compressed(noisy(large, 1, draw), 75), size, size),
+    )
+    for name, images in kinds.items():
+        for gamma in (1.0, 2.2):
+            yield f"night, {name}, gamma {gamma:g}", lambda i=images, g=gamma: nights(i, g, draw)
+    yield "overexposed twofold", lambda: levels(photos * 2.0)
+    yield "upper half white", lambda: banded(photos, 255, (slice(size // 2),))
+    yield "lower half white", lambda: banded(photos, 255, (slice(size // 2, None),))
+    for colour in (0, 114, 255):
+        yield f"bars of level {colour}", lambda colour=colour: bars(photos, colour)
+    yield "black bars, then JPEG 75", lambda: compressed(bars(photos, 0), 75)
+    yield "on white paper", lambda: cut_out(photos)
+    yield "drawn shapes", lambda: drawings(size, count)
+
+
+def bundled_images(count: int) -> Images:
+    stream = open_data("bundled", Geometry(32)).open("clean", 5, limit=count)
+    return np.concatenate([images for images, _ in stream.batches(500)])
+
+
+def nights(images: Images, gamma: float, draw: Random) -> Images:
+    """2 to 10 % of the light, noise of 1 to 4 levels."""
+    shape = len(images), 1, 1, 1
+    light, deviation = draw.uniform(0.02, 0.1, shape), draw.uniform(1, 4, shape)
+    return noisy(255 * (images / 255 * light) ** (1 / gamma), deviation, draw)
+
+
+def banded(images: Images, colour: object, bands: tuple[slice, ...]) -> Images:
+    images = images.copy()
+    for band in bands:
+        images[:, band] = colour
+    return images
+
+
+def bars(images: Images, colour: int) -> Images:
+    """Bars above and below, a sixth each, and the picture between them."""
+    size = images.shape[1]
+    height = size // 6
+    between = resized(images, size, size - 2 * height)
+    framed = np.full_like(images, colour)
+    framed[:, height : size - height] = between
+    return framed
+
+
+def cut_out(images: Images) -> Images:
+    """An ellipse of each on white."""
+    y, x = np.mgrid[-1 : 1 : images.shape[1] * 1j, -1 : 1 : images.shape[2] * 1j]
+    inside = ((x / 0.7) ** 2 + (y / 0.85) ** 2 < 1)[..., None]
+    return np.where(inside, images, np.uint8(255))
+
+
+def drawings(size: int, count: int) -> Images:
+    return Shapes(size, size, 0).shift("clean", 5, 0).read(np.arange(count))
+
+
+def faulty(size: int, count: int) -> Iterator[tuple[str, str, Callable[[], Images]]]:
+    """Kind, what it is, and a stream of such frames; of frozen ones each second."""
+    draw = np.random.default_rng(size)
+    try:
+        photos = photographs(size, count)
+    except OSError:
+        photos = drawings(size, count)
+    shape = photos.shape
+    for kind, level in (("black", 0.0), ("white", 255.0)):
+        for noise in (0, 1, 2, 4, 8):
+            yield (
+                kind,
+                f"noise {noise}",
+                lambda noise=noise, level=level: noisy(np.full(shape, level), noise, draw),
+            )
+        for noise in (1, 2, 4):
+            yield (
+                kind,
+                f"noise {noise}, then JPEG 75",
+                lambda noise=noise, level=level: compressed(
+                    noisy(np.full(shape, level), noise, draw), 75
+                ),
+            )
+    for name, colour in {"grey": 128, "black": 0, "white": 255, "green": GREEN}.items():
+        for part in (8, 4, 2):
+            yield (
+                "torn",
+                f"1/{part} of the rows {name}",
+                lambda part=part, colour=colour: torn(photos, 1 / part, colour, draw),
+            )
+    yield "torn", "the lower half black", lambda: banded(photos, 0, (slice(size // 2, None),))
+    for part in (8, 4, 2):
+        yield (
+            "torn",
+            f"1/{part} of the rows repeated",
+            lambda part=part: torn(photos, 1 / part, None, draw),
+        )
+    yield "torn", "1/4 grey, then JPEG 75", lambda: compressed(torn(photos, 0.25, 128, draw), 75)
+    yield (
+        "torn",
+        "1/4 repeated, then JPEG 75",
+        lambda: compressed(torn(photos, 0.25, None, draw), 75),
+    )
+    large = resized(photos[:200], 640, 480)
+    for name, fill in {"grey": 128, "repeated": None}.items():
+        yield (
+            "torn",
+            f"1/4 {name}, then made smaller",
+            lambda fill=fill: resized(torn(large, 0.25, fill, draw), size, size),
+        )
+    noises: dict[str, Callable[[], Images]] = {
+        "uniform": lambda: draw.integers(0, 256, shape, np.uint8),
+        "uniform, grey": lambda: in_grey(draw.integers(0, 256, shape, np.uint8)),
+        **{
+            f"Gaussian {deviation}": lambda deviation=deviation: noisy(
+                np.full(shape, 128.0), deviation, draw
+            )
+            for deviation in (20, 40, 80)
+        },
+        "Gaussian 40, grey": lambda: in_grey(noisy(np.full(shape, 128.0), 40, draw)),
+    }
+    for name, make in noises.items():
+        yield "noise", name, make
+        yield "noise", f"{name}, then JPEG 75", lambda make=make: compressed(make(), 75)
+    yield (
+        "noise",
+        "uniform at 640 × 480, made smaller",
+        lambda: resized(draw.integers(0, 256, (50, 480, 640, 3), np.uint8), size, size),
+    )
+    yield "frozen", "to the last bit", lambda: paired(photos, photos)
+    for quality in (75, 85, 95):
+        yield "frozen", f"JPEG {quality} twice", lambda q=quality: again(photos, q)
+    for quality in (75, 95):
+        yield (
+            "frozen",
+            f"JPEG {quality} twice at 640 × 480",
+            lambda q=quality: resized(again(large, q), size, size),
+        )
+    yield (
+        "frozen",
+        "JPEG 95, then 90",
+        lambda: paired(once := compressed(photos, 95), compressed(once, 90)),
+    )
+
+
+def in_grey(images: Images) -> Images:
+    return np.repeat(images[..., :1], 3, axis=3)
+
+
+def torn(images: Images, share: float, colour: object, draw: Random) -> Images:
+    """Rows filled with a colour, or with the row above (None), at a place of each image's own."""
+    images, height = images.copy(), images.shape[1]
+    rows = round(share * height)
+    for image in images:
+        start = int(draw.integers(1, height - rows + 1))
+        image[start : start + rows] = image[start - 1] if colour is None else colour
+    return images
+
+
+def paired(first: Images, second: Images) -> Images:
+    """First, second, first, second, …"""
+    return np.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+
+
+def again(images: Images, quality: int) -> Images:
+    """Each as JPEG, and that as JPEG of the same quality."""
+    return paired(once := compressed(images, quality), compressed(once, quality))
+
+
+def seen(images: Images) -> list[str | None]:
+    """What is said of a stream, in batches of 50."""
+    frames, kinds = Frames(), []
+    for part in np.array_split(images, -(-len(images) // 50)):
+        look = frames.look(as_batch(part))
+        frames.commit(look)
+        kinds += look.kinds
+    return kinds
+
+
+def false_alarms(counts: dict[int, int]) -> Table:
+    """What is called a fault, per 1,000 ordinary images."""
+    table = Table("ordinary", *(part for size in SIZES for part in (f"{size} px", "per 1,000")))
+    table.title = "False alarms"
+    rows: dict[str, dict[int, tuple[str, str]]] = {}
+    for size in SIZES:
+        for name, make in ordinary(size, counts[size]):
+            try:
+                kinds = seen(make())
+            except ModuleNotFoundError as missing:
+                Console().print(f"left out: {name} ({missing})")
+                continue
+            found = Counter(kind for kind in kinds if kind)
+            told = ", ".join(f"{kind} {number}" for kind, number in found.items())
+            rate = f"{1000 * found.total() / len(kinds):.1f}" + (f" ({told})" if told else "")
+            rows.setdefault(name, {})[size] = f"{len(kinds):,}", rate
+    for name, cells in rows.items():
+        table.add_row(name, *(part for size in SIZES for part in cells.get(size, ("", ""))))
+    return table
+
+
+def missed(counts: dict[int, int]) -> Table:
+    """Which share of simulated faults is seen."""
+    table = Table("fault", "made by", *(f"seen at {size} px, %" for size in SIZES))
+    table.title = "Faults seen; in brackets: as another kind"
+    rows: dict[tuple[str, str], dict[int, str]] = {}
+    for size in SIZES:
+        for kind, name, make in faulty(size, counts[size]):
+            kinds = seen(make())
+            kinds = kinds[1::2] if kind == "frozen" else kinds
+            share = 100 * np.mean([each is not None for each in kinds])
+            other = 100 * np.mean([each not in (None, kind) for each in kinds])
+            cell = f"{share:.1f}" + (f" ({other:.1f})" if other else "")
+            rows.setdefault((kind, name), {})[size] = cell
+    for (kind, name), cells in rows.items():
+        table.add_row(kind, name, *(cells.get(size, "") for size in SIZES))
+    return table
+
+
+def cost(size: int, count: int, batch: int) -> str:
+    """Of a look at the bundled images, beside a forward pass of the bundled network."""
+    images = resized(bundled_images(count), size, size)
+    batches = as_batch(images).split(batch)
+    model, frames = load("bundled"), Frames()
+
+    def look(images: torch.Tensor) -> None:
+        frames.commit(frames.look(images))
+
+    def forward(images: torch.Tensor) -> None:
+        with torch.no_grad():
+            model.run(model.normalize(model.to_unit(images)))
+
+    took = []
+    for task in (look, forward):
+        # The least of five: others use the same machine.
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            for images in batches:
+                task(images)
+            times.append(time.perf_counter() - started)
+        took.append(1000 * min(times) / count)
+    return f"{size} px, batches of {batch}: {took[0]:.3f} s beside {took[1]:.1f} s for 1,000 images"
+
+
+@click.command()
+@click.option("--images", type=click.IntRange(20), default=2000, show_default=True)
+def main(images: int) -> None:
+    """Print both tables, and the time."""
+    torch.set_num_threads(1)
+    counts = {32: images, 224: max(20, images // 10)}
+    console = Console(width=120)
+    console.print(false_alarms(counts))
+    console.print(missed(counts))
+    for size, count in ((32, 200), (224, 10)):
+        for batch in (1, 10):
+            console.print(cost(size, count, batch), highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""Faulty frames are told from ordinary ones, whatever the size, the light and the grouping."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.fixtures.contract import same
+from ttc_core.corruptions import CORRUPTIONS, corrupt
+from ttc_core.frames import KINDS, SAMPLE, Frames, FrameSettings
+
+SIZES = (32, 224)
+
+
+def scenes(size: int, count: int = 6, seed: int = 0) -> np.ndarray:
+    """(N, size, size, 3): smooth colours, edges and a little texture, as photographs have them."""
+    draw = np.random.default_rng(seed)
+    coarse = draw.integers(20, 236, (count, 7, 7, 3), np.uint8)
+    box = (size, size), Image.Resampling.BICUBIC
+    smooth = [np.asarray(Image.fromarray(image).resize(*box)) for image in coarse]
+    return noisy(np.stack(smooth), 4, seed)
+
+
+def noisy(images: np.ndarray, deviation: float, seed: int = 1) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, deviation, images.shape)
+    return np.clip(np.rint(images + noise), 0, 255).astype(np.uint8)
+
+
+def compressed(image: np.ndarray, quality: int) -> np.ndarray:
+    body = io.BytesIO()
+    Image.fromarray(image).save(body, "JPEG", quality=quality)
+    return np.asarray(Image.open(body))
+
+
+def banded(images: np.ndarray, colour: object, *bands: slice) -> np.ndarray:
+    """Rows of each filled with a colour; with None, with the row above."""
+    images = images.copy()
+    for band in bands:
+        images[:, band] = images[:, band.start - 1, None] if colour is None else colour
+    return images
+
+
+def batch(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def kinds(images: np.ndarray) -> list[str | None]:
+    return Frames().look(batch(images)).kinds
+
+
+@pytest.mark.parametrize("size", [28, 32, 64, 224])
+def test_ordinary_pictures_are_no_faults(size):
+    """Nor are they in the dark, bright, behind bars, half white, or on white paper."""
+    images, tenth, half = scenes(size), size // 10, size // 2
+    paper = np.full_like(images, 255)
+    paper[:, tenth:-tenth, half // 2 : -half // 2] = images[:, tenth:-tenth, half // 2 : -half // 2]
+    for ordinary in (
+        images,
+        noisy(images * 0.05, 2),
+        noisy(255 * (images / 255 * 0.05) ** (1 / 2.2), 2),
+        np.clip(images * 2.0, 0, 255).astype(np.uint8),
+        *(banded(images, each, slice(0, size // 6), slice(-(size // 6), None)) for each in (0, 99)),
+        banded(images, 255, slice(0, half)),
+        banded(images, 255, slice(half, None)),
+        paper,
+    ):
+        assert kinds(ordinary) == [None] * len(images)
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_corruptions_are_no_faults(corruption):
+    """Not at the highest severity either: these are what a stream is to learn from."""
+    images = scenes(32, 40)
+    assert kinds(corrupt(images, corruption, 5)) == [None] * 40
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("noise", [0, 1, 2])
+def test_black_and_white_are_seen_through_sensor_noise(size, noise):
+    """The cap is on, or the light too much; another frame of it is no frozen one."""
+    for kind, level in (("black", 0.0), ("white", 255.0)):
+        frames = noisy(np.full((3, size, size, 3), level), noise)
+        assert kinds(frames) == [kind] * 3
+        if noise:
+            assert kinds(np.stack([compressed(frame, 75) for frame in frames])) != [None] * 3
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("share", [8, 4, 2])
+def test_missing_and_repeated_rows_are_seen(size, share):
+    """Wherever the band is, and whatever it is filled with."""
+    images, rows, start = scenes(size), size // share, size // 3
+    for colour in (0, 128, 255, (0, 135, 0), None):
+        assert kinds(banded(images, colour, slice(start, start + rows))) == ["torn"] * 6
+    for colour in (0, 128, None):  # white at a border is sky, snow or paper
+        assert kinds(banded(images, colour, slice(size - rows, None))) == ["torn"] * 6
+    assert kinds(np.full((1, size, size, 3), 128, np.uint8)) == ["torn"]
+
+
+def test_a_torn_picture_is_seen_after_it_was_made_smaller():
+    """The model's size is not the camera's."""
+    large = banded(scenes(224), 128, slice(70, 130))
+    small = [np.asarray(Image.fromarray(image).resize((32, 32))) for image in large]
+    assert kinds(np.stack(small)) == ["torn"] * 6
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_noise_is_seen(size):
+    """In colour and in grey, evenly distributed or not, and through JPEG."""
+    draw = np.random.default_rng(0)
+    even = draw.integers(0, 256, (4, size, size, 3), np.uint8)
+    bell = noisy(np.full(even.shape, 128.0), 30)
+    grey = np.repeat(even[..., :1], 3, axis=3)
+    for frames in (even, bell, grey):
+        assert kinds(frames) == ["noise"] * 4
+        assert kinds(np.stack([compressed(frame, 75) for frame in frames])) == ["noise"] * 4
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_same_picture_again_is_frozen_and_a_still_scene_is_not(size):
+    """Not with one level of sensor noise, or where something small moves."""
+    image = scenes(size, 1)[0]
+    moved = image.copy()
+    moved[: size // 28 + 1, : size // 28 + 1] = 255 - moved[: size // 28 + 1, : size // 28 + 1] // 2
+    sensor = [noisy(image, 1, seed) for seed in range(3)]
+    found = kinds(np.stack([image, image, moved, *sensor, sensor[-1]]))
+    assert found == [None, "frozen", None, None, None, None, "frozen"]
+
+
+def test_a_frame_compressed_again_is_frozen():
+    """As a relay of the same quality does it: at the model's size hardly anything is left of it."""
+    once = compressed(scenes(640, 1)[0], 75)
+    pair = [Image.fromarray(each).resize((32, 32)) for each in (once, compressed(once, 75))]
+    assert kinds(np.stack([np.asarray(image) for image in pair])) == [None, "frozen"]
+
+
+def stream() -> np.ndarray:
+    """Ordinary and faulty frames, some of them at the cuts of every grouping."""
+    images = scenes(32, 12)
+    images[3] = 0
+    images[4:6] = images[7]
+    images[8] = np.random.default_rng(0).integers(0, 256, images[8].shape, np.uint8)
+    images[10:] = banded(images[9:10], 128, slice(20, 32))
+    return images
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 12])
+def test_it_does_not_matter_how_images_are_grouped(size):
+    """The first of a batch is compared with the last of the one before."""
+    frames, found = Frames(), []
+    for part in batch(stream()).split(size):
+        look = frames.look(part)
+        frames.commit(look)
+        found += look.kinds
+    told = [None, None, None, "black", None, "frozen", None, None, "noise", None, "torn", "frozen"]
+    assert found == told
+
+
+def test_looking_moves_nothing_and_a_stream_goes_on_where_it_stood():
+    """Only `commit` does; a state is small, and a copy."""
+    frames, images = Frames(), batch(scenes(224, 2))
+    before = frames.state()
+    look = frames.look(images)
+    assert same(frames.state(), before)
+    frames.commit(look)
+    state, other = frames.state(), Frames()
+    assert state["frames"]["last"].nbytes <= 3 * SAMPLE**2
+    other.restore(state)
+    state["frames"]["last"].zero_()
+    assert other.look(images[1:]).kinds == frames.look(images[1:]).kinds == ["frozen"]
+    other.reset()
+    assert other.look(images[1:]).kinds == [None]
+    assert same(other.state(), before)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        None,
+        [],
+        torch.zeros(3, 32, 32),
+        torch.zeros(4, 32, 32, dtype=torch.uint8),
+        torch.zeros(3072, dtype=torch.uint8),
+        torch.zeros(3, 4096, 4096, dtype=torch.uint8),
+    ],
+    ids=lambda last: str(getattr(last, "shape", last)),
+)
+def test_a_state_that_is_none_is_refused(last):
+    """And the stream stands where it stood."""
+    frames = Frames()
+    frames.commit(frames.look(batch(scenes(32))))
+    before = frames.state()
+    with pytest.raises(ValueError, match="last image"):
+        frames.restore({"frames": {"last": last}})
+    for lacking in ({}, {"frames": {}}):
+        with pytest.raises(KeyError):
+            frames.restore(lacking)
+    with pytest.raises(ValueError, match="last image"):
+        frames.restore({"frames": None})
+    assert same(frames.state(), before)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 300), (300, 2), (4, 4), (23, 23), (33, 95)])
+def test_any_shape_is_looked_at(shape):
+    """Too small to tell much, it is ordinary; another size than before is another picture."""
+    frames = Frames()
+    frames.commit(frames.look(batch(scenes(32))))
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, *shape), dtype=torch.uint8, generator=draw)
+    assert frames.look(images).kinds[0] in (None, "noise")
+    assert frames.look(images[:0]).kinds == []
+
+
+def test_levels_between_0_and_1_are_the_same_images():
+    """A method takes both."""
+    images = batch(stream())
+    assert Frames().look(images / 255).kinds == Frames().look(images).kinds
+
+
+def test_settings_move_what_counts():
+    """Each by its name; what is out of range is refused."""
+    images = noisy(np.full((1, 32, 32, 3), 4.0), 0.8)
+    assert kinds(images) == [None]
+    assert Frames(FrameSettings(black_level=8)).look(batch(images)).kinds == ["black"]
+    with pytest.raises(ValueError, match="black_level"):
+        FrameSettings(black_level=-1)
+    assert set(KINDS) == {"black", "white", "frozen", "torn", "noise"}

@@ -1,0 +1,273 @@
+"""Frames of a camera that fails: frozen, black, white, torn or noise only; seen without a network.
+
+What is asked of each is so little that an ordinary picture does not meet it, under any corruption:
+`benchmarks/camera_faults.py` tells the false alarms and what is missed. Each image is judged by
+itself, in sums of whole numbers, so that grouping changes nothing.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+KINDS = ("black", "white", "frozen", "torn", "noise")
+"""In the order in which they are tried: the first that fits is told."""
+CHANNELS = 3
+# Rows and columns of the sample that is kept of the last image, 3 KiB. Of 224 pixels it takes each
+# seventh: what moves and is smaller may fall between.
+SAMPLE = 32
+# Structure is looked for in the means of blocks of so many pixels a side at least, and about so
+# many in each direction. Images too small for LEAST_BLOCKS of them (24 × 24) are never called
+# black, white or noise.
+BLOCK, BLOCKS, LEAST_BLOCKS = 4, 8, 36
+# Rows of a band, at least. Of the columns, where an edge is seen, and where a row has texture.
+LEAST_ROWS, EDGE, TEXTURE = 4, 0.8, 0.3
+# The level of sky, snow or paper, at least; strong compression makes one colour of it.
+BRIGHT = 200
+
+Bytes = NDArray[np.uint8]
+Greys = NDArray[np.int16]  # (…, H, W), sums of the three channels
+Flags = NDArray[np.bool_]
+Numbers = NDArray[np.float64]
+
+
+class FrameSettings(BaseModel):
+    """From where on a frame is faulty. Levels are of 255."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    black_level: int = Field(
+        3, ge=0, le=255, description="all of a black frame is this dark, or most of it is 0"
+    )
+    white_level: int = Field(
+        250, ge=0, le=255, description="all of a white frame is this bright, or most of it is 255"
+    )
+    flat: float = Field(
+        0.2,
+        ge=0,
+        le=255,
+        description="levels by which parts of a black or white frame differ, at most",
+    )
+    noise_structure: float = Field(
+        1.5,
+        ge=0,
+        le=1e6,
+        description="variance between parts, over what unrelated pixels would have",
+    )
+    noise_deviation: float = Field(
+        10, ge=0, le=255, description="least standard deviation of noise"
+    )
+    frozen_share: float = Field(
+        0.01, ge=0, le=1, description="of the sampled values, those that differ in the same picture"
+    )
+    frozen_level: int = Field(2, ge=0, le=255, description="and by how many levels, at most")
+    torn_share: float = Field(
+        0.1, gt=0, le=1, description="of the rows, those missing or repeated, at least"
+    )
+    torn_level: int = Field(1, ge=0, le=255, description="levels by which such rows differ")
+    torn_edge: int = Field(8, ge=1, le=255, description="levels by which the picture beyond does")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of a batch of N images.
+
+    Attributes:
+        kinds: N, one of KINDS or None for an ordinary image.
+        last: (3, h, w), a sample of the last image; empty: there was none.
+    """
+
+    kinds: list[str | None]
+    last: Bytes
+
+
+class Frames:
+    """Follows the images of one stream. `commit` is handed what `look` found of a batch."""
+
+    def __init__(self, settings: FrameSettings | None = None) -> None:
+        self._settings = settings or FrameSettings()
+        self.reset()
+
+    def reset(self) -> None:
+        self._last: Bytes = np.empty((CHANNELS, 0, 0), np.uint8)
+
+    def look(self, images: Tensor) -> Look:
+        """Find the faulty among images (N, 3, H, W), uint8 or float in [0, 1]. Changes nothing.
+
+        Each is compared with the one before it, the first with the last one committed.
+        """
+        if not len(images):
+            return Look([], self._last)
+        if images.is_floating_point():
+            images = (images * 255).round().to(torch.uint8)
+        pixels: Bytes = images.cpu().numpy()
+        greys: Greys = pixels[:, 0].astype(np.int16)
+        greys += pixels[:, 1]
+        greys += pixels[:, 2]
+        samples = _sampled(pixels)
+        dark, bright, noise = self._unstructured(pixels, greys)
+        found = {
+            "black": dark,
+            "white": bright,
+            "frozen": self._same(samples),
+            "torn": self._torn(pixels, greys),
+            "noise": noise,
+        }
+        return Look(
+            [next((kind for kind in KINDS if found[kind][i]), None) for i in range(len(pixels))],
+            samples[-1].copy(),
+        )
+
+    def _unstructured(self, pixels: Bytes, greys: Greys) -> tuple[Flags, Flags, Flags]:
+        """(N,) each: the black, the white and the noise-only among pictures without parts."""
+        count, height, width = greys.shape
+        dark, bright, noise = (np.zeros(count, np.bool_) for _ in range(3))
+        side = max(BLOCK, min(height, width) // BLOCKS)
+        rows, columns = height // side, width // side
+        if rows * columns < LEAST_BLOCKS:
+            return dark, bright, noise
+        blocks = greys[:, : rows * side].reshape(count, rows, side, width).sum(2, dtype=np.int32)
+        blocks = blocks[..., : columns * side].reshape(count, rows, columns, side).sum(3)
+        between, of_pixels = _variance(blocks) / side**4, _variance(greys)
+        unrelated = of_pixels / side**2
+        # What is in a picture tells more in larger blocks; noise made smaller has some relation.
+        limit = self._settings.noise_structure * (side / BLOCK) ** 0.5
+        noise |= between <= limit * unrelated
+        noise &= of_pixels >= (CHANNELS * self._settings.noise_deviation) ** 2
+        flat = between - unrelated <= (CHANNELS * self._settings.flat) ** 2
+        black, white = self._settings.black_level, self._settings.white_level
+        for number in np.flatnonzero(flat):
+            values = pixels[number]
+            dark[number] = values.max() <= black or (values == 0).mean() > 0.5
+            bright[number] = values.min() >= white or (values == 255).mean() > 0.5
+        return dark, bright, noise
+
+    def _same(self, samples: Bytes) -> Flags:
+        """(N,) which samples (N, 3, h, w) show what the one before shows."""
+        before = self._last if self._last.shape == samples.shape[1:] else samples[0] ^ 128
+        # A row in the middle tells most of them apart.
+        middle = samples[:, :, samples.shape[2] // 2]
+        earlier = np.concatenate([before[None, :, before.shape[1] // 2], middle[:-1]])
+        level, share = self._settings.frozen_level, self._settings.frozen_share
+        same: Flags = _apart(middle, earlier).max(axis=(1, 2)) <= level
+        for number in np.flatnonzero(same):
+            apart = _apart(samples[number], samples[number - 1] if number else before)
+            same[number] = apart.max() <= level and (apart > 0).mean() <= share
+        return same
+
+    def _torn(self, pixels: Bytes, greys: Greys) -> Flags:
+        """(N,) in which a band of rows is missing, or one row is repeated."""
+        height = greys.shape[1]
+        least = max(LEAST_ROWS, math.ceil(self._settings.torn_share * height))
+        torn = np.zeros(len(greys), np.bool_)
+        if height < least:
+            return torn
+        level = CHANNELS * self._settings.torn_level
+        alike = (np.abs(greys[:, 1:] - greys[:, :-1]) <= level).all(axis=2)
+        # Of `least` rows in a run, all but the last are like the next.
+        counts, first = np.cumsum(alike, axis=1), alike.shape[1] + 2 - least
+        runs = counts[:, least - 2 :] - counts[:, :first] + alike[:, :first]
+        long = (runs == least - 1).any(axis=1)
+        for number in np.flatnonzero(long):
+            flat = np.ptp(greys[number], axis=1) <= level
+            ends = np.flatnonzero(~(alike[number] & (flat[1:] == flat[:-1]))) + 1
+            starts, ends = np.append(0, ends), np.append(ends, height)
+            rows = pixels[number].transpose(1, 2, 0)
+            torn[number] = any(
+                self._is_torn(rows, start, end, bool(flat[start]), least)
+                for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+                if end - start >= least
+            )
+        return torn
+
+    def _is_torn(self, rows: Bytes, start: int, end: int, flat: bool, least: int) -> bool:
+        """Whether a band of like rows of a picture (H, W, 3), `flat` or not, is a fault."""
+        level, edge = self._settings.torn_level, self._settings.torn_edge
+        if not flat:
+            return _textured(rows[start : start + 1], level) and _repeats(rows, start, end, least)
+        if end - start == len(rows):
+            return True  # one colour, and nothing else
+        colour = rows[start, 0].astype(np.int16)
+        # Bars above and below, sky, snow and paper are ordinary: the other border is the same, or
+        # the band is bright. Dark or grey at one border alone is more often a fault.
+        if start == 0 or end == len(rows):
+            opposite = (np.abs(rows[-1 if start == 0 else 0] - colour) <= edge).all(axis=1)
+            if colour.max() >= BRIGHT or opposite.mean() >= 0.5:
+                return False
+        # Made smaller after it was torn, or compressed, a picture blends into the band.
+        reach = max(3, len(rows) // 14)
+        beyond = [rows[max(0, start - reach) : start], rows[end : end + reach]]
+        return all(
+            (np.abs(each - colour) > edge).any(axis=(0, 2)).mean() >= EDGE
+            and _textured(each, level)
+            for each in beyond
+            if len(each)
+        )
+
+    def commit(self, look: Look) -> None:
+        """Take note of a batch that was answered."""
+        self._last = look.last
+
+    def state(self) -> Mapping[str, Mapping[str, Any]]:
+        return {"frames": {"last": torch.from_numpy(self._last.copy())}}
+
+    def restore(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Go on where a stream stood.
+
+        Raises:
+            KeyError, ValueError: the state has none of its images.
+        """
+        given = state["frames"]
+        if not isinstance(given, Mapping):
+            raise ValueError("its last image is none")
+        last = given["last"]
+        sound = (
+            isinstance(last, Tensor)
+            and last.dtype == torch.uint8
+            and last.ndim == 3
+            and last.shape[0] == CHANNELS
+            and max(last.shape[1:]) <= SAMPLE
+        )
+        if not sound:
+            raise ValueError("its last image is none")
+        self._last = last.cpu().numpy().copy()
+
+
+def _sampled(pixels: Bytes) -> Bytes:
+    """(N, 3, h, w) of images (N, 3, H, W): on an even grid, a view of at most SAMPLE × SAMPLE."""
+    down, across = (-(-side // SAMPLE) for side in pixels.shape[2:])
+    return pixels[:, :, down // 2 :: down, across // 2 :: across]
+
+
+def _apart(one: Bytes, other: Bytes) -> Bytes:
+    return np.maximum(one, other) - np.minimum(one, other)
+
+
+def _variance(numbers: NDArray[Any]) -> Numbers:
+    """(N,) of the whole numbers (N, H, W) of each image."""
+    each = numbers.astype(np.int64)
+    count, sums = each[0].size, each.sum(axis=(1, 2))
+    found: Numbers = (np.einsum("nhw,nhw->n", each, each) - sums**2 / count) / count
+    return found
+
+
+def _textured(rows: Bytes, level: int) -> bool:
+    """Whether in one of rows (h, W, 3) a good part of the pixels are unlike their neighbours."""
+    changes = (_apart(rows[:, 1:], rows[:, :-1]) > level).any(axis=2)
+    return bool((changes.mean(axis=1) >= TEXTURE).any())
+
+
+def _repeats(rows: Bytes, start: int, end: int, least: int) -> bool:
+    """Whether in a band of rows (H, W, 3) so many, one after another, are the same row."""
+    same = (rows[start + 1 : end] == rows[start : end - 1]).all(axis=(1, 2))
+    ends = np.flatnonzero(~same) + 1 + start
+    starts, ends = np.append(start, ends), np.append(ends, end)
+    # Strong JPEG compression makes the rows of a block the same.
+    blocks = (starts % 8 == 0) & (ends % 8 == 0)
+    return bool(((ends - starts >= least) & ~blocks).any())
