@@ -77,10 +77,7 @@ class ImageAnswer:
 
 @dataclass(frozen=True)
 class _Part:
-    """A stream's images of a pass.
-
-    They may teach it as long as `record` is the stream's, and was not brought back meanwhile.
-    """
+    """A stream's images of a pass. They may teach it as long as `record` is the stream's."""
 
     stream: str
     record: StreamRecord
@@ -399,8 +396,8 @@ class Engine:
             "action": act.action,
             "reason": act.reason,
             "observed": act.observed,
+            "evidence": {name: round(number, 4) for name, number in act.evidence.items()},
         }
-        fields["evidence"] = {name: round(number, 4) for name, number in act.evidence.items()}
         record.acts = (*record.acts, {"time": time.time(), **fields})[-ACTS:]
         self.events.note(
             "guard", level=logging.WARNING, stream=stream, images=record.images, **fields

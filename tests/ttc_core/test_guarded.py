@@ -14,7 +14,7 @@ from tests.fixtures.contract import same
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch
 from ttc_core.guard.guarded import SNAPSHOT_EVERY, Guarded, GuardSettings
-from ttc_core.guard.watch import SHARE
+from ttc_core.guard.watch import RELEASED, SHARE, SUSPICIOUS
 from ttc_core.load import load
 from ttc_core.methods import create
 from ttc_core.methods.composed import ComposedMethod
@@ -259,6 +259,32 @@ def test_suspicion_that_comes_to_nothing_is_over(model, images):
     said, done = follow(method, images[:100])
     assert [(action, reason) for _, action, reason in done] == [("release", "suspicion")]
     assert said[-1].modes == ("adapting",) * 10
+
+
+def test_each_act_is_told_with_the_evidence_that_led_to_it(model, images):
+    """Also where a release has begun it anew."""
+    method = Guarded(Breaking(model, after=0))
+    method.inner.broken = True
+    acts = [
+        act
+        for at in range(0, 200, 10)
+        for act in method.adapt(method.predict(images[at : at + 10])).acts
+    ]
+    suspicion, harm, reset = (act.evidence for act in acts)
+    assert SUSPICIOUS <= suspicion["harm"] < harm["harm"]
+    assert harm["harm"] >= 2 / 0.01
+    assert reset == harm
+    gaining = Guarded(create("norm", model, statistics="moving"), GuardSettings(reset=False))
+    gaining._watch = held(gaining)
+    noise = some("gaussian_noise", 600)
+    released = [
+        act
+        for at in range(0, 600, 10)
+        for act in gaining.adapt(gaining.predict(noise[at : at + 10])).acts
+    ]
+    assert [(act.action, act.evidence["gain"] >= RELEASED) for act in released] == [
+        ("release", True)
+    ]
 
 
 def test_a_stream_that_was_rolled_back_can_be_saved_and_stays_so(model, images):

@@ -15,12 +15,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ttc_core.guard import watch as seen
 from ttc_core.guard.estimate import Estimates, Judge, Judged
 from ttc_core.guard.evidence import Evidence
 from ttc_core.guard.restyled import Restyled, Style
 from ttc_core.guard.snapshots import MOST, Snapshot
-from ttc_core.guard.watch import Watch
+from ttc_core.guard.watch import CLEAR, DOUBTFUL, GAIN, SUSPECT, Turn, Watch
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods.contract import (
     ADAPTING,
@@ -67,7 +66,7 @@ class _Guarded(Pending):
 
     inner: Prediction | None = None
     watch: Watch = field(default_factory=Watch)
-    turns: Sequence[str] = ()
+    turns: Sequence[Turn] = ()
     judged: Judged | None = None
     style: Style | None = None
     times_set_back: int = 0
@@ -184,7 +183,7 @@ class Guarded(Wrapper):
 
     def _after(self, images: Tensor, said: Prediction, beside: Beside) -> _Guarded:
         """What will be seen once these answers are committed."""
-        before, rows, turns = self._watch, list(beside.rows), list[str]()
+        before, rows, turns = self._watch, list(beside.rows), list[Turn]()
         watch = replace(
             before,
             images=before.images + len(said),
@@ -239,43 +238,42 @@ class Guarded(Wrapper):
             self._snapshots = ()  # what mirror images have taught is wrong
         acts = [act for turn in pending.turns for act in self._act(turn)]
         if self._acts and self._watch.overdue:
-            acts += self._set_back("no_gain", anew=True)
+            acts += self._set_back("no_gain", self._watch.gain, anew=True)
             self._watch = replace(self._watch, waits=self._watch.waits + 1, gain=Evidence())
         self._keep_if_good(before)
         return replace(outcome, acts=tuple(acts), drift=self.drift) if acts else outcome
 
-    def _act(self, turn: str) -> list[Act]:
+    def _act(self, turn: Turn) -> list[Act]:
         """Do what is to be done about what an image turned."""
-        if turn == seen.GAIN:
-            return [self._told("release", "gain")]
-        if turn in (seen.SUSPECT, seen.CLEAR):
-            action = "hold" if turn == seen.SUSPECT else "release"
-            return [self._told(action, "suspicion")] if self._settings.hold else []
-        acts = [self._told("hold", "harm")] if self._settings.hold else []
-        acts += self._set_back("harm", anew=self._watch.soon)
+        evidence = turn.evidence
+        if turn.kind == GAIN:
+            return [self._told("release", "gain", evidence)]
+        if turn.kind in (SUSPECT, CLEAR):
+            action = "hold" if turn.kind == SUSPECT else "release"
+            return [self._told(action, "suspicion", evidence)] if self._settings.hold else []
+        acts = [self._told("hold", "harm", evidence)] if self._settings.hold else []
+        acts += self._set_back("harm", evidence, anew=self._watch.soon)
         if not self._settings.hold:
             self._watch = replace(self._watch.begun_anew(), held=False)
         return acts
 
-    def _told(self, action: str, reason: str) -> Act:
-        watch = self._watch
-        evidence = {
-            "harm": watch.harm.wealth,
-            "gain": watch.gain.wealth,
-            "compared": float(watch.harm.observations),
-            "worse": watch.harm.mean,
+    def _told(self, action: str, reason: str, evidence: Evidence) -> Act:
+        numbers = {
+            "gain" if reason in ("gain", "no_gain") else "harm": evidence.wealth,
+            "compared": float(evidence.observations),
+            "mean": evidence.mean,
         }
-        return Act(action, reason, evidence, observed=not self._acts)
+        return Act(action, reason, numbers, observed=not self._acts)
 
-    def _set_back(self, reason: str, *, anew: bool) -> list[Act]:
+    def _set_back(self, reason: str, evidence: Evidence, *, anew: bool) -> list[Act]:
         """Go back to the last snapshot; or to the source, if there is none or it has to be anew."""
         act = None
         if self._settings.roll_back and self._snapshots and not anew:
-            act = self._told("roll_back", reason)
+            act = self._told("roll_back", reason, evidence)
             if self._acts and not self._restored(self._snapshots[-1]):
                 act = None
         if act is None and self._settings.reset:
-            act = self._told("reset", reason)
+            act = self._told("reset", reason, evidence)
             if self._acts:
                 self.inner.reset()
                 self._snapshots = ()
@@ -298,7 +296,7 @@ class Guarded(Wrapper):
         """Take a snapshot if it is time for one, and nothing speaks for harm."""
         watch = self._watch
         is_time = watch.images // SNAPSHOT_EVERY > before.images // SNAPSHOT_EVERY
-        doubtful = watch.by_source or watch.harm.wealth > seen.DOUBTFUL
+        doubtful = watch.by_source or watch.harm.wealth > DOUBTFUL
         if self._settings.roll_back and is_time and not doubtful:
             self._take()
 

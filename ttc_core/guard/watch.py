@@ -32,6 +32,14 @@ SUSPECT, CLEAR, HARM, GAIN = "suspect", "clear", "harm", "gain"
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What an image turned, one of those, and the evidence of harm or of gain that led to it."""
+
+    kind: str
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
 class Watch:
     """What was seen of a stream; never written in place.
 
@@ -94,7 +102,7 @@ class Watch:
                 found.append(row)
         return found
 
-    def after(self, worse: float, *, at: int, false_alarms: float) -> tuple["Watch", str | None]:
+    def after(self, worse: float, *, at: int, false_alarms: float) -> tuple["Watch", Turn | None]:
         """With a compared image, the `at`th, and what it turned.
 
         Args:
@@ -105,17 +113,18 @@ class Watch:
             gain = self.gain.after(-worse - MARGIN)
             if gain.wealth < RELEASED * self.alarms:
                 return replace(self, gain=gain), None
-            return replace(self.begun_anew(), held=False, waits=0, since=at), GAIN
+            return replace(self.begun_anew(), held=False, waits=0, since=at), Turn(GAIN, gain)
         harm = self.harm.after(worse - SLACK)
         # All evidence that a stream ever has shares what is allowed: the k-th has 1 / k (k + 1).
         k = self.tries + 1
         if harm.wealth >= k * (k + 1) / false_alarms:
             seen = replace(self, harm=harm, tries=k, alarms=self.alarms + 1, gain=Evidence())
-            return replace(seen, held=True, suspected=False, since=at), HARM
+            return replace(seen, held=True, suspected=False, since=at), Turn(HARM, harm)
         if self.suspected and (harm.wealth < DOUBTFUL or harm.mean <= 0):
-            return replace(self.begun_anew(), tries=k, suspected=False, since=at), CLEAR
+            clear = replace(self.begun_anew(), tries=k, suspected=False, since=at)
+            return clear, Turn(CLEAR, harm)
         if not self.suspected and harm.wealth >= SUSPICIOUS:
-            return replace(self, harm=harm, suspected=True, since=at), SUSPECT
+            return replace(self, harm=harm, suspected=True, since=at), Turn(SUSPECT, harm)
         return replace(self, harm=harm), None
 
     def begun_anew(self) -> "Watch":
