@@ -6,6 +6,7 @@ What needs a process of its own (signals, exit statuses) starts one with `servic
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import torch
 import uvicorn
 
 from service.app import build
+from service.cli import main
 from service.replay import to_png
 from service.server import configure
 from service.settings import Settings
@@ -111,6 +113,21 @@ class Held:
 
     def fork(self):
         return Held(self._inner.fork(), self._gates)
+
+
+@pytest.fixture
+def ttc(monkeypatch, capsys):
+    """Run the command in this process: (exit status, standard output, standard error)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ttc", *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,12 @@
 """`ttc calibrate` makes a record that evaluating and serving take up and tell of."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from service.cli import main
 from tests.fixtures.networks import make_network
 from ttc_core.calibration_record import SUFFIX
 
@@ -22,21 +20,12 @@ def load():
 
 
 @pytest.fixture
-def ttc(monkeypatch, capsys, tmp_path):
+def ttc(ttc, monkeypatch, tmp_path):
     """Run the command in a folder with weights and data: (exit status, output, errors)."""
     torch.save(make_network("batch-norm").state_dict(), tmp_path / "weights.pt")
     (tmp_path / "held_out_images.py").write_text(DATA)
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ttc", *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return run
+    return ttc
 
 
 def row_of(ttc, *arguments):

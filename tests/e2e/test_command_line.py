@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from service.cli import cli, main
+from service.cli import cli
 from ttc_core.load import BUNDLED_WEIGHTS
 
 ROOT = Path(__file__).parents[2]
@@ -24,21 +24,6 @@ VERBS = (
     *("serve", "replay", "evaluate", "report", "corrupt"),
     *("train", "calibrate", "demo", "doctor", "state"),
 )
-
-
-@pytest.fixture
-def ttc(monkeypatch, capsys):
-    """Run the command in this process: (exit status, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ttc", *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def start(*arguments):
