@@ -81,7 +81,7 @@ class Run(NamedTuple):
 
     @property
     def guard(self) -> str:
-        """How its frames are watched: on, off or observe."""
+        """How it is watched: on, off or observe."""
         return mode_of(self.method)
 
     @property

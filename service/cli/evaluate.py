@@ -49,8 +49,8 @@ FIGURE_1 = "figure1"
 @click.option(
     "--guard",
     type=click.Choice(("on", "off", "observe")),
-    help="keep a faulty camera's frames out of what is learned, or only tell them [on with "
-    "ttc_stream, else off]",
+    help="keep a faulty camera's frames out of what is learned, and let the source answer while "
+    "adapting does harm; or only tell both [on with ttc_stream, else off]",
 )
 @click.option(
     "--preset",

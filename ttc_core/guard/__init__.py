@@ -31,7 +31,7 @@ def default_mode(method: str, *, paper: bool = False) -> str:
 
 
 def divided(pairs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Part what sets the guard, `frames.NAME` → value, from what sets methods.
+    """Part what sets the guard, `SECTION.NAME` → value, from what sets methods.
 
     Raises:
         ValueError: it has no such setting, or the value is not accepted.
@@ -46,7 +46,7 @@ def watched(method: Method, mode: str, given: Mapping[str, Any] | None = None) -
 
     Args:
         mode: one of MODES; `off` gives the method itself.
-        given: settings, `frames.NAME` → value; texts are understood as on the command line.
+        given: settings, `SECTION.NAME` → value; texts are understood as on the command line.
 
     Raises:
         ValueError: another mode, an unknown setting, or a value that is not accepted.

@@ -92,7 +92,7 @@ def create(
     Args:
         name: as in `method_class`.
         guard: `on`, `off` or `observe`: whether it is watched, see `ttc_core.guard`.
-        watching: settings of what watches it, `frames.NAME` → value.
+        watching: settings of what watches it, `frames.NAME` or `guard.NAME` → value.
         settings: hyperparameters by name; strings are understood as on the command line.
 
     Raises:
