@@ -3,9 +3,10 @@
     python -m benchmarks.camera_faults [--images 2000]
 
 At 32 and 224 pixels; of 224 a tenth of the images. Ordinary are films, still scenes with sensor
-noise, nights, the bundled images and photographs under every corruption, pictures with white or
-black in them, drawings. Needs the data beside the checkout and, for films, benchmarks/
-requirements.txt; what is not there is left out and said. The last line has the time it takes.
+noise, nights, the bundled images and photographs under every corruption, images dealt anew once all
+have come, pictures with white or black in them, drawings. Needs the data beside the checkout and,
+for films, benchmarks/requirements.txt; what is not there is left out and said. The last line has
+the time it takes.
 """
 
 import io
@@ -37,6 +38,9 @@ FILMS = ("bikes", "carphone_pristine", "bigbuckbunny")
 PHOTOGRAPHS = cifar10_stream.FOLDER.parent / "imagenetc" / "images.zip"
 GREEN = (0, 135, 0)  # what a decoder makes of zeros for YUV
 SCENES = 10
+DEALT = ("one:6", "limited:2", "runs:50", "camera-trap")
+# Of pictures that come again so many later, after the others have.
+TURNS = {f"{turns} by turns": turns for turns in (2, 4, 8, 16)}
 
 
 def photographs(size: int, count: int) -> Images:
@@ -89,6 +93,8 @@ def ordinary(size: int, count: int) -> Iterator[tuple[str, Callable[[], Images]]
     for name, images in kinds.items():
         for corruption in ("clean", *CORRUPTIONS):
             yield f"{name}, {corruption}", lambda i=images, c=corruption: corrupt(i, c, 5)
+    for order in DEALT if size == 32 else ():
+        yield f"bundled, {order}", lambda order=order: bundled_images(count, order)
     # Not CIFAR's: they are JPEG files, and what is compressed anew loses its noise.
     larger = photographs(224, SCENES) if PHOTOGRAPHS.exists() else photos
     scenes = resized(larger, size, size)[np.arange(some) * SCENES // some]
@@ -121,8 +127,8 @@ def ordinary(size: int, count: int) -> Iterator[tuple[str, Callable[[], Images]]
     yield "drawn shapes", lambda: drawings(size, count)
 
 
-def bundled_images(count: int) -> Images:
-    stream = open_data("bundled", Geometry(32)).open("clean", 5, limit=count)
+def bundled_images(count: int, order: str = "file") -> Images:
+    stream = open_data("bundled", Geometry(32)).open("clean", 5, order=order, limit=count)
     return np.concatenate([images for images, _ in stream.batches(500)])
 
 
@@ -162,7 +168,7 @@ def drawings(size: int, count: int) -> Images:
 
 
 def faulty(size: int, count: int) -> Iterator[tuple[str, str, Callable[[], Images]]]:
-    """Kind, what it is, and a stream of such frames; of frozen ones each second."""
+    """Kind, what it is, and a stream of such frames; of frozen ones each second, or by TURNS."""
     draw = np.random.default_rng(size)
     try:
         photos = photographs(size, count)
@@ -230,7 +236,9 @@ def faulty(size: int, count: int) -> Iterator[tuple[str, str, Callable[[], Image
         "uniform at 640 × 480, made smaller",
         lambda: resized(draw.integers(0, 256, (50, 480, 640, 3), np.uint8), size, size),
     )
-    yield "frozen", "to the last bit", lambda: paired(photos, photos)
+    yield "frozen", "to the last bit", lambda: by_turns(photos, 1)
+    for name, turns in TURNS.items():
+        yield "frozen", name, lambda turns=turns: by_turns(photos, turns)
     for quality in (75, 85, 95):
         yield "frozen", f"JPEG {quality} twice", lambda q=quality: again(photos, q)
     for quality in (75, 95):
@@ -263,6 +271,12 @@ def torn(images: Images, share: float, colour: object, draw: Random) -> Images:
 def paired(first: Images, second: Images) -> Images:
     """First, second, first, second, …"""
     return np.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+
+
+def by_turns(images: Images, turns: int) -> Images:
+    """So many, and they again; then the next so many."""
+    parts = np.split(images[: len(images) // turns * turns], len(images) // turns)
+    return np.concatenate([each for part in parts for each in (part, part)])
 
 
 def again(images: Images, quality: int) -> Images:
@@ -309,7 +323,9 @@ def missed(counts: dict[int, int]) -> Table:
     for size in SIZES:
         for kind, name, make in faulty(size, counts[size]):
             kinds = seen(make())
-            kinds = kinds[1::2] if kind == "frozen" else kinds
+            if kind == "frozen":
+                turns = TURNS.get(name, 1)
+                kinds = [each for place, each in enumerate(kinds) if place // turns % 2]
             share = 100 * np.mean([each is not None for each in kinds])
             other = 100 * np.mean([each not in (None, kind) for each in kinds])
             cell = f"{share:.1f}" + (f" ({other:.1f})" if other else "")

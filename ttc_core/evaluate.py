@@ -64,7 +64,8 @@ def warm_up(method: Method, side: int | None = None, *, images: int = 1) -> None
     trial = method.fork()
     ramp = torch.linspace(0, 127, side)
     shade = (ramp + ramp[:, None]).to(torch.uint8).expand(3, -1, -1)
-    batch = torch.stack([shade if number % 2 else 255 - shade for number in range(images)])
+    both = 255 - shade, shade
+    batch = torch.stack([both[number % 2].roll(number // 2, dims=2) for number in range(images)])
     trial.adapt(trial.predict(batch))
 
 

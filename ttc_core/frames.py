@@ -6,8 +6,10 @@ itself, in sums of whole numbers, so that grouping changes nothing.
 """
 
 import math
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,9 @@ CHANNELS = 3
 # Rows and columns of the sample that is kept of the last image, 3 KiB. Of 224 pixels it takes each
 # seventh: what moves and is smaller may fall between.
 SAMPLE = 32
+# A loop of so many images is frozen, seen by digests of so many bytes. With more of them, one class
+# of 200 images that is dealt anew would be called so at its seams.
+RECENT, DIGEST = 8, 8
 # Structure is looked for in the means of blocks of so many pixels a side at least, and about so
 # many in each direction. Images too small for LEAST_BLOCKS of them (24 × 24) are never called
 # black, white or noise.
@@ -81,10 +86,12 @@ class Look:
     Attributes:
         kinds: N, one of KINDS or None for an ordinary image.
         last: (3, h, w), a sample of the last image; empty: there was none.
+        digests: of the samples of the last RECENT images of the batch.
     """
 
     kinds: list[str | None]
     last: Bytes
+    digests: Sequence[bytes] = ()
 
 
 class Frames:
@@ -96,11 +103,12 @@ class Frames:
 
     def reset(self) -> None:
         self._last: Bytes = np.empty((CHANNELS, 0, 0), np.uint8)
+        self._recent: deque[bytes] = deque(maxlen=RECENT)
 
     def look(self, images: Tensor) -> Look:
         """Find the faulty among images (N, 3, H, W), uint8 or float in [0, 1]. Changes nothing.
 
-        Each is compared with the one before it, the first with the last one committed.
+        Each is compared with those before it, the first with the last ones committed.
         """
         if not len(images):
             return Look([], self._last)
@@ -111,17 +119,19 @@ class Frames:
         greys += pixels[:, 1]
         greys += pixels[:, 2]
         samples = _sampled(pixels)
+        digests = [blake2b(each.tobytes(), digest_size=DIGEST).digest() for each in samples]
         dark, bright, noise = self._unstructured(pixels, greys)
         found = {
             "black": dark,
             "white": bright,
-            "frozen": self._same(samples),
+            "frozen": self._same(samples) | self._again(digests),
             "torn": self._torn(pixels, greys),
             "noise": noise,
         }
         return Look(
             [next((kind for kind in KINDS if found[kind][i]), None) for i in range(len(pixels))],
             samples[-1].copy(),
+            digests[-RECENT:],
         )
 
     def _unstructured(self, pixels: Bytes, greys: Greys) -> tuple[Flags, Flags, Flags]:
@@ -160,6 +170,14 @@ class Frames:
             apart = _apart(samples[number], samples[number - 1] if number else before)
             same[number] = apart.max() <= level and (apart > 0).mean() <= share
         return same
+
+    def _again(self, digests: Sequence[bytes]) -> Flags:
+        """(N,) which are, to the last bit, those of one of the RECENT images before."""
+        recent, again = self._recent.copy(), np.zeros(len(digests), np.bool_)
+        for number, digest in enumerate(digests):
+            again[number] = digest in recent
+            recent.append(digest)
+        return again
 
     def _torn(self, pixels: Bytes, greys: Greys) -> Flags:
         """(N,) in which a band of rows is missing, or one row is repeated."""
@@ -213,9 +231,12 @@ class Frames:
     def commit(self, look: Look) -> None:
         """Take note of a batch that was answered."""
         self._last = look.last
+        self._recent.extend(look.digests)
 
     def state(self) -> Mapping[str, Mapping[str, Any]]:
-        return {"frames": {"last": torch.from_numpy(self._last.copy())}}
+        recent = torch.tensor([list(each) for each in self._recent], dtype=torch.uint8)
+        last = torch.from_numpy(self._last.copy())
+        return {"frames": {"last": last, "recent": recent.view(-1, DIGEST)}}
 
     def restore(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on where a stream stood.
@@ -225,18 +246,21 @@ class Frames:
         """
         given = state["frames"]
         if not isinstance(given, Mapping):
-            raise ValueError("its last image is none")
-        last = given["last"]
+            raise ValueError("its last images are none")
+        last, recent = given["last"], given["recent"]
         sound = (
-            isinstance(last, Tensor)
-            and last.dtype == torch.uint8
+            all(isinstance(each, Tensor) and each.dtype == torch.uint8 for each in (last, recent))
             and last.ndim == 3
             and last.shape[0] == CHANNELS
             and max(last.shape[1:]) <= SAMPLE
+            and recent.ndim == 2
+            and recent.shape[0] <= RECENT
+            and recent.shape[1] == DIGEST
         )
         if not sound:
-            raise ValueError("its last image is none")
+            raise ValueError("its last images are none")
         self._last = last.cpu().numpy().copy()
+        self._recent = deque(map(bytes, recent.tolist()), maxlen=RECENT)
 
 
 def _sampled(pixels: Bytes) -> Bytes:

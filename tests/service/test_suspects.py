@@ -113,7 +113,7 @@ def test_a_request_that_teaches_nothing_leaves_no_trace():
 
 
 def test_a_saved_stream_keeps_its_counts(tmp_path):
-    """And the image that the next one is compared with."""
+    """And the images that the next ones are compared with."""
     engine = engine_of(state_dir=tmp_path)
 
     async def before():
@@ -124,9 +124,9 @@ def test_a_saved_stream_keeps_its_counts(tmp_path):
     again = engine_of(state_dir=tmp_path)
 
     async def after():
-        rows = await step(again, images_of(noise(3)[-1:]))
-        assert rows[0].answers.suspects == ("frozen",)
-        assert again.streams["s"].suspects == {"noise": 3, "frozen": 1}
+        rows = await step(again, images_of(noise(3)[-1:], scenes(2)))
+        assert rows[0].answers.suspects == ("frozen",) * 3
+        assert again.streams["s"].suspects == {"noise": 3, "frozen": 3}
 
     run(again, after())
 
@@ -146,7 +146,10 @@ def test_nothing_is_looked_at_with_the_guard_off():
 @pytest.mark.parametrize("method", ["norm", "ttc_stream"])
 def test_offline_the_same_images_are_suspect(method):
     """To the last one, and the answers are the same, in the same batches."""
-    pixels = np.concatenate([scenes(6), noise(3), scenes(5, 1), scenes(5, 1)[-1:], noise(1)])
+    by_turns = [scenes(2, 2)] * 3
+    pixels = np.concatenate(
+        [scenes(6), noise(3), scenes(5, 1), scenes(5, 1)[-1:], noise(1, 1), *by_turns]
+    )
     engine = engine_of(method=method)
 
     class Stream:
@@ -172,4 +175,4 @@ def test_offline_the_same_images_are_suspect(method):
         None if code == 0 else KINDS[code - 1] for code in tally.columns["suspect"]
     ]
     assert [row.answers.predicted[row.row] for row in rows] == tally.columns["predicted"].tolist()
-    assert tally.suspects(KINDS) == {"suspects": {"frozen": 1, "noise": 4}}
+    assert tally.suspects(KINDS) == {"suspects": {"frozen": 5, "noise": 4}}

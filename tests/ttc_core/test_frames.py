@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.fixtures.contract import same
 from ttc_core.corruptions import CORRUPTIONS, corrupt
-from ttc_core.frames import KINDS, SAMPLE, Frames, FrameSettings
+from ttc_core.frames import DIGEST, KINDS, RECENT, SAMPLE, Frames, FrameSettings
 
 SIZES = (32, 224)
 
@@ -137,6 +137,31 @@ def test_a_frame_compressed_again_is_frozen():
     assert kinds(np.stack([np.asarray(image) for image in pair])) == [None, "frozen"]
 
 
+def told(frames: Frames, images: np.ndarray, size: int) -> list[str | None]:
+    """The kinds of a stream in batches of so many."""
+    found = []
+    for part in batch(images).split(size):
+        look = frames.look(part)
+        frames.commit(look)
+        found += look.kinds
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 3, 50])
+@pytest.mark.parametrize("turns", [2, 4, RECENT])
+def test_pictures_that_come_by_turns_are_frozen(turns, size):
+    """A camera that replays a short clip: each but the first time, until the scene goes on."""
+    clip, more = scenes(32, turns), scenes(32, 6, seed=1)
+    found = told(Frames(), np.concatenate([more[:3], clip, clip, clip, more[3:]]), size)
+    assert found == [None] * (3 + turns) + ["frozen"] * 2 * turns + [None] * 3
+
+
+def test_a_picture_that_comes_again_much_later_is_not_frozen():
+    """A data set that is dealt anew, and a stream that is sent once more, are ordinary."""
+    images = scenes(32, RECENT + 1)
+    assert told(Frames(), np.concatenate([images, images]), 5) == [None] * 2 * len(images)
+
+
 def stream() -> np.ndarray:
     """Ordinary and faulty frames, some of them at the cuts of every grouping."""
     images = scenes(32, 12)
@@ -149,56 +174,58 @@ def stream() -> np.ndarray:
 
 @pytest.mark.parametrize("size", [1, 2, 5, 12])
 def test_it_does_not_matter_how_images_are_grouped(size):
-    """The first of a batch is compared with the last of the one before."""
-    frames, found = Frames(), []
-    for part in batch(stream()).split(size):
-        look = frames.look(part)
-        frames.commit(look)
-        found += look.kinds
-    told = [None, None, None, "black", None, "frozen", None, None, "noise", None, "torn", "frozen"]
-    assert found == told
+    """The first of a batch is compared with the last ones before it."""
+    expected = [*[None] * 3, "black", None, "frozen", None, "frozen", "noise", None, "torn"]
+    assert told(Frames(), stream(), size) == [*expected, "frozen"]
 
 
 def test_looking_moves_nothing_and_a_stream_goes_on_where_it_stood():
     """Only `commit` does; a state is small, and a copy."""
-    frames, images = Frames(), batch(scenes(224, 2))
+    frames, images = Frames(), batch(scenes(224, RECENT + 3))
     before = frames.state()
     look = frames.look(images)
     assert same(frames.state(), before)
     frames.commit(look)
     state, other = frames.state(), Frames()
-    assert state["frames"]["last"].nbytes <= 3 * SAMPLE**2
+    assert sum(each.nbytes for each in state["frames"].values()) <= 3 * SAMPLE**2 + RECENT * DIGEST
     other.restore(state)
-    state["frames"]["last"].zero_()
-    assert other.look(images[1:]).kinds == frames.look(images[1:]).kinds == ["frozen"]
+    for each in state["frames"].values():
+        each.zero_()
+    for each in (other, frames):
+        assert told(each, images[3:].permute(0, 2, 3, 1).numpy(), 4) == ["frozen"] * RECENT
     other.reset()
-    assert other.look(images[1:]).kinds == [None]
+    assert other.look(images[-1:]).kinds == [None]
     assert same(other.state(), before)
 
 
 @pytest.mark.parametrize(
-    "last",
+    ("name", "given"),
     [
-        None,
-        [],
-        torch.zeros(3, 32, 32),
-        torch.zeros(4, 32, 32, dtype=torch.uint8),
-        torch.zeros(3072, dtype=torch.uint8),
-        torch.zeros(3, 4096, 4096, dtype=torch.uint8),
+        ("last", None),
+        ("last", []),
+        ("last", torch.zeros(3, 32, 32)),
+        ("last", torch.zeros(4, 32, 32, dtype=torch.uint8)),
+        ("last", torch.zeros(3072, dtype=torch.uint8)),
+        ("last", torch.zeros(3, 4096, 4096, dtype=torch.uint8)),
+        ("recent", None),
+        ("recent", torch.zeros(RECENT, DIGEST)),
+        ("recent", torch.zeros(RECENT * DIGEST, dtype=torch.uint8)),
+        ("recent", torch.zeros(RECENT, DIGEST + 1, dtype=torch.uint8)),
+        ("recent", torch.zeros(RECENT + 1, DIGEST, dtype=torch.uint8)),
     ],
-    ids=lambda last: str(getattr(last, "shape", last)),
+    ids=lambda given: str(getattr(given, "shape", given)),
 )
-def test_a_state_that_is_none_is_refused(last):
+def test_a_state_that_is_none_is_refused(name, given):
     """And the stream stands where it stood."""
     frames = Frames()
     frames.commit(frames.look(batch(scenes(32))))
     before = frames.state()
-    with pytest.raises(ValueError, match="last image"):
-        frames.restore({"frames": {"last": last}})
+    with pytest.raises(ValueError, match="last images"):
+        frames.restore({"frames": {**before["frames"], name: given}})
     for lacking in ({}, {"frames": {}}):
         with pytest.raises(KeyError):
             frames.restore(lacking)
-    with pytest.raises(ValueError, match="last image"):
+    with pytest.raises(ValueError, match="last images"):
         frames.restore({"frames": None})
     assert same(frames.state(), before)
 

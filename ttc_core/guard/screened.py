@@ -34,7 +34,7 @@ class Screened(Wrapper):
 
     Ordinary images of a batch are the method's as if the others were not there. Suspect ones are
     answered by it as it stands, without the images before, and move nothing but what the next
-    frame is compared with.
+    frames are compared with.
 
     Args:
         keeps_out: off: suspects are told, and learned from like all others.
