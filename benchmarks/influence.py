@@ -287,6 +287,12 @@ class Own:
         """Whether what was said of the images from a place on is right, in %."""
         return 100 * (said == self.labels[start : start + len(said)]).double()
 
+    def answered_wrongly(self, method: Method, count: int) -> Tensor:
+        """So many of the spare, (M, 3, H, W), whose class the stream as it stands does not say."""
+        given, right = as_batch(self.spare), self.labels[len(self.labels) - len(self.spare) :]
+        said = [answers(method, part).classes for part in given.split(100)]
+        return given[torch.cat(said) != right][:count]
+
 
 def to_step(method: Method, own: Own, start: int) -> int:
     """Let a stream go on until the next image learned from makes the optimizer step, if within 100
@@ -375,19 +381,35 @@ def influences(method: Method, own: Own, odd: Made, ages: tuple[int, ...] = AGES
 
 
 def rows_of_them(method: Method, own: Own, odd: Made) -> Table:
-    """What odd images do that come in a row, and those that come singly."""
+    """What odd images do that come in a row, or singly, and the same of them again and again."""
     table = Table("odd images", title="Accuracy between odd images, of the next 100; restarts")
     patterns = ((12, 20), (1, 9))
     for at_once, every in patterns:
         table.add_column(f"{at_once} before each {every} of its own")
-    for kind, images in {"none": own.others[:0], **odd}.items():
+    again = {
+        "two drawn, by turns": odd["drawn shapes"][:2],
+        "twelve answered wrongly": own.answered_wrongly(method, 12),
+        "one answered wrongly": own.answered_wrongly(method, 1),
+    }
+    for kind, images in {"none": own.others[:0], **odd, **again}.items():
         cells = []
         for at_once, every in patterns:
             count = at_once if len(images) else 0
             found = in_a_row(method, own, images, at_once=count, every=every)
             cells.append(f"{found.between:.1f}, {found.after:.1f}; {found.restarts}")
         table.add_row(kind, *cells)
+    said = source(method.model, own.images[300:600])
+    right = own.right(said, 300)
+    table.add_row("SOURCE, of the same", f"{right[:200].mean():.1f}, {right[200:].mean():.1f}")
     return table
+
+
+@torch.no_grad()
+def source(model: SourceModel, images: Tensor) -> Tensor:
+    """(N,) the classes that the network says by itself."""
+    inputs = model.normalize(model.to_unit(images))
+    classes: Tensor = model.run(inputs).logits.argmax(dim=1)
+    return classes
 
 
 # What lowers the influence; the last is no setting.

@@ -198,10 +198,7 @@ def test_twelve_odd_images_in_a_row_again_and_again_are_got_over(own, odd, settl
     method.restore(state)
     found = influence.in_a_row(method, own, odd["drawn shapes"], at_once=12, every=20)
     usual = influence.in_a_row(method, own, own.others[:0], at_once=0, every=20)
-    model = method.model
-    images = model.normalize(model.to_unit(own.images[300:500]))
-    with torch.no_grad():
-        source = float(own.right(model.run(images).logits.argmax(dim=1), 300).mean())
+    source = float(own.right(influence.source(method.model, own.images[300:500]), 300).mean())
     assert found.restarts <= 2
     assert found.between >= source + 20
     assert found.after >= usual.after - 8
