@@ -2,7 +2,8 @@
 
 A real server is sent the bundled stream while a real Prometheus scrapes it; the panels' own
 queries are then drawn by matplotlib. No Grafana takes part: its looks are not shown, its data is.
-The replay has a change of conditions, a reset, images that are refused, a flood and a restart.
+The replay has a change of conditions, a reset, images that are refused, a flood, a restart and a
+camera that sends one short clip in a loop.
 """
 
 import asyncio
@@ -28,18 +29,22 @@ from monitoring.panels import ANNOTATIONS, SECTIONS, Panel
 from monitoring.prometheus import Line, Prometheus, free_port, missing, run_prometheus
 from service.client import Client, ServiceError
 from service.launch import launch
-from service.replay import ReplayPlan, replay
+from service.replay import ReplayPlan, replay, to_png
 from service.view import View
+from ttc_core.datasets import Geometry, open_data
 from ttc_core.rows import Rows
 
 OUT = DOCKER.parent / "docs" / "dashboard.png"
 # What Grafana would put in for its variables, for scrapes this close together.
 VARIABLES = {"$__rate_interval": "15s", "$job": ".*", "$instance": ".*"}
 STEP = 2.0
+# Until a scrape that has begun is answered, so that none meets the service as it stops.
+SCRAPED_BY = 2.0
 # Grafana's names of units, for people.
 UNITS = {"short": "", "percentunit": "share", "reqps": "requests/s"}
 RATE = 60.0
 FLOOD = 30
+LOOP = 5
 
 
 @click.command()
@@ -110,10 +115,19 @@ def _replay(port: int, state: Path, images: int) -> tuple[list[Event], float]:
                         client.predict([b"this is no image"])
                 time.sleep(1)
         note(f"{len(events) + 1} restart")
-    with launch(*arguments):
+    with launch(*arguments) as server:
         send("gaussian_noise")
         send("frost")
-        return events, time.time()
+        note(f"{len(events) + 1} a short clip in a loop")
+        stream = open_data("bundled", Geometry(None)).open("clean", 5, limit=LOOP)
+        clip = [to_png(image) for image in next(stream.batches(LOOP))[0]]
+        with Client(server.url) as client:
+            for _ in range(images // (2 * LOOP)):
+                client.predict(clip)
+                time.sleep(LOOP / RATE)
+        end = time.time()
+        time.sleep(SCRAPED_BY)
+        return events, end
 
 
 def draw(
