@@ -45,7 +45,7 @@ def follow(diversity: Diversity, probabilities: Tensor, batch: int = 10) -> list
     return opening
 
 
-@pytest.mark.parametrize("confidence", [0.6, 0.9, 1.0])
+@pytest.mark.parametrize("confidence", [0.25, 0.6, 0.9, 1.0])
 def test_one_class_never_opens(diversity, confidence):
     """However long it comes; even start and unsure answers are no diversity."""
     labels = torch.full((1000,), 2)
@@ -67,6 +67,26 @@ def test_all_classes_open_soon_and_stay_open(diversity):
     assert opening[-1] == 1
     assert follow(diversity, answers(torch.full((200,), 1)))[-1] == 1
     assert diversity.classes.openness == 0
+
+
+def test_the_same_guess_again_and_again_never_opens(diversity):
+    """A film of something unknown: no answer is sure, and all are alike."""
+    guess = torch.tensor([0.3, 0.2, 0.2, 0.2, 0.1])
+    noise = torch.randn(400, CLASSES, generator=torch.Generator().manual_seed(1))
+    assert not any(follow(diversity, (guess.log() + 0.2 * noise).softmax(1)))
+    diversity.reset()
+    assert not any(follow(diversity, torch.full((400, CLASSES), 1 / CLASSES)))
+
+
+@pytest.mark.parametrize("confidence", [0.3, 0.6, 1.0])
+def test_how_sure_answers_are_says_nothing_of_how_diverse_they_are(diversity, confidence):
+    """Classes in turn are counted alike in fog and in clear sight."""
+    follow(diversity, answers(shuffled(55), confidence))
+    unsure = diversity.classes.openness
+    diversity.reset()
+    follow(diversity, answers(shuffled(55), 0.9))
+    assert unsure == pytest.approx(diversity.classes.openness, abs=1e-6)
+    assert unsure > 0
 
 
 def test_a_rare_class_counts_more(diversity):

@@ -12,9 +12,12 @@ from ttc_core.model import SourceModel
 
 # Before so many images the answers are too few to be called diverse.
 LEAST_IMAGES = 48
-# Of the most classes that a window of images can tell, how many have to come before late layers
-# begin to follow the stream, and how many before they do so wholly. Of ten: 6.5 and 7.
-BEGIN, WHOLLY = 0.7, 0.75
+# Of the classes beside a first one that a window of images can tell at most, how many have to come
+# before late layers begin to follow the stream, and before they do so wholly. Of ten classes 3.8
+# and 4.7.
+BEGIN, WHOLLY = 1 / 3, 0.45
+# Answers with less beyond a guess, in Σ p², are taken for the same guess.
+LEAST_SURENESS = 1e-6
 # A rare class's images count for so many in the statistics of late layers, at most.
 LARGEST_WEIGHT = 3.0
 
@@ -25,6 +28,7 @@ class Classes:
 
     Attributes:
         frequencies: (K,) the moving mean of the answers; sums to 1.
+        sureness: the moving mean of the answers' squares, Σ p²: 1 where all are certain.
         images: how many answers were seen.
         openness: in [0, 1], how diverse they are.
         opening: the most that openness ever was: how far late layers may follow the stream.
@@ -32,6 +36,7 @@ class Classes:
     """
 
     frequencies: Numbers
+    sureness: float
     images: int = 0
     openness: float = 0.0
     opening: float = 0.0
@@ -80,33 +85,45 @@ class Diversity:
         self.reset()
 
     def reset(self) -> None:
-        even = np.broadcast_to(1 / self._model.classes, self._model.classes)
-        self.classes = Classes(even)
+        even = 1 / self._model.classes
+        self.classes = Classes(np.broadcast_to(even, self._model.classes), even)
 
     def after(self, probabilities: Tensor) -> Classes:
         """What the classes will be after these answers (N, K), in their order."""
-        frequencies, images = self.classes.frequencies, self.classes.images
+        before = self.classes
+        frequencies, sureness, images = before.frequencies, before.sureness, before.images
         weights = []
         for answer in probabilities.detach().double().cpu().numpy():
             if not np.isfinite(answer).all():
                 weights.append(0.0)
                 continue
             frequencies = frequencies + (answer - frequencies) / self._window
+            sureness += (float(answer @ answer) - sureness) / self._window
             weights.append(answer @ importance(frequencies))
         images += len(probabilities)
-        openness = self._openness(frequencies, images) if images >= LEAST_IMAGES else 0.0
-        opening = max(openness, self.classes.opening)
-        return Classes(frequencies, images, openness, opening, np.array(weights))
+        openness = 0.0
+        if images >= LEAST_IMAGES:
+            openness = self._openness(frequencies, sureness, images)
+        opening = max(openness, before.opening)
+        return Classes(frequencies, sureness, images, openness, opening, np.array(weights))
 
-    def _openness(self, frequencies: Numbers, images: int) -> float:
-        """Where the effective number of classes stands between BEGIN and WHOLLY."""
-        # What is left of the even start is no evidence.
+    def _openness(self, frequencies: Numbers, sureness: float, images: int) -> float:
+        """Where the effective number of other classes stands between BEGIN and WHOLLY.
+
+        What answers leave open is no evidence: M classes, equally frequent, are counted as M
+        however sure the answers are, and the same guess again and again as one.
+        """
+        even = 1 / len(frequencies)
+        # What is left of the even start is no evidence either.
         left = (1 - 1 / self._window) ** images
-        seen = (frequencies - left / len(frequencies)) / (1 - left)
-        classes = 1 / np.square(seen).sum()
+        seen = (frequencies - left * even) / (1 - left)
+        apart = (sureness - left * even) / (1 - left) - even
+        alike = (np.square(seen).sum() - even + LEAST_SURENESS) / (apart + LEAST_SURENESS)
         # A window of w images, each of one class, has a moving mean of 2w effective ones.
-        most = 1 / (1 / len(frequencies) + 1 / (2 * self._window))
-        return float(np.clip((classes / most - BEGIN) / (WHOLLY - BEGIN), 0, 1))
+        most = 1 / (even + 1 / (2 * self._window))
+        classes = 1 / (even + (1 - even) * alike)
+        others = (classes - 1) / max(most - 1, 1e-6)
+        return float(np.clip((others - BEGIN) / (WHOLLY - BEGIN), 0, 1))
 
     def commit(self, prediction: Prediction, *, learned: bool) -> None:
         self.classes = prediction.pending.after["classes"]
@@ -116,6 +133,7 @@ class Diversity:
         return {
             "classes": {
                 "frequencies": torch.from_numpy(classes.frequencies.copy()),
+                "sureness": classes.sureness,
                 "images": classes.images,
                 "openness": classes.openness,
                 "opening": classes.opening,
@@ -127,6 +145,7 @@ class Diversity:
         frequencies = distributions(given["frequencies"], self.classes.frequencies)
         self.classes = Classes(
             frequencies,
+            bounded(given["sureness"], most=1),
             int(bounded(given["images"])),
             bounded(given["openness"], most=1),
             bounded(given["opening"], most=1),
