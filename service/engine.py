@@ -10,7 +10,7 @@ import contextvars
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -31,7 +31,7 @@ from service.schemas import StreamTruth
 from service.silence import Silence
 from service.state_folder import StateFolder
 from service.streams import Streams
-from service.truth import Truth
+from service.truth import Right, Truth
 from ttc_core.errors import told
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.guard.estimate import LATEST
@@ -57,13 +57,15 @@ _Said = tuple[Prediction, HostPrediction]
 class Image:
     """A decoded image (H, W, 3) uint8, with its true class and its id if the client gave them.
 
-    With `context` off the prior neither weighs in its answer nor follows it.
+    With `context` off the prior neither weighs in its answer nor follows it; with `learn` off
+    nothing comes of it, whatever the batch is answered for.
     """
 
     pixels: NDArray[np.uint8]
     label: int | None = None
     id: str | None = None
     context: bool = True
+    learn: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,14 @@ class ImageAnswer:
 
 @dataclass(frozen=True)
 class _Part:
-    """A stream's images of a pass. They may teach it as long as `record` is the stream's."""
+    """A stream's images of a pass. They may teach it as long as `record` is the stream's.
+
+    `brought_back` is the record's, when it answered.
+    """
 
     stream: str
     record: StreamRecord
+    brought_back: int
     prediction: Prediction
     answers: HostPrediction
     labels: list[int | None]
@@ -93,6 +99,15 @@ class _Part:
     @cached_property
     def confidences(self) -> list[float]:
         return [float(each) for each in self.answers.probabilities.max(axis=1)]
+
+    @property
+    def right(self) -> list[Right]:
+        """Who was right about the images that were compared and came with a label."""
+        return [
+            (each.method == label, each.source == label)
+            for each, label in zip(self.answers.compared, self.labels, strict=False)
+            if each is not None and label is not None
+        ]
 
     @property
     def rows(self) -> list[ImageAnswer | Refused]:
@@ -297,10 +312,13 @@ class Engine:
         with tracing.span("forward"):
             said = self._ask(stream, record, items, learn)
         seconds = time.perf_counter() - started
-        part = _Part(stream, record, *said, [item.label for item in items], seconds)
+        labels = [item.label for item in items]
+        part = _Part(stream, record, record.brought_back, *said, labels, seconds)
         if part.answers.sound.all():
-            ids = [item.id for item in items]
-            self.truth.remember(stream, ids, part.predicted, part.labels, part.confidences)
+            ids, both = [item.id for item in items], part.answers.compared
+            # One image again and again, of which nothing is to come, is no sign of the stream.
+            both = both if items[0].learn else ()
+            self.truth.remember(stream, ids, part.predicted, labels, part.confidences, both)
         return part
 
     def _ask(self, stream: str, record: StreamRecord, items: Sequence[Image], learn: bool) -> _Said:
@@ -336,6 +354,7 @@ class Engine:
     def _put_back(self, stream: str, record: StreamRecord, source: Method) -> None:
         """Give a stream that cannot go on a method at the source."""
         record.method, record.truth = source, StreamTruth()
+        record.begin_at(self.truth.newest)
         record.take_note()
         self._metrics.count_reset("failure")
         self.truth.forget([stream])
@@ -371,6 +390,8 @@ class Engine:
                 record.take_note()
                 for act in outcome.acts:
                     self._tell_act(stream, record, act)
+                if part.right and part.brought_back == record.brought_back:
+                    self._weigh(stream, record, part.right)
                 if record.second_view_off and not was_off:
                     self.events.note(
                         "second_view_off",
@@ -405,6 +426,8 @@ class Engine:
         self._metrics.guard_actions.labels(act.action, act.reason).inc()
         if act.observed:
             return
+        if act.action in ("reset", "roll_back"):
+            record.begin_at(self.truth.newest)
         if act.action == "reset":
             self._metrics.count_reset("guard")
         elif act.action == "roll_back":
@@ -440,13 +463,7 @@ class Engine:
                     before = method.state()
                 return method.adapt(prediction, learn=learn)
         except Exception as error:
-            self.events.note(
-                "adaptation_failed",
-                stream=stream,
-                level=logging.ERROR,
-                error=error,
-                reason=told(error),
-            )
+            self._tell_failure(stream, error)
         try:
             if before is None:
                 raise LookupError
@@ -454,6 +471,15 @@ class Engine:
         except Exception:
             self._put_back(stream, record, self._source.fork())
         return Adaptation(skipped="failed")
+
+    def _tell_failure(self, stream: str, error: Exception) -> None:
+        self.events.note(
+            "adaptation_failed",
+            stream=stream,
+            level=logging.ERROR,
+            error=error,
+            reason=told(error),
+        )
 
     def _count(self, part: _Part, *, learn: bool = True) -> None:
         """Count a part's answers, once the clients have them."""
@@ -467,6 +493,35 @@ class Engine:
         self._metrics.count_answers(part.answers, selects=selects)
         self.silence.heard(part.stream)
         self.truth.count(part.stream, part.predicted, part.labels, part.confidences)
+
+    # Labels
+
+    async def feedback(self, labels: Iterable[tuple[str, str, int]]) -> Mapping[str, list[str]]:
+        """Count labels, (stream, id, label) each, that came after the answers, and have the guards
+        of streams in memory weigh those of compared images; return whose, by outcome."""
+        told = await asyncio.to_thread(self.truth.feedback, labels)
+        for stream, answers in told.compared.items():
+            await self._on_device(self._weigh_late, stream, answers)
+        return told.ids
+
+    def _weigh_late(self, stream: str, answers: Sequence[tuple[int, Right]]) -> None:
+        record = self.streams.get(stream)
+        if record is not None:
+            right = [each for number, each in answers if number > record.answers_from]
+            self._weigh(stream, record, right)
+
+    def _weigh(self, stream: str, record: StreamRecord, right: Sequence[Right]) -> None:
+        """Have a stream's guard weigh who was right; if it fails at what follows, as `_ask`."""
+        try:
+            acts = record.method.weigh(right)
+        except Exception as error:
+            self._tell_failure(stream, error)
+            self._put_back(stream, record, self._source.fork())
+            return
+        record.take_note()
+        for act in acts:
+            self._tell_act(stream, record, act)
+        self._saving.note_change(stream)
 
     # Control
 
@@ -562,6 +617,7 @@ class Engine:
             ) from None
         finally:
             self.table.release(stream)
+        record.begin_at(self.truth.newest)
         record.take_note()
         self._metrics.rollbacks.labels("request").inc()
         self.events.note("rollback", stream=stream, reason="request", version=version)

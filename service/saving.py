@@ -45,6 +45,10 @@ class StreamRecord:
     mode: str = ADAPTING
     # Since when the source answers, of the clock on the wall; None: it does not.
     held_since: float | None = None
+    # How often it was brought back or reset, and the number of the latest answer before that: what
+    # labels say of those before is nothing to its guard.
+    brought_back: int = 0
+    answers_from: int = 0
     estimates: Estimates | None = None
     # What a guard did of late, the oldest first.
     acts: tuple[Mapping[str, Any], ...] = ()
@@ -69,6 +73,11 @@ class StreamRecord:
     def is_new(self) -> bool:
         """Whether it is at the source because nothing has moved it yet."""
         return not self.restored and self.batches == 0
+
+    def begin_at(self, answer: int) -> None:
+        """What was answered before, the latest of them with this number, was another state."""
+        self.brought_back += 1
+        self.answers_from = answer
 
     def take_note(self) -> None:
         """Publish where the method stands."""
@@ -212,7 +221,8 @@ class Saving:
         Args:
             pinned: somebody needs its place: what lies there and is no state goes out of the way.
         """
-        record = StreamRecord(self._source.fork(), bytes=self.fresh_bytes)
+        newest = self._truth.newest
+        record = StreamRecord(self._source.fork(), bytes=self.fresh_bytes, answers_from=newest)
         if self.folder is None or name in self._undead:
             return record
         try:
@@ -228,6 +238,7 @@ class Saving:
         record.suspects = Counter({kind: saved[kind] for kind in KINDS if saved.get(kind)})
         record.truth = StreamTruth(**{key: saved.get(key, 0) for key in StreamTruth.model_fields})
         self._truth.take_up(name, record.truth)
+        record.answers_from = min(saved.get("answers_from", 0), newest)
         record.held_since = saved.get("held_since")  # counts only if it still is
         record.take_note()
         record.bytes = state_bytes(record.method)
@@ -269,6 +280,7 @@ class Saving:
         counts = {
             "images": record.images,
             "batches": record.batches,
+            "answers_from": record.answers_from,
             **record.suspects,
             **truth.model_dump(),
             **({} if record.held_since is None else {"held_since": int(record.held_since)}),

@@ -37,7 +37,9 @@ class EncodedImage(BaseModel):
 
     b64: str = Field(description="the image file in base64: JPEG, PNG, WebP, GIF or BMP")
     id: str | None = Field(None, max_length=128, description="echoed; a later label names it")
-    label: int | None = Field(None, description="the true class, if known; counted, never learned")
+    label: int | None = Field(
+        None, description="the true class, if known; counted and weighed, never learned"
+    )
 
 
 class PredictRequest(BaseModel):
@@ -61,7 +63,7 @@ class LateLabel(BaseModel):
         None, pattern=STREAM_PATTERN, description="the image's; None: the request's"
     )
     id: str = Field(max_length=128, description="that the image came with")
-    label: int = Field(description="the true class; counted, never learned")
+    label: int = Field(description="the true class; counted and weighed, never learned")
 
 
 class FeedbackRequest(BaseModel):

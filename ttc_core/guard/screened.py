@@ -9,7 +9,16 @@ from torch import Tensor
 
 from ttc_core.frames import Frames, FrameSettings, Look
 from ttc_core.guard.wrapper import Wrapper
-from ttc_core.methods.contract import MODES, Adaptation, Beside, Method, Pending, Prediction, State
+from ttc_core.methods.contract import (
+    MODES,
+    Adaptation,
+    Answers,
+    Beside,
+    Method,
+    Pending,
+    Prediction,
+    State,
+)
 
 SECTION = "frames"
 
@@ -123,6 +132,10 @@ def _merged(ordinary: Prediction, suspects: Prediction, rows: Sequence[int]) -> 
     if ordinary.modes or suspects.modes:
         joined = [m for each in (ordinary, suspects) for m in each.modes or MODES[:1] * len(each)]
         modes = tuple(joined[place] for place in places.tolist())
+    compared: tuple[Answers | None, ...] = ()
+    if ordinary.compared:
+        whole = (*ordinary.compared, *(None,) * len(suspects))
+        compared = tuple(whole[place] for place in places.tolist())
     beside = ordinary.beside
     if beside is not None:
         beside = Beside([rows[row] for row in beside.rows], beside.logits)
@@ -134,4 +147,5 @@ def _merged(ordinary: Prediction, suspects: Prediction, rows: Sequence[int]) -> 
         selected=both("selected"),
         modes=modes,
         beside=beside,
+        compared=compared,
     )

@@ -5,7 +5,7 @@ import inspect
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ttc_core.errors import PluginError, UserError, told
 from ttc_core.flat import NamedTensors
-from ttc_core.methods.contract import ADAPTING, Adaptation, Method, Prediction, State
+from ttc_core.methods.contract import ADAPTING, Act, Adaptation, Method, Prediction, State
 from ttc_core.model import SourceModel
 
 # What a class of a user's own must have.
@@ -101,6 +101,9 @@ class OwnMethod:
 
     def roll_back(self, to: int | None = None) -> int:
         raise LookupError("no guard keeps snapshots of it")
+
+    def weigh(self, right: Sequence[tuple[bool, bool]]) -> Sequence[Act]:
+        return ()
 
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         options = {} if learn or not self._predict_takes_learn else {"learn": False}
