@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from service import tracing
-from service.errors import NoSnapshot, PredictionFailed, Refused, StateNotRemoved
+from service.errors import NoSnapshot, NotBroughtBack, PredictionFailed, Refused, StateNotRemoved
 from service.events import Events
 from service.known_ids import FILE, KnownIds
 from service.metrics import ESTIMATED, Metrics, versions
@@ -36,6 +36,7 @@ from ttc_core.errors import told
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.guard.estimate import LATEST
 from ttc_core.methods import Act, Adaptation, HostPrediction, Method, Prediction
+from ttc_core.methods.contract import SnapshotError
 from ttc_core.plugins import source_digest
 
 log = logging.getLogger(__name__)
@@ -593,6 +594,7 @@ class Engine:
 
         Raises:
             NoSnapshot: there is none.
+            NotBroughtBack: its method does not take it up, and is as it was.
             TooManyStreams: it is on disk, and nobody makes room for it.
         """
         return await self._on_device(self._roll_back, stream, to)
@@ -615,6 +617,10 @@ class Engine:
             raise NoSnapshot(
                 f"Stream {stream} has no such snapshot; its versions are: {listed}."
             ) from None
+        except SnapshotError as error:
+            raise NotBroughtBack(
+                f"Stream {stream} has the snapshot and stays as it is: {error}."
+            ) from error
         finally:
             self.table.release(stream)
         record.begin_at(self.truth.newest)

@@ -82,6 +82,10 @@ class NoSnapshot(Refused):
     """A stream cannot be brought back: it has no snapshot, or none of that version."""
 
 
+class NotBroughtBack(Refused):
+    """A stream has the snapshot, and its method does not take it up."""
+
+
 class ReceiveTimeout(Refused):
     """The request did not arrive whole in time."""
 
@@ -157,6 +161,7 @@ _ANSWERS: dict[type[Refused], tuple[int, str]] = {
     QueueFull: (429, "Queue full"),
     TooManyStreams: (429, "Too many streams"),
     PredictionFailed: (500, "Prediction failed"),
+    NotBroughtBack: (500, "Not brought back"),
     StateNotRemoved: (500, "Saved state not removed"),
     UnknownCoding: (501, "Transfer coding not implemented"),
     NotReady: (503, "Not ready"),

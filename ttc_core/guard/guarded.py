@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ttc_core.errors import told
 from ttc_core.guard.estimate import Estimates, Judge, Judged
 from ttc_core.guard.restyled import Restyled, Style
 from ttc_core.guard.snapshots import MOST, Snapshot
@@ -32,6 +33,7 @@ from ttc_core.methods.contract import (
     Method,
     Pending,
     Prediction,
+    SnapshotError,
     State,
 )
 from ttc_core.methods.parts import Numbers, bounded
@@ -313,8 +315,11 @@ class Guarded(Wrapper):
         act = None
         if self._settings.roll_back and self._snapshots and not anew:
             act = self._told("roll_back", reason, turn)
-            if self._acts and not self._restored(self._snapshots[-1]):
-                act = None
+            if self._acts:
+                try:
+                    self._restore(self._snapshots[-1])
+                except SnapshotError:
+                    act = None
         if act is None and self._settings.reset:
             act = self._told("reset", reason, turn)
             if self._acts:
@@ -326,15 +331,18 @@ class Guarded(Wrapper):
         self._watch = replace(self._watch, brought_back=self._watch.images)
         return [act]
 
-    def _restored(self, snapshot: Snapshot) -> bool:
-        """Take up a snapshot; return whether it could be."""
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Take up a snapshot.
+
+        Raises:
+            SnapshotError: it could not be; all is as it was.
+        """
         present, source = self.inner.state(), self.inner.fork().state()
         try:
             self.inner.restore(snapshot.state(source, present))
-        except Exception:  # a user's own method may raise anything
+        except Exception as error:  # a user's own method may raise anything
             self.inner.restore(present)
-            return False
-        return True
+            raise SnapshotError(f"it does not take it up: {told(error)}") from error
 
     def _keep_if_good(self, before: Watch) -> None:
         """Take a snapshot if it is time for one, and nothing speaks for harm."""
@@ -354,8 +362,9 @@ class Guarded(Wrapper):
 
     def roll_back(self, to: int | None = None) -> int:
         found = [each for each in self._snapshots if to in (None, each.version)]
-        if not found or not self._restored(found[-1]):
+        if not found:
             raise LookupError("there is no such snapshot of it")
+        self._restore(found[-1])
         self._times_set_back += 1
         watch = replace(self._watch.begun_anew(), held=False, suspected=False)
         self._watch = replace(watch, brought_back=watch.images)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ttc_core.frames import Frames, FrameSettings, Look
+from ttc_core.guard.guarded import Guarded
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods.contract import (
     MODES,
@@ -73,7 +74,11 @@ class Screened(Wrapper):
         stay = [row for row, each in enumerate(is_out) if not each]
         suspects = None
         if out:
-            alone = {"context": [False] * len(out)} if self.inner.contextual else {}
+            alone: dict[str, Any] = {}
+            if self.inner.contextual:
+                alone["context"] = [False] * len(out)
+            if isinstance(self.inner, Guarded):
+                alone["compare"] = False
             suspects = self.inner.predict(images[out] if stay else images, learn=False, **alone)
             suspects = replace(suspects, selected=torch.zeros_like(suspects.selected), beside=None)
             if context is not None:

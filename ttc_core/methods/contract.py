@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from ttc_core.errors import UserError
 from ttc_core.model import SourceModel
 from ttc_core.objective import entropy
 
@@ -42,6 +43,10 @@ class Share(Protocol):
 
 class UnsuitableNetworkError(ValueError):
     """The network lacks what a method needs; the sentence says what."""
+
+
+class SnapshotError(UserError):
+    """A snapshot is there, and the method does not take it up; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -320,6 +325,7 @@ class Method(Protocol):
 
         Raises:
             LookupError: there is none.
+            SnapshotError: it could not be taken up; the method is as it was.
         """
 
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
