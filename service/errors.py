@@ -13,6 +13,7 @@ Refused                   its text is the sentence that the client reads
 ├── QueueFull             429  come back later
 ├── TooManyStreams        429  no place for another stream
 ├── PredictionFailed      500  the model failed on this request
+├── NotBroughtBack        500  a snapshot that its stream does not take up
 ├── StateNotRemoved       500  a reset stream would come back after a restart
 ├── UnknownCoding         501  a body's transfer coding that is not known
 ├── NotReady              503  loading or draining
