@@ -206,20 +206,22 @@ class Guarded(Wrapper):
         if rows:
             inputs = self.model.normalize(self.model.to_unit(images[rows]))
             restyled, style = self._restyled.answers(inputs)
-            ours = said.probabilities[rows]
-            judged, chances = self._judge.after(
+            theirs, ours = (
                 _numbers(beside.logits.softmax(dim=1)),
+                _numbers(said.probabilities[rows]),
+            )
+            judged, chances = self._judge.after(
+                theirs,
                 _numbers(restyled.softmax(dim=1)),
-                _numbers(ours),
+                ours,
                 by_source=self._holds and before.by_source,
             )
             worse = [
                 (row, source - served)
                 for row, (served, source) in zip(rows, chances.tolist(), strict=True)
             ]
-            both = torch.stack((ours.argmax(dim=1), beside.logits.argmax(dim=1)), dim=1)
-            for row, answers in zip(rows, both.tolist(), strict=True):
-                compared[row] = Answers(*answers)
+            for row, own, source in zip(rows, ours.argmax(1), theirs.argmax(1), strict=True):
+                compared[row] = Answers(int(own), int(source))
         return _Guarded(
             share=said.pending.share,
             inner=said,
