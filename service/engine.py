@@ -70,14 +70,10 @@ class ImageAnswer:
 
 @dataclass(frozen=True)
 class _Part:
-    """A stream's images of a pass. They may teach it as long as `record` is the stream's.
-
-    `brought_back` is the record's, when it answered.
-    """
+    """A stream's images of a pass. They may teach it as long as `record` is the stream's."""
 
     stream: str
     record: StreamRecord
-    brought_back: int
     prediction: Prediction
     answers: HostPrediction
     labels: list[int | None]
@@ -90,15 +86,6 @@ class _Part:
     @cached_property
     def confidences(self) -> list[float]:
         return [float(each) for each in self.answers.probabilities.max(axis=1)]
-
-    @property
-    def right(self) -> list[Right]:
-        """Who was right about the images that were compared and came with a label."""
-        return [
-            (each.method == label, each.source == label)
-            for each, label in zip(self.answers.compared, self.labels, strict=False)
-            if each is not None and label is not None
-        ]
 
     @property
     def rows(self) -> list[ImageAnswer | Refused]:
@@ -267,7 +254,7 @@ class Engine:
             said = self._ask(stream, record, items, learn)
         seconds = time.perf_counter() - started
         labels = [item.label for item in items]
-        part = _Part(stream, record, record.brought_back, *said, labels, seconds)
+        part = _Part(stream, record, *said, labels, seconds)
         if part.answers.sound.all():
             ids, both = [item.id for item in items], part.answers.compared
             # One image again and again, of which nothing is to come, is no sign of the stream.
@@ -308,7 +295,7 @@ class Engine:
     def _put_back(self, stream: str, record: StreamRecord, source: Method) -> None:
         """Give a stream that cannot go on a method at the source."""
         record.method, record.truth = source, StreamTruth()
-        record.begin_at(self.truth.newest)
+        record.answers_from = self.truth.newest
         record.take_note()
         self.truth.forget([stream])
         self._saving.note_change(stream)
@@ -342,8 +329,6 @@ class Engine:
                 was_off = record.second_view_off
                 record.take_note()
                 self._acted(stream, record, outcome.acts)
-                if part.right and part.brought_back == record.brought_back:
-                    self._weigh(stream, record, part.right)
                 if record.second_view_off and not was_off:
                     self._reports.second_view_off(stream)
                 self.table.measure(stream)
@@ -393,20 +378,21 @@ class Engine:
 
     async def feedback(self, labels: Iterable[tuple[str, str, int]]) -> Mapping[str, list[str]]:
         """Count labels, (stream, id, label) each, that came after the answers, and have the guards
-        of streams in memory weigh those of compared images; return whose, by outcome."""
+        of streams in memory weigh those of compared images; return whose, by outcome.
+
+        Labels that came along are counted alone: whoever measures changes nothing by that.
+        """
         told = await asyncio.to_thread(self.truth.feedback, labels)
         for stream, answers in told.compared.items():
-            await self._on_device(self._weigh_late, stream, answers)
+            await self._on_device(self._weigh, stream, answers)
         return told.ids
 
-    def _weigh_late(self, stream: str, answers: Sequence[tuple[int, Right]]) -> None:
-        record = self.streams.get(stream)
-        right = [each for number, each in answers if record and number > record.answers_from]
-        if record is not None and right:
-            self._weigh(stream, record, right)
-
-    def _weigh(self, stream: str, record: StreamRecord, right: Sequence[Right]) -> None:
+    def _weigh(self, stream: str, answers: Sequence[tuple[int, Right]]) -> None:
         """Have a stream's guard weigh who was right; if it fails at what follows, as `_ask`."""
+        record = self.streams.get(stream)
+        if record is None:
+            return
+        right = [each for number, each in answers if number > record.answers_from]
         try:
             acts = record.method.weigh(right)
         except Exception as error:
@@ -421,7 +407,7 @@ class Engine:
         """Tell what a guard did, and note where that has another state answer from now on."""
         for act in acts:
             if act.action in ("reset", "roll_back") and not act.observed:
-                record.begin_at(self.truth.newest)
+                record.answers_from = self.truth.newest
             self._reports.acted(stream, record, act)
 
     # Control
@@ -515,7 +501,7 @@ class Engine:
             ) from error
         finally:
             self.table.release(stream)
-        record.begin_at(self.truth.newest)
+        record.answers_from = self.truth.newest
         record.take_note()
         self._reports.rolled_back(stream, version)
         self._saving.note_change(stream)

@@ -45,9 +45,8 @@ class StreamRecord:
     mode: str = ADAPTING
     # Since when the source answers, of the clock on the wall; None: it does not.
     held_since: float | None = None
-    # How often it was brought back or reset, and the number of the latest answer before that: what
-    # labels say of those before is nothing to its guard.
-    brought_back: int = 0
+    # The number of the latest answer before it was last brought back or reset: what labels say of
+    # those up to it is nothing to its guard.
     answers_from: int = 0
     estimates: Estimates | None = None
     # What a guard did of late, the oldest first.
@@ -73,11 +72,6 @@ class StreamRecord:
     def is_new(self) -> bool:
         """Whether it is at the source because nothing has moved it yet."""
         return not self.restored and self.batches == 0
-
-    def begin_at(self, answer: int) -> None:
-        """What was answered before, the latest of them with this number, was another state."""
-        self.brought_back += 1
-        self.answers_from = answer
 
     def take_note(self) -> None:
         """Publish where the method stands."""

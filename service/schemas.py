@@ -37,9 +37,7 @@ class EncodedImage(BaseModel):
 
     b64: str = Field(description="the image file in base64: JPEG, PNG, WebP, GIF or BMP")
     id: str | None = Field(None, max_length=128, description="echoed; a later label names it")
-    label: int | None = Field(
-        None, description="the true class, if known; counted and weighed, never learned"
-    )
+    label: int | None = Field(None, description="the true class, if known; counted, never learned")
 
 
 class PredictRequest(BaseModel):
