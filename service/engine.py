@@ -8,12 +8,11 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,31 +21,23 @@ import torch
 from numpy.typing import NDArray
 
 from service import tracing
-from service.errors import NoSnapshot, PredictionFailed, Refused, StateNotRemoved
+from service.errors import NoSnapshot, NotBroughtBack, PredictionFailed, Refused, StateNotRemoved
 from service.events import Events
 from service.known_ids import FILE, KnownIds
-from service.metrics import ESTIMATED, Metrics, versions
+from service.metrics import Metrics, versions
 from service.saving import Saving, StreamRecord
 from service.schemas import StreamTruth
 from service.silence import Silence
 from service.state_folder import StateFolder
+from service.stream_reports import StreamReports
 from service.streams import Streams
-from service.truth import Truth
-from ttc_core.errors import told
+from service.truth import Right, Truth
 from ttc_core.evaluate import as_batch, warm_up
-from ttc_core.guard.estimate import LATEST
 from ttc_core.methods import Act, Adaptation, HostPrediction, Method, Prediction
+from ttc_core.methods.contract import SnapshotError
 from ttc_core.plugins import source_digest
 
 log = logging.getLogger(__name__)
-
-# Why nothing is learned from a batch by intent, or was told already; the metric counts them all.
-UNREMARKABLE = (None, "shed", "none_selected", "suspect", "failed")
-# A camera that failed is well after so many ordinary images.
-WELL_AFTER = 50
-
-# What a guard did with a stream: so many are kept for /status.
-ACTS = 5
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,13 +48,15 @@ _Said = tuple[Prediction, HostPrediction]
 class Image:
     """A decoded image (H, W, 3) uint8, with its true class and its id if the client gave them.
 
-    With `context` off the prior neither weighs in its answer nor follows it.
+    With `context` off the prior neither weighs in its answer nor follows it; with `learn` off
+    nothing comes of it, whatever the batch is answered for.
     """
 
     pixels: NDArray[np.uint8]
     label: int | None = None
     id: str | None = None
     context: bool = True
+    learn: bool = True
 
 
 @dataclass(frozen=True)
@@ -196,49 +189,12 @@ class Engine:
             thread_name_prefix="device",
             initializer=lambda: torch.set_num_threads(threads) if threads else None,
         )
-        metrics.streams.set_function(lambda: len(self.streams))
-        metrics.stream_bytes.set_function(lambda: self.table.bytes)
-        metrics.drift.set_function(
-            lambda: max((s.drift for s in self.streams.values()), default=0.0)
-        )
-        metrics.without_second_view.set_function(
-            lambda: sum(s.second_view_off for s in self.streams.values())
-        )
-        for answers in ESTIMATED:
-            metrics.estimated_accuracy.labels(answers).set_function(
-                partial(self._estimated_accuracy, answers)
-            )
-        metrics.held.set_function(lambda: len(self._held()))
-        metrics.held_since.streams = self._held
-        metrics.pending_batches.set_function(
-            lambda: sum(s.pending_batches for s in self.streams.values())
-        )
-        metrics.unsaved_streams.set_function(lambda: self.unsaved_streams)
-        metrics.silent_streams.set_function(lambda: len(self.silence.silent))
-        metrics.unsaved_age.set_function(lambda: self._saving.unsaved_age)
+        self._reports = StreamReports(self.events, metrics, self.table, self._saving, self.silence)
 
     @property
     def streams(self) -> dict[str, StreamRecord]:
         """The streams in memory by name; a copy."""
         return self.table.records
-
-    def _held(self) -> dict[str, float]:
-        """The streams that the source answers, and since when."""
-        return {
-            name: record.held_since
-            for name, record in self.streams.items()
-            if record.held_since is not None
-        }
-
-    def _estimated_accuracy(self, answers: str) -> float:
-        """Mean over the images of late that any stream's guard compared; NaN for none."""
-        known = [each.estimates for each in self.streams.values() if each.estimates is not None]
-        weights = [min(each.images, LATEST) for each in known]
-        total = sum(
-            weight * getattr(each, answers).accuracy
-            for each, weight in zip(known, weights, strict=True)
-        )
-        return float(total / sum(weights)) if known else math.nan
 
     @property
     def unsaved_streams(self) -> int:
@@ -297,10 +253,13 @@ class Engine:
         with tracing.span("forward"):
             said = self._ask(stream, record, items, learn)
         seconds = time.perf_counter() - started
-        part = _Part(stream, record, *said, [item.label for item in items], seconds)
+        labels = [item.label for item in items]
+        part = _Part(stream, record, *said, labels, seconds)
         if part.answers.sound.all():
-            ids = [item.id for item in items]
-            self.truth.remember(stream, ids, part.predicted, part.labels, part.confidences)
+            ids, both = [item.id for item in items], part.answers.compared
+            # One image again and again, of which nothing is to come, is no sign of the stream.
+            both = both if items[0].learn else ()
+            self.truth.remember(stream, ids, part.predicted, labels, part.confidences, both)
         return part
 
     def _ask(self, stream: str, record: StreamRecord, items: Sequence[Image], learn: bool) -> _Said:
@@ -336,11 +295,11 @@ class Engine:
     def _put_back(self, stream: str, record: StreamRecord, source: Method) -> None:
         """Give a stream that cannot go on a method at the source."""
         record.method, record.truth = source, StreamTruth()
+        record.answers_from = self.truth.newest
         record.take_note()
-        self._metrics.count_reset("failure")
         self.truth.forget([stream])
         self._saving.note_change(stream)
-        self.events.note("reset", stream=stream, level=logging.ERROR, reason="failure")
+        self._reports.put_back(stream)
 
     async def adapt(self, answered: Pass, *, learn: bool) -> None:
         """Count what was answered and learn from it."""
@@ -364,70 +323,23 @@ class Engine:
         else:
             record.images += len(part.labels)
             record.batches += 1
-            self._note_suspects(stream, record, part.answers.suspects)
+            self._reports.looked_at(stream, record, part.answers.suspects)
             if self.table.keep(stream, record):
                 outcome = self._learn(stream, record, part.prediction, learn)
                 was_off = record.second_view_off
                 record.take_note()
-                for act in outcome.acts:
-                    self._tell_act(stream, record, act)
+                self._acted(stream, record, outcome.acts)
                 if record.second_view_off and not was_off:
-                    self.events.note(
-                        "second_view_off",
-                        message=f"in stream {stream} mirror images mean something else; they are "
-                        "left out, and what was learned with them is forgotten",
-                        stream=stream,
-                    )
+                    self._reports.second_view_off(stream)
                 self.table.measure(stream)
             else:
                 outcome = Adaptation(skipped="shed")
-                self.events.note_repeated("skipped", stream=stream, reason="no memory for it")
+                self._reports.no_memory(stream)
             self._saving.note_change(stream)
-        self._metrics.count_adaptation(outcome)
-        if outcome.skipped not in UNREMARKABLE:
-            self.events.note_repeated("skipped", stream=stream, reason=outcome.skipped)
+        self._reports.adapted(stream, outcome)
         tracing.note(selected=outcome.selected, stepped=outcome.stepped, skipped=outcome.skipped)
         self.last_adapt_seconds = time.perf_counter() - started
         self._metrics.stage_seconds.labels("adapt").observe(self.last_adapt_seconds)
-
-    def _tell_act(self, stream: str, record: StreamRecord, act: Act) -> None:
-        """Count and tell what a guard did."""
-        fields: dict[str, Any] = {
-            "action": act.action,
-            "reason": act.reason,
-            "observed": act.observed,
-            "evidence": {name: round(number, 4) for name, number in act.evidence.items()},
-        }
-        record.acts = (*record.acts, {"time": time.time(), **fields})[-ACTS:]
-        self.events.note(
-            "guard", level=logging.WARNING, stream=stream, images=record.images, **fields
-        )
-        self._metrics.guard_actions.labels(act.action, act.reason).inc()
-        if act.observed:
-            return
-        if act.action == "reset":
-            self._metrics.count_reset("guard")
-        elif act.action == "roll_back":
-            self._metrics.rollbacks.labels("guard").inc()
-
-    def _note_suspects(
-        self, stream: str, record: StreamRecord, suspects: Sequence[str | None]
-    ) -> None:
-        """Count the images that look like a faulty camera's, and tell when that begins and ends."""
-        for kind in suspects:
-            if kind is None:
-                record.ordinary += 1
-            else:
-                record.suspects[kind] += 1
-                record.ordinary = 0
-            if kind is not None and kind != record.suspect:
-                record.suspect = kind
-                self.events.note_repeated(
-                    "suspect", level=logging.WARNING, stream=stream, kind=kind
-                )
-            elif record.suspect is not None and record.ordinary >= WELL_AFTER:
-                record.suspect = None
-                self.events.note_repeated("suspect_over", stream=stream)
 
     def _learn(
         self, stream: str, record: StreamRecord, prediction: Prediction, learn: bool
@@ -440,13 +352,7 @@ class Engine:
                     before = method.state()
                 return method.adapt(prediction, learn=learn)
         except Exception as error:
-            self.events.note(
-                "adaptation_failed",
-                stream=stream,
-                level=logging.ERROR,
-                error=error,
-                reason=told(error),
-            )
+            self._reports.failed(stream, error)
         try:
             if before is None:
                 raise LookupError
@@ -467,6 +373,42 @@ class Engine:
         self._metrics.count_answers(part.answers, selects=selects)
         self.silence.heard(part.stream)
         self.truth.count(part.stream, part.predicted, part.labels, part.confidences)
+
+    # Labels
+
+    async def feedback(self, labels: Iterable[tuple[str, str, int]]) -> Mapping[str, list[str]]:
+        """Count labels, (stream, id, label) each, that came after the answers, and have the guards
+        of streams in memory weigh those of compared images; return whose, by outcome.
+
+        Labels that came along are counted alone: whoever measures changes nothing by that.
+        """
+        told = await asyncio.to_thread(self.truth.feedback, labels)
+        for stream, answers in told.compared.items():
+            await self._on_device(self._weigh, stream, answers)
+        return told.ids
+
+    def _weigh(self, stream: str, answers: Sequence[tuple[int, Right]]) -> None:
+        """Have a stream's guard weigh who was right; if it fails at what follows, as `_ask`."""
+        record = self.streams.get(stream)
+        if record is None:
+            return
+        right = [each for number, each in answers if number > record.answers_from]
+        try:
+            acts = record.method.weigh(right)
+        except Exception as error:
+            self._reports.failed(stream, error)
+            self._put_back(stream, record, self._source.fork())
+            return
+        record.take_note()
+        self._acted(stream, record, acts)
+        self._saving.note_change(stream)
+
+    def _acted(self, stream: str, record: StreamRecord, acts: Sequence[Act]) -> None:
+        """Tell what a guard did, and note where that has another state answer from now on."""
+        for act in acts:
+            if act.action in ("reset", "roll_back") and not act.observed:
+                record.answers_from = self.truth.newest
+            self._reports.acted(stream, record, act)
 
     # Control
 
@@ -490,7 +432,7 @@ class Engine:
         names, known, in_memory = await self._on_device(self._forget, names, stream is None)
         # Thousands of files: whoever asks for an answer does not wait for them.
         saved, kept = await asyncio.to_thread(self._saving.remove, names)
-        await asyncio.to_thread(self._tell_reset, names, known, kept)
+        await asyncio.to_thread(self._reports.reset, names, known, kept)
         for name, reason in kept.items():
             problem = problem or f"stream {name}: {reason}"
         if problem is not None:
@@ -517,14 +459,6 @@ class Engine:
         self.silence.forget(None if all_streams else names)
         return names, known, in_memory
 
-    def _tell_reset(self, names: list[str], known: int, kept: dict[str, str]) -> None:
-        for _ in range(known):
-            self._metrics.count_reset("request")
-        for name in names:
-            self.events.note("reset", stream=name, reason="request")
-        for name, reason in kept.items():
-            self.events.note("not_removed", stream=name, level=logging.ERROR, reason=reason)
-
     async def snapshots(self, stream: str) -> Mapping[int, int]:
         """What a stream can be brought back to: versions, and after how many images each was.
 
@@ -538,6 +472,7 @@ class Engine:
 
         Raises:
             NoSnapshot: there is none.
+            NotBroughtBack: its method does not take it up, and is as it was.
             TooManyStreams: it is on disk, and nobody makes room for it.
         """
         return await self._on_device(self._roll_back, stream, to)
@@ -560,11 +495,15 @@ class Engine:
             raise NoSnapshot(
                 f"Stream {stream} has no such snapshot; its versions are: {listed}."
             ) from None
+        except SnapshotError as error:
+            raise NotBroughtBack(
+                f"Stream {stream} has the snapshot and stays as it is: {error}."
+            ) from error
         finally:
             self.table.release(stream)
+        record.answers_from = self.truth.newest
         record.take_note()
-        self._metrics.rollbacks.labels("request").inc()
-        self.events.note("rollback", stream=stream, reason="request", version=version)
+        self._reports.rolled_back(stream, version)
         self._saving.note_change(stream)
         return version
 
@@ -598,8 +537,7 @@ class Engine:
             return True
         await self._save_changed()
         _, kept = await asyncio.to_thread(self._saving.remove)
-        for name, reason in kept.items():
-            self.events.note("not_removed", level=logging.ERROR, stream=name, reason=reason)
+        self._reports.not_removed(kept)
         unsaved, total = self._saving.unsaved(), len(self.streams)
         saved = total - len(unsaved.keys() & self.streams.keys())
         self.events.note(

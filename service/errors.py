@@ -13,6 +13,7 @@ Refused                   its text is the sentence that the client reads
 ├── QueueFull             429  come back later
 ├── TooManyStreams        429  no place for another stream
 ├── PredictionFailed      500  the model failed on this request
+├── NotBroughtBack        500  a snapshot that its stream does not take up
 ├── StateNotRemoved       500  a reset stream would come back after a restart
 ├── UnknownCoding         501  a body's transfer coding that is not known
 ├── NotReady              503  loading or draining
@@ -80,6 +81,10 @@ class Forbidden(Refused):
 
 class NoSnapshot(Refused):
     """A stream cannot be brought back: it has no snapshot, or none of that version."""
+
+
+class NotBroughtBack(Refused):
+    """A stream has the snapshot, and its method does not take it up."""
 
 
 class ReceiveTimeout(Refused):
@@ -157,6 +162,7 @@ _ANSWERS: dict[type[Refused], tuple[int, str]] = {
     QueueFull: (429, "Queue full"),
     TooManyStreams: (429, "Too many streams"),
     PredictionFailed: (500, "Prediction failed"),
+    NotBroughtBack: (500, "Not brought back"),
     StateNotRemoved: (500, "Saved state not removed"),
     UnknownCoding: (501, "Transfer coding not implemented"),
     NotReady: (503, "Not ready"),

@@ -98,6 +98,6 @@ class EvaluationView:
         self.rows.append(row)
         self.view.finish(row)
         if self._predictions is not None:
-            others = {*calibration.COLUMNS, "suspect"}
+            others = {*calibration.COLUMNS, "suspect", "mode"}
             kept = {name: columns[name] for name in columns.keys() - others}
             save_arrays(self._predictions, kept)

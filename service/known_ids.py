@@ -1,7 +1,8 @@
 """The latest answers to images that came with an id: what a label that comes later is held against.
 
 A ring of records of RECORD.itemsize bytes: an answer's number says its place, and with `capacity`
-more the next takes it. An id is a keyed hash of 128 bits of stream and id: of ten million, two are
+more the next takes it. Where method and source both have an answer, the other's class stands beside
+the one that was given. An id is a keyed hash of 128 bits of stream and id: of ten million, two are
 one with a probability of 10⁻²⁵, and nobody who does not know the key can look for two. Records of a
 bucket are chained by their numbers from the newest to the oldest; a number that has left the ring
 ends its chain, so nothing is ever taken out of one. The upper 16 bits of a number are the answer's
@@ -23,6 +24,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,7 @@ from service.events import Events
 from service.settings import MOST_IDS
 from service.state_folder import set_aside
 from ttc_core.errors import told
+from ttc_core.methods.contract import Answers
 
 FILE = "feedback.ids"
 RECORD = np.dtype(
@@ -45,10 +48,31 @@ _RECORD = struct.Struct("<q16siiQ")
 _HEADER = struct.Struct("<8sQ8s16s")
 _FORMAT = b"ttc-ids1"
 _NO_LABEL = -1
+# An answer in the lower 16 bits; behind them the other's and 1, 0 where there is none; the sign:
+# it is the source's that was given. Of more classes than fit none is compared.
+_ANSWER, _OTHER_BITS, _OTHER, _BY_SOURCE = 0xFFFF, 16, 0x7FFF, -(1 << 31)
 _NUMBER_BITS = 48
 _NUMBER = (1 << _NUMBER_BITS) - 1
 # A folder that cannot be written is tried again, but not with every batch.
 RETRY_SECONDS = 5.0
+
+
+class Given(NamedTuple):
+    """What became of a label.
+
+    Attributes:
+        outcome: one of FEEDBACK_OUTCOMES.
+        right: whether it says what the answer does.
+        confidence: the answer's, where that is known.
+        number: of the answer, among all in their order; 0: there is none.
+        compared: whether the method's answer is right, and the source's; None: only one is known.
+    """
+
+    outcome: str
+    right: bool = False
+    confidence: float | None = None
+    number: int = 0
+    compared: tuple[bool, bool] | None = None
 
 
 class KnownIds:
@@ -89,6 +113,11 @@ class KnownIds:
         """How many answers are known by an id."""
         return self._known
 
+    @property
+    def newest(self) -> int:
+        """The number of the latest answer."""
+        return self._newest
+
     def remember(
         self,
         stream: str,
@@ -96,8 +125,14 @@ class KnownIds:
         answer: int,
         label: int | None,
         confidence: float | None = None,
+        compared: Answers | None = None,
     ) -> None:
-        """Keep the answer to an image with its confidence, 0 to 1, and a label that came along."""
+        """Keep the answer to an image with its confidence, 0 to 1, and a label that came along.
+
+        Args:
+            compared: what method and source answer, one of which it is.
+        """
+        answer = self._packed(answer, compared)
         key, bucket = self._hash(stream, name)
         given = _NO_LABEL if label is None else label
         with self._lock:
@@ -108,28 +143,40 @@ class KnownIds:
             self._newest_of[bucket] = number
             self._put(slot, number | _confidence_bits(confidence), key, answer, given)
 
-    def give(self, stream: str, name: str, label: int) -> tuple[str, bool, float | None]:
-        """Hold a label against the answer.
-
-        Returns:
-            What became of it, one of FEEDBACK_OUTCOMES, whether it says what the answer does, and
-            the answer's confidence where that is known.
-        """
+    def give(self, stream: str, name: str, label: int) -> Given:
+        """Hold a label against the answer."""
         key, bucket = self._hash(stream, name)
         with self._lock:
             number = self._newest_of[bucket]
             while number > max(0, self._newest - self._capacity):
                 slot = number % self._capacity
-                marked, found, answer, given, _ = self._record(slot)
+                marked, found, packed, given, _ = self._record(slot)
                 if found != key:
                     number = self._before[slot]
-                elif given == _NO_LABEL:
-                    self._put(slot, marked, key, answer, label)
-                    return "taken", answer == label, _confidence(marked)
-                else:
-                    outcome = "repeated" if given == label else "contradicting"
-                    return outcome, answer == label, _confidence(marked)
-        return "unknown", False, None
+                    continue
+                outcome = "repeated" if given == label else "contradicting"
+                if given == _NO_LABEL:
+                    self._put(slot, marked, key, packed, label)
+                    outcome = "taken"
+                answer, compared = self._unpacked(packed)
+                right = compared and (compared.method == label, compared.source == label)
+                return Given(outcome, answer == label, _confidence(marked), number, right)
+        return Given("unknown")
+
+    def _packed(self, answer: int, compared: Answers | None) -> int:
+        if compared is None or self._classes >= _OTHER:
+            return answer
+        by_source = answer != compared.method
+        other = compared.method if by_source else compared.source
+        return answer | (other + 1) << _OTHER_BITS | _BY_SOURCE * by_source
+
+    def _unpacked(self, packed: int) -> tuple[int, Answers | None]:
+        if self._classes >= _OTHER:
+            return packed, None
+        answer, other = packed & _ANSWER, (packed >> _OTHER_BITS & _OTHER) - 1
+        if other < 0:
+            return answer, None
+        return answer, Answers(other, answer) if packed < 0 else Answers(answer, other)
 
     def close(self) -> None:
         """Write what is not written yet, and wait for the disk."""
@@ -282,12 +329,15 @@ class KnownIds:
     def _sound(self, records: NDArray[np.void], capacity: int) -> NDArray[np.bool_]:
         """Which records of a file are whole, and in their place."""
         marked, answer, label = records["number"], records["answer"], records["label"]
+        other = np.zeros_like(answer)
+        if self._classes < _OTHER:
+            answer, other = answer & _ANSWER, answer >> _OTHER_BITS & _OTHER
         number = marked & _NUMBER
         confidence = (marked >> _NUMBER_BITS).astype(np.uint16).view(np.float16)
         sound: NDArray[np.bool_] = records["check"] == _checks(records)
         sound &= (number > 0) & (confidence >= 0) & (confidence <= 1)
         sound &= number % capacity == np.arange(len(records))
-        sound &= (answer >= 0) & (answer < self._classes)
+        sound &= (answer >= 0) & (answer < self._classes) & (other <= self._classes)
         sound &= (label >= _NO_LABEL) & (label < self._classes)
         return sound
 

@@ -45,6 +45,9 @@ class StreamRecord:
     mode: str = ADAPTING
     # Since when the source answers, of the clock on the wall; None: it does not.
     held_since: float | None = None
+    # The number of the latest answer before it was last brought back or reset: what labels say of
+    # those up to it is nothing to its guard.
+    answers_from: int = 0
     estimates: Estimates | None = None
     # What a guard did of late, the oldest first.
     acts: tuple[Mapping[str, Any], ...] = ()
@@ -212,7 +215,8 @@ class Saving:
         Args:
             pinned: somebody needs its place: what lies there and is no state goes out of the way.
         """
-        record = StreamRecord(self._source.fork(), bytes=self.fresh_bytes)
+        newest = self._truth.newest
+        record = StreamRecord(self._source.fork(), bytes=self.fresh_bytes, answers_from=newest)
         if self.folder is None or name in self._undead:
             return record
         try:
@@ -228,6 +232,7 @@ class Saving:
         record.suspects = Counter({kind: saved[kind] for kind in KINDS if saved.get(kind)})
         record.truth = StreamTruth(**{key: saved.get(key, 0) for key in StreamTruth.model_fields})
         self._truth.take_up(name, record.truth)
+        record.answers_from = min(saved.get("answers_from", 0), newest)
         record.held_since = saved.get("held_since")  # counts only if it still is
         record.take_note()
         record.bytes = state_bytes(record.method)
@@ -269,6 +274,7 @@ class Saving:
         counts = {
             "images": record.images,
             "batches": record.batches,
+            "answers_from": record.answers_from,
             **record.suspects,
             **truth.model_dump(),
             **({} if record.held_since is None else {"held_since": int(record.held_since)}),

@@ -61,7 +61,7 @@ class LateLabel(BaseModel):
         None, pattern=STREAM_PATTERN, description="the image's; None: the request's"
     )
     id: str = Field(max_length=128, description="that the image came with")
-    label: int = Field(description="the true class; counted, never learned")
+    label: int = Field(description="the true class; counted and weighed, never learned")
 
 
 class FeedbackRequest(BaseModel):

@@ -2,7 +2,8 @@
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from service.known_ids import KnownIds
 from service.metrics import (
@@ -13,6 +14,23 @@ from service.metrics import (
     Metrics,
 )
 from service.schemas import StreamTruth
+from ttc_core.methods.contract import Answers
+
+Right = tuple[bool, bool]
+"""Whether the method's answer to an image is right, and whether the source's."""
+
+
+class Feedback(NamedTuple):
+    """What became of labels.
+
+    Attributes:
+        ids: by outcome, of FEEDBACK_OUTCOMES.
+        compared: by stream, of what was taken and both had answered: the answer's number, and who
+            was right.
+    """
+
+    ids: Mapping[str, list[str]]
+    compared: Mapping[str, list[tuple[int, Right]]]
 
 
 class Truth:
@@ -54,16 +72,18 @@ class Truth:
         predicted: Sequence[int],
         labels: Sequence[int | None],
         confidences: Sequence[float],
+        compared: Sequence[Answers | None] = (),
     ) -> None:
         """Keep the answers to images with an id, before they go out: labels may follow at once.
 
         An empty id names nothing.
         """
         if any(ids):
-            rows = zip(ids, predicted, labels, confidences, strict=True)
-            for name, answer, label, confidence in rows:
+            both = compared or [None] * len(ids)
+            rows = zip(ids, predicted, labels, confidences, both, strict=True)
+            for name, answer, label, confidence, answers in rows:
                 if name:
-                    self._ids.remember(stream, name, answer, label, confidence)
+                    self._ids.remember(stream, name, answer, label, confidence, answers)
 
     def count(
         self,
@@ -79,20 +99,23 @@ class Truth:
         judged = [(answer == label, sure) for answer, label, sure in rows if label is not None]
         self._count(stream, judged)
 
-    def feedback(self, labels: Iterable[tuple[str, str, int]]) -> dict[str, list[str]]:
-        """Count labels, (stream, id, label) each, that came after the answer; return whose.
+    def feedback(self, labels: Iterable[tuple[str, str, int]]) -> Feedback:
+        """Count labels, (stream, id, label) each, that came after the answer.
 
         The first label of an answer counts, whichever way it came.
         """
         ids: dict[str, list[str]] = {outcome: [] for outcome in FEEDBACK_OUTCOMES}
+        compared: dict[str, list[tuple[int, Right]]] = {}
         for stream, name, label in labels:
-            outcome, right, confidence = self._ids.give(stream, name, label)
-            ids[outcome].append(name)
-            if outcome == "taken":
-                self._count(stream, [(right, confidence)])
+            given = self._ids.give(stream, name, label)
+            ids[given.outcome].append(name)
+            if given.outcome == "taken":
+                self._count(stream, [(given.right, given.confidence)])
+                if given.compared is not None:
+                    compared.setdefault(stream, []).append((given.number, given.compared))
         for outcome, names in ids.items():
             self._metrics.feedback_labels.labels(outcome).inc(len(names))
-        return ids
+        return Feedback(ids, compared)
 
     def _count(self, stream: str, judged: Sequence[tuple[bool, float | None]]) -> None:
         """Count answers: whether each was right, and its confidence where that is known."""
@@ -150,6 +173,11 @@ class Truth:
                 self._unsaved.discard(stream)
             kept = [(name, answer) for name, answer in self._answered if name not in streams]
             self._answered = deque(kept, maxlen=DOMINANCE_WINDOW)
+
+    @property
+    def newest(self) -> int:
+        """The number of the latest answer that a label may come for."""
+        return self._ids.newest
 
     def write(self) -> None:
         """Have ids written that could not be before."""

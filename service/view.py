@@ -132,7 +132,7 @@ class View:
         if self._latencies:
             p50, p99 = np.percentile(self._latencies, (50, 99))
             found |= {"latency_p50": p50, "latency_p99": p99}
-        left = self._seconds_left
+        left, found["held"] = self._seconds_left, self._tally.held
         return _numbers(found) + ("" if left is None else f", about {_duration(left)} left")
 
     def _picture(self) -> RenderableType:
@@ -154,6 +154,8 @@ def _numbers(row: Row) -> str:
         f"{_whole(row['steps'])} steps",
         f"{_whole(row['images_per_second'])} images/s",
     ]
+    if row.get("held"):
+        parts.append(f"{_whole(row['held'])} held")
     if row.get("latency_p50") is not None:
         parts += [f"{name} {_latency(row[f'latency_{name}'])} ms" for name in ("p50", "p99")]
     return ", ".join(parts)
@@ -270,6 +272,6 @@ _ALWAYS: _Columns = (
 )
 _IF_ANY: _Columns = (
     *((f"latency_{name}", f"{name} ms", _latency) for name in ("p50", "p90", "p99", "max")),
-    *((name, name, _count) for name in ("refused", "errors", "dropped", "late")),
+    *((name, name, _count) for name in ("held", "refused", "errors", "dropped", "late")),
 )
 _AVERAGED = frozenset({"accuracy", "entropy", "selection_rate", "images_per_second"})

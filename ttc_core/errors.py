@@ -6,6 +6,7 @@ UserError           its text is a sentence: what was wrong, what is accepted
 ├── PluginError     code of a user's own, while it is imported or called
 ├── DataError       a data set
 ├── RecordError     a calibration record
+├── SnapshotError   a method that cannot be brought back to a good state of its own
 ├── StateError      a saved state
 └── ServiceError    the service, as its client sees it
 """

@@ -19,7 +19,7 @@ from ttc_core.features import FeatureRecorder
 from ttc_core.frames import KINDS
 from ttc_core.guard import estimated, mode_of
 from ttc_core.methods import Method, Prediction
-from ttc_core.methods.contract import HELD
+from ttc_core.methods.contract import HELD, MODES
 from ttc_core.order import is_count
 from ttc_core.poison import poisoned
 from ttc_core.rows import Rows, same_images
@@ -132,7 +132,8 @@ def run_stream(
     Returns:
         The tally; its columns are predicted, labels, entropy, confidence and true_probability
         (nan where there is no label), selected and version, the stream's own, and what else was
-        asked for; suspect, 0 or the place of its kind in KINDS from 1 on, where frames are watched.
+        asked for; suspect, 0 or the place of its kind in KINDS from 1 on, where frames are watched,
+        and mode, its place in MODES, where adaptation is.
     """
     tally = Tally(len(stream))
     for images, labels in stream.batches(batch_size):
@@ -162,6 +163,8 @@ def run_stream(
         }
         if answers.suspects:
             columns["suspect"] = np.array([_code(kind) for kind in answers.suspects], np.int8)
+        if answers.modes:
+            columns["mode"] = np.array([MODES.index(mode) for mode in answers.modes], np.int8)
         if logits:
             columns["logits"] = answers.logits
         if recorder is not None:

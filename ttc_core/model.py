@@ -187,7 +187,8 @@ class SourceModel:
             ValueError: as when it was made.
         """
         Trial(self.module, self.trial_side, self.split)
-        self.__dict__.pop("digest", None)
+        for name in ("digest", "takes_one"):
+            self.__dict__.pop(name, None)
         self.calibration = None
         self._place()
 
@@ -205,6 +206,17 @@ class SourceModel:
             digest.update(name.encode())
             digest.update(_bytes(tensor))
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def takes_one(self) -> bool:
+        """Whether it answers a lone image: a network that drops the axis of one wants two."""
+        one = torch.zeros(1, 3, self.trial_side, self.trial_side, device=self.device)
+        try:
+            with torch.no_grad():
+                self.run(self.normalize(one))
+        except ModelError:
+            return False
+        return True
 
     def to_unit(self, images: Tensor) -> Tensor:
         """Bring images (N, 3, H, W), uint8 or float in [0, 1], to floats in [0, 1] on the device.

@@ -10,6 +10,7 @@ from service.client import ServiceError
 from service.replay.outbox import Batch
 from service.schemas import PredictResponse
 from service.view import View
+from ttc_core.methods.contract import HELD
 from ttc_core.tally import Tally
 
 REFUSED = (429, 503)
@@ -91,6 +92,7 @@ class ReplayTally(Tally):
             "latency": np.full(batch.count, now - due),
         }
         self.add(columns, batch.start)
+        self.held += sum(one.mode == HELD for one in found)
         self.seconds = now - self._first_sent
         self.latencies.append(now - due)
         newest = int(version.max())

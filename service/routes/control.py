@@ -75,7 +75,7 @@ async def snapshots(
 @router.post(
     "/rollback",
     dependencies=[*MAY_ADMINISTER, Depends(without_body)],
-    responses=problems(401, 404, 429, 503),
+    responses=problems(401, 404, 429, 500, 503),
 )
 async def rollback(
     request: Request,

@@ -1,6 +1,5 @@
 """POST /feedback: the true classes of images that were answered before."""
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -51,7 +50,7 @@ async def feedback(
     ] = None,
     x_session_id: StreamHeader = None,
 ) -> FeedbackResponse:
-    """Count labels that came minutes or hours after the answers.
+    """Count labels that came minutes or hours after the answers, and have the guard weigh them.
 
     A label names its image by its stream and by the id that it came with. The last --feedback-ids
     ids of all streams are known, over restarts with --state-dir; of an id used again the latest
@@ -61,7 +60,7 @@ async def feedback(
     labels = [
         (each.stream or named, each.id, each.label) for each in await service.intake.labels(request)
     ]
-    ids = await asyncio.to_thread(service.engine.truth.feedback, labels)
+    ids = await service.engine.feedback(labels)
     others = {
         outcome: NotTaken(count=len(names), ids=names[:MOST_NAMED])
         for outcome, names in ids.items()

@@ -126,8 +126,8 @@ async def predict(
             partial(memory_to_parse, content_type=kind),
             most_images=MOST_SCORES // top_k,
         )
-        if not context:
-            images = [replace(image, context=False) for image in images]
+        if not (context and learn):
+            images = [replace(image, context=context, learn=learn) for image in images]
         answered = await submission.answer(images)
     started = time.perf_counter()
     ids = [image.id for image in images]

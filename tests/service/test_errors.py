@@ -8,6 +8,7 @@ from service import errors
 from service.errors import (
     STATUS,
     TITLE,
+    NotBroughtBack,
     PredictionFailed,
     QueueFull,
     Refused,
@@ -33,11 +34,11 @@ def test_every_refusal_has_a_status_and_a_title():
 def test_statuses_are_distinct_errors():
     """A client can tell by status alone what to do; 429 has two causes, and one cure: later.
 
-    500 has two as well, of different routes.
+    500 has three, of different routes.
     """
     assert STATUS[QueueFull] == STATUS[TooManyStreams] == 429
-    assert STATUS[PredictionFailed] == STATUS[StateNotRemoved] == 500
-    assert len(set(STATUS.values())) == len(STATUS) - 2
+    assert STATUS[PredictionFailed] == STATUS[StateNotRemoved] == STATUS[NotBroughtBack] == 500
+    assert len(set(STATUS.values())) == len(STATUS) - 3
     assert all(400 <= status <= 599 for status in STATUS.values())
 
 

@@ -5,7 +5,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.engine import Engine, Image
-from service.errors import NoSnapshot
+from service.errors import NoSnapshot, NotBroughtBack
 from service.metrics import Metrics
 from tests.fixtures.contract import same
 from tests.fixtures.engine import ask, make_model, run, step, value
@@ -90,5 +90,32 @@ def test_where_there_is_nothing_to_go_back_to_no_other_stream_makes_room(engine_
         with pytest.raises(NoSnapshot, match="nobody has had no images"):
             await engine.roll_back("nobody", None)
         assert list(engine.streams) == ["s"]
+
+    run(engine, walk())
+
+
+def test_a_snapshot_that_cannot_be_taken_up_is_told_as_that(engine_of, monkeypatch):
+    """With what was the matter; the stream goes on as it was, and nothing is counted."""
+    engine = engine_of()
+
+    async def walk():
+        for seed in range(BATCHES):
+            await step(engine, scenes(5, seed))
+        before, inner = learned(engine), engine.streams["s"].method.inner.inner
+        restore, calls = inner.restore, []
+
+        def failing(state):
+            calls.append(state)
+            if len(calls) == 1:
+                raise RuntimeError("no room")
+            restore(state)
+
+        monkeypatch.setattr(inner, "restore", failing)
+        with pytest.raises(NotBroughtBack, match=r"stays as it is: .* no room"):
+            await engine.roll_back("s", None)
+        assert same(learned(engine), before)
+        assert value(engine, "ttc_rollbacks_total", cause="request") == 0
+        with pytest.raises(NoSnapshot, match="no such snapshot"):
+            await engine.roll_back("s", 10**6)
 
     run(engine, walk())

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.engine import WELL_AFTER, Engine, Image
+from service.engine import Engine, Image
 from service.metrics import Metrics
+from service.stream_reports import WELL_AFTER
 from tests.fixtures.engine import ask, events_of, make_model, run, step, value
 from ttc_core.evaluate import run_stream
 from ttc_core.frames import KINDS

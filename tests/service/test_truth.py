@@ -58,7 +58,7 @@ def test_labels_count_the_same_with_the_image_and_later(truth):
     first = accuracy(truth)
     answer(truth, classes, ids=list("abcd"))
     given = [("gate", name, label) for name, label in zip("abcd", labels, strict=True)]
-    assert truth.feedback(given)["taken"] == list("abcd")
+    assert truth.feedback(given).ids["taken"] == list("abcd")
     assert accuracy(truth) == [2 * first[0], 2 * first[1], first[2]]
     assert of_stream(truth) == (8, 6)
 
@@ -91,7 +91,7 @@ def test_what_does_not_count_is_told_and_counted_by_its_outcome(truth):
     """A label that came along counts once; an empty id names nothing."""
     answer(truth, [1, 2, 3], [1, None, None], ids=["a", "b", ""])
     labels = [("a", 1), ("a", 2), ("b", 2), ("b", 2), ("b", 3), ("", 3), ("c", 1)]
-    given = truth.feedback([("gate", *label) for label in labels] + [("yard", "b", 2)])
+    given = truth.feedback([("gate", *label) for label in labels] + [("yard", "b", 2)]).ids
     expected = {
         "taken": ["b"],
         "unknown": ["", "c", "b"],
@@ -142,7 +142,7 @@ def test_a_reset_starts_a_streams_counts_anew_and_forgets_no_id(truth):
     answer(truth, [1, 2], [1, None], ids=["a", "b"])
     truth.forget(["gate"])
     assert truth.streams == {}
-    assert truth.feedback([("gate", "b", 2)])["taken"] == ["b"]
+    assert truth.feedback([("gate", "b", 2)]).ids["taken"] == ["b"]
     assert of_stream(truth) == (1, 1)
     assert accuracy(truth)[:2] == [2, 2]
 

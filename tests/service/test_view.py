@@ -38,6 +38,19 @@ def test_plain_lines_come_every_few_seconds_only():
     assert len(screen.getvalue().splitlines()) == 1 + 2
 
 
+def test_images_that_the_source_answered_are_told():
+    """While it runs, at its end and in the table; where there are none, nothing is said of it."""
+    for held, told in ((1200, "1,200 held"), (0, "")):
+        view, screen = plain_view(seconds_between_lines=0.0)
+        view.start("fog", 4000)
+        view.update(Tally(4000, images=2000, held=held))
+        view.finish({**ROW, "seconds": 1.0, "held": held})
+        assert screen.getvalue().count("held") == 2 * bool(told)
+        assert screen.getvalue().count(told or "fog") >= 2
+        heads = [str(column.header) for column in results_table([{**ROW, "held": held}]).columns]
+        assert ("held" in heads) == bool(held)
+
+
 def test_on_a_terminal_the_progress_moves(fake, data):
     """There is a bar with running numbers, and the final table."""
     console = Console(file=io.StringIO(), width=120, force_terminal=True)

@@ -13,8 +13,9 @@ from torchvision.models import resnet50
 from tests.fixtures.contract import same
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch
+from ttc_core.guard.evidence import Evidence
 from ttc_core.guard.guarded import SNAPSHOT_EVERY, Guarded, GuardSettings
-from ttc_core.guard.watch import RELEASED, SHARE, SUSPICIOUS
+from ttc_core.guard.watch import RELEASED, SHARE, SUSPICIOUS, Bets
 from ttc_core.load import load
 from ttc_core.methods import create
 from ttc_core.methods.composed import ComposedMethod
@@ -170,7 +171,8 @@ def test_harm_soon_after_a_roll_back_leads_to_the_source(model, images):
     follow(method, images[:510])
     assert method.snapshots
     for expected in ("roll_back", "reset"):
-        method._watch = replace(method._watch, harm=replace(method._watch.harm, opened=1e6))
+        rich = replace(method._watch.estimated.harm, opened=1e6)
+        method._watch = replace(method._watch, estimated=Bets(rich))
         _, done = follow(method, images[:100])
         assert [action for _, action, _ in done][:2] == ["hold", expected]
         method._watch = replace(method._watch.begun_anew(), held=False)
@@ -233,8 +235,8 @@ def test_it_goes_on_after_a_restart_where_it_was(model, images, images_before):
         ("guard", "held", 2),
         ("guard", "images", -1),
         ("guard", "snapshots", 3),
-        ("guard", "harm.opened", math.nan),
-        ("guard", "harm.variance", 0.0),
+        ("guard", "estimated.harm.opened", math.nan),
+        ("guard", "labelled.harm.variance", 0.0),
         ("guard", "alarms", 2**53),
         ("guard.style", "moments", torch.full((416,), math.nan)),
         ("guard.snapshot0.affine", "codes", 5),
@@ -254,8 +256,8 @@ def test_a_state_that_is_none_is_refused(model, section, name, value):
 def test_suspicion_that_comes_to_nothing_is_over(model, images):
     """However much evidence there was: the images of late speak for the method."""
     method = Guarded(Breaking(model))
-    harm = replace(method._watch.harm, observations=60, opened=100.0, mean=0.3)
-    method._watch = replace(method._watch, images=60, suspected=True, harm=harm)
+    harm = Evidence(observations=60, opened=100.0, mean=0.3)
+    method._watch = replace(method._watch, images=60, suspected=True, estimated=Bets(harm))
     said, done = follow(method, images[:100])
     assert [(action, reason) for _, action, reason in done] == [("release", "suspicion")]
     assert said[-1].modes == ("adapting",) * 10

@@ -55,13 +55,17 @@ class Evidence:
         best = self.mean / (self.variance + self.mean * self.mean)
         return min(max(best, 0.0), MOST_STAKE)
 
-    def after(self, observation: float) -> "Evidence":
-        """What it has after an observation in [−1, 1]; a number beyond counts as the nearest."""
+    def after(self, observation: float, horizon: int = HORIZON) -> "Evidence":
+        """What it has after an observation in [−1, 1]; a number beyond counts as the nearest.
+
+        Args:
+            horizon: observations that mean and variance run over.
+        """
         x = min(max(observation, -1.0), 1.0)
         count = self.observations + 1
         purse = _kept(self.observations) - _kept(count)
         opened = (self.opened + purse) * (1 + self.stake * x)
-        weight = 1 / min(count + 1, HORIZON)
+        weight = 1 / min(count + 1, horizon)
         mean = self.mean + weight * (x - self.mean)
         variance = self.variance + weight * ((x - self.mean) * (x - mean) - self.variance)
         return Evidence(count, min(opened, _MOST), mean, max(variance, LEAST_VARIANCE))

@@ -2,24 +2,25 @@
 
 The frozen source answers some images in the shadow of what is served (`Beside`). How likely both
 are right is estimated (`estimate`), and weighed by evidence that may be looked at at any time
-(`evidence`, `watch`). As soon as it speaks for harm the source answers, while the method goes on in
-its shadow; where it is enough to be sure, from the last good snapshot or from the source. Once the
-evidence says that the method is better, it answers again.
+(`evidence`, `watch`), and so is what labels say of them, where some come. As soon as it speaks for
+harm the source answers, while the method goes on in its shadow; where it is enough to be sure, from
+the last good snapshot or from the source. Once the evidence says that the method is better, it
+answers again.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from ttc_core.errors import told
 from ttc_core.guard.estimate import Estimates, Judge, Judged
-from ttc_core.guard.evidence import Evidence
 from ttc_core.guard.restyled import Restyled, Style
 from ttc_core.guard.snapshots import MOST, Snapshot
-from ttc_core.guard.watch import CLEAR, DOUBTFUL, GAIN, SUSPECT, Turn, Watch
+from ttc_core.guard.watch import CLEAR, GAIN, LABELLED, SUSPECT, Turn, Watch, within
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods.contract import (
     ADAPTING,
@@ -27,10 +28,12 @@ from ttc_core.methods.contract import (
     ROLLED_BACK,
     Act,
     Adaptation,
+    Answers,
     Beside,
     Method,
     Pending,
     Prediction,
+    SnapshotError,
     State,
 )
 from ttc_core.methods.parts import Numbers, bounded
@@ -60,13 +63,15 @@ class _Guarded(Pending):
     """The inner method's prediction, and what the guard will have seen with it.
 
     Attributes:
-        turns: what images of the batch turned, in their order.
+        asked: how many were compared while the method answered.
+        worse: of each compared image its place, and by how much likelier the source is right.
         times_set_back: of the guard, when it answered.
     """
 
     inner: Prediction | None = None
-    watch: Watch = field(default_factory=Watch)
-    turns: Sequence[Turn] = ()
+    asked: int = 0
+    worse: Sequence[tuple[int, float]] = ()
+    compared: Sequence[Answers | None] = ()
     judged: Judged | None = None
     style: Style | None = None
     times_set_back: int = 0
@@ -114,9 +119,11 @@ class Guarded(Wrapper):
         watch = self._watch
         return {
             **self.inner.details,
-            "harm": watch.harm.wealth,
+            "harm": watch.estimated.harm.wealth,
+            "harm_by_labels": watch.labelled.harm.wealth,
             "alarms": watch.alarms,
             "compared": watch.asked,
+            "labelled": watch.judged,
         }
 
     @property
@@ -142,18 +149,27 @@ class Guarded(Wrapper):
 
     # Answers
 
-    def predict(self, images: Tensor, *, learn: bool = True, **asked: Any) -> Prediction:
+    def predict(
+        self, images: Tensor, *, learn: bool = True, compare: bool = True, **asked: Any
+    ) -> Prediction:
+        """As the contract has it.
+
+        Args:
+            compare: off, the images are answered as things stand, and tell nothing of the stream.
+        """
         before, count = self._watch, len(images)
         said = self.inner.predict(images, learn=learn, **asked)
-        beside = self._beside(images, before.chosen(count), said.beside)
-        pending = self._after(images, said, beside)
-        held = self._holds and (before.by_source or pending.watch.by_source)
+        beside = self._beside(images, before.chosen(count) if compare else (), said.beside)
+        pending = self._after(images, said, beside) if compare else _Guarded()
+        held = self._holds and (before.by_source or self._seen(pending, count)[0].by_source)
         told_until = before.told_until if self._acts else 0
         modes = tuple(
             HELD if held else ROLLED_BACK if number < told_until else ADAPTING
             for number in range(before.images, before.images + count)
         )
-        said = replace(said, modes=modes, beside=beside, pending=pending)
+        said = replace(
+            said, modes=modes, beside=beside, compared=tuple(pending.compared), pending=pending
+        )
         if not held:
             return said
         whole = self._beside(images, range(count), beside)
@@ -182,39 +198,49 @@ class Guarded(Wrapper):
         return Beside([every[i] for i in order], torch.cat((known.logits, logits))[order])
 
     def _after(self, images: Tensor, said: Prediction, beside: Beside) -> _Guarded:
-        """What will be seen once these answers are committed."""
-        before, rows, turns = self._watch, list(beside.rows), list[Turn]()
-        watch = replace(
-            before,
-            images=before.images + len(said),
-            asked=before.asked + (0 if before.by_source else len(rows)),
-        )
+        """What these answers tell, once they are committed."""
+        before, rows = self._watch, list(beside.rows)
         judged, style = self._judge.judged, self._restyled.style
+        worse: list[tuple[int, float]] = []
+        compared: list[Answers | None] = [None] * len(said)
         if rows:
             inputs = self.model.normalize(self.model.to_unit(images[rows]))
             restyled, style = self._restyled.answers(inputs)
-            judged, chances = self._judge.after(
+            theirs, ours = (
                 _numbers(beside.logits.softmax(dim=1)),
-                _numbers(restyled.softmax(dim=1)),
                 _numbers(said.probabilities[rows]),
+            )
+            judged, chances = self._judge.after(
+                theirs,
+                _numbers(restyled.softmax(dim=1)),
+                ours,
                 by_source=self._holds and before.by_source,
             )
-            for row, (served, source) in zip(rows, chances.tolist(), strict=True):
-                watch, turn = watch.after(
-                    source - served,
-                    at=before.images + row,
-                    false_alarms=self._settings.false_alarms,
-                )
-                turns += [turn] if turn else []
+            worse = [
+                (row, source - served)
+                for row, (served, source) in zip(rows, chances.tolist(), strict=True)
+            ]
+            for row, own, source in zip(rows, ours.argmax(1), theirs.argmax(1), strict=True):
+                compared[row] = Answers(int(own), int(source))
         return _Guarded(
             share=said.pending.share,
             inner=said,
-            watch=watch,
-            turns=turns,
+            asked=0 if before.by_source else len(rows),
+            worse=worse,
+            compared=compared,
             judged=judged,
             style=style,
             times_set_back=self._times_set_back,
         )
+
+    def _seen(self, pending: _Guarded, images: int) -> tuple[Watch, list[Turn]]:
+        """What is seen with so many images, and what they turn, in their order."""
+        at, turns = self._watch.images, list[Turn]()
+        watch = replace(self._watch, images=at + images, asked=self._watch.asked + pending.asked)
+        for row, worse in pending.worse:
+            watch, turn = watch.after(worse, at=at + row, false_alarms=self._settings.false_alarms)
+            turns += [turn] if turn else []
+        return watch, turns
 
     # What is done
 
@@ -232,71 +258,99 @@ class Guarded(Wrapper):
             return outcome
         assert pending.judged is not None
         assert pending.style is not None
-        self._watch = pending.watch
+        # Anew: labels may have come since it was answered.
+        self._watch, turns = self._seen(pending, len(prediction))
         self._judge.judged, self._restyled.style = pending.judged, pending.style
         if had_second_view and self.second_view_off:
             self._snapshots = ()  # what mirror images have taught is wrong
-        acts = [act for turn in pending.turns for act in self._act(turn)]
-        if self._acts and self._watch.overdue:
-            acts += self._set_back("no_gain", self._watch.gain, anew=True)
-            self._watch = replace(self._watch, waits=self._watch.waits + 1, gain=Evidence())
+        acts = [act for turn in turns for act in self._act(turn)]
+        watch = self._watch
+        if self._acts and watch.overdue:
+            bets = watch.bets(watch.kind)
+            acts += self._set_back("no_gain", Turn(GAIN, watch.kind, bets.gain), anew=True)
+            self._watch = replace(self._watch.begun_anew(), waits=watch.waits + 1)
+        elif watch.undecided:
+            acts += self._act(Turn(CLEAR, watch.kind, watch.bets(watch.kind).harm))
+            self._watch = replace(watch, suspected=False, since=watch.images)
         self._keep_if_good(before)
         return replace(outcome, acts=tuple(acts), drift=self.drift) if acts else outcome
 
+    def weigh(self, right: Sequence[tuple[bool, bool]]) -> Sequence[Act]:
+        acts = list[Act]()
+        for ours, theirs in right:
+            watch = self._watch
+            self._watch, turn = replace(watch, judged=watch.judged + 1).after(
+                float(theirs) - float(ours),
+                at=watch.images,
+                false_alarms=self._settings.false_alarms,
+                kind=LABELLED,
+            )
+            acts += self._act(turn) if turn else []
+            if self._watch.brought_back > watch.brought_back:
+                break  # the others are of answers before that
+        return acts
+
     def _act(self, turn: Turn) -> list[Act]:
         """Do what is to be done about what an image turned."""
-        evidence = turn.evidence
-        if turn.kind == GAIN:
-            return [self._told("release", "gain", evidence)]
-        if turn.kind in (SUSPECT, CLEAR):
-            action = "hold" if turn.kind == SUSPECT else "release"
-            return [self._told(action, "suspicion", evidence)] if self._settings.hold else []
-        acts = [self._told("hold", "harm", evidence)] if self._settings.hold else []
-        acts += self._set_back("harm", evidence, anew=self._watch.soon)
+        if turn.what == GAIN:
+            return [self._told("release", "gain", turn)]
+        if turn.what in (SUSPECT, CLEAR):
+            action = "hold" if turn.what == SUSPECT else "release"
+            return [self._told(action, "suspicion", turn)] if self._settings.hold else []
+        acts = [self._told("hold", "harm", turn)] if self._settings.hold else []
+        acts += self._set_back("harm", turn, anew=self._watch.soon)
         if not self._settings.hold:
             self._watch = replace(self._watch.begun_anew(), held=False)
         return acts
 
-    def _told(self, action: str, reason: str, evidence: Evidence) -> Act:
+    def _told(self, action: str, reason: str, turn: Turn) -> Act:
+        evidence = turn.evidence
         numbers = {
-            "gain" if reason in ("gain", "no_gain") else "harm": evidence.wealth,
-            "compared": float(evidence.observations),
+            "gain" if turn.what == GAIN else "harm": evidence.wealth,
+            "labelled" if turn.kind is LABELLED else "compared": float(evidence.observations),
             "mean": evidence.mean,
         }
         return Act(action, reason, numbers, observed=not self._acts)
 
-    def _set_back(self, reason: str, evidence: Evidence, *, anew: bool) -> list[Act]:
+    def _set_back(self, reason: str, turn: Turn, *, anew: bool) -> list[Act]:
         """Go back to the last snapshot; or to the source, if there is none or it has to be anew."""
         act = None
         if self._settings.roll_back and self._snapshots and not anew:
-            act = self._told("roll_back", reason, evidence)
-            if self._acts and not self._restored(self._snapshots[-1]):
-                act = None
+            act = self._told("roll_back", reason, turn)
+            if self._acts:
+                try:
+                    self._restore(self._snapshots[-1])
+                except SnapshotError:
+                    act = None
         if act is None and self._settings.reset:
-            act = self._told("reset", reason, evidence)
+            act = self._told("reset", reason, turn)
             if self._acts:
                 self.inner.reset()
                 self._snapshots = ()
         if act is None:
             return []
+        self._times_set_back += self._acts
         self._watch = replace(self._watch, brought_back=self._watch.images)
         return [act]
 
-    def _restored(self, snapshot: Snapshot) -> bool:
-        """Take up a snapshot; return whether it could be."""
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Take up a snapshot.
+
+        Raises:
+            SnapshotError: it could not be; all is as it was.
+        """
         present, source = self.inner.state(), self.inner.fork().state()
         try:
             self.inner.restore(snapshot.state(source, present))
-        except Exception:  # a user's own method may raise anything
+        except Exception as error:  # a user's own method may raise anything
             self.inner.restore(present)
-            return False
-        return True
+            raise SnapshotError(f"it does not take it up: {told(error)}") from error
 
     def _keep_if_good(self, before: Watch) -> None:
         """Take a snapshot if it is time for one, and nothing speaks for harm."""
         watch = self._watch
         is_time = watch.images // SNAPSHOT_EVERY > before.images // SNAPSHOT_EVERY
-        doubtful = watch.by_source or watch.harm.wealth > DOUBTFUL
+        doubtful = watch.by_source or watch.is_doubtful
         if self._settings.roll_back and is_time and not doubtful:
             self._take()
 
@@ -310,8 +364,9 @@ class Guarded(Wrapper):
 
     def roll_back(self, to: int | None = None) -> int:
         found = [each for each in self._snapshots if to in (None, each.version)]
-        if not found or not self._restored(found[-1]):
+        if not found:
             raise LookupError("there is no such snapshot of it")
+        self._restore(found[-1])
         self._times_set_back += 1
         watch = replace(self._watch.begun_anew(), held=False, suspected=False)
         self._watch = replace(watch, brought_back=watch.images)
@@ -341,7 +396,7 @@ class Guarded(Wrapper):
         self._begin()
         if SECTION not in state:
             return  # it is from before the stream was watched
-        given, own = state[SECTION], _of(SECTION, state)
+        given, own = state[SECTION], within(SECTION, state)
         watch = Watch.restored(given)
         count = int(bounded(given["snapshots"], most=MOST))
         source = self.inner.fork().state()
@@ -359,11 +414,6 @@ def _numbers(answers: Tensor) -> Numbers:
     return found
 
 
-def _of(prefix: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    start = f"{prefix}."
-    return {k.removeprefix(start): v for k, v in given.items() if k.startswith(start)}
-
-
 def _snapshot(own: Mapping[str, Any], number: int, source: State) -> Snapshot:
     """The one that a state holds under a number.
 
@@ -373,5 +423,5 @@ def _snapshot(own: Mapping[str, Any], number: int, source: State) -> Snapshot:
     name = f"snapshot{number}"
     about = own[name]
     return Snapshot(
-        int(bounded(about["version"])), int(bounded(about["images"])), _of(name, own)
+        int(bounded(about["version"])), int(bounded(about["images"])), within(name, own)
     ).checked(source)

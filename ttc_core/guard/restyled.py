@@ -64,8 +64,7 @@ class Restyled:
         def early_follow(call: Call) -> Tensor:
             return look(call) if call.layer in followed else source_look(call)
 
-        # A network that drops the axis of a lone image is none the service has tried it with.
-        rows = torch.cat((inputs, inputs)) if count == 1 else inputs
+        rows = inputs if count > 1 or self._model.takes_one else torch.cat((inputs, inputs))
         with torch.no_grad():
             logits = self._model.run(rows, look=early_follow).logits[:count]
         moments = self._moved(followed, look.share(), weight)

@@ -8,8 +8,18 @@ import torch
 from torch import Tensor
 
 from ttc_core.frames import Frames, FrameSettings, Look
+from ttc_core.guard.guarded import Guarded
 from ttc_core.guard.wrapper import Wrapper
-from ttc_core.methods.contract import MODES, Adaptation, Beside, Method, Pending, Prediction, State
+from ttc_core.methods.contract import (
+    MODES,
+    Adaptation,
+    Answers,
+    Beside,
+    Method,
+    Pending,
+    Prediction,
+    State,
+)
 
 SECTION = "frames"
 
@@ -64,7 +74,11 @@ class Screened(Wrapper):
         stay = [row for row, each in enumerate(is_out) if not each]
         suspects = None
         if out:
-            alone = {"context": [False] * len(out)} if self.inner.contextual else {}
+            alone: dict[str, Any] = {}
+            if self.inner.contextual:
+                alone["context"] = [False] * len(out)
+            if isinstance(self.inner, Guarded):
+                alone["compare"] = False
             suspects = self.inner.predict(images[out] if stay else images, learn=False, **alone)
             suspects = replace(suspects, selected=torch.zeros_like(suspects.selected), beside=None)
             if context is not None:
@@ -123,6 +137,10 @@ def _merged(ordinary: Prediction, suspects: Prediction, rows: Sequence[int]) -> 
     if ordinary.modes or suspects.modes:
         joined = [m for each in (ordinary, suspects) for m in each.modes or MODES[:1] * len(each)]
         modes = tuple(joined[place] for place in places.tolist())
+    compared: tuple[Answers | None, ...] = ()
+    if ordinary.compared:
+        whole = (*ordinary.compared, *(None,) * len(suspects))
+        compared = tuple(whole[place] for place in places.tolist())
     beside = ordinary.beside
     if beside is not None:
         beside = Beside([rows[row] for row in beside.rows], beside.logits)
@@ -134,4 +152,5 @@ def _merged(ordinary: Prediction, suspects: Prediction, rows: Sequence[int]) -> 
         selected=both("selected"),
         modes=modes,
         beside=beside,
+        compared=compared,
     )

@@ -1,4 +1,9 @@
-"""Whether the source should answer in a method's place: suspected, held, released."""
+"""Whether the source should answer in a method's place: suspected, held, released.
+
+Two kinds of evidence lead to the same turns: what is estimated of each compared image, and what its
+label says where one comes. Labels are exact, so that little harm is seen by them; an estimate is
+there at once. Who is held for what labels say is released by labels alone.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -6,7 +11,7 @@ from typing import Any
 
 from ttc_core.guard.estimate import SLACK
 from ttc_core.guard.evidence import Evidence
-from ttc_core.methods.parts import bounded
+from ttc_core.methods.parts import MOST, bounded
 from ttc_core.methods.parts.shadow import EVERY, FIRST
 
 # Beyond the shadow's, one image of so many is compared while the evidence is doubtful; but for so
@@ -17,13 +22,14 @@ DOUBTFUL = 2.0
 # it is enough to call it harm, or the images of late speak against it.
 SUSPICIOUS = 5.0
 # The method answers again once the evidence that it is better has come to so much, times how often
-# harm was seen; better is by so much more.
-RELEASED, MARGIN = 20.0, 0.05
+# harm was seen.
+RELEASED = 20.0
 # An answer says for so many images that its stream was brought back.
 TOLD_FOR = 500
 # Harm so soon after a stream was brought back: the snapshot was no good.
 SOON = 1000
-# Held for so long what is adapted in the shadow begins anew; then for twice as long, and so on.
+# Held for so long what is adapted in the shadow begins anew; then for twice as long, and so on. And
+# for so long the source answers where labels that raised suspicion come no more.
 RETRIED = 1000
 _MOST = 1_000_000
 
@@ -32,11 +38,48 @@ SUSPECT, CLEAR, HARM, GAIN = "suspect", "clear", "harm", "gain"
 
 
 @dataclass(frozen=True)
+class Kind:
+    """How evidence of a kind is weighed.
+
+    Attributes:
+        name: of the field of a `Watch` that holds it.
+        slack: the source has to be better by so much more for it to be harm.
+        margin: the method has to be better by so much more for it to be a gain.
+        horizon: observations that the bettors' means run over.
+    """
+
+    name: str
+    slack: float
+    margin: float
+    horizon: int
+
+
+ESTIMATED = Kind("estimated", SLACK, margin=0.05, horizon=16)
+# Of single answers the mean of sixteen is noise.
+LABELLED = Kind("labelled", slack=0.02, margin=0.02, horizon=64)
+
+
+@dataclass(frozen=True)
 class Turn:
     """What an image turned, one of those, and the evidence of harm or of gain that led to it."""
 
-    kind: str
+    what: str
+    kind: Kind
     evidence: Evidence
+
+
+@dataclass(frozen=True)
+class Bets:
+    """Evidence of one kind.
+
+    Attributes:
+        harm, gain: that what is adapted is worse, and better, than the source.
+        number: which of the stream's beginnings that of harm is; 0: it has not begun.
+    """
+
+    harm: Evidence = field(default_factory=Evidence)
+    gain: Evidence = field(default_factory=Evidence)
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,32 +89,50 @@ class Watch:
     Attributes:
         images: how many came.
         asked: how many of them were compared while the method answered.
-        tries: how often evidence of harm has begun anew.
+        judged: how many compared ones a label came for.
+        begun: how often evidence of harm has begun, of either kind.
         alarms: how often harm was seen.
         waits: how often what was adapted in the shadow began anew, since it was held.
         suspected: whether the source answers for the time being.
         held: whether it answers until the method is seen to be better.
+        by_labels: whether it does so for what labels say.
         since: the image from which on it does.
         brought_back: the image at which the stream last was; -1: it was never.
-        harm, gain: the evidence that what is adapted is worse, and better, than the source.
+        estimated, labelled: the evidence.
     """
 
     images: int = 0
     asked: int = 0
-    tries: int = 0
+    judged: int = 0
+    begun: int = 0
     alarms: int = 0
     waits: int = 0
     suspected: bool = False
     held: bool = False
+    by_labels: bool = False
     since: int = 0
     brought_back: int = -1
-    harm: Evidence = field(default_factory=Evidence)
-    gain: Evidence = field(default_factory=Evidence)
+    estimated: Bets = field(default_factory=Bets)
+    labelled: Bets = field(default_factory=Bets)
+
+    @property
+    def kind(self) -> Kind:
+        """Of the evidence for which the source answers, if it does."""
+        return LABELLED if self.by_labels else ESTIMATED
+
+    def bets(self, kind: Kind) -> Bets:
+        found: Bets = getattr(self, kind.name)
+        return found
 
     @property
     def by_source(self) -> bool:
         """Whether the source should answer."""
         return self.held or self.suspected
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether there is some evidence of harm."""
+        return max(self.estimated.harm.wealth, self.labelled.harm.wealth) > DOUBTFUL
 
     @property
     def told_until(self) -> int:
@@ -89,11 +150,16 @@ class Watch:
         began = max(self.since, self.brought_back)
         return self.held and self.images - began >= RETRIED * 2**self.waits
 
+    @property
+    def undecided(self) -> bool:
+        """Whether labels that raised suspicion have not come on for long."""
+        return self.suspected and self.by_labels and self.images - self.since >= RETRIED
+
     def chosen(self, images: int) -> list[int]:
         """Which of so many images to come the source has to answer."""
         if self.by_source:
             return list(range(images))
-        every = EVERY_IN_DOUBT if self.harm.wealth > DOUBTFUL else EVERY
+        every = EVERY_IN_DOUBT if self.is_doubtful else EVERY
         found: list[int] = []
         for row in range(images):
             number = self.images + row
@@ -102,43 +168,56 @@ class Watch:
                 found.append(row)
         return found
 
-    def after(self, worse: float, *, at: int, false_alarms: float) -> tuple["Watch", Turn | None]:
-        """With a compared image, the `at`th, and what it turned.
+    def after(
+        self, worse: float, *, at: int, false_alarms: float, kind: Kind = ESTIMATED
+    ) -> tuple["Watch", Turn | None]:
+        """With what is known of a compared image, and what it turned.
 
         Args:
-            worse: by how much likelier the source is right about it.
+            worse: by how much likelier the source is right about it; of a label, -1, 0 or 1.
+            at: the image that this comes with.
             false_alarms: of streams that take no harm, those in which harm may be seen.
         """
+        bets = self.bets(kind)
         if self.held:
-            gain = self.gain.after(-worse - MARGIN)
-            if gain.wealth < RELEASED * self.alarms:
-                return replace(self, gain=gain), None
-            return replace(self.begun_anew(), held=False, waits=0, since=at), Turn(GAIN, gain)
-        harm = self.harm.after(worse - SLACK)
+            gain = bets.gain.after(-worse - kind.margin, kind.horizon)
+            after = self._with(kind, replace(bets, gain=gain))
+            if gain.wealth < RELEASED * self.alarms or (self.by_labels and kind is not LABELLED):
+                return after, None
+            return replace(self.begun_anew(), held=False, waits=0, since=at), Turn(GAIN, kind, gain)
         # All evidence that a stream ever has shares what is allowed: the k-th has 1 / k (k + 1).
-        k = self.tries + 1
+        k = bets.number or self.begun + 1
+        harm = bets.harm.after(worse - kind.slack, kind.horizon)
+        after = self._with(kind, Bets(harm, number=k), begun=max(self.begun, k))
         if harm.wealth >= k * (k + 1) / false_alarms:
-            seen = replace(self, harm=harm, tries=k, alarms=self.alarms + 1, gain=Evidence())
-            return replace(seen, held=True, suspected=False, since=at), Turn(HARM, harm)
-        if self.suspected and (harm.wealth < DOUBTFUL or harm.mean <= 0):
-            clear = replace(self.begun_anew(), tries=k, suspected=False, since=at)
-            return clear, Turn(CLEAR, harm)
+            seen = replace(after, alarms=self.alarms + 1, suspected=False, held=True, since=at)
+            return replace(seen, by_labels=kind is LABELLED), Turn(HARM, kind, harm)
+        leads = self.suspected and kind is self.kind
+        if leads and (harm.wealth < DOUBTFUL or harm.mean <= 0):
+            clear = self._with(kind, Bets(), begun=after.begun, suspected=False, since=at)
+            return clear, Turn(CLEAR, kind, harm)
         if not self.suspected and harm.wealth >= SUSPICIOUS:
-            return replace(self, harm=harm, suspected=True, since=at), Turn(SUSPECT, harm)
-        return replace(self, harm=harm), None
+            suspected = replace(after, suspected=True, by_labels=kind is LABELLED, since=at)
+            return suspected, Turn(SUSPECT, kind, harm)
+        return after, None
+
+    def _with(self, kind: Kind, bets: Bets, **others: Any) -> "Watch":
+        others[kind.name] = bets
+        return replace(self, **others)
 
     def begun_anew(self) -> "Watch":
         """Without what the images before said."""
-        return replace(self, harm=Evidence(), gain=Evidence())
+        return replace(self, estimated=Bets(), labelled=Bets())
 
     def state(self) -> dict[str, Any]:
-        numbers = {name: value for name, value in vars(self).items() if isinstance(value, int)}
-        evidence = {
-            f"{name}.{key}": value
-            for name in ("harm", "gain")
-            for key, value in asdict(getattr(self, name)).items()
+        found: dict[str, Any] = {
+            name: int(value) for name, value in vars(self).items() if isinstance(value, int)
         }
-        return {name: int(value) for name, value in numbers.items()} | evidence
+        for kind in (ESTIMATED.name, LABELLED.name):
+            for name, value in asdict(getattr(self, kind)).items():
+                numbers = value.items() if isinstance(value, dict) else [("", value)]
+                found |= {f"{kind}.{name}{'.' * bool(k)}{k}": number for k, number in numbers}
+        return found
 
     @classmethod
     def restored(cls, given: Mapping[str, Any]) -> "Watch":
@@ -148,21 +227,31 @@ class Watch:
             KeyError, ValueError: a number is missing, or cannot be.
         """
 
-        def evidence(name: str) -> Evidence:
-            start = f"{name}."
-            own = {k.removeprefix(start): v for k, v in given.items() if k.startswith(start)}
-            return Evidence.restored(own)
+        def count(name: str, most: float = _MOST, least: float = 0) -> int:
+            return int(bounded(given[name], least=least, most=most))
+
+        def bets(kind: str) -> Bets:
+            harm, gain = (Evidence.restored(within(f"{kind}.{n}", given)) for n in ("harm", "gain"))
+            return Bets(harm, gain, count(f"{kind}.number"))
 
         return cls(
-            images=int(bounded(given["images"])),
-            asked=int(bounded(given["asked"])),
-            tries=int(bounded(given["tries"], most=_MOST)),
-            alarms=int(bounded(given["alarms"], most=_MOST)),
-            waits=int(bounded(given["waits"], most=30)),
-            suspected=bool(bounded(given["suspected"], most=1)),
-            held=bool(bounded(given["held"], most=1)),
-            since=int(bounded(given["since"])),
-            brought_back=int(bounded(given["brought_back"], least=-1)),
-            harm=evidence("harm"),
-            gain=evidence("gain"),
+            images=count("images", MOST),
+            asked=count("asked", MOST),
+            judged=count("judged", MOST),
+            begun=count("begun"),
+            alarms=count("alarms"),
+            waits=count("waits", 30),
+            suspected=bool(count("suspected", 1)),
+            held=bool(count("held", 1)),
+            by_labels=bool(count("by_labels", 1)),
+            since=count("since", MOST),
+            brought_back=count("brought_back", MOST, -1),
+            estimated=bets("estimated"),
+            labelled=bets("labelled"),
         )
+
+
+def within(prefix: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a mapping, what is named behind a prefix and a dot, by what follows."""
+    start = f"{prefix}."
+    return {k.removeprefix(start): v for k, v in given.items() if k.startswith(start)}

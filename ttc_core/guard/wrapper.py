@@ -1,12 +1,12 @@
 """A method around another: what a subclass does not change is the inner one's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from torch import Tensor
 
 from ttc_core.guard.estimate import Estimates
-from ttc_core.methods.contract import Adaptation, Method, Prediction, State
+from ttc_core.methods.contract import Act, Adaptation, Method, Prediction, State
 
 
 class Wrapper:
@@ -76,6 +76,9 @@ class Wrapper:
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         return self.inner.adapt(prediction, learn=learn)
+
+    def weigh(self, right: Sequence[tuple[bool, bool]]) -> Sequence[Act]:
+        return self.inner.weigh(right)
 
     def end(self) -> bool:
         return self.inner.end()

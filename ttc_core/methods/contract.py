@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from ttc_core.errors import UserError
 from ttc_core.model import SourceModel
 from ttc_core.objective import entropy
 
@@ -42,6 +43,10 @@ class Share(Protocol):
 
 class UnsuitableNetworkError(ValueError):
     """The network lacks what a method needs; the sentence says what."""
+
+
+class SnapshotError(UserError):
+    """A snapshot is there, and the method does not take it up; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,13 @@ class Beside:
     logits: Tensor
 
 
+class Answers(NamedTuple):
+    """The classes that two answer an image with: the method, given out or not, and the source."""
+
+    method: int
+    source: int
+
+
 @dataclass(frozen=True)
 class Prediction:
     """The answers to a batch of N images, on the model's device, without gradient.
@@ -93,6 +105,8 @@ class Prediction:
             empty: nobody looked.
         modes: N of MODES; empty: all are the first.
         beside: what the source answered to some of the images; None: it was not asked.
+        compared: N, what both answered an image with that a guard compares, else None; empty:
+            there is no guard.
     """
 
     logits: Tensor
@@ -104,6 +118,7 @@ class Prediction:
     suspects: tuple[str | None, ...] = ()
     modes: tuple[str, ...] = ()
     beside: Beside | None = None
+    compared: tuple[Answers | None, ...] = ()
 
     @classmethod
     def of(
@@ -169,6 +184,7 @@ class Prediction:
             version=self.version,
             suspects=self.suspects,
             modes=self.modes,
+            compared=self.compared,
         )
 
 
@@ -183,6 +199,7 @@ class HostPrediction:
     version: int
     suspects: tuple[str | None, ...] = ()
     modes: tuple[str, ...] = ()
+    compared: tuple[Answers | None, ...] = ()
 
     @cached_property
     def sound(self) -> NDArray[np.bool_]:
@@ -308,6 +325,7 @@ class Method(Protocol):
 
         Raises:
             LookupError: there is none.
+            SnapshotError: it could not be taken up; the method is as it was.
         """
 
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
@@ -324,6 +342,14 @@ class Method(Protocol):
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         """Learn from a batch just answered, once. With `learn` off only moving statistics move."""
+
+    def weigh(self, right: Sequence[tuple[bool, bool]]) -> Sequence[Act]:
+        """Labels came for images that were compared, each once; return what a guard did then.
+
+        Args:
+            right: of each, whether the method's answer is, and whether the source's. None of them
+                was answered before the stream was last brought back or reset.
+        """
 
     def end(self) -> bool:
         """The stream is over: return whether a last step was taken."""

@@ -3,9 +3,10 @@
 import contextlib
 import inspect
 import math
+import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -13,11 +14,21 @@ from torch import Tensor
 
 from ttc_core.errors import PluginError, UserError, told
 from ttc_core.flat import NamedTensors
-from ttc_core.methods.contract import ADAPTING, Adaptation, Method, Prediction, State
+from ttc_core.methods.contract import (
+    ADAPTING,
+    WATCHING,
+    Act,
+    Adaptation,
+    Method,
+    Prediction,
+    State,
+)
 from ttc_core.model import SourceModel
 
 # What a class of a user's own must have.
 VERBS = ("predict", "adapt", "reset", "state", "restore", "fork")
+# Sections of a state named as those of what watches a method stand behind one "own." more.
+_OURS = re.compile(rf"(own\.)*({'|'.join(WATCHING)})(\..*)?", re.DOTALL)
 
 
 class OwnMethod:
@@ -102,6 +113,9 @@ class OwnMethod:
     def roll_back(self, to: int | None = None) -> int:
         raise LookupError("no guard keeps snapshots of it")
 
+    def weigh(self, right: Sequence[tuple[bool, bool]]) -> Sequence[Act]:
+        return ()
+
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         options = {} if learn or not self._predict_takes_learn else {"learn": False}
         with self._contained("predict"):
@@ -128,15 +142,25 @@ class OwnMethod:
     def state(self) -> State:
         with self._contained("state"):
             state = self._inner.state()
-            return {section: _copied(entries) for section, entries in state.items()}
+            return {_outside(section): _copied(entries) for section, entries in state.items()}
 
     def restore(self, state: State) -> None:
         with self._contained("restore"):
-            self._inner.restore(state)
+            self._inner.restore({_inside(section): each for section, each in state.items()})
 
     def fork(self) -> Self:
         with self._contained("fork"):
             return type(self)(self._name, self.model, self._inner.fork())
+
+
+def _outside(section: Any) -> Any:
+    """A section's name in the state of the whole; what is no text is told by who saves it."""
+    is_ours = isinstance(section, str) and _OURS.fullmatch(section)
+    return f"own.{section}" if is_ours else section
+
+
+def _inside(section: str) -> str:
+    return section.removeprefix("own.") if _OURS.fullmatch(section) else section
 
 
 def _copied(entries: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -107,6 +107,5 @@ def answers_to(model: SourceModel, inputs: Tensor, rows: Sequence[int], **seen: 
     """(n, K) the logits of some rows of normalised images, by the source or seen so."""
     if not rows:
         return inputs.new_zeros((0, model.classes))
-    # A network that drops the axis of a lone image is none the service has tried it with.
-    several = [*rows, rows[0]] if len(rows) == 1 else list(rows)
+    several = list(rows) if len(rows) > 1 or model.takes_one else [rows[0]] * 2
     return model.run(inputs[several], **seen).logits[: len(rows)]

@@ -1,0 +1,169 @@
+"""What is told of streams: gauges over those in memory, and what happens to one as it happens."""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from service.events import Events
+from service.metrics import ESTIMATED, Metrics
+from service.saving import Saving, StreamRecord
+from service.silence import Silence
+from service.streams import Streams
+from ttc_core.errors import told
+from ttc_core.guard.estimate import LATEST
+from ttc_core.methods import Act, Adaptation
+
+# Why nothing is learned from a batch by intent, or was told already; the metric counts them all.
+UNREMARKABLE = (None, "shed", "none_selected", "suspect", "failed")
+# A camera that failed is well after so many ordinary images.
+WELL_AFTER = 50
+# What a guard did with a stream: so many are kept for /status.
+ACTS = 5
+
+
+class StreamReports:
+    """Counts and tells what comes of streams. Moves nothing but what a record shows of its own.
+
+    Args:
+        table: the streams in memory; saving, silence: what is to be saved, who went silent.
+    """
+
+    def __init__(
+        self, events: Events, metrics: Metrics, table: Streams, saving: Saving, silence: Silence
+    ) -> None:
+        self._events, self._metrics, self._table = events, metrics, table
+        metrics.streams.set_function(lambda: len(table.records))
+        metrics.stream_bytes.set_function(lambda: table.bytes)
+        metrics.drift.set_function(
+            lambda: max((s.drift for s in table.records.values()), default=0.0)
+        )
+        metrics.without_second_view.set_function(
+            lambda: sum(s.second_view_off for s in table.records.values())
+        )
+        for answers in ESTIMATED:
+            metrics.estimated_accuracy.labels(answers).set_function(
+                partial(self._estimated_accuracy, answers)
+            )
+        metrics.held.set_function(lambda: len(self._held()))
+        metrics.held_since.streams = self._held
+        metrics.pending_batches.set_function(
+            lambda: sum(s.pending_batches for s in table.records.values())
+        )
+        metrics.unsaved_streams.set_function(lambda: len(saving.unsaved()))
+        metrics.silent_streams.set_function(lambda: len(silence.silent))
+        metrics.unsaved_age.set_function(lambda: saving.unsaved_age)
+
+    def _held(self) -> dict[str, float]:
+        """The streams that the source answers, and since when."""
+        return {
+            name: record.held_since
+            for name, record in self._table.records.items()
+            if record.held_since is not None
+        }
+
+    def _estimated_accuracy(self, answers: str) -> float:
+        """Mean over the images of late that any stream's guard compared; NaN for none."""
+        records = self._table.records.values()
+        known = [each.estimates for each in records if each.estimates is not None]
+        weights = [min(each.images, LATEST) for each in known]
+        total = sum(
+            weight * getattr(each, answers).accuracy
+            for each, weight in zip(known, weights, strict=True)
+        )
+        return float(total / sum(weights)) if known else math.nan
+
+    # Of one stream
+
+    def adapted(self, stream: str, outcome: Adaptation) -> None:
+        """Count what came of a batch, and tell why nothing did where that is worth it."""
+        self._metrics.count_adaptation(outcome)
+        if outcome.skipped not in UNREMARKABLE:
+            self._events.note_repeated("skipped", stream=stream, reason=outcome.skipped)
+
+    def no_memory(self, stream: str) -> None:
+        """A stream may not learn, since all that may be kept is."""
+        self._events.note_repeated("skipped", stream=stream, reason="no memory for it")
+
+    def failed(self, stream: str, error: Exception) -> None:
+        """What its method should have done raised something."""
+        self._events.note(
+            "adaptation_failed",
+            stream=stream,
+            level=logging.ERROR,
+            error=error,
+            reason=told(error),
+        )
+
+    def second_view_off(self, stream: str) -> None:
+        """Its mirror images are left out from now on."""
+        self._events.note(
+            "second_view_off",
+            message=f"in stream {stream} mirror images mean something else; they are "
+            "left out, and what was learned with them is forgotten",
+            stream=stream,
+        )
+
+    def acted(self, stream: str, record: StreamRecord, act: Act) -> None:
+        """Count and tell what a guard did."""
+        fields: dict[str, Any] = {
+            "action": act.action,
+            "reason": act.reason,
+            "observed": act.observed,
+            "evidence": {name: round(number, 4) for name, number in act.evidence.items()},
+        }
+        record.acts = (*record.acts, {"time": time.time(), **fields})[-ACTS:]
+        self._events.note(
+            "guard", level=logging.WARNING, stream=stream, images=record.images, **fields
+        )
+        self._metrics.guard_actions.labels(act.action, act.reason).inc()
+        if act.observed:
+            return
+        if act.action == "reset":
+            self._metrics.count_reset("guard")
+        elif act.action == "roll_back":
+            self._metrics.rollbacks.labels("guard").inc()
+
+    def looked_at(self, stream: str, record: StreamRecord, suspects: Sequence[str | None]) -> None:
+        """Count the images that look like a faulty camera's, and tell when that begins and ends."""
+        for kind in suspects:
+            if kind is None:
+                record.ordinary += 1
+            else:
+                record.suspects[kind] += 1
+                record.ordinary = 0
+            if kind is not None and kind != record.suspect:
+                record.suspect = kind
+                self._events.note_repeated(
+                    "suspect", level=logging.WARNING, stream=stream, kind=kind
+                )
+            elif record.suspect is not None and record.ordinary >= WELL_AFTER:
+                record.suspect = None
+                self._events.note_repeated("suspect_over", stream=stream)
+
+    # Resets and roll backs
+
+    def put_back(self, stream: str) -> None:
+        """It could not go on, and is at the source."""
+        self._metrics.count_reset("failure")
+        self._events.note("reset", stream=stream, level=logging.ERROR, reason="failure")
+
+    def reset(self, streams: Iterable[str], known: int, kept: Mapping[str, str]) -> None:
+        """Somebody had streams reset, of which so many were there; some files could not go."""
+        for _ in range(known):
+            self._metrics.count_reset("request")
+        for stream in streams:
+            self._events.note("reset", stream=stream, reason="request")
+        self.not_removed(kept)
+
+    def not_removed(self, kept: Mapping[str, str]) -> None:
+        """Files of streams that were reset are still there; by stream, why."""
+        for stream, reason in kept.items():
+            self._events.note("not_removed", stream=stream, level=logging.ERROR, reason=reason)
+
+    def rolled_back(self, stream: str, version: int) -> None:
+        """Somebody had it brought back."""
+        self._metrics.rollbacks.labels("request").inc()
+        self._events.note("rollback", stream=stream, reason="request", version=version)
