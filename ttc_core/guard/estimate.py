@@ -223,8 +223,7 @@ class Judge:
 
         def chance(answer: int) -> float:
             sure = np.log([each[answer] for each in (source, restyled, served, classes)])
-            found = _features(sure / self._log, answer == ours, means - USUAL) @ self._table.weights
-            return 1 / (1 + math.exp(-found))
+            return self._chance(_features(sure / self._log, answer == ours, means - USUAL))
 
         served_right = chance(ours)
         source_right = served_right if theirs == ours else chance(theirs)
@@ -238,6 +237,10 @@ class Judge:
             count,
         )
         return judged, (served_right, source_right)
+
+    def _chance(self, features: Numbers) -> float:
+        """How likely the answer with these (9,) features is right."""
+        return 1 / (1 + math.exp(-float(features @ self._table.weights)))
 
     def _estimates(self, shares: Shares, images: int) -> Estimates | None:
         if images == 0:
