@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import estimate
+from benchmarks import answers, estimate
 from benchmarks.estimate import Seen, fitted
 from benchmarks.places import Place
 from ttc_core.guard.estimate import CALIBRATED, UNCALIBRATED, Judge, Table
 from ttc_core.rows import Rows
 
 NAMES = ("one", "two", "three")
-IMAGES = 24
+IMAGES = 12
 
 
 @pytest.fixture
@@ -21,7 +21,10 @@ def path(monkeypatch, tmp_path: Path) -> Path:
     """Where to collect; three networks are one, and there is a place that is not there."""
     places = {name: [Place(name, "bundled", "bundled", ("fog",))] for name in NAMES}
     places["lost"] = [Place("lost", "missing.module:network", "bundled")]
-    monkeypatch.setattr(estimate, "networks", lambda only=(): places)
+    monkeypatch.setattr(
+        answers, "networks", lambda only: {k: v for k, v in places.items() if k in (only or places)}
+    )
+    monkeypatch.setattr(estimate, "LIFE", 60)
     return tmp_path / "rows.jsonl"
 
 
@@ -62,16 +65,20 @@ def test_collecting_goes_on_where_it_was_and_the_fit_is_of_what_is_there(path: P
 
 
 def test_rows_of_former_code_are_others(path: Path, monkeypatch):
-    """What another second opinion answered is not fitted to."""
-    collect = ("collect", "--rows", path, "--images", IMAGES, "--streams", 1)
+    """What another second opinion answered is collected anew, and not fitted to."""
+    collect = ("collect", "--rows", path, "--images", IMAGES, "--streams", 1, "--only", "one")
     run(*collect)
-    monkeypatch.setattr(estimate, "codes", lambda: {"restyled_code": "another"})
-    assert estimate.streams_in(Rows(path), known=True) == []
+    rows = Rows(path)
+    assert len(rows) == 2
+    assert len(estimate.streams_in(rows, known=True)) == 2 + 2
+    for module in (answers, estimate):
+        monkeypatch.setattr(module, "codes", lambda: {"restyled_code": "another"})
+    assert estimate.streams_in(rows, known=True) == []
     run(*collect)
-    assert len(Rows(path)) == 2 * len(NAMES) * 2
+    assert len(Rows(path)) == 4
 
 
-def answers(images: int, seed: int) -> dict[str, np.ndarray]:
+def given(images: int, seed: int) -> dict[str, np.ndarray]:
     """Log probabilities of three, and labels that they are not independent of; one has none."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 10, images)
@@ -81,12 +88,17 @@ def answers(images: int, seed: int) -> dict[str, np.ndarray]:
     return dict(zip(("served", "source", "restyled"), logs, strict=True)) | {"labels": labels}
 
 
+def row(network: str) -> dict[str, str]:
+    """As much of a row as is asked for."""
+    return {"network": network, "variant": "TTC", "order": "iid", "protocol": "episodic"}
+
+
 @pytest.mark.parametrize(("temperature", "table"), [(None, UNCALIBRATED), (1.5, CALIBRATED)])
 def test_the_fit_is_of_the_judges_own_features(temperature: float | None, table: Table):
     """By the numbers in the code they give the judge's own chances, estimates and intervals."""
-    beside = answers(80, 0)
+    beside = given(80, 0)
     served, source, restyled = (np.exp(beside[n]) for n in ("served", "source", "restyled"))
-    seen = Seen.of("one", "TTC", beside, served, temperature)
+    seen = Seen.of(row("one"), beside, temperature)
     judge = Judge(10, temperature=temperature)
     judge.judged, chances = judge.after(source, restyled, served)
     assert seen.chances(table) == pytest.approx(chances[1:], abs=1e-12)
@@ -97,9 +109,8 @@ def test_the_fit_is_of_the_judges_own_features(temperature: float | None, table:
 def test_a_network_that_is_left_out_has_no_say():
     """Numbers are fitted to the others; all count alike, however many streams they have."""
     seen = [
-        Seen.of(name, "TTC", beside, np.exp(beside["served"]), None)
+        Seen.of(row(name), given(120, number), None)
         for number, name in enumerate(("one", "two", "three", "three", "digits-resnet8"))
-        for beside in [answers(120, number)]
     ]
     without = fitted(seen, {"three"})
     assert without.weights == pytest.approx(fitted([seen[0], seen[1], seen[4]], set()).weights)
