@@ -114,11 +114,11 @@ def streams_at(places: Sequence[Place], images: int) -> list[tuple[Place, Scene,
     study = Study(lambda classes: {}, [replace(s, images=images) for s in STREAMS], images, None)
     found = []
     for place in places:
-        singles = [[name] for name in (*place.corruptions, "clean")]
-        doubles = [[*pair] for pair in pairwise((*place.corruptions, "clean"))]
+        names = (*place.corruptions, "clean")
+        which = {"changing:100": [[*pair] for pair in pairwise(names)], "day-night": [["clean"]]}
         for scene in scenes_of(place, study):
-            which = doubles if scene.protocol.startswith("changing") else singles
-            found += [(place, scene, names) for names in which]
+            some = which.get(scene.protocol, [[name] for name in names])
+            found += [(place, scene, each) for each in some]
     order = np.random.default_rng([*places[0].name.encode()]).permutation(len(found))
     return [found[number] for number in order]
 

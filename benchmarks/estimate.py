@@ -202,7 +202,8 @@ class Judging:
         code: the numbers in the code.
         whole: fitted to all networks.
         chances: (n, 2) of each stream's images, by numbers of other networks and by the code's.
-        columns: (streams, 3) each: how wrong the estimate is, and what holds the truth.
+        columns: (streams, 3) each: how wrong the estimate is, too high on average, and what holds
+            the truth.
     """
 
     def __init__(self, seen: Sequence[Seen], code: Table) -> None:
@@ -219,7 +220,12 @@ class Judging:
         }
         wrong = {name: self._wrong(each) for name, each in self.chances.items()}
         held = np.array([each.held(table) for each, table in pairs])
-        self.columns = {"error": wrong["left out"], "% held": held, "the code's": wrong["code"]}
+        self.columns = {
+            "error": np.abs(wrong["left out"]),
+            "bias": wrong["left out"],
+            "% held": held,
+            "the code's": np.abs(wrong["code"]),
+        }
 
     def _table(self, *without: str) -> Table:
         """What is fitted, to all networks but some: intervals to how wrong what is fitted to the
@@ -234,7 +240,7 @@ class Judging:
 
     def _wrong(self, chances: Iterable[Numbers]) -> Numbers:
         pairs = zip(chances, self.seen, strict=True)
-        return np.array([np.abs(_means(each) - seen.truth) for each, seen in pairs])
+        return np.array([_means(each) - seen.truth for each, seen in pairs])
 
 
 def told_numbers(*judgings: Judging) -> str:
@@ -261,16 +267,21 @@ def told_errors(*judgings: Judging) -> str:
         ]
         rows.append([name, str(len(some)), *told])
     header = [f"{k}{known}" for known in ("", ", T not known") for k in judgings[0].columns]
-    return _markdown(("", "streams", *header), rows)
+    return _markdown(("", "passes", *header), rows)
 
 
-def told_alarms(*judgings: Judging, by: str) -> str:
-    """Streams in which harm would be seen, of how many: with the temperature, and without."""
+def told_alarms(*judgings: Judging, by: str, fitted: bool = True) -> str:
+    """Streams in which harm would be seen, of how many: with the temperature, and without; of the
+    networks that numbers are fitted to, or of the others."""
     random, rows = np.random.default_rng(0), []
     for slack in SLACKS:
         cells = []
         for judging in judgings:
-            real = [i for i, each in enumerate(judging.seen) if each.is_counted]
+            real = [
+                number
+                for number, each in enumerate(judging.seen)
+                if each.variant != MADE_UP and each.is_fitted == fitted
+            ]
             gains = np.array([judging.seen[i].truth[2] for i in real])
             default = np.array([judging.seen[i].variant == USUAL for i in real])
             rung = np.array([rings(judging.chances[by][i], slack) for i in real])
@@ -317,11 +328,10 @@ def fit(path: Path, out: Path) -> None:
     judgings = [Judging(*each) for each in zip(seen, (CALIBRATED, UNCALIBRATED), strict=True)]
     parts = {
         "The numbers": told_numbers(*judgings),
-        "How wrong the estimate is on a network left out, and by the code's": told_errors(
-            *judgings
-        ),
+        "How wrong the estimate is on a network left out": told_errors(*judgings),
         "Harm seen on a network left out": told_alarms(*judgings, by="left out"),
         "Harm seen by the numbers in the code": told_alarms(*judgings, by="code"),
+        "The same on other data": told_alarms(*judgings, by="code", fitted=False),
     }
     text = "\n".join(f"{title}:\n\n{table}" for title, table in parts.items())
     out.write_text(text)

@@ -5,9 +5,9 @@ statistics following the stream (`restyled`), which sees through weather and lig
 by a stream of one class. How likely an answer is right, a logistic model says: from how sure each
 of the three is of it, and from how they did on the images compared of late. Its nine numbers are
 the same for all networks, fitted to labelled streams of some, and to collapses made up, and tried
-on networks left out. There it was wrong by 10 to 12 points in the mean where the network's
-temperature is known, by 12 to 14 where not; of one stream in ten by more than 20 to 29: the
-interval is no formality. All had ten classes.
+on networks left out (`benchmarks.estimate`). There it is wrong by 11 to 14 points in the mean where
+the network's temperature is known, by 12 to 15 where not: the interval is no formality. All had ten
+classes.
 
 An answer that served and source share is right or wrong for both: so a collapse, in which neither
 other takes part, is told from a stream of one class, on which all three agree.
