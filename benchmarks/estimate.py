@@ -283,9 +283,10 @@ def told_alarms(*judgings: Judging, by: str, fitted: bool = True) -> str:
                 if each.variant != MADE_UP and each.is_fitted == fitted
             ]
             gains = np.array([judging.seen[i].truth[2] for i in real])
-            default = np.array([judging.seen[i].variant == USUAL for i in real])
-            rung = np.array([rings(judging.chances[by][i], slack) for i in real])
-            lived = np.array([rings(_life(judging.chances[by][i], random), slack) for i in real])
+            chances = [judging.chances[by][i] for i in real]
+            default = np.array([judging.seen[i].variant == USUAL for i in real], bool)
+            rung = np.array([rings(each, slack) for each in chances], bool)
+            lived = np.array([rings(_life(each, random), slack) for each in chances], bool)
             groups = [(rang, gains >= 0) for rang in (rung, lived)]
             groups += [(rang, (gains >= 0) & default) for rang in (rung, lived)]
             groups += [(rung, (gains < -a) & (gains >= -b)) for a, b in pairwise(HARM)]
