@@ -24,7 +24,7 @@ TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py docs \
   $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
-.PHONY: install demo test test-lowest check lock tables small-batches streams harm study ablation sensitivity benchmark \
+.PHONY: install demo test test-lowest check lock tables small-batches streams harm estimate study ablation sensitivity benchmark \
   cost saving queue beside monitoring picture \
   clean
 
@@ -108,6 +108,11 @@ cost: $(INSTALLED)  ## what each method costs, as a multiple of SOURCE
 
 harm: $(INSTALLED)  ## what the guard does where adapting does harm
 	$(BIN)/python -m benchmarks.harm
+
+# It goes on where it was: more minutes, or --streams, give more rows to fit to.
+estimate: $(VENV)/.studied results/cifar10-network.pt  ## accuracy without labels: fit its numbers, see how wrong it is
+	$(BIN)/python -m benchmarks.estimate collect --minutes 40
+	$(BIN)/python -m benchmarks.estimate fit
 
 saving: $(INSTALLED)  ## what saving costs the cameras
 	$(BIN)/python -m benchmarks.saving

@@ -506,7 +506,7 @@ TRUTH = Section(
         Panel(
             "Estimated accuracy",
             "Without labels, of the images that the source answered, too: of what is adapted, and "
-            "of the source. In the mean it is wrong by 10 to 14 points. Empty with --guard off.",
+            "of the source. In the mean it is wrong by 11 to 15 points. Empty with --guard off.",
             (
                 Query(f"{Q.gauge(M.estimated_accuracy)} >= 0", "{{answers}} {{instance}}"),
                 Query(f"{Q.gauge(M.window_accuracy)} >= 0", "by labels {{instance}}"),

@@ -5,9 +5,9 @@ statistics following the stream (`restyled`), which sees through weather and lig
 by a stream of one class. How likely an answer is right, a logistic model says: from how sure each
 of the three is of it, and from how they did on the images compared of late. Its nine numbers are
 the same for all networks, fitted to labelled streams of some, and to collapses made up, and tried
-on networks left out. There it was wrong by 10 to 12 points in the mean where the network's
-temperature is known, by 12 to 14 where not; of one stream in ten by more than 20 to 29: the
-interval is no formality. All had ten classes.
+on networks left out (`benchmarks.estimate`). There it is wrong by 11 to 14 points in the mean where
+the network's temperature is known, by 12 to 15 where not: the interval is no formality. All had ten
+classes.
 
 An answer that served and source share is right or wrong for both: so a collapse, in which neither
 other takes part, is told from a stream of one class, on which all three agree.
@@ -223,8 +223,7 @@ class Judge:
 
         def chance(answer: int) -> float:
             sure = np.log([each[answer] for each in (source, restyled, served, classes)])
-            found = _features(sure / self._log, answer == ours, means - USUAL) @ self._table.weights
-            return 1 / (1 + math.exp(-found))
+            return self._chance(_features(sure / self._log, answer == ours, means - USUAL))
 
         served_right = chance(ours)
         source_right = served_right if theirs == ours else chance(theirs)
@@ -238,6 +237,10 @@ class Judge:
             count,
         )
         return judged, (served_right, source_right)
+
+    def _chance(self, features: Numbers) -> float:
+        """How likely the answer with these (9,) features is right."""
+        return 1 / (1 + math.exp(-float(features @ self._table.weights)))
 
     def _estimates(self, shares: Shares, images: int) -> Estimates | None:
         if images == 0:
