@@ -13,9 +13,9 @@ from ttc_core.model import SourceModel
 # Before so many images the answers are too few to be called diverse.
 LEAST_IMAGES = 48
 # Of the classes beside a first one that a window of images can tell at most, how many have to come
-# before late layers begin to follow the stream, and before they do so wholly. Of ten classes 3.8
+# before late layers begin to follow the stream, and before they do so wholly. Of ten classes 3.9
 # and 4.7.
-BEGIN, WHOLLY = 1 / 3, 0.45
+BEGIN, WHOLLY = 0.35, 0.45
 # Answers with less beyond a guess, in Σ p², are taken for the same guess.
 LEAST_SURENESS = 1e-6
 # A rare class's images count for so many in the statistics of late layers, at most.
