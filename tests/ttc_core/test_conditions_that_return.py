@@ -46,7 +46,9 @@ class Stream:
         moments = {
             name: self._moments(light, batch, *shape) for name, shape in self._layouts.items()
         }
-        classes = Classes(np.full(CLASSES, 1 / CLASSES), openness=openness, weights=np.ones(batch))
+        classes = Classes(
+            np.full(CLASSES, 1 / CLASSES), 1.0, openness=openness, weights=np.ones(batch)
+        )
         share = StreamShare(batch, moments)
         chosen = self.shadow.chosen(batch)
         compared = self.shadow.after(batch, [1.0] * len(chosen), [2.0] * len(chosen))

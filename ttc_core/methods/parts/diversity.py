@@ -13,11 +13,11 @@ from ttc_core.model import SourceModel
 # Before so many images the answers are too few to be called diverse.
 LEAST_IMAGES = 48
 # Of the classes beside a first one that a window of images can tell at most, how many have to come
-# before late layers begin to follow the stream, and before they do so wholly. Of ten classes 3.9
-# and 4.7.
-BEGIN, WHOLLY = 0.35, 0.45
-# Answers with less beyond a guess, in Σ p², are taken for the same guess.
-LEAST_SURENESS = 1e-6
+# before late layers begin to follow the stream, and before they do so wholly. Of ten classes 3.2
+# and 3.9.
+BEGIN, WHOLLY = 0.27, 0.35
+# Answers with no more than about this beyond an even one, in Σ p², are taken for the same guess.
+LEAST_SURENESS = 0.005
 # A rare class's images count for so many in the statistics of late layers, at most.
 LARGEST_WEIGHT = 3.0
 
