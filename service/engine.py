@@ -33,6 +33,7 @@ from service.stream_reports import StreamReports
 from service.streams import Streams
 from service.truth import Right, Truth
 from ttc_core.evaluate import as_batch, warm_up
+from ttc_core.guard import mode_of
 from ttc_core.methods import Act, Adaptation, HostPrediction, Method, Prediction
 from ttc_core.methods.contract import SnapshotError
 from ttc_core.plugins import source_digest
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# Labels of so many streams are weighed before a batch may come between.
+WEIGHED_AT_ONCE = 32
 _Said = tuple[Prediction, HostPrediction]
 
 
@@ -110,6 +113,8 @@ def _said(method: Method, items: Sequence[Image], learn: bool) -> _Said:
     asked: dict[str, Any] = (
         {"context": [item.context for item in items]} if method.contextual else {}
     )
+    if mode_of(method) != "off" and not any(item.learn for item in items):
+        asked["compare"] = False
     prediction = method.predict(images, learn=learn, **asked)
     return prediction, prediction.to_host()
 
@@ -199,7 +204,7 @@ class Engine:
     @property
     def unsaved_streams(self) -> int:
         """How many streams have changed since their file was written; 0 without a folder."""
-        return len(self._saving.unsaved())
+        return self._saving.unsaved_streams
 
     async def saved_streams(self) -> int:
         """How many streams are on disk only; 0 if the folder cannot be read."""
@@ -256,9 +261,10 @@ class Engine:
         labels = [item.label for item in items]
         part = _Part(stream, record, *said, labels, seconds)
         if part.answers.sound.all():
-            ids, both = [item.id for item in items], part.answers.compared
+            compared = zip(items, part.answers.compared, strict=False)  # there may be none
             # One image again and again, of which nothing is to come, is no sign of the stream.
-            both = both if items[0].learn else ()
+            both = [each if item.learn else None for item, each in compared]
+            ids = [item.id for item in items]
             self.truth.remember(stream, ids, part.predicted, labels, part.confidences, both)
         return part
 
@@ -296,10 +302,10 @@ class Engine:
         """Give a stream that cannot go on a method at the source."""
         record.method, record.truth = source, StreamTruth()
         record.answers_from = self.truth.newest
-        record.take_note()
         self.truth.forget([stream])
         self._saving.note_change(stream)
         self._reports.put_back(stream)
+        record.take_note()
 
     async def adapt(self, answered: Pass, *, learn: bool) -> None:
         """Count what was answered and learn from it."""
@@ -330,6 +336,7 @@ class Engine:
                 record.take_note()
                 self._acted(stream, record, outcome.acts)
                 if record.second_view_off and not was_off:
+                    record.answers_from = self.truth.newest
                     self._reports.second_view_off(stream)
                 self.table.measure(stream)
             else:
@@ -383,32 +390,35 @@ class Engine:
         Labels that came along are counted alone: whoever measures changes nothing by that.
         """
         told = await asyncio.to_thread(self.truth.feedback, labels)
-        for stream, answers in told.compared.items():
-            await self._on_device(self._weigh, stream, answers)
+        compared = list(told.compared.items())
+        for start in range(0, len(compared), WEIGHED_AT_ONCE):
+            await self._on_device(self._weigh, compared[start : start + WEIGHED_AT_ONCE])
         return told.ids
 
-    def _weigh(self, stream: str, answers: Sequence[tuple[int, Right]]) -> None:
-        """Have a stream's guard weigh who was right; if it fails at what follows, as `_ask`."""
-        record = self.streams.get(stream)
-        if record is None:
-            return
-        right = [each for number, each in answers if number > record.answers_from]
-        try:
-            acts = record.method.weigh(right)
-        except Exception as error:
-            self._reports.failed(stream, error)
-            self._put_back(stream, record, self._source.fork())
-            return
-        record.take_note()
-        self._acted(stream, record, acts)
-        self._saving.note_change(stream)
+    def _weigh(self, compared: Sequence[tuple[str, Sequence[tuple[int, Right]]]]) -> None:
+        """Have streams' guards weigh who was right; one that fails at it is put back, as `_ask`."""
+        for stream, answers in compared:
+            record = self.table.in_memory(stream)
+            if record is None:
+                continue
+            # Not as the labels come: whoever sorts them by class shows harm where there is none.
+            right = [each for number, each in sorted(answers) if number > record.answers_from]
+            try:
+                acts = record.method.weigh(right)
+                record.take_note()
+            except Exception as error:
+                self._reports.failed(stream, error)
+                with contextlib.suppress(Exception):  # the others' labels are taken, too
+                    self._put_back(stream, record, self._source.fork())
+                continue
+            self._acted(stream, record, acts)
+            self._saving.note_change(stream)
 
     def _acted(self, stream: str, record: StreamRecord, acts: Sequence[Act]) -> None:
         """Tell what a guard did, and note where that has another state answer from now on."""
-        for act in acts:
-            if act.action in ("reset", "roll_back") and not act.observed:
-                record.answers_from = self.truth.newest
-            self._reports.acted(stream, record, act)
+        if any(act.action in ("reset", "roll_back") and not act.observed for act in acts):
+            record.answers_from = self.truth.newest
+        self._reports.acted(stream, record, acts)
 
     # Control
 

@@ -166,6 +166,11 @@ class Saving:
             return {**self._changed, **leaving}
 
     @property
+    def unsaved_streams(self) -> int:
+        """How many streams have changed since their file was written; 0 without a folder."""
+        return len(self.unsaved())
+
+    @property
     def unsaved_age(self) -> float:
         """Seconds since the oldest change that no file has; 0 for none."""
         now = time.monotonic()

@@ -25,7 +25,9 @@ ACTS = 5
 
 
 class StreamReports:
-    """Counts and tells what comes of streams. Moves nothing but what a record shows of its own.
+    """Counts and tells what comes of streams.
+
+    Of a record it moves what it tells alone: `acts`, `suspects`, `suspect` and `ordinary`.
 
     Args:
         table: the streams in memory; saving, silence: what is to be saved, who went silent.
@@ -52,7 +54,7 @@ class StreamReports:
         metrics.pending_batches.set_function(
             lambda: sum(s.pending_batches for s in table.records.values())
         )
-        metrics.unsaved_streams.set_function(lambda: len(saving.unsaved()))
+        metrics.unsaved_streams.set_function(lambda: saving.unsaved_streams)
         metrics.silent_streams.set_function(lambda: len(silence.silent))
         metrics.unsaved_age.set_function(lambda: saving.unsaved_age)
 
@@ -106,25 +108,25 @@ class StreamReports:
             stream=stream,
         )
 
-    def acted(self, stream: str, record: StreamRecord, act: Act) -> None:
-        """Count and tell what a guard did."""
-        fields: dict[str, Any] = {
-            "action": act.action,
-            "reason": act.reason,
-            "observed": act.observed,
-            "evidence": {name: round(number, 4) for name, number in act.evidence.items()},
-        }
-        record.acts = (*record.acts, {"time": time.time(), **fields})[-ACTS:]
-        self._events.note(
-            "guard", level=logging.WARNING, stream=stream, images=record.images, **fields
-        )
-        self._metrics.guard_actions.labels(act.action, act.reason).inc()
-        if act.observed:
-            return
-        if act.action == "reset":
-            self._metrics.count_reset("guard")
-        elif act.action == "roll_back":
-            self._metrics.rollbacks.labels("guard").inc()
+    def acted(self, stream: str, record: StreamRecord, acts: Sequence[Act]) -> None:
+        """Count what a guard did at once, and tell it: of the same again and again the last."""
+        for act in acts:
+            self._metrics.guard_actions.labels(act.action, act.reason).inc()
+            if act.action == "reset" and not act.observed:
+                self._metrics.count_reset("guard")
+            elif act.action == "roll_back" and not act.observed:
+                self._metrics.rollbacks.labels("guard").inc()
+        for act in {(each.action, each.reason): each for each in acts}.values():
+            fields: dict[str, Any] = {
+                "action": act.action,
+                "reason": act.reason,
+                "observed": act.observed,
+                "evidence": {name: round(number, 4) for name, number in act.evidence.items()},
+            }
+            record.acts = (*record.acts, {"time": time.time(), **fields})[-ACTS:]
+            self._events.note(
+                "guard", level=logging.WARNING, stream=stream, images=record.images, **fields
+            )
 
     def looked_at(self, stream: str, record: StreamRecord, suspects: Sequence[str | None]) -> None:
         """Count the images that look like a faulty camera's, and tell when that begins and ends."""

@@ -193,7 +193,7 @@ class Streams:
         Raises:
             TooManyStreams: it has been admitted, yet nobody makes room for it.
         """
-        record = self._records.get(name) or self._new.get(name)
+        record = self.in_memory(name)
         if record is not None:
             return record
         leaving = self._saving.leaving().get(name)
@@ -209,9 +209,13 @@ class Streams:
         self._new[name] = record
         return record
 
+    def in_memory(self, name: str) -> StreamRecord | None:
+        """The stream, if it is in memory, be it for the first images that it answers."""
+        return self._records.get(name) or self._new.get(name)
+
     def is_current(self, name: str, record: StreamRecord) -> bool:
         """Whether what `get` gave is still the stream; not after `forget`."""
-        return (self._records.get(name) or self._new.get(name)) is record
+        return self.in_memory(name) is record
 
     def keep(self, name: str, record: StreamRecord) -> bool:
         """Keep what `get` gave, as the last that was of use.

@@ -69,7 +69,11 @@ class FrameSettings(BaseModel):
         10, ge=0, le=255, description="least standard deviation of noise"
     )
     frozen_share: float = Field(
-        0.01, ge=0, le=1, description="of the sampled values, those that differ in the same picture"
+        0.01,
+        ge=0,
+        le=1,
+        description="of the sampled values, those that differ in the same picture; 0: none, and "
+        "no loop is looked for",
     )
     frozen_level: int = Field(2, ge=0, le=255, description="and by how many levels, at most")
     torn_share: float = Field(
@@ -172,9 +176,9 @@ class Frames:
         return same
 
     def _again(self, digests: Sequence[bytes]) -> Flags:
-        """(N,) which are, to the last bit, those of one of the RECENT images before."""
+        """(N,) which are, to the last bit, those of one of the RECENT images before, if asked."""
         recent, again = self._recent.copy(), np.zeros(len(digests), np.bool_)
-        for number, digest in enumerate(digests):
+        for number, digest in enumerate(digests if self._settings.frozen_share else ()):
             again[number] = digest in recent
             recent.append(digest)
         return again

@@ -156,6 +156,13 @@ def test_pictures_that_come_by_turns_are_frozen(turns, size):
     assert found == [None] * (3 + turns) + ["frozen"] * 2 * turns + [None] * 3
 
 
+def test_without_a_share_that_may_differ_a_loop_is_none():
+    """A load test sends the same few images; the one just before, to the last bit, is frozen."""
+    strict = Frames(FrameSettings(frozen_share=0))
+    a, b = scenes(32, 2)
+    assert strict.look(batch(np.stack([a, b, a, b, b]))).kinds == [None] * 4 + ["frozen"]
+
+
 def test_a_picture_that_comes_again_much_later_is_not_frozen():
     """A data set that is dealt anew, and a stream that is sent once more, are ordinary."""
     images = scenes(32, RECENT + 1)

@@ -262,7 +262,8 @@ class Guarded(Wrapper):
         self._watch, turns = self._seen(pending, len(prediction))
         self._judge.judged, self._restyled.style = pending.judged, pending.style
         if had_second_view and self.second_view_off:
-            self._snapshots = ()  # what mirror images have taught is wrong
+            # What mirror images have taught is wrong, and the method is back at the source.
+            self._snapshots, self._watch = (), self._watch.begun_anew()
         acts = [act for turn in turns for act in self._act(turn)]
         watch = self._watch
         if self._acts and watch.overdue:
@@ -276,17 +277,18 @@ class Guarded(Wrapper):
         return replace(outcome, acts=tuple(acts), drift=self.drift) if acts else outcome
 
     def weigh(self, right: Sequence[tuple[bool, bool]]) -> Sequence[Act]:
-        acts = list[Act]()
+        acts, times_set_back = list[Act](), self._times_set_back
         for ours, theirs in right:
             watch = self._watch
-            self._watch, turn = replace(watch, judged=watch.judged + 1).after(
+            judged = replace(watch, judged=watch.judged + 1, judged_at=watch.images)
+            self._watch, turn = judged.after(
                 float(theirs) - float(ours),
                 at=watch.images,
                 false_alarms=self._settings.false_alarms,
                 kind=LABELLED,
             )
             acts += self._act(turn) if turn else []
-            if self._watch.brought_back > watch.brought_back:
+            if self._times_set_back > times_set_back:
                 break  # the others are of answers before that
         return acts
 

@@ -63,8 +63,17 @@ class Screened(Wrapper):
         changed = self._settings.model_dump(exclude_defaults=True)
         return {**self.inner.settings, **({SECTION: changed} if changed else {})}
 
-    def predict(self, images: Tensor, *, learn: bool = True, **asked: Any) -> Prediction:
-        context = asked.get("context")
+    def predict(
+        self, images: Tensor, *, learn: bool = True, compare: bool = True, **asked: Any
+    ) -> Prediction:
+        """As the contract has it.
+
+        Args:
+            compare: off, nothing comes of the images: a guard compares none with the source.
+        """
+        guarded, context = isinstance(self.inner, Guarded), asked.get("context")
+        if guarded and not compare:
+            asked["compare"] = False
         fits = images.ndim == 4 and images.shape[1] == 3
         if not fits or (context is not None and len(context) != len(images)):
             return self.inner.predict(images, learn=learn, **asked)  # which says what is wrong
@@ -74,11 +83,9 @@ class Screened(Wrapper):
         stay = [row for row, each in enumerate(is_out) if not each]
         suspects = None
         if out:
-            alone: dict[str, Any] = {}
+            alone: dict[str, Any] = {"compare": False} if guarded else {}
             if self.inner.contextual:
                 alone["context"] = [False] * len(out)
-            if isinstance(self.inner, Guarded):
-                alone["compare"] = False
             suspects = self.inner.predict(images[out] if stay else images, learn=False, **alone)
             suspects = replace(suspects, selected=torch.zeros_like(suspects.selected), beside=None)
             if context is not None:

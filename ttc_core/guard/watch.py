@@ -2,7 +2,7 @@
 
 Two kinds of evidence lead to the same turns: what is estimated of each compared image, and what its
 label says where one comes. Labels are exact, so that little harm is seen by them; an estimate is
-there at once. Who is held for what labels say is released by labels alone.
+there at once. Who is held for what one kind says is released by that kind alone.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ TOLD_FOR = 500
 # Harm so soon after a stream was brought back: the snapshot was no good.
 SOON = 1000
 # Held for so long what is adapted in the shadow begins anew; then for twice as long, and so on. And
-# for so long the source answers where labels that raised suspicion come no more.
+# for so long the source answers, and there is doubt, for labels that come no more.
 RETRIED = 1000
 _MOST = 1_000_000
 
@@ -90,6 +90,7 @@ class Watch:
         images: how many came.
         asked: how many of them were compared while the method answered.
         judged: how many compared ones a label came for.
+        judged_at: the image with which the latest of those labels came.
         begun: how often evidence of harm has begun, of either kind.
         alarms: how often harm was seen.
         waits: how often what was adapted in the shadow began anew, since it was held.
@@ -104,6 +105,7 @@ class Watch:
     images: int = 0
     asked: int = 0
     judged: int = 0
+    judged_at: int = 0
     begun: int = 0
     alarms: int = 0
     waits: int = 0
@@ -131,8 +133,14 @@ class Watch:
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether there is some evidence of harm."""
-        return max(self.estimated.harm.wealth, self.labelled.harm.wealth) > DOUBTFUL
+        """Whether there is some evidence of harm; that of labels fades once they come no more."""
+        labelled = self.labelled.harm.wealth if self.labels_come else 0.0
+        return max(self.estimated.harm.wealth, labelled) > DOUBTFUL
+
+    @property
+    def labels_come(self) -> bool:
+        """Whether one has come of late."""
+        return self.images - self.judged_at < RETRIED
 
     @property
     def told_until(self) -> int:
@@ -153,7 +161,7 @@ class Watch:
     @property
     def undecided(self) -> bool:
         """Whether labels that raised suspicion have not come on for long."""
-        return self.suspected and self.by_labels and self.images - self.since >= RETRIED
+        return self.suspected and self.by_labels and not self.labels_come
 
     def chosen(self, images: int) -> list[int]:
         """Which of so many images to come the source has to answer."""
@@ -182,7 +190,7 @@ class Watch:
         if self.held:
             gain = bets.gain.after(-worse - kind.margin, kind.horizon)
             after = self._with(kind, replace(bets, gain=gain))
-            if gain.wealth < RELEASED * self.alarms or (self.by_labels and kind is not LABELLED):
+            if gain.wealth < RELEASED * self.alarms or kind is not self.kind:
                 return after, None
             return replace(self.begun_anew(), held=False, waits=0, since=at), Turn(GAIN, kind, gain)
         # All evidence that a stream ever has shares what is allowed: the k-th has 1 / k (k + 1).
@@ -196,7 +204,10 @@ class Watch:
         if leads and (harm.wealth < DOUBTFUL or harm.mean <= 0):
             clear = self._with(kind, Bets(), begun=after.begun, suspected=False, since=at)
             return clear, Turn(CLEAR, kind, harm)
-        if not self.suspected and harm.wealth >= SUSPICIOUS:
+        # Evidence of before may be left, or the other kind's suspicion just over: what speaks for
+        # the method raises none.
+        speaks = worse > kind.slack and harm.mean > 0
+        if not self.suspected and harm.wealth >= SUSPICIOUS and speaks:
             suspected = replace(after, suspected=True, by_labels=kind is LABELLED, since=at)
             return suspected, Turn(SUSPECT, kind, harm)
         return after, None
@@ -238,6 +249,7 @@ class Watch:
             images=count("images", MOST),
             asked=count("asked", MOST),
             judged=count("judged", MOST),
+            judged_at=count("judged_at", MOST),
             begun=count("begun"),
             alarms=count("alarms"),
             waits=count("waits", 30),

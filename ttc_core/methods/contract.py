@@ -347,8 +347,8 @@ class Method(Protocol):
         """Labels came for images that were compared, each once; return what a guard did then.
 
         Args:
-            right: of each, whether the method's answer is, and whether the source's. None of them
-                was answered before the stream was last brought back or reset.
+            right: of each, in the order of the images, whether the method's answer is, and whether
+                the source's. None was answered before the stream was last brought back or reset.
         """
 
     def end(self) -> bool:
