@@ -45,7 +45,7 @@ def test_an_image_weighs_no_more_in_the_moments_than_is_stated(before, batch, we
         each[0] += EXTREME
     weights = np.ones(batch)
     weights[0] = weight
-    classes = Classes(np.full(CLASSES, 1 / CLASSES), weights=weights)
+    classes = Classes(np.full(CLASSES, 1 / CLASSES), 1.0, weights=weights)
     ends = [
         model.moments_layout.views(statistics.after(StreamShare(batch, found), classes).moments)
         for found in (usual, odd)

@@ -31,7 +31,7 @@ def make(model: SourceModel, blend: float = 1.0) -> StreamStatistics:
 def classes_of(images: int, weights: Tensor | None = None) -> Classes:
     """Evenly frequent ones; each image counts once, or as it is said."""
     counted = torch.ones(images) if weights is None else weights
-    return Classes(np.full(CLASSES, 1 / CLASSES), weights=counted.double().numpy())
+    return Classes(np.full(CLASSES, 1 / CLASSES), 1.0, weights=counted.double().numpy())
 
 
 def follow(
