@@ -89,13 +89,15 @@ def test_images_beyond_all_numbers_move_nothing():
     assert restyled.answers(inputs * torch.nan)[1] is restyled.style
 
 
-def test_no_network_sees_a_lone_image(monkeypatch):
-    """Some drop its axis; it counts once all the same."""
+@pytest.mark.parametrize("takes_one", [False, True])
+def test_a_lone_image_counts_once(monkeypatch, takes_one):
+    """Also where the network would drop its axis, and sees it twice."""
     model, rows = make_model(), []
+    model.takes_one = takes_one
     run = model.run
     monkeypatch.setattr(model, "run", lambda x, **seen: rows.append(len(x)) or run(x, **seen))
     logits, style = Restyled(model).answers(normalized(model, make_images(1)))
-    assert (rows, logits.shape[0], style.images) == ([2], 1, 1)
+    assert (rows, logits.shape[0], style.images) == ([1 if takes_one else 2], 1, 1)
 
 
 @pytest.mark.parametrize("size", [5, 20])

@@ -13,9 +13,9 @@ from ttc_core.model import SourceModel
 # Before so many images the answers are too few to be called diverse.
 LEAST_IMAGES = 48
 # Of the classes beside a first one that a window of images can tell at most, how many have to come
-# before late layers begin to follow the stream, and before they do so wholly. Of ten classes 3.2
-# and 3.9.
-BEGIN, WHOLLY = 0.27, 0.35
+# before late layers begin to follow the stream, and before they do so wholly. Of ten classes 4.3
+# and 5.1.
+BEGIN, WHOLLY = 0.4, 0.5
 # Answers with no more than about this beyond an even one, in Σ p², are taken for the same guess.
 LEAST_SURENESS = 0.005
 # A rare class's images count for so many in the statistics of late layers, at most.
