@@ -83,17 +83,6 @@ def test_answers_that_are_hardly_more_than_even_never_open(diversity, noise):
     assert not any(follow(diversity, logits.softmax(1)))
 
 
-@pytest.mark.parametrize("confidence", [0.5, 0.7, 1.0])
-def test_how_sure_answers_are_says_little_of_how_diverse_they_are(diversity, confidence):
-    """Classes in turn are counted alike in fog and in clear sight."""
-    follow(diversity, answers(shuffled(55), confidence))
-    unsure = diversity.classes.openness
-    diversity.reset()
-    follow(diversity, answers(shuffled(55), 0.9))
-    assert unsure == pytest.approx(diversity.classes.openness, abs=0.1)
-    assert unsure > 0
-
-
 def test_a_rare_class_counts_more(diversity):
     """As if all were equally frequent, within bounds."""
     labels = torch.where(torch.arange(300) % 10 == 0, 4, 1)

@@ -94,15 +94,13 @@ def test_one_class_after_diverse_images_costs_nothing(model, data):
     assert np.mean(right[-100:]) > 0.9
 
 
-@pytest.mark.parametrize(
-    ("corruption", "equal", "points"), [("fog", 0.92, 2.5), ("gaussian_noise", 0.96, 1.0)]
-)
-def test_it_hardly_matters_how_images_are_grouped(columns, accuracy, corruption, equal, points):
+@pytest.mark.parametrize(("corruption", "equal"), [("fog", 0.92), ("gaussian_noise", 0.96)])
+def test_it_hardly_matters_how_images_are_grouped(columns, accuracy, corruption, equal):
     """One by one or ten at once: nearly the same answers, as often right."""
     one_by_one, grouped = (columns("ttc_stream", corruption, batch=size) for size in (1, 10))
     assert np.mean(one_by_one["predicted"] == grouped["predicted"]) >= equal
     assert accuracy("ttc_stream", corruption, batch=1) == pytest.approx(
-        accuracy("ttc_stream", corruption), abs=points
+        accuracy("ttc_stream", corruption), abs=1.5
     )
 
 

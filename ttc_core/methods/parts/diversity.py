@@ -12,10 +12,12 @@ from ttc_core.model import SourceModel
 
 # Before so many images the answers are too few to be called diverse.
 LEAST_IMAGES = 48
-# Of the classes beside a first one that a window of images can tell at most, how many have to come
-# before late layers begin to follow the stream, and before they do so wholly. Of ten classes 4.3
-# and 5.1.
-BEGIN, WHOLLY = 0.4, 0.5
+# Of the most classes that a window of images can tell, how many have to come before late layers
+# begin to follow the stream, and how many before they do so wholly. Of ten: 6.5 and 7.
+BEGIN, WHOLLY = 0.7, 0.75
+# Of the same beside the first class, counted as if all answers were certain: with fewer they are
+# one guess again and again, however many classes it is spread over. Of ten classes: 2.2.
+ALIKE = 0.15
 # Answers with no more than about this beyond an even one, in Σ p², are taken for the same guess.
 LEAST_SURENESS = 0.005
 # A rare class's images count for so many in the statistics of late layers, at most.
@@ -108,22 +110,20 @@ class Diversity:
         return Classes(frequencies, sureness, images, openness, opening, np.array(weights))
 
     def _openness(self, frequencies: Numbers, sureness: float, images: int) -> float:
-        """Where the effective number of other classes stands between BEGIN and WHOLLY.
-
-        What answers leave open is no evidence: M classes, equally frequent, are counted as M
-        however sure the answers are, and the same guess again and again as one.
-        """
+        """Where the effective number of classes stands between BEGIN and WHOLLY."""
         even = 1 / len(frequencies)
-        # What is left of the even start is no evidence either.
+        # What is left of the even start is no evidence.
         left = (1 - 1 / self._window) ** images
         seen = (frequencies - left * even) / (1 - left)
         apart = (sureness - left * even) / (1 - left) - even
-        alike = (np.square(seen).sum() - even + LEAST_SURENESS) / (apart + LEAST_SURENESS)
         # A window of w images, each of one class, has a moving mean of 2w effective ones.
         most = 1 / (even + 1 / (2 * self._window))
-        classes = 1 / (even + (1 - even) * alike)
-        others = (classes - 1) / max(most - 1, 1e-6)
-        return float(np.clip((others - BEGIN) / (WHOLLY - BEGIN), 0, 1))
+        together = float(np.square(seen).sum())
+        # 1/M or so for M even classes, and 1 for one guess, however sure the answers are.
+        alike = (together - even + LEAST_SURENESS) / (apart + LEAST_SURENESS)
+        if 1 / (even + (1 - even) * alike) - 1 < ALIKE * (most - 1):
+            return 0.0
+        return float(np.clip((1 / together / most - BEGIN) / (WHOLLY - BEGIN), 0, 1))
 
     def commit(self, prediction: Prediction, *, learned: bool) -> None:
         self.classes = prediction.pending.after["classes"]
