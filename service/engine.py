@@ -31,11 +31,11 @@ from service.silence import Silence
 from service.state_folder import StateFolder
 from service.stream_reports import StreamReports
 from service.streams import Streams
-from service.truth import Right, Truth
+from service.truth import Truth
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.guard import mode_of
 from ttc_core.methods import Act, Adaptation, HostPrediction, Method, Prediction
-from ttc_core.methods.contract import SnapshotError
+from ttc_core.methods.contract import Right, SnapshotError
 from ttc_core.plugins import source_digest
 
 log = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ from service.events import Events
 from service.settings import MOST_IDS
 from service.state_folder import set_aside
 from ttc_core.errors import told
-from ttc_core.methods.contract import Answers
+from ttc_core.methods.contract import Answers, Right
 
 FILE = "feedback.ids"
 RECORD = np.dtype(
@@ -72,7 +72,7 @@ class Given(NamedTuple):
     right: bool = False
     confidence: float | None = None
     number: int = 0
-    compared: tuple[bool, bool] | None = None
+    compared: Right | None = None
 
 
 class KnownIds:

@@ -14,10 +14,7 @@ from service.metrics import (
     Metrics,
 )
 from service.schemas import StreamTruth
-from ttc_core.methods.contract import Answers
-
-Right = tuple[bool, bool]
-"""Whether the method's answer to an image is right, and whether the source's."""
+from ttc_core.methods.contract import Answers, Right
 
 
 class Feedback(NamedTuple):

@@ -223,3 +223,9 @@ def http(server):
     """A client of the server that a file starts for itself."""
     with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
+
+
+@pytest.fixture
+def often_kept(monkeypatch):
+    """A good state is kept after each batch, not after 500 images."""
+    monkeypatch.setattr("ttc_core.guard.guarded.SNAPSHOT_EVERY", 10)

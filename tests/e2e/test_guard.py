@@ -62,12 +62,6 @@ def collapsing(model):
     return lambda mode="on": watched(Collapsing(create("ttc", model, statistics="moving")), mode)
 
 
-@pytest.fixture
-def often_kept(monkeypatch):
-    """A good state is kept after each batch, not after 500 images."""
-    monkeypatch.setattr("ttc_core.guard.guarded.SNAPSHOT_EVERY", 10)
-
-
 def follow(running, images, stream="gate"):
     """Send images in tens; the answers to each."""
     said = []

@@ -43,12 +43,6 @@ def erring(model):
     return lambda mode="on": watched(Erring(create("ttc", model, statistics="moving")), mode)
 
 
-@pytest.fixture
-def often_kept(monkeypatch):
-    """A good state is kept after each batch."""
-    monkeypatch.setattr("ttc_core.guard.guarded.SNAPSHOT_EVERY", 10)
-
-
 def ids_of(at):
     return [f"{number}" for number in range(at, at + 10)]
 

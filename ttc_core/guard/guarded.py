@@ -33,6 +33,7 @@ from ttc_core.methods.contract import (
     Method,
     Pending,
     Prediction,
+    Right,
     SnapshotError,
     State,
 )
@@ -276,7 +277,7 @@ class Guarded(Wrapper):
         self._keep_if_good(before)
         return replace(outcome, acts=tuple(acts), drift=self.drift) if acts else outcome
 
-    def weigh(self, right: Sequence[tuple[bool, bool]]) -> Sequence[Act]:
+    def weigh(self, right: Sequence[Right]) -> Sequence[Act]:
         acts, times_set_back = list[Act](), self._times_set_back
         for ours, theirs in right:
             watch = self._watch

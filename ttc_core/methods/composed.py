@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from ttc_core.methods.contract import ADAPTING, Act, Adaptation, Pending, Prediction, State
+from ttc_core.methods.contract import ADAPTING, Act, Adaptation, Pending, Prediction, Right, State
 from ttc_core.methods.parts import Part
 from ttc_core.methods.parts.learner import AffineLearner, Gradient, Loss, gradient
 from ttc_core.methods.parts.statistics import STATISTICS
@@ -89,7 +89,7 @@ class ComposedMethod(ABC):
     def roll_back(self, to: int | None = None) -> int:
         raise LookupError("no guard keeps snapshots of it")
 
-    def weigh(self, right: Sequence[tuple[bool, bool]]) -> Sequence[Act]:
+    def weigh(self, right: Sequence[Right]) -> Sequence[Act]:
         return ()
 
     @abstractmethod

@@ -89,6 +89,10 @@ class Answers(NamedTuple):
     source: int
 
 
+Right = tuple[bool, bool]
+"""Whether the method's answer to an image is right, and whether the source's."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """The answers to a batch of N images, on the model's device, without gradient.
@@ -343,7 +347,7 @@ class Method(Protocol):
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         """Learn from a batch just answered, once. With `learn` off only moving statistics move."""
 
-    def weigh(self, right: Sequence[tuple[bool, bool]]) -> Sequence[Act]:
+    def weigh(self, right: Sequence[Right]) -> Sequence[Act]:
         """Labels came for images that were compared, each once; return what a guard did then.
 
         Args:

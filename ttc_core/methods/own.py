@@ -21,6 +21,7 @@ from ttc_core.methods.contract import (
     Adaptation,
     Method,
     Prediction,
+    Right,
     State,
 )
 from ttc_core.model import SourceModel
@@ -113,7 +114,7 @@ class OwnMethod:
     def roll_back(self, to: int | None = None) -> int:
         raise LookupError("no guard keeps snapshots of it")
 
-    def weigh(self, right: Sequence[tuple[bool, bool]]) -> Sequence[Act]:
+    def weigh(self, right: Sequence[Right]) -> Sequence[Act]:
         return ()
 
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
