@@ -262,6 +262,8 @@ def walk(study: Study, place: Place, rows: Rows, watcher: Collecting) -> None:
                     evaluation.run(rows, watcher)
                 except TimeIsOver:
                     watcher.missing += 1
+                except UserError as error:  # so few images have no such stream
+                    click.echo(f"{', '.join(watcher.at)} is left out: {error}", err=True)
 
 
 def scenes_of(place: Place, study: Study) -> list[Scene]:
