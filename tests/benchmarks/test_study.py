@@ -1,5 +1,6 @@
 """The studies of the default: rows are filled in once, and the table says what it is of."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,17 @@ def test_rows_are_filled_in_once(arguments: list[str], tmp_path: Path):
     again = CliRunner().invoke(study.main, [*arguments, "--minutes", "0"])
     assert again.stdout.strip() == made.strip()
     assert len(Rows(tmp_path / "rows.jsonl")) == len(rows)
+
+
+def test_a_stream_that_is_too_long_is_left_out_alone(arguments: list[str], tmp_path: Path):
+    """And told; the streams behind it are run."""
+    given = STUDIES["ablation"]
+    longer = Scene("long", "", protocol="changing:500")
+    STUDIES["ablation"] = replace(given, scenes=(longer, *given.scenes))
+    result = CliRunner().invoke(study.main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "changing:500 is left out: " in result.output
+    assert len(Rows(tmp_path / "rows.jsonl")) == 3 * (2 + 1)
 
 
 def test_without_time_nothing_is_begun(arguments: list[str], tmp_path: Path):
