@@ -4,8 +4,9 @@
 
 At 32 and 224 pixels; of 224 a tenth of the images. Ordinary are films, still scenes with sensor
 noise, nights, the bundled images and photographs under every corruption, images dealt anew once all
-have come, pictures with white or black in them, drawings. Needs the data beside the checkout and,
-for films, benchmarks/requirements.txt; what is not there is left out and said. The last line has
+have come, pictures with white or black in them, drawings. Then pictures and static of a size of
+their own, brought to the model's as the service does it. Needs the data beside the checkout and,
+for films, benchmarks/requirements.txt; what is not there is left out and said. The last lines have
 the time it takes.
 """
 
@@ -38,6 +39,7 @@ Images = NDArray[np.uint8]
 Pictures = Iterable[Image.Image]
 Random = np.random.Generator
 SIZES = (32, 224)
+MOST_PIXELS = 10_000_000
 SENT = ((48, 48), (64, 64), (224, 224), (640, 480), (1920, 1080))
 FILMS = ("bikes", "carphone_pristine", "bigbuckbunny")
 PHOTOGRAPHS = cifar10_stream.FOLDER.parent / "imagenetc" / "images.zip"
@@ -335,35 +337,33 @@ def ordinary_as_sent(count: int) -> Iterator[tuple[str, Callable[[], Pictures]]]
 
 
 def static_as_sent(count: int) -> Iterator[tuple[str, Callable[[], Pictures]]]:
-    """Noise and nothing else, of several sizes; each as PNG and through JPEG."""
+    """Noise and nothing else, of several sizes; each as PNG and through JPEG; fewer large ones."""
     draw = np.random.default_rng(0)
     for width, height in SENT:
-        shape = count, height, width, 3
+        number = min(count, MOST_PIXELS // (width * height))
+        shape = 1, height, width, 3
         made: dict[str, Callable[[], Images]] = {
             "uniform": lambda shape=shape: draw.integers(0, 256, shape, np.uint8),
             **{
                 f"Gaussian {deviation}": lambda shape=shape, deviation=deviation: noisy(
-                    np.full(shape, 128.0), deviation, draw
+                    np.full(shape, 128, np.float32), deviation, draw
                 )
                 for deviation in (20, 40)
             },
         }
-        for name, make in made.items():
-            for colour, change in {"": lambda i: i, ", grey": in_grey}.items():
-                for quality in (None, 75, 90):
-                    yield (
-                        f"{width} × {height}, {name}{colour}"
-                        + (f", JPEG {quality}" if quality else ""),
-                        lambda m=make, c=change, q=quality: pictures(
-                            compressed(c(m()), q) if q else c(m())
-                        ),
-                    )
-        yield (
-            f"{width} × {height}, uniform, each pixel twice a side",
-            lambda w=width, h=height: pictures(
-                resized(draw.integers(0, 256, (count, h // 2, w // 2, 3), np.uint8), w, h)
-            ),
+        made |= {f"{name}, grey": lambda make=make: in_grey(make()) for name, make in made.items()}
+        made["uniform, each pixel twice a side"] = lambda w=width, h=height: resized(
+            draw.integers(0, 256, (1, h // 2, w // 2, 3), np.uint8), w, h
         )
+        for name, make in made.items():
+            for quality in (None, 75, 90):
+                yield (
+                    f"{width} × {height}, {name}" + (f", JPEG {quality}" if quality else ""),
+                    lambda make=make, quality=quality, number=number: (
+                        Image.fromarray((compressed(make(), quality) if quality else make())[0])
+                        for _ in range(number)
+                    ),
+                )
 
 
 def pictures(images: Images) -> Pictures:
