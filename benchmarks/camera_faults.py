@@ -4,16 +4,19 @@
 
 At 32 and 224 pixels; of 224 a tenth of the images. Ordinary are films, still scenes with sensor
 noise, nights, the bundled images and photographs under every corruption, images dealt anew once all
-have come, pictures with white or black in them, drawings. Needs the data beside the checkout and,
-for films, benchmarks/requirements.txt; what is not there is left out and said. The last line has
+have come, pictures with white or black in them, drawings. Then pictures and static of a size of
+their own, brought to the model's as the service does it. Needs the data beside the checkout and,
+for films, benchmarks/requirements.txt; what is not there is left out and said. The last lines have
 the time it takes.
 """
 
+import contextlib
 import io
 import time
+import timeit
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import click
 import numpy as np
@@ -29,11 +32,15 @@ from ttc_core.datasets import Geometry, open_data
 from ttc_core.datasets.conditions import Shapes
 from ttc_core.evaluate import as_batch
 from ttc_core.frames import Frames
+from ttc_core.grain import fitted, grain_of
 from ttc_core.load import load
 
 Images = NDArray[np.uint8]
+Pictures = Iterable[Image.Image]
 Random = np.random.Generator
 SIZES = (32, 224)
+MOST_PIXELS = 10_000_000
+SENT = ((48, 48), (64, 64), (224, 224), (640, 480), (1920, 1080))
 FILMS = ("bikes", "carphone_pristine", "bigbuckbunny")
 PHOTOGRAPHS = cifar10_stream.FOLDER.parent / "imagenetc" / "images.zip"
 GREEN = (0, 135, 0)  # what a decoder makes of zeros for YUV
@@ -175,6 +182,15 @@ def faulty(size: int, count: int) -> Iterator[tuple[str, str, Callable[[], Image
     except OSError:
         photos = drawings(size, count)
     shape = photos.shape
+    for colour in ((128, 128, 128), GREEN, (255, 0, 0), (255, 255, 0)):
+        for noise in (0, 1, 2):
+            yield (
+                "blank",
+                f"{colour}, noise {noise}",
+                lambda noise=noise, colour=colour: noisy(
+                    np.full(shape, colour, np.float64), noise, draw
+                ),
+            )
     for kind, level in (("black", 0.0), ("white", 255.0)):
         for noise in (0, 1, 2, 4, 8):
             yield (
@@ -284,11 +300,92 @@ def again(images: Images, quality: int) -> Images:
     return paired(once := compressed(images, quality), compressed(once, quality))
 
 
+def ordinary_as_sent(count: int) -> Iterator[tuple[str, Callable[[], Pictures]]]:
+    """Streams of pictures of the size at which they come, none of which is faulty."""
+    some = max(20, count // 10)
+    for film in FILMS:
+        yield f"film {film}", lambda film=film: clips.read_pictures(film)
+    kinds = {"bundled, 32": bundled_images(count)}
+    with contextlib.suppress(OSError):
+        kinds["CIFAR-10, 32"] = photographs(32, count)
+    for name, images in kinds.items():
+        for corruption in ("clean", *CORRUPTIONS):
+            yield f"{name}, {corruption}", lambda i=images, c=corruption: pictures(corrupt(i, c, 5))
+    try:
+        photos = photographs(224, count)
+    except OSError:
+        return
+    yield "photographs, 224", lambda: pictures(photos)
+    for corruption in CORRUPTIONS:
+        yield (
+            f"photographs, 224, {corruption}",
+            lambda c=corruption: pictures(corrupt(photos[:some], c, 5)),
+        )
+    draw = np.random.default_rng(0)
+    scenes = resized(photos[np.arange(some) * SCENES // some], 640, 480)
+    for deviation in (1, 4, 10):
+        yield (
+            f"still, 640 × 480, noise {deviation}",
+            lambda deviation=deviation: pictures(noisy(scenes, deviation, draw)),
+        )
+    for gamma in (1.0, 2.2):
+        for name, images in {"224": photos, "640 × 480": scenes}.items():
+            yield (
+                f"night, {name}, gamma {gamma:g}",
+                lambda i=images, g=gamma: pictures(nights(i, g, draw)),
+            )
+
+
+def static_as_sent(count: int) -> Iterator[tuple[str, Callable[[], Pictures]]]:
+    """Noise and nothing else, of several sizes; each as PNG and through JPEG; fewer large ones."""
+    draw = np.random.default_rng(0)
+    for width, height in SENT:
+        number = min(count, MOST_PIXELS // (width * height))
+        shape = 1, height, width, 3
+        made: dict[str, Callable[[], Images]] = {
+            "uniform": lambda shape=shape: draw.integers(0, 256, shape, np.uint8),
+            **{
+                f"Gaussian {deviation}": lambda shape=shape, deviation=deviation: noisy(
+                    np.full(shape, 128, np.float32), deviation, draw
+                )
+                for deviation in (20, 40)
+            },
+        }
+        made |= {f"{name}, grey": lambda make=make: in_grey(make()) for name, make in made.items()}
+        made["uniform, each pixel twice a side"] = lambda w=width, h=height: resized(
+            draw.integers(0, 256, (1, h // 2, w // 2, 3), np.uint8), w, h
+        )
+        for name, make in made.items():
+            for quality in (None, 75, 90):
+                yield (
+                    f"{width} × {height}, {name}" + (f", JPEG {quality}" if quality else ""),
+                    lambda make=make, quality=quality, number=number: (
+                        Image.fromarray((compressed(make(), quality) if quality else make())[0])
+                        for _ in range(number)
+                    ),
+                )
+
+
+def pictures(images: Images) -> Pictures:
+    return map(Image.fromarray, images)
+
+
 def seen(images: Images) -> list[str | None]:
     """What is said of a stream, in batches of 50."""
     frames, kinds = Frames(), []
     for part in np.array_split(images, -(-len(images) // 50)):
         look = frames.look(as_batch(part))
+        frames.commit(look)
+        kinds += look.kinds
+    return kinds
+
+
+def seen_as_sent(images: Pictures, size: int) -> list[str | None]:
+    """What is said of a stream of pictures that the service brings to the model's size."""
+    frames, kinds = Frames(), []
+    for image in images:
+        pixels, grain = fitted(image, size, None)
+        look = frames.look(as_batch([pixels]), [grain])
         frames.commit(look)
         kinds += look.kinds
     return kinds
@@ -335,6 +432,47 @@ def missed(counts: dict[int, int]) -> Table:
     return table
 
 
+def at_other_sizes(count: int) -> Iterator[Table]:
+    """What is said of pictures that come in a size of their own."""
+    streams = {
+        "As sent: called faulty, per 1,000": (ordinary_as_sent(count), 1000),
+        "Static as sent: seen, % (in brackets: as another kind)": (static_as_sent(20), 100),
+    }
+    for title, (each, scale) in streams.items():
+        table = Table("pictures", "number", *(f"model of {size} px" for size in SIZES))
+        table.title = title
+        for name, make in each:
+            cells, number = [], 0
+            for size in SIZES:
+                kinds = seen_as_sent(make(), size)
+                found = Counter(kind for kind in kinds if kind)
+                usual = {"noise"} if scale == 100 else set()
+                told = ", ".join(f"{kind} {n}" for kind, n in found.items() if kind not in usual)
+                rate = f"{scale * found.total() / len(kinds):.1f}"
+                cells.append(rate + (f" ({told})" if told else ""))
+                number = len(kinds)
+            table.add_row(name, f"{number:,}", *cells)
+        yield table
+
+
+def cost_as_sent() -> Iterator[str]:
+    """Of looking at a picture before its size changes, beside decoding and resizing it."""
+    for width, height in ((32, 32), *SENT):
+        image = Image.fromarray(resized(bundled_images(1), width, height)[0])
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=85)
+        times = {
+            "looked at": lambda image=image: grain_of(image),
+            "decoded": lambda file=file: Image.open(file).load(),
+            "resized to 32": lambda image=image: image.resize((32, 32), Image.Resampling.BILINEAR),
+        }
+        told = (
+            f"{name} {1e6 * min(timeit.repeat(do, number=20, repeat=9)) / 20:.0f}"
+            for name, do in times.items()
+        )
+        yield f"{width} × {height}, µs an image: {', '.join(told)}"
+
+
 def cost(size: int, count: int, batch: int) -> str:
     """Of a look at the bundled images, beside a forward pass of the bundled network."""
     images = resized(bundled_images(count), size, size)
@@ -364,15 +502,19 @@ def cost(size: int, count: int, batch: int) -> str:
 @click.command()
 @click.option("--images", type=click.IntRange(20), default=2000, show_default=True)
 def main(images: int) -> None:
-    """Print both tables, and the time."""
+    """Print the tables, and the time."""
     torch.set_num_threads(1)
     counts = {32: images, 224: max(20, images // 10)}
     console = Console(width=120)
     console.print(false_alarms(counts))
     console.print(missed(counts))
+    for table in at_other_sizes(images):
+        console.print(table)
     for size, count in ((32, 200), (224, 10)):
         for batch in (1, 10):
             console.print(cost(size, count, batch), highlight=False)
+    for line in cost_as_sent():
+        console.print(line, highlight=False)
 
 
 if __name__ == "__main__":

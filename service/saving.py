@@ -221,7 +221,10 @@ class Saving:
             pinned: somebody needs its place: what lies there and is no state goes out of the way.
         """
         newest = self._truth.newest
-        record = StreamRecord(self._source.fork(), bytes=self.fresh_bytes, answers_from=newest)
+        method = self._source.fork()
+        record = StreamRecord(
+            method, bytes=self.fresh_bytes, answers_from=newest, details=method.details
+        )
         if self.folder is None or name in self._undead:
             return record
         try:

@@ -113,8 +113,8 @@ class ImagePrediction(ClassScore):
     )
     suspect: str | None = Field(
         None,
-        description="black, white, frozen, torn or noise where it looks like a faulty camera's; "
-        "with --guard on nothing is learned from it",
+        description="black, white, blank, frozen, torn or noise where it looks like a faulty "
+        "camera's; with --guard on nothing is learned from it",
     )
 
 

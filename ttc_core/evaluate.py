@@ -137,8 +137,11 @@ def run_stream(
     """
     tally = Tally(len(stream))
     for images, labels in stream.batches(batch_size):
+        asked: dict[str, Any] = {}
+        if mode_of(method) != "off":
+            asked["grains"] = stream.grains(slice(tally.images, tally.images + len(labels)))
         started = time.perf_counter()
-        prediction: Prediction = method.predict(as_batch(images))
+        prediction: Prediction = method.predict(as_batch(images), **asked)
         answers = prediction.to_host()
         if not answers.sound.all():
             first = tally.images + int(answers.sound.argmin()) + 1

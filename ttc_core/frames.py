@@ -1,4 +1,4 @@
-"""Frames of a camera that fails: frozen, black, white, torn or noise only; seen without a network.
+"""Frames of a camera that fails: black, white, blank, frozen, torn, noise; seen without a network.
 
 What is asked of each is so little that an ordinary picture does not meet it, under any corruption:
 `benchmarks/camera_faults.py` tells the false alarms and what is missed. Each image is judged by
@@ -18,19 +18,28 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-KINDS = ("black", "white", "frozen", "torn", "noise")
+from ttc_core.grain import (
+    BLOCK,
+    BLOCKS,
+    CHANNELS,
+    LEAST_BLOCKS,
+    Grain,
+    greys_of,
+    structure_of,
+    sums,
+    variance,
+)
+
+KINDS = ("black", "white", "blank", "frozen", "torn", "noise")
 """In the order in which they are tried: the first that fits is told."""
-CHANNELS = 3
 # Rows and columns of the sample that is kept of the last image, 3 KiB. Of 224 pixels it takes each
 # seventh: what moves and is smaller may fall between.
 SAMPLE = 32
 # A loop of so many images is frozen, seen by digests of so many bytes. With more of them, one class
 # of 200 images that is dealt anew would be called so at its seams.
 RECENT, DIGEST = 8, 8
-# Structure is looked for in the means of blocks of so many pixels a side at least, and about so
-# many in each direction. Images too small for LEAST_BLOCKS of them (24 × 24) are never called
-# black, white or noise.
-BLOCK, BLOCKS, LEAST_BLOCKS = 4, 8, 36
+# Levels by which the channels of a black or white frame differ, at most: else it is of a colour.
+COLOUR = 8
 # Rows of a band, at least. Of the columns, where an edge is seen, and where a row has texture.
 LEAST_ROWS, EDGE, TEXTURE = 4, 0.8, 0.3
 # The level of sky, snow or paper, at least; strong compression makes one colour of it.
@@ -39,7 +48,6 @@ BRIGHT = 200
 Bytes = NDArray[np.uint8]
 Greys = NDArray[np.int16]  # (…, H, W), sums of the three channels
 Flags = NDArray[np.bool_]
-Numbers = NDArray[np.float64]
 
 
 class FrameSettings(BaseModel):
@@ -57,7 +65,13 @@ class FrameSettings(BaseModel):
         0.2,
         ge=0,
         le=255,
-        description="levels by which parts of a black or white frame differ, at most",
+        description="levels by which parts of a black, white or blank frame differ, at most",
+    )
+    blank_deviation: float = Field(
+        2,
+        ge=0,
+        le=255,
+        description="standard deviation of a blank frame's pixels, at most",
     )
     noise_structure: float = Field(
         1.5,
@@ -109,28 +123,32 @@ class Frames:
         self._last: Bytes = np.empty((CHANNELS, 0, 0), np.uint8)
         self._recent: deque[bytes] = deque(maxlen=RECENT)
 
-    def look(self, images: Tensor) -> Look:
+    def look(self, images: Tensor, grains: Sequence[Grain | None] = ()) -> Look:
         """Find the faulty among images (N, 3, H, W), uint8 or float in [0, 1]. Changes nothing.
 
         Each is compared with those before it, the first with the last ones committed.
+
+        Args:
+            grains: N, what was seen of each before it was brought to this size, else None; empty:
+                of none.
+
+        Raises:
+            ValueError: there are others than N.
         """
+        if len(grains) not in (0, len(images)):
+            raise ValueError(f"{len(grains)} grains for {len(images)} images; it takes one each")
         if not len(images):
             return Look([], self._last)
         if images.is_floating_point():
             images = (images * 255).round().to(torch.uint8)
         pixels: Bytes = images.cpu().numpy()
-        greys: Greys = pixels[:, 0].astype(np.int16)
-        greys += pixels[:, 1]
-        greys += pixels[:, 2]
+        greys: Greys = greys_of(pixels.swapaxes(0, 1))
         samples = _sampled(pixels)
         digests = [blake2b(each.tobytes(), digest_size=DIGEST).digest() for each in samples]
-        dark, bright, noise = self._unstructured(pixels, greys)
         found = {
-            "black": dark,
-            "white": bright,
+            **self._unstructured(pixels, greys, grains),
             "frozen": self._same(samples) | self._again(digests),
             "torn": self._torn(pixels, greys),
-            "noise": noise,
         }
         return Look(
             [next((kind for kind in KINDS if found[kind][i]), None) for i in range(len(pixels))],
@@ -138,29 +156,36 @@ class Frames:
             digests[-RECENT:],
         )
 
-    def _unstructured(self, pixels: Bytes, greys: Greys) -> tuple[Flags, Flags, Flags]:
-        """(N,) each: the black, the white and the noise-only among pictures without parts."""
+    def _unstructured(
+        self, pixels: Bytes, greys: Greys, grains: Sequence[Grain | None]
+    ) -> dict[str, Flags]:
+        """(N,) by kind: the black, white, blank and noise-only, pictures without parts."""
         count, height, width = greys.shape
-        dark, bright, noise = (np.zeros(count, np.bool_) for _ in range(3))
+        found = {kind: np.zeros(count, np.bool_) for kind in ("black", "white", "blank", "noise")}
+        s, of_pixels = self._settings, variance(greys)
         side = max(BLOCK, min(height, width) // BLOCKS)
-        rows, columns = height // side, width // side
-        if rows * columns < LEAST_BLOCKS:
-            return dark, bright, noise
-        blocks = greys[:, : rows * side].reshape(count, rows, side, width).sum(2, dtype=np.int32)
-        blocks = blocks[..., : columns * side].reshape(count, rows, columns, side).sum(3)
-        between, of_pixels = _variance(blocks) / side**4, _variance(greys)
-        unrelated = of_pixels / side**2
-        # What is in a picture tells more in larger blocks; noise made smaller has some relation.
-        limit = self._settings.noise_structure * (side / BLOCK) ** 0.5
-        noise |= between <= limit * unrelated
-        noise &= of_pixels >= (CHANNELS * self._settings.noise_deviation) ** 2
-        flat = between - unrelated <= (CHANNELS * self._settings.flat) ** 2
-        black, white = self._settings.black_level, self._settings.white_level
+        if (height // side) * (width // side) >= LEAST_BLOCKS:
+            between = variance(sums(greys, side)) / side**4
+            flat = between - of_pixels / side**2 <= (CHANNELS * s.flat) ** 2
+            found["noise"] |= structure_of(between, of_pixels, side) <= s.noise_structure
+            found["noise"] &= of_pixels >= (CHANNELS * s.noise_deviation) ** 2
+        else:  # too small to tell a part from a pixel
+            flat = of_pixels <= (CHANNELS * s.flat) ** 2
+        # Once it is made smaller, noise is nearly of one colour.
+        for row, grain in enumerate(grains):
+            if grain is not None:
+                found["noise"][row] |= (
+                    grain.structure <= s.noise_structure and grain.deviation >= s.noise_deviation
+                )
         for number in np.flatnonzero(flat):
             values = pixels[number]
-            dark[number] = values.max() <= black or (values == 0).mean() > 0.5
-            bright[number] = values.min() >= white or (values == 255).mean() > 0.5
-        return dark, bright, noise
+            grey = np.ptp(values.mean(axis=(1, 2))) <= COLOUR
+            dark = values.max() <= s.black_level or (grey and (values == 0).mean() > 0.5)
+            bright = values.min() >= s.white_level or (grey and (values == 255).mean() > 0.5)
+            found["black"][number], found["white"][number] = dark, bright
+            found["blank"][number] = values.std(axis=(1, 2)).max() <= s.blank_deviation
+        found["blank"] &= ~found["noise"]
+        return found
 
     def _same(self, samples: Bytes) -> Flags:
         """(N,) which samples (N, 3, h, w) show what the one before shows."""
@@ -214,7 +239,7 @@ class Frames:
         if not flat:
             return _textured(rows[start : start + 1], level) and _repeats(rows, start, end, least)
         if end - start == len(rows):
-            return True  # one colour, and nothing else
+            return False  # one colour, or one that becomes another: nothing is missing of it
         colour = rows[start, 0].astype(np.int16)
         # Bars above and below, sky, snow and paper are ordinary: the other border is the same, or
         # the band is bright. Dark or grey at one border alone is more often a fault.
@@ -275,14 +300,6 @@ def _sampled(pixels: Bytes) -> Bytes:
 
 def _apart(one: Bytes, other: Bytes) -> Bytes:
     return np.maximum(one, other) - np.minimum(one, other)
-
-
-def _variance(numbers: NDArray[Any]) -> Numbers:
-    """(N,) of the whole numbers (N, H, W) of each image."""
-    each = numbers.astype(np.int64)
-    count, sums = each[0].size, each.sum(axis=(1, 2))
-    found: Numbers = (np.einsum("nhw,nhw->n", each, each) - sums**2 / count) / count
-    return found
 
 
 def _textured(rows: Bytes, level: int) -> bool:

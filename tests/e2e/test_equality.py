@@ -140,6 +140,18 @@ def test_they_agree_on_a_folder_of_files(compare, folder):
     assert row["images"] == 30
 
 
+def test_they_agree_on_which_files_are_noise(serve, folder, tmp_path):
+    """The model reads 32 pixels: nothing of what it is given tells noise from a grey wall."""
+    rows, stream = tmp_path / "rows.jsonl", (folder, "--corruptions", "clean", "--batch-size", "7")
+    with serve(method="ttc_stream") as running:
+        ttc("replay", *stream, "--url", running.url)
+        (served,) = running.at_rest()["streams"].values()
+    ttc("evaluate", *stream, "--methods", "ttc_stream", "--served", "--json", rows)
+    row = json.loads(rows.read_text())
+    assert row["suspects"] == served["suspects"]
+    assert row["suspects"]["noise"] >= 20
+
+
 def test_they_agree_on_a_folder_corrupted_as_it_is_read(compare, folder):
     """Then pixels are sent, corrupted at the model's size."""
     ((row, _),) = compare("tent", folder, ["gaussian_noise"], "--severity", "3")

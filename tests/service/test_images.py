@@ -22,7 +22,7 @@ RED, BLUE = Image.new("RGB", (9, 6), "red"), Image.new("RGB", (9, 6), "blue")
 
 def read(body, size=None, crop=None, max_pixels=4096 * 4096, max_side=8192):
     picture = read_header(body, size=size, crop=crop, max_pixels=max_pixels, max_side=max_side)
-    return decode(picture, size=size, crop=crop)
+    return decode(picture, size=size, crop=crop)[0]
 
 
 def write(image, file_format, **options):
@@ -342,7 +342,7 @@ def test_too_little_memory_is_too_large(monkeypatch):
     def no_memory(image):
         raise MemoryError
 
-    monkeypatch.setattr("service.images.to_rgb", no_memory)
+    monkeypatch.setattr("ttc_core.grain.to_rgb", no_memory)
     with pytest.raises(TooLarge, match="memory"):
         read(VALID["png"])
 

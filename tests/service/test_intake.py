@@ -81,7 +81,7 @@ def test_a_request_waits_for_the_memory_that_its_own_and_other_decoding_gives_ba
         threading.Event().wait(0.01)
         with lock:
             at_once -= 1
-        return np.zeros((32, 32, 3), np.uint8)
+        return np.zeros((32, 32, 3), np.uint8), None
 
     monkeypatch.setattr("service.decoding.decode", decode)
     door = Door(size=32, decode_threads=4, max_queue_bytes=80 * MEBIBYTE)  # one takes 48 MB
@@ -99,7 +99,7 @@ def test_nothing_more_is_decoded_for_a_client_that_went_away(monkeypatch):
         decoded.append(picture)
         loop.call_soon_threadsafe(gone.set)
         threading.Event().wait(0.01)
-        return np.zeros((1, 1, 3), np.uint8)
+        return np.zeros((1, 1, 3), np.uint8), None
 
     async def post():
         nonlocal loop

@@ -92,7 +92,7 @@ FROM_THE_START = {
     ("ttc_adaptation_skipped_total", "reason"): {
         *("none_selected", "non_finite", "shed", "suspect", "failed", "other"),
     },
-    ("ttc_suspect_images_total", "kind"): {"black", "white", "frozen", "torn", "noise"},
+    ("ttc_suspect_images_total", "kind"): {"black", "white", "blank", "frozen", "torn", "noise"},
     ("ttc_resets_total", "cause"): {"request", "failure", "guard"},
     ("ttc_rollbacks_total", "cause"): {"request", "guard"},
     ("ttc_guard_actions_total", "action"): {"hold", "release", "roll_back", "reset"},

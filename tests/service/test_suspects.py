@@ -12,6 +12,7 @@ from service.stream_reports import WELL_AFTER
 from tests.fixtures.engine import ask, events_of, make_model, run, step, value
 from ttc_core.evaluate import run_stream
 from ttc_core.frames import KINDS
+from ttc_core.guard.screened import Screened
 from ttc_core.methods import create
 
 SIDE = 24
@@ -132,6 +133,30 @@ def test_a_saved_stream_keeps_its_counts(tmp_path):
     run(again, after())
 
 
+def test_a_stream_of_one_frozen_picture_shows_all_that_its_method_has(monkeypatch):
+    """From its first image on, also while that is learned from: a camera that froze is looked up
+    by someone in a hurry."""
+    engine = engine_of()
+    shown = []
+    adapt = Screened.adapt
+
+    def looked_up(self, prediction, *, learn=True):
+        shown.append(dict(engine.streams["s"].details))
+        return adapt(self, prediction, learn=learn)
+
+    monkeypatch.setattr(Screened, "adapt", looked_up)
+
+    async def walk():
+        for _ in range(3):
+            await step(engine, images_of(scenes(1)))
+        shown.append(dict(engine.streams["s"].details))
+
+    run(engine, walk())
+    assert shown[0]["images_before"] == pytest.approx(0.2)
+    assert all(details.keys() == shown[-1].keys() for details in shown)
+    assert engine.streams["s"].suspects == {"frozen": 2}
+
+
 def test_nothing_is_looked_at_with_the_guard_off():
     """No image is suspect, and nobody asked."""
     engine = engine_of("off")
@@ -158,6 +183,9 @@ def test_offline_the_same_images_are_suspect(method):
 
         def __len__(self):
             return len(pixels)
+
+        def grains(self, part):
+            return [None] * len(pixels[part])
 
         def batches(self, size):
             for start in range(0, len(pixels), size):

@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.fixtures.contract import same
 from ttc_core.corruptions import CORRUPTIONS, corrupt
 from ttc_core.frames import DIGEST, KINDS, RECENT, SAMPLE, Frames, FrameSettings
+from ttc_core.grain import Grain
 
 SIZES = (32, 224)
 
@@ -88,6 +89,35 @@ def test_black_and_white_are_seen_through_sensor_noise(size, noise):
             assert kinds(np.stack([compressed(frame, 75) for frame in frames])) != [None] * 3
 
 
+@pytest.mark.parametrize("size", [8, *SIZES])
+@pytest.mark.parametrize(
+    ("kind", "colour"),
+    [
+        ("black", (0, 0, 0)),
+        ("white", (255, 255, 255)),
+        ("blank", (128, 128, 128)),
+        ("blank", (0, 135, 0)),
+        ("blank", (255, 0, 0)),
+        ("blank", (255, 255, 0)),
+    ],
+)
+def test_a_frame_of_one_colour_is_called_what_it_is(size, kind, colour):
+    """Pure red has no green and no blue, and is not black; of any size, and each time it comes."""
+    frames = np.full((3, size, size, 3), colour, np.uint8)
+    assert kinds(frames) == [kind] * 3
+    if kind == "blank" and size >= 24:
+        assert kinds(noisy(frames, 1)) == [kind] * 3
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_gradient_is_not_one_colour(size):
+    """An even sky becomes another colour from row to row: nothing of it is missing."""
+    steps = np.arange(size)[:, None, None] * 32 // size
+    sky = np.broadcast_to(steps + np.array([90, 120, 200]), (size, size, 3)).astype(np.uint8)
+    isoluminant = np.broadcast_to(steps * (1, -1, 0) + 100, (size, size, 3)).astype(np.uint8)
+    assert kinds(np.stack([sky, isoluminant])) == [None, None]
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("share", [8, 4, 2])
 def test_missing_and_repeated_rows_are_seen(size, share):
@@ -97,7 +127,6 @@ def test_missing_and_repeated_rows_are_seen(size, share):
         assert kinds(banded(images, colour, slice(start, start + rows))) == ["torn"] * 6
     for colour in (0, 128, None):  # white at a border is sky, snow or paper
         assert kinds(banded(images, colour, slice(size - rows, None))) == ["torn"] * 6
-    assert kinds(np.full((1, size, size, 3), 128, np.uint8)) == ["torn"]
 
 
 def test_a_torn_picture_is_seen_after_it_was_made_smaller():
@@ -117,6 +146,20 @@ def test_noise_is_seen(size):
     for frames in (even, bell, grey):
         assert kinds(frames) == ["noise"] * 4
         assert kinds(np.stack([compressed(frame, 75) for frame in frames])) == ["noise"] * 4
+
+
+def test_what_was_seen_before_the_size_changed_counts():
+    """The settings judge it as they judge pixels; it goes before what a grey mean looks like."""
+    scene, levels = scenes(32, 1), np.array([128, 60, 200])[:, None, None, None]
+    flat = np.broadcast_to(levels, (3, *scene.shape[1:])).astype(np.uint8)
+    images = batch(np.concatenate([scene, flat]))
+    noise, faint = Grain(structure=1, deviation=40), Grain(structure=1, deviation=4)
+    given = [Grain(structure=20, deviation=40), noise, faint, None]
+    assert Frames().look(images, given).kinds == [None, "noise", "blank", "blank"]
+    lenient = Frames(FrameSettings(noise_deviation=3))
+    assert lenient.look(images, given).kinds == [None, "noise", "noise", "blank"]
+    with pytest.raises(ValueError, match="2 grains for 4 images"):
+        Frames().look(images, given[:2])
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -239,12 +282,13 @@ def test_a_state_that_is_none_is_refused(name, given):
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 300), (300, 2), (4, 4), (23, 23), (33, 95)])
 def test_any_shape_is_looked_at(shape):
-    """Too small to tell much, it is ordinary; another size than before is another picture."""
+    """Too small to tell much, it is ordinary, but that a single pixel is of one colour; another
+    size than before is another picture."""
     frames = Frames()
     frames.commit(frames.look(batch(scenes(32))))
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 3, *shape), dtype=torch.uint8, generator=draw)
-    assert frames.look(images).kinds[0] in (None, "noise")
+    assert frames.look(images).kinds[0] in (("blank",) if shape == (1, 1) else (None, "noise"))
     assert frames.look(images[:0]).kinds == []
 
 
@@ -257,8 +301,12 @@ def test_levels_between_0_and_1_are_the_same_images():
 def test_settings_move_what_counts():
     """Each by its name; what is out of range is refused."""
     images = noisy(np.full((1, 32, 32, 3), 4.0), 0.8)
-    assert kinds(images) == [None]
+    assert kinds(images) == ["blank"]
     assert Frames(FrameSettings(black_level=8)).look(batch(images)).kinds == ["black"]
     with pytest.raises(ValueError, match="black_level"):
         FrameSettings(black_level=-1)
-    assert set(KINDS) == {"black", "white", "frozen", "torn", "noise"}
+    assert set(KINDS) == {"black", "white", "blank", "frozen", "torn", "noise"}
+    tinted = noisy(np.full((1, 32, 32, 3), (90.0, 60.0, 200.0)), 4)
+    assert kinds(tinted) == [None]
+    lenient = FrameSettings(blank_deviation=5, flat=1)
+    assert Frames(lenient).look(batch(tinted)).kinds == ["blank"]

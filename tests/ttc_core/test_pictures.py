@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from ttc_core.corruptions.files import corrupt_path
-from ttc_core.datasets.files import Geometry, decode
+from ttc_core.datasets.files import Geometry, ImageFiles
 from ttc_core.datasets.stream import DataError
 from ttc_core.geometry import to_rgb
 from ttc_core.pictures import MAX_PARTS, Damaged, TooManyParts, open_picture
@@ -214,9 +214,10 @@ def test_damage_in_a_folder_of_images_is_told_with_the_file(tmp_path):
     ):
         path.parent.mkdir()
         path.write_bytes(body)
-    assert decode([whole], Geometry(32)).shape == (1, 32, 32, 3)
+    files = ImageFiles([whole, damaged].__getitem__, Geometry(32))
+    assert files.read(np.array([0])).shape == (1, 32, 32, 3)
     with pytest.raises(DataError, match=r"half\.jpg cannot be read as an image"):
-        decode([whole, damaged], Geometry(32))
+        files.read(np.arange(2))
     with pytest.raises(ValueError, match=r"half\.jpg cannot be read"):
         corrupt_path(tmp_path, tmp_path.with_name("out"), "fog", 3, seed=0)
 

@@ -72,6 +72,7 @@ def changing(
         shift.read_file,
         shift.decodes,
         {"condition": condition, "since_change": since_change(condition)},
+        shift.grain,
     )
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 
 from ttc_core.corruptions import corrupt
-from ttc_core.datasets.stream import DataError, Images, Places, check_sizes
+from ttc_core.datasets.stream import DataError, Images, Labels, Places, Shift, check_sizes
 from ttc_core.errors import shown
 from ttc_core.geometry import fit, to_rgb
+from ttc_core.grain import Grain, fitted
 from ttc_core.pictures import open_picture
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
@@ -104,22 +105,58 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def decode(files: Sequence[Path], geometry: Geometry) -> Images:
-    """Read image files as (n, H, W, 3).
+class ImageFiles:
+    """Image files by their place in file order, decoded and resized as the server would.
 
-    Raises:
-        DataError: a file is no whole image, or they differ in size.
+    Args:
+        path: of the file at a place.
     """
-    images = []
-    for path in files:
-        try:
-            images.append(geometry.apply(open_picture(read_bytes(path), FORMATS).load()))
-        except DataError:
-            raise
-        except Exception as error:  # Pillow promises no particular types for damaged files
-            raise DataError(f"{path} cannot be read as an image: {error}.") from None
-    check_sizes({image.shape for image in images})
-    return np.stack(images)
+
+    def __init__(self, path: Callable[[int], Path], geometry: Geometry) -> None:
+        self._path, self._geometry = path, geometry
+        self._grains: dict[int, Grain | None] = {}
+
+    def read(self, places: Places) -> Images:
+        """Read images (n, H, W, 3).
+
+        Raises:
+            DataError: a file is no whole image, or they differ in size.
+        """
+        images = []
+        for place in places.tolist():
+            path = self._path(place)
+            try:
+                picture = open_picture(read_bytes(path), FORMATS).load()
+                pixels, grain = fitted(picture, self._geometry.size, self._geometry.crop)
+            except DataError:
+                raise
+            except Exception as error:  # Pillow promises no particular types for damaged files
+                raise DataError(f"{path} cannot be read as an image: {error}.") from None
+            images.append(pixels)
+            self._grains[place] = grain
+        check_sizes({image.shape for image in images})
+        return np.stack(images)
+
+    def grain(self, place: int) -> Grain | None:
+        """What `ttc_core.grain.fitted` saw of an image that was read."""
+        return self._grains[place]
+
+    def original(self, place: int) -> bytes:
+        """The file as it is; raises as `read_bytes`."""
+        return read_bytes(self._path(place))
+
+
+def as_sent(files: ImageFiles, labels: Labels, severity: int | None) -> Shift:
+    """Files that are sent to a server as they are."""
+    return Shift(
+        severity,
+        labels,
+        files.read,
+        files.original,
+        files.original,
+        decodes=True,
+        grain=files.grain,
+    )
 
 
 def corrupt_at(images: Images, places: Places, corruption: str, severity: int, seed: int) -> Images:

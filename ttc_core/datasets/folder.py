@@ -9,11 +9,11 @@ import numpy as np
 
 from ttc_core.datasets.files import (
     Geometry,
+    ImageFiles,
+    as_sent,
     corrupt_at,
-    decode,
     folders,
     image_files,
-    read_bytes,
 )
 from ttc_core.datasets.stream import DataError, DataSet, Images, Places, Shift
 
@@ -42,16 +42,14 @@ class Folder(DataSet):
         self._directory, self._geometry = directory, geometry
 
     def shift(self, corruption: str, severity: int, seed: int) -> Shift:
+        files = ImageFiles(self._path, self._geometry)
+        if corruption == "clean":
+            return as_sent(files, self._labels, None)
+
         def read(places: Places) -> Images:
-            images = decode([self._path(place) for place in places], self._geometry)
-            return corrupt_at(images, places, corruption, severity, seed)
+            return corrupt_at(files.read(places), places, corruption, severity, seed)
 
-        def original(place: int) -> bytes:
-            return read_bytes(self._path(place))
-
-        if corruption != "clean":
-            return Shift(severity, self._labels, read, original, decodes=True)
-        return Shift(None, self._labels, read, original, original, decodes=True)
+        return Shift(severity, self._labels, read, files.original, decodes=True)
 
     def _path(self, place: int) -> Path:
         folder, file = self._files[place]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ttc_core.datasets.files import Geometry, decode, folders, image_files, read_bytes
-from ttc_core.datasets.stream import DataError, DataSet, Images, Places, Shift
+from ttc_core.datasets.files import Geometry, ImageFiles, as_sent, folders, image_files
+from ttc_core.datasets.stream import DataError, DataSet, Shift
 from ttc_core.zoo import fashion_mnist
 
 WORDNET_IDS_FILE = Path(fashion_mnist.__file__).parent / "imagenet_wordnet_ids.txt"
@@ -44,11 +44,5 @@ class ImageNetC(DataSet):
             folder, file = files[place]
             return directory / folder / file
 
-        def read(places: Places) -> Images:
-            return decode([path(place) for place in places], self._geometry)
-
-        def original(place: int) -> bytes:
-            return read_bytes(path(place))
-
         labels = np.array([self._classes[folder] for folder, _ in files], np.int64)
-        return Shift(severity, labels, read, original, original, decodes=True)
+        return as_sent(ImageFiles(path, self._geometry), labels, severity)

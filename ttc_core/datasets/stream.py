@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ttc_core.corruptions import CORRUPTIONS
 from ttc_core.errors import UserError
+from ttc_core.grain import Grain
 from ttc_core.order import order_indices
 
 Images = NDArray[np.uint8]
@@ -44,6 +45,8 @@ class Shift:
         read_file: gives the bytes of the image file at a place; None where there are none, or
             where the images were changed after they were read.
         decodes: whether reading means decoding files, which threads can do side by side.
+        grain: gives what was seen of the image at a place before it was brought to the model's
+            size, once it was read; None where `read_file` is.
     """
 
     severity: int | None
@@ -52,6 +55,7 @@ class Shift:
     original: Callable[[int], bytes]
     read_file: Callable[[int], bytes] | None = None
     decodes: bool = False
+    grain: Callable[[int], Grain | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Stream:
         corruption: its name, "clean", "mixed", or "mixed:A+B"; others where it was altered.
         labels: (N,) class indices in stream order; -1 for an image that is not judged.
         positions: (N,) each image's place in the file order; one may come again.
-        severity, read, original, read_file, decodes: as in `Shift`.
+        severity, read, original, read_file, decodes, grain: as in `Shift`.
         columns: (N,) each, in stream order: what else is known of the images.
     """
 
@@ -75,6 +79,7 @@ class Stream:
     read_file: Callable[[int], bytes] | None = None
     decodes: bool = False
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    grain: Callable[[int], Grain | None] | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -105,6 +110,7 @@ class Stream:
             "read": lambda numbers: change(self.read(self.positions[numbers]), numbers),
             "original": lambda number: self.original(int(self.positions[number])),
             "read_file": None,
+            "grain": None,
         }
         return replace(self, **(usual | fields))
 
@@ -114,6 +120,15 @@ class Stream:
         places = (self.positions[part] for part in parts)
         images = self._decoded_ahead(places, size) if self.decodes else map(self.read, places)
         yield from zip(images, (self.labels[part] for part in parts), strict=True)
+
+    def grains(self, part: slice) -> list[Grain | None]:
+        """What was seen of images that were read, before they were brought to the model's size.
+
+        Of those alone that a server would be sent as they are: it sees the same of them.
+        """
+        if self.grain is None:
+            return [None] * len(self.positions[part])
+        return [self.grain(int(position)) for position in self.positions[part]]
 
     def _decoded_ahead(self, batches: Iterator[Places], size: int) -> Iterator[Images]:
         """Decode in threads while the caller is busy; memory is bounded by what is ahead."""
@@ -195,6 +210,7 @@ class DataSet(ABC):
             shift.original,
             shift.read_file,
             shift.decodes,
+            grain=shift.grain,
         )
 
     def find(self, corruption: str, severity: int, seed: int) -> Shift:
@@ -280,11 +296,18 @@ def joined(parts: Sequence[Shift], chosen: Places, places: Places | None = None)
         assert give is not None
         return give(int(at[number]))
 
+    def grain(number: int) -> Grain | None:
+        give = parts[int(chosen[number])].grain
+        assert give is not None
+        return give(int(at[number]))
+
+    as_sent = all(part.read_file is not None for part in parts)
     return Shift(
         next((part.severity for part in parts if part.severity is not None), None),
         parts[0].labels[at],
         read,
         lambda number: parts[int(chosen[number])].original(int(at[number])),
-        read_file if all(part.read_file is not None for part in parts) else None,
+        read_file if as_sent else None,
         decodes=any(part.decodes for part in parts),
+        grain=grain if as_sent else None,
     )

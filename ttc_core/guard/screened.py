@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ttc_core.frames import Frames, FrameSettings, Look
+from ttc_core.grain import Grain
 from ttc_core.guard.guarded import Guarded
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods.contract import (
@@ -64,12 +65,20 @@ class Screened(Wrapper):
         return {**self.inner.settings, **({SECTION: changed} if changed else {})}
 
     def predict(
-        self, images: Tensor, *, learn: bool = True, compare: bool = True, **asked: Any
+        self,
+        images: Tensor,
+        *,
+        learn: bool = True,
+        compare: bool = True,
+        grains: Sequence[Grain | None] = (),
+        **asked: Any,
     ) -> Prediction:
         """As the contract has it.
 
         Args:
             compare: off, nothing comes of the images: a guard compares none with the source.
+            grains: N, what was seen of each image before it was brought to the model's size, else
+                None; empty: of none.
         """
         guarded, context = isinstance(self.inner, Guarded), asked.get("context")
         if guarded and not compare:
@@ -77,7 +86,7 @@ class Screened(Wrapper):
         fits = images.ndim == 4 and images.shape[1] == 3
         if not fits or (context is not None and len(context) != len(images)):
             return self.inner.predict(images, learn=learn, **asked)  # which says what is wrong
-        look = self._frames.look(images)
+        look = self._frames.look(images, grains)
         is_out = [self.keeps_out and kind is not None for kind in look.kinds]
         out = [row for row, each in enumerate(is_out) if each]
         stay = [row for row, each in enumerate(is_out) if not each]
