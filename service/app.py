@@ -21,6 +21,7 @@ from service.middleware import RequestContext
 from service.problems import REQUEST_ID, install, refusal
 from service.routes import control, feedback, health, predict
 from service.routes.context import Service, problems
+from service.routes.direct import DirectPredict
 from service.routes.guards import EVERY_ROUTE
 from service.settings import Settings
 from ttc_core.methods import Method
@@ -92,7 +93,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
             max_batch=settings.max_batch,
             max_wait=settings.max_wait,
             max_images=settings.max_queue,
-            adapt=settings.adapt,
+            adapt=settings.adapt if source.adapts else "never",
         )
         intake = Intake(settings, model, engine, batcher, metrics)
         service = Service(settings, source, metrics, engine, batcher, intake)
@@ -103,6 +104,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         lag = asyncio.create_task(_measure_lag(metrics), name="lag")
         saving = asyncio.create_task(engine.keep_saving(settings.save_interval), name="saving")
         silence = asyncio.create_task(engine.silence.watch(), name="silence")
+        await asyncio.sleep(0)  # the tasks begin: the first request finds the queue open
         service.ready = True
         try:
             yield
@@ -138,6 +140,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
     for module in (predict, feedback, control, health):
         app.include_router(module.router)
     install(app)
+    app.add_middleware(DirectPredict)
     if settings.cors_origin:
         app.add_middleware(
             _Cors,

@@ -108,7 +108,7 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def is_idle(self) -> bool:
-        return not self._lines and self._passes.began is None
+        return not self._lines and self._passes.is_idle
 
     @property
     def batch_age(self) -> float:
@@ -136,6 +136,7 @@ class Batcher(Generic[Item, Result]):
                 while (batch := await self._lines.next()) is not None:
                     await self._run(batch)
                     batch = None  # its images need no memory any more
+                await self._passes.counted()
                 return
             except Exception as error:
                 log.exception(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import math
 import os
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,9 @@ SMALL_PIXELS = 4_000_000
 STEP_BACK = 10
 # The memory in which one small image is parsed and decoded in one go.
 AT_ONCE_BYTES = 6 << 20
+# The most bytes and pixels of an image whose way to a thread and back takes longer than itself.
+TINY_BYTES = 16 << 10
+TINY_PIXELS = 64 * 64
 
 
 class Threads:
@@ -87,23 +91,28 @@ class Decoding:
     async def parse(
         self, parse: Callable[[Buffer], Upload], body: Buffer, memory: Callable[[Buffer], int]
     ) -> tuple[Upload, Sequence[Image]]:
-        """Take a body apart; one small image is decoded in the same go."""
+        """Take a body apart; one small image is decoded in the same go, a tiny one at once."""
         self._small = len(body) <= SMALL_BYTES
         needed = memory(body) if self._small else await self._run(partial(memory, body), 0)
 
-        def first() -> tuple[Upload, Sequence[Image]]:
+        def first(most_pixels: float = math.inf) -> tuple[Upload, Sequence[Image]]:
             upload, s = parse(body), self._settings
             check_upload(upload, self._model.classes, s.max_images, s.max_image_bytes)
             self.images = len(upload.images)
             if self.images == 1 and self._share.lent >= AT_ONCE_BYTES:
                 (picture,) = self._each(self._open, upload.images)
                 takes = needed + len(upload.images[0]) + sum(self._memory(picture))
-                if takes <= AT_ONCE_BYTES:
+                if takes <= AT_ONCE_BYTES and picture.width * picture.height <= most_pixels:
                     given = (picture, upload.labels[0], upload.ids[0])
                     return upload, self._each(self._decode, [given])
             return upload, ()
 
-        upload, images = await self._run(first, needed, AT_ONCE_BYTES if self._small else 0)
+        images: Sequence[Image] = ()
+        if len(body) <= TINY_BYTES and self._share.memory.has(AT_ONCE_BYTES):
+            with self._share.lend_now(AT_ONCE_BYTES):
+                upload, images = first(TINY_PIXELS)
+        if not images:
+            upload, images = await self._run(first, needed, AT_ONCE_BYTES if self._small else 0)
         self._share.take(sum(image.pixels.nbytes for image in images))
         return upload, images
 

@@ -46,6 +46,8 @@ T = TypeVar("T")
 
 # How long a request that is arriving may go on to when the service drains.
 DRAIN_SECONDS = 0.5
+# Most requests are answered sooner: only of others it is watched whether somebody still waits.
+PRESENCE_SECONDS = 0.02
 # In the request's scope: called when the whole answer has been handed to the server.
 DELIVERED = "ttc.delivered"
 # In the request's scope: what its log line and its span tell besides.
@@ -184,7 +186,7 @@ class Submission:
         self._share = Share(intake.memory)
         self._decoding = Decoding(intake.settings, intake.model, intake.threads, self._share)
         self._place: Place[Image, ImageAnswer] | None = None
-        self._gone: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | asyncio.TimerHandle | None = None
         self._admitted = False
         self._body: Buffer = b""
         self._bytes = 0  # of the body, then its files, then their pixels
@@ -204,8 +206,8 @@ class Submission:
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._admitted:
             self._intake.engine.table.release(self._stream)
-        if self._gone is not None:
-            self._gone.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         self._no_longer()
         self._share.take(-self._share.held)
         if self._place is not None and not (self._place.is_answered and self._http):
@@ -238,7 +240,8 @@ class Submission:
         self._body = await reception.receive()
         self._bytes = reception.bytes
         self._enter()
-        self._gone = asyncio.create_task(self._watch(self._http))
+        loop = asyncio.get_running_loop()
+        self._watching = loop.call_later(PRESENCE_SECONDS, self._watch, self._http, self._enter())
         return self._body
 
     async def work(self, call: Callable[[], T], memory: int) -> T:
@@ -246,11 +249,15 @@ class Submission:
         small = self._bytes <= SMALL_BYTES
         return await self._intake.threads.run(call, self._share, memory, small=small)
 
-    async def _watch(self, http: Request) -> None:
-        """Return when the client has closed the connection; the body must have been read."""
-        while (await http.receive())["type"] != "http.disconnect":
-            pass
-        self._no_longer()
+    def _watch(self, http: Request, place: Place[Image, ImageAnswer]) -> None:
+        """From now on, notice when the client closes the connection; the body has been read."""
+
+        async def wait_until_gone() -> None:
+            while (await http.receive())["type"] != "http.disconnect":
+                pass
+            place.fail(ClientGone())
+
+        self._watching = asyncio.create_task(wait_until_gone())
 
     def _no_longer(self) -> None:
         """Have what is still being decoded stop at its next image."""
@@ -336,17 +343,7 @@ class Submission:
         intake.metrics.stage_seconds.labels("decode").observe(decode_seconds)
         tracing.stage("decode", decode_seconds)
         place.fill(images)
-        waiting = asyncio.ensure_future(place.answers())
-        try:
-            await asyncio.wait(
-                (waiting, self._gone) if self._gone else (waiting,),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if not waiting.done():
-                raise ClientGone
-            answers = waiting.result()
-        finally:
-            waiting.cancel()
+        answers = await place.answers()
         forward = max(answer.forward_seconds for answer in answers)
         seconds = {"decode": decode_seconds, "queue": place.queue_seconds, "forward": forward}
         return AnsweredRequest(answers, seconds)

@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from time import monotonic
 from typing import Generic, TypeVar
 
-from service.errors import DeadlineExpired, QueueFull, Refused, TooLarge
+from service.errors import ClientGone, DeadlineExpired, QueueFull, Refused, TooLarge
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -73,6 +73,7 @@ class Place(Generic[Item, Result]):
 
         Raises:
             Refused: the deadline passed, the model failed on them, or the service stopped.
+            ClientGone: nobody waits any more.
         """
         return await asyncio.shield(self._done)
 
@@ -87,8 +88,8 @@ class Place(Generic[Item, Result]):
             self._done.cancel()
         self.delivered.set()
 
-    def fail(self, error: Refused) -> None:
-        """Answer the whole request with an error."""
+    def fail(self, error: Refused | ClientGone) -> None:
+        """Answer the whole request with an error, which nobody may wait for any more."""
         if not self._done.done():
             self._lines.remove(self)
             self._done.set_exception(error)

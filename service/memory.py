@@ -1,8 +1,8 @@
 """Memory that requests use, set aside before they use it. Knows neither HTTP nor images."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from service.errors import QueueFull, TooLarge
 
@@ -65,8 +65,22 @@ class Share:
                 memory.returned.clear()
                 await memory.returned.wait()
             self.take(size_bytes)
-            memory.lent += size_bytes
-            self.lent += size_bytes
+        with self._lent(size_bytes):
+            yield
+
+    @contextmanager
+    def lend_now(self, size_bytes: int) -> Iterator[None]:
+        """Set memory aside for a piece of work if it can be had; as `take` raises else."""
+        self.take(size_bytes)
+        with self._lent(size_bytes):
+            yield
+
+    @contextmanager
+    def _lent(self, size_bytes: int) -> Iterator[None]:
+        """Note that what was taken is given back after a piece of work."""
+        memory = self.memory
+        memory.lent += size_bytes
+        self.lent += size_bytes
         try:
             yield
         finally:

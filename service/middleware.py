@@ -9,7 +9,7 @@ import time
 import uuid
 from urllib.parse import quote
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import tracing
@@ -62,9 +62,11 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                headers["Cache-Control"] = "no-store"  # an answer is of its moment
+                ours = (
+                    (b"x-request-id", request_id.encode()),
+                    (b"cache-control", b"no-store"),  # an answer is of its moment
+                )
+                message = {**message, "headers": [*message.get("headers", ()), *ours]}
             elif asked == "HEAD":
                 message = {**message, "body": b""}
             await send(message)

@@ -70,11 +70,22 @@ class Passes(Generic[Item, Result]):
         self.pace = Pace()
         self.began: float | None = None
         self.images = 0
+        self._counting: asyncio.Task[None] | None = None
 
     @property
     def age(self) -> float:
         """Seconds that the worker has been at its pass; 0 without one."""
         return 0.0 if self.began is None else monotonic() - self.began
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is no pass at hand, nor one to be counted."""
+        return self.began is None and (self._counting is None or self._counting.done())
+
+    async def counted(self) -> None:
+        """Wait until the latest pass from which nothing is learned is counted."""
+        if self._counting is not None:
+            await self._counting
 
     async def run(self, batch: Batch[Item, Result]) -> None:
         """Run a batch; all its requests are answered then, or have failed."""
@@ -131,8 +142,12 @@ class Passes(Generic[Item, Result]):
             await self._refuse(batch, refusal, None if all_failed else index)
             return True
         batch.answer([row for row in answered.rows if not isinstance(row, Refused)])
-        await _delivered(batch.places)
-        await self._take_note(batch, answered, learn=learn and self._learns(batch))
+        if learn:
+            await _delivered(batch.places)
+            await self._take_note(batch, answered, learn=self._learns(batch))
+        else:  # the next batch need not wait for what is only counted
+            await self.counted()
+            self._counting = asyncio.create_task(self._count(batch, answered))
         self.pace.measured(batch.images, monotonic() - began)
         return True
 
@@ -154,6 +169,10 @@ class Passes(Generic[Item, Result]):
                 await self._worker.count(answered)
         except Exception:
             log.exception("what follows a batch of stream %s failed", batch.stream)
+
+    async def _count(self, batch: Batch[Item, Result], answered: Pass[Result]) -> None:
+        with tracing.span("count"):
+            await self._take_note(batch, answered, learn=False)
 
     async def _refuse(
         self, batch: Batch[Item, Result], refusal: Refused, index: int | None
@@ -195,8 +214,8 @@ class Passes(Generic[Item, Result]):
 
 async def _delivered(places: Sequence[Place[Item, Result]]) -> None:
     """Wait until the answers are with the clients, for a short while at most."""
-    waits = [place.delivered.wait() for place in places if place.is_answered]
-    if waits:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DELIVERY_SECONDS):
-                await asyncio.gather(*waits)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DELIVERY_SECONDS):
+            for place in places:
+                if place.is_answered:
+                    await place.delivered.wait()

@@ -4,7 +4,8 @@ Both travel in context variables: whoever hands work to another thread or task h
 `contextvars.copy_context()`, and need not know what is in it.
 
 A request is a trace: its server span with the stages `decode` and `queue`. A batch serves several
-requests, so it is a trace of its own, `batch` with `forward` and `adapt`, linked to theirs.
+requests, so it is a trace of its own, `batch` with `forward` and `adapt`, linked to theirs; where
+nothing is learned `count` follows it.
 Without a provider of spans (`export`, or one that the process has already) nothing is recorded.
 """
 
@@ -28,12 +29,17 @@ _tracer = trace.get_tracer("ttc")
 _trace_context = TraceContextTextMapPropagator()
 
 
+def _is_recorded() -> bool:
+    """Whether there is a provider: without one spans come to nothing, and take their time."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
 @contextlib.contextmanager
 def request(request_id: str, headers: Mapping[str, str], *, traced: bool = True) -> Iterator[None]:
     """Mark what happens inside as a request's, under the trace that its headers name, if any."""
     token = request_ids.set((request_id,))
     try:
-        if not traced:
+        if not traced or not (_is_recorded() or "traceparent" in headers):
             yield
             return
         with _tracer.start_as_current_span(
@@ -93,6 +99,8 @@ def span(name: str) -> AbstractContextManager[Span]:
 
 def stage(name: str, seconds: float) -> None:
     """Note a part of the request at work that took `seconds` until now."""
+    if not _is_recorded():
+        return
     now = time.time_ns()
     _tracer.start_span(name, start_time=now - int(seconds * 1e9)).end(now)
 

@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -142,8 +142,8 @@ def parse_upload(
     body: Buffer,
     content_type: str | None,
     *,
-    ids: list[str],
-    labels: list[str],
+    ids: Sequence[str],
+    labels: Sequence[str],
     max_images: int,
 ) -> Upload:
     """Take a request's body apart; `check_upload` looks at what is in it.
@@ -205,11 +205,13 @@ def check_upload(upload: Upload, classes: int, max_images: int, max_image_bytes:
 
 
 def _check_id(name: str | None) -> None:
-    if name is not None and len(name) > MAX_ID_CHARACTERS:
+    if name is None:
+        return
+    if len(name) > MAX_ID_CHARACTERS:
         raise OutOfRange(
             f"its id has {len(name):,} characters; at most {MAX_ID_CHARACTERS} are accepted."
         )
-    if any(unicodedata.category(each) in ("Cc", "Cs") for each in name or ""):
+    if any(unicodedata.category(each) in ("Cc", "Cs") for each in name):
         raise OutOfRange(f"its id {name!r} has control characters; accepted is printable text.")
 
 
@@ -273,7 +275,7 @@ def _one_each(name: str, values: list[T | None], images: int) -> list[T | None]:
     return values
 
 
-def _whole_numbers(values: list[str]) -> list[int | None]:
+def _whole_numbers(values: Sequence[str]) -> list[int | None]:
     numbers: list[int | None] = []
     for index, value in enumerate(values):
         with of_image(index, len(values)):

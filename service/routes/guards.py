@@ -4,7 +4,7 @@ import hmac
 import ipaddress
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, get_args, get_origin
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -170,14 +170,33 @@ async def may_read(service: ServiceNow, credentials: Credentials) -> None:
 
 
 def _demand(credentials: HTTPAuthorizationCredentials | None, *tokens: SecretStr | None) -> None:
+    # As they came over the wire.
+    given = credentials.credentials.encode("latin-1") if credentials else b""
+    if not _is_one(given, tokens):
+        raise Unauthorized("This route asks for a token: Authorization: Bearer TOKEN.")
+
+
+def _is_one(given: bytes, tokens: Iterable[SecretStr | None]) -> bool:
+    """Whether a token is one of those asked for, if any is."""
     accepted = [
         token.get_secret_value().encode(errors="surrogateescape") for token in tokens if token
     ]
-    # As they came over the wire.
-    given = credentials.credentials.encode("latin-1") if credentials else b""
     matches = [hmac.compare_digest(given, token) for token in accepted]
-    if accepted and not any(matches):
-        raise Unauthorized("This route asks for a token: Authorization: Bearer TOKEN.")
+    return not accepted or any(matches)
+
+
+def plainly_let_through(headers: Mapping[bytes, bytes], settings: Settings) -> bool:
+    """Whether a request passes MAY_POST and `known_host` as most do: no browser sent it.
+
+    Args:
+        headers: by their names in lower case, those that came once.
+    """
+    if b"origin" in headers or b"sec-fetch-site" in headers:
+        return False
+    scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+    token = given if scheme == b"Bearer" else b""
+    is_browser = headers.get(b"user-agent", b"").startswith(b"Mozilla/")
+    return not is_browser and _is_one(token, [settings.token])
 
 
 # What a route depends on; each has what is checked first in front.

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -60,6 +60,57 @@ _REQUEST_BODY = {
 }
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a request says of its images, besides them: `predict` tells what each field is."""
+
+    stream: str
+    top_k: int = 1
+    ids: Sequence[str] = ()
+    labels: Sequence[str] = ()
+    timeout: float | None = None
+    learn: bool = True
+    context: bool = True
+
+
+async def answer(service: Service, http: Request, asked: Asked) -> Response:
+    """Answer the images of a request, which may be made.
+
+    Raises:
+        Refused: the request is turned away. ClientGone: nobody waits any more.
+    """
+    top_k, classes = asked.top_k, service.source.model.classes
+    if top_k > classes:
+        raise OutOfRange(f"top_k must be 1 to {classes}, the number of classes; got {top_k}.")
+    async with Submission(
+        service.intake, asked.stream, http=http, timeout=asked.timeout, learn=asked.learn
+    ) as submission:
+        await submission.receive()
+        kind = content_type(http.headers)
+        images = await submission.decode(
+            partial(
+                parse_upload,
+                content_type=kind,
+                ids=asked.ids,
+                labels=asked.labels,
+                max_images=service.settings.max_images,
+            ),
+            partial(memory_to_parse, content_type=kind),
+            most_images=MOST_SCORES // top_k,
+        )
+        if not (asked.context and asked.learn):
+            images = [replace(each, context=asked.context, learn=asked.learn) for each in images]
+        answered = await submission.answer(images)
+    started = time.perf_counter()
+    content = await _encode(service, asked, answered, [image.id for image in images])
+    encode_seconds = time.perf_counter() - started
+    service.metrics.stage_seconds.labels("encode").observe(encode_seconds)
+    timing = _server_timing(answered, encode_seconds, service.engine.last_adapt_seconds)
+    return Response(
+        bytes(content), media_type="application/json", headers={"Server-Timing": timing}
+    )
+
+
 @router.post(
     "/predict",
     dependencies=MAY_POST,
@@ -106,55 +157,27 @@ async def predict(
     The answer comes before the model learns from the images; what it learned shows in the next.
     A request is all or nothing: if one image is refused, none is processed.
     """
-    classes = service.source.model.classes
-    if top_k > classes:
-        raise OutOfRange(f"top_k must be 1 to {classes}, the number of classes; got {top_k}.")
-    name = stream_named(request, stream)
-    async with Submission(
-        service.intake, name, http=request, timeout=timeout, learn=learn
-    ) as submission:
-        await submission.receive()
-        kind = content_type(request.headers)
-        images = await submission.decode(
-            partial(
-                parse_upload,
-                content_type=kind,
-                ids=id or [],
-                labels=label or [],
-                max_images=service.settings.max_images,
-            ),
-            partial(memory_to_parse, content_type=kind),
-            most_images=MOST_SCORES // top_k,
-        )
-        if not (context and learn):
-            images = [replace(image, context=context, learn=learn) for image in images]
-        answered = await submission.answer(images)
-    started = time.perf_counter()
-    ids = [image.id for image in images]
-    content = await _encode(service, name, answered, ids, top_k, learn, context)
-    encode_seconds = time.perf_counter() - started
-    service.metrics.stage_seconds.labels("encode").observe(encode_seconds)
-    timing = _server_timing(answered, encode_seconds, service.engine.last_adapt_seconds)
-    return Response(
-        bytes(content), media_type="application/json", headers={"Server-Timing": timing}
+    asked = Asked(
+        stream_named(request, stream),
+        top_k=top_k,
+        ids=id or (),
+        labels=label or (),
+        timeout=timeout,
+        learn=learn,
+        context=context,
     )
+    return await answer(service, request, asked)
 
 
 async def _encode(
-    service: Service,
-    stream: str,
-    answered: AnsweredRequest,
-    ids: list[str | None],
-    top_k: int,
-    learn: bool,
-    context: bool,
+    service: Service, asked: Asked, answered: AnsweredRequest, ids: Sequence[str | None]
 ) -> bytearray:
     """Write the answer; a large one takes a while: the event loop has its turns meanwhile."""
     batches = [answer.answers for answer in answered.answers]
     head = {
-        "stream": stream,
+        "stream": asked.stream,
         "method": service.settings.method,
-        "context": context and service.source.contextual,
+        "context": asked.context and service.source.contextual,
         "version": _one_or_list(batches, [batch.version for batch in batches]),
         "batch_size": _one_or_list(batches, [len(batch.logits) for batch in batches]),
     }
@@ -163,7 +186,7 @@ async def _encode(
     until = time.perf_counter() + TURN_SECONDS
     for number, (answer, identifier) in enumerate(zip(answered.answers, ids, strict=True)):
         content += b"," * bool(number)
-        for piece in _prediction(answer, identifier, top_k, names, learn, service.told):
+        for piece in _prediction(answer, identifier, asked, names, service.told):
             content += piece
             if time.perf_counter() > until:
                 await asyncio.sleep(0)
@@ -184,16 +207,15 @@ def _one_or_list(batches: list[HostPrediction], values: list[int]) -> int | list
 def _prediction(
     answer: ImageAnswer,
     identifier: str | None,
-    top_k: int,
+    asked: Asked,
     names: tuple[str, ...],
-    learn: bool,
     told: Callable[[str], str],
 ) -> Iterator[bytes]:
     """Write the answer to an image, in pieces of at most MOST_IN_A_PIECE classes."""
     answers, row = answer.answers, answer.row
     probabilities = answers.probabilities[row]
     # Of equals as `predicted` has it: the client's and the server's count must agree.
-    best = np.lexsort((-answers.logits[row], -probabilities))[:top_k].tolist()
+    best = np.lexsort((-answers.logits[row], -probabilities))[: asked.top_k].tolist()
 
     def scores(indices: list[int]) -> list[dict[str, Any]]:
         return [
@@ -202,12 +224,12 @@ def _prediction(
         ]
 
     yield _json({"id": identifier, **scores(best[:1])[0]})[:-1] + b',"top_k":'
-    for start in range(0, top_k, MOST_IN_A_PIECE):
+    for start in range(0, asked.top_k, MOST_IN_A_PIECE):
         piece = _json(scores(best[start : start + MOST_IN_A_PIECE]))
         yield (b"," if start else b"[") + piece[1:-1]
     rest = {
         "entropy": float(answers.entropy[row]),
-        "selected": learn and bool(answers.selected[row]),
+        "selected": asked.learn and bool(answers.selected[row]),
         "mode": told(answers.modes[row] if answers.modes else ADAPTING),
         "suspect": answers.suspects[row] if answers.suspects else None,
     }

@@ -125,9 +125,9 @@ def test_requests_that_wait_for_answers_before_theirs_are_few(source_server, cou
 
 def test_a_body_behind_requests_that_wait_is_left_to_the_client(serve, held, pictures):
     """No memory is set aside for it before its turn; then it is read and answered."""
-    source, gates = held("source")
+    source, gates = held("ttc")
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
-    with serve(source=source, method="source") as running, connect(running.url) as connection:
+    with serve(source=source, method="ttc") as running, connect(running.url) as connection:
         gates.adapt.clear()
         for image in pictures[:2]:
             connection.sendall(head % len(image) + image)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as Picture
 
 from service import decoding
-from service.decoding import CHUNK_PIXELS, DECODE_CHUNK, SMALL_PIXELS
+from service.decoding import CHUNK_PIXELS, DECODE_CHUNK, SMALL_PIXELS, TINY_PIXELS
 from service.errors import DeadlineExpired
 from service.intake import Submission
 from service.routes import predict
@@ -22,11 +22,19 @@ PATIENCE = 30.0
 # More pixels than a small request has, in few bytes.
 LARGE = write(Picture.new("L", (SMALL_PIXELS // 1000 + 1, 1000)), compress_level=9)
 MIDDLE = write(Picture.new("L", (CHUNK_PIXELS // 1000, 1000)), compress_level=9)
-FORMS = [
-    pytest.param((GOOD, "image/png"), id="raw"),
-    pytest.param(as_form(GOOD), id="form"),
-    pytest.param(as_json(GOOD), id="json"),
-]
+# More pixels than a tiny image has.
+SMALL = write(Picture.new("L", (TINY_PIXELS // 50 + 1, 50)))
+
+
+def forms(image):
+    return [
+        pytest.param((image, "image/png"), id="raw"),
+        pytest.param(as_form(image), id="form"),
+        pytest.param(as_json(image), id="json"),
+    ]
+
+
+FORMS = forms(GOOD)
 
 
 class Gate:
@@ -129,30 +137,45 @@ def test_a_request_whose_time_is_over_is_not_decoded_to_its_end(gate):
     assert len(gate.decoded) == 1
 
 
-@pytest.mark.parametrize("small", FORMS)
-def test_a_small_image_crosses_two_threads(monkeypatch, small):
-    """The event loop's, and one in which it is parsed, checked and decoded; many times over."""
-    threads = set()
+@pytest.fixture
+def threads(monkeypatch):
+    """In which an image is checked, opened and decoded."""
+    noted_in = set()
 
     def noted(function):
         def call(*arguments, **options):
-            threads.add(threading.get_ident())
+            noted_in.add(threading.get_ident())
             return function(*arguments, **options)
 
         return call
 
     for name in ("decode", "read_header", "check_upload"):
         monkeypatch.setattr(f"service.decoding.{name}", noted(getattr(decoding, name)))
-    door = Door(decode_threads=4)
+    return noted_in
+
+
+@pytest.mark.parametrize("small", forms(SMALL))
+def test_a_small_image_crosses_two_threads(threads, small):
+    """The event loop's, and one in which it is parsed, checked and decoded; many times over."""
+    door, loops = Door(decode_threads=4), {threading.get_ident()}
 
     async def walk():
         for _ in range(20):
             threads.clear()
             assert len(await door.post(*small)) == 1
-            assert len(threads - {threading.get_ident()}) == 1
+            assert len(threads - loops) == 1
 
     (failed,) = door.run(walk())
     assert failed is None, failed
+
+
+@pytest.mark.parametrize("tiny", FORMS)
+def test_a_tiny_image_crosses_no_thread(threads, tiny):
+    """The way to another and back would take longer than to decode it."""
+    door = Door()
+    (answer,) = door.run(door.post(*tiny))
+    assert len(answer) == 1
+    assert threads == {threading.get_ident()}
 
 
 def test_threads_at_large_requests_step_back(gate):
@@ -233,7 +256,8 @@ def encode(images, classes, top_k, learn=True):
         await asyncio.sleep(0)
         turns = 0
         ids = [None] * images
-        content = await predict._encode(service, "a", given, ids, top_k, learn, context=True)
+        asked = predict.Asked("a", top_k=top_k, learn=learn)
+        content = await predict._encode(service, asked, given, ids)
         other.cancel()
         return json.loads(content), turns
 
