@@ -457,8 +457,8 @@ GUARD = Section(
     (
         Panel(
             "Streams the source answers",
-            "What they adapted to was seen to do harm, or is suspected to; `/status` says of each "
-            "since when, on what evidence and what was done.",
+            "What they adapted to was seen to do harm, or is suspected to; in memory or saved. "
+            "`/status` says of each since when, on what evidence and what was done.",
             (
                 Query(Q.gauge(M.held), "{{instance}}"),
                 Query(Q.gauge(M.streams), "all {{instance}}"),
@@ -477,14 +477,15 @@ GUARD = Section(
         ),
         Panel(
             "What the guard did",
-            "By action and reason, and rollbacks by cause; with --guard observe what it would "
-            "have done.",
+            "By action and reason, with --guard observe what it would have done; and rollbacks and "
+            "resets by cause: request is by hand.",
             (
                 Query(
                     Q.increase(M.guard_actions, by=("action", "reason")),
                     "{{action}}, {{reason}} {{instance}}",
                 ),
                 Query(Q.increase(M.rollbacks, by=("cause",)), "rollback, {{cause}} {{instance}}"),
+                Query(Q.increase(M.resets, by=("cause",)), "reset, {{cause}} {{instance}}"),
             ),
         ),
     ),

@@ -26,7 +26,7 @@ from service.events import Events
 from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
 from service.saving import Saving, StreamRecord
-from service.schemas import StreamTruth
+from service.schemas import HeldStatus, StreamTruth
 from service.silence import Silence
 from service.state_folder import StateFolder
 from service.stream_reports import StreamReports
@@ -34,7 +34,7 @@ from service.streams import Streams
 from service.truth import Truth
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.grain import Grain
-from ttc_core.guard import mode_of
+from ttc_core.guard import Unwatched, mode_of
 from ttc_core.methods import Act, Adaptation, HostPrediction, Method, Prediction
 from ttc_core.methods.contract import Right, SnapshotError
 from ttc_core.plugins import source_digest
@@ -159,6 +159,8 @@ class Engine:
         silent_factor: float = 3.0,
         silent_seconds: float = 60.0,
     ) -> None:
+        if state_dir is not None and mode_of(source) == "off":
+            source = Unwatched(source)  # of what was saved nothing is to be lost
         self._source, self._metrics = source, metrics
         self._names = {"name": method_name, "model": model_spec}
         # As it runs: the files may be edited meanwhile.
@@ -216,6 +218,16 @@ class Engine:
             return await asyncio.to_thread(self.table.saved)
         except OSError:
             return 0
+
+    def saved_held(self) -> dict[str, HeldStatus]:
+        """The held streams that are not in memory."""
+        return self._reports.saved_held()
+
+    async def find_held(self) -> None:
+        """Look at the files of streams, one at a time, for those that are held."""
+        with contextlib.suppress(OSError):  # a folder that cannot be read is told of elsewhere
+            for name in await asyncio.to_thread(self._saving.names):
+                await asyncio.to_thread(self._saving.look_at, name)
 
     async def _on_device(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
@@ -308,7 +320,7 @@ class Engine:
         record.answers_from = self.truth.newest
         self.truth.forget([stream])
         self._saving.note_change(stream)
-        self._reports.put_back(stream)
+        self._reports.put_back(stream, record)
         record.take_note()
 
     async def adapt(self, answered: Pass, *, learn: bool) -> None:
@@ -331,6 +343,8 @@ class Engine:
         if not part.answers.sound.all():
             outcome = Adaptation(skipped="non_finite")  # it answers nobody, and moves nothing
         else:
+            if record.is_new:
+                self._reports.begun(stream, record)
             record.images += len(part.labels)
             record.batches += 1
             self._reports.looked_at(stream, record, part.answers.suspects)
@@ -387,20 +401,29 @@ class Engine:
 
     # Labels
 
-    async def feedback(self, labels: Iterable[tuple[str, str, int]]) -> Mapping[str, list[str]]:
+    async def feedback(
+        self, labels: Iterable[tuple[str, str, int]]
+    ) -> tuple[Mapping[str, list[str]], int]:
         """Count labels, (stream, id, label) each, that came after the answers, and have the guards
-        of streams in memory weigh those of compared images; return whose, by outcome.
+        of streams in memory weigh those of compared images.
 
         Labels that came along are counted alone: whoever measures changes nothing by that.
+
+        Returns:
+            Their ids by outcome, and how many a guard weighed.
         """
         told = await asyncio.to_thread(self.truth.feedback, labels)
         compared = list(told.compared.items())
+        weighed = 0
         for start in range(0, len(compared), WEIGHED_AT_ONCE):
-            await self._on_device(self._weigh, compared[start : start + WEIGHED_AT_ONCE])
-        return told.ids
+            part = compared[start : start + WEIGHED_AT_ONCE]
+            weighed += await self._on_device(self._weigh, part)
+        return told.ids, weighed
 
-    def _weigh(self, compared: Sequence[tuple[str, Sequence[tuple[int, Right]]]]) -> None:
-        """Have streams' guards weigh who was right; one that fails at it is put back, as `_ask`."""
+    def _weigh(self, compared: Sequence[tuple[str, Sequence[tuple[int, Right]]]]) -> int:
+        """Have streams' guards weigh who was right, and count what they weighed; a stream that
+        fails at it is put back, as by `_ask`."""
+        count = 0
         for stream, answers in compared:
             record = self.table.in_memory(stream)
             if record is None:
@@ -408,15 +431,17 @@ class Engine:
             # Not as the labels come: whoever sorts them by class shows harm where there is none.
             right = [each for number, each in sorted(answers) if number > record.answers_from]
             try:
-                acts = record.method.weigh(right)
+                weighed = record.method.weigh(right)
                 record.take_note()
             except Exception as error:
                 self._reports.failed(stream, error)
                 with contextlib.suppress(Exception):  # the others' labels are taken, too
                     self._put_back(stream, record, self._source.fork())
                 continue
-            self._acted(stream, record, acts)
+            count += weighed.labels
+            self._acted(stream, record, weighed.acts)
             self._saving.note_change(stream)
+        return count
 
     def _acted(self, stream: str, record: StreamRecord, acts: Sequence[Act]) -> None:
         """Tell what a guard did, and note where that has another state answer from now on."""
@@ -471,6 +496,7 @@ class Engine:
         # Labels may have come for streams that are neither in memory nor saved.
         self.truth.forget({*names, *(self.truth.streams if all_streams else ())})
         self.silence.forget(None if all_streams else names)
+        self._reports.forgotten(names)
         return names, known, in_memory
 
     async def snapshots(self, stream: str) -> Mapping[int, int]:
@@ -517,7 +543,7 @@ class Engine:
             self.table.release(stream)
         record.answers_from = self.truth.newest
         record.take_note()
-        self._reports.rolled_back(stream, version)
+        self._reports.rolled_back(stream, record, version)
         self._saving.note_change(stream)
         return version
 

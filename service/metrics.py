@@ -227,7 +227,9 @@ class Metrics:
             "What guards did, or would have done, by action and reason.",
             ("action", "reason"),
         )
-        self.held = gauge("ttc_held_streams", "Streams in memory that the source answers.")
+        self.held = gauge(
+            "ttc_held_streams", "Streams that the source answers, in memory or saved."
+        )
         self.held_since = _LongestHeld(
             "Unix time since when the source answers a stream, of the "
             f"{MOST_HELD_LABELS} of which it has been longest."

@@ -14,16 +14,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from service.events import Events
 from service.metrics import Metrics
-from service.schemas import StreamTruth
+from service.schemas import GuardAct, KeptOfStream, StreamTruth
 from service.state_folder import Identity, StateFolder
 from service.truth import Truth
-from ttc_core.errors import UserError
+from ttc_core.errors import UserError, shown
 from ttc_core.frames import KINDS
+from ttc_core.guard import doubted, holds
 from ttc_core.guard.estimate import Estimates
 from ttc_core.methods import Method
-from ttc_core.methods.contract import ADAPTING, HELD, State
+from ttc_core.methods.contract import ADAPTING, State
 from ttc_core.state import StateError, StateUnreadable, size_bytes
 
 # After a file that could not be written no other is tried for so long, but in the background.
@@ -43,18 +46,20 @@ class StreamRecord:
     second_view_off: bool = False
     details: Mapping[str, float] = field(default_factory=dict)
     mode: str = ADAPTING
-    # Since when the source answers, of the clock on the wall; None: it does not.
+    # Since when the source answers, or would if the guard were on, of the clock on the wall.
     held_since: float | None = None
     # The number of the latest answer before it was last brought back or reset: what labels say of
     # those up to it is nothing to its guard.
     answers_from: int = 0
     estimates: Estimates | None = None
-    # What a guard did of late, the oldest first.
-    acts: tuple[Mapping[str, Any], ...] = ()
-    # Images that looked like a faulty camera's, by kind; which fault they look like lately, and how
-    # many ordinary ones have come since.
+    # What a guard did of late, or somebody had done, the oldest first.
+    acts: tuple[GuardAct, ...] = ()
+    # Images that looked like a faulty camera's, by kind; which fault they look like lately, since
+    # when, how many of them came last, and how many ordinary ones have come since.
     suspects: Counter[str] = field(default_factory=Counter)
     suspect: str | None = None
+    suspect_since: float | None = None
+    suspect_in_a_row: int = 0
     ordinary: int = 0
     restored: bool = False
     # Bytes of its state when it was last measured, and the batches at which it will be again.
@@ -82,7 +87,7 @@ class StreamRecord:
         self.details = self.method.details
         self.estimates = self.method.estimates
         self.mode = self.method.mode
-        if self.mode != HELD:
+        if not doubted(self.method):
             self.held_since = None
         elif self.held_since is None:
             self.held_since = time.time()
@@ -94,13 +99,13 @@ class Snapshot:
 
     Attributes:
         record: the stream itself; it may have gone on since, if somebody else has it too.
-        state: the method's; of_stream: what else is in the file.
+        state: the method's; kept: what else is in the file.
         since: when the oldest change came that no file has.
     """
 
     record: StreamRecord
     state: State
-    of_stream: dict[str, int]
+    kept: KeptOfStream
     since: float
 
 
@@ -137,6 +142,8 @@ class Saving:
         self._retry_at = 0.0
         # Reset, but their files are still there, or the folder would not let go of them.
         self._undead: set[str] = set()
+        # What the files of held streams keep.
+        self._held: dict[str, KeptOfStream] = {}
         self.fresh_bytes = state_bytes(source)
         # Held for moments; the other while a file of the folder is written, moved or removed.
         self._lock, self._writing = threading.Lock(), threading.Lock()
@@ -212,6 +219,18 @@ class Saving:
         """Bytes of a stream's file; 0: there is none that counts."""
         return 0 if self.folder is None or name in self._undead else self.folder.size(name)
 
+    def held(self) -> dict[str, KeptOfStream]:
+        """Of the held streams with a file, or on their way there, what it keeps; a copy.
+
+        Those are known that were written since the start, or that `look_at` has seen.
+        """
+        if not holds(self._source):
+            return {}
+        with self._lock:
+            found = {name: each for name, each in self._held.items() if name not in self._undead}
+            found |= {name: snapshot.kept for name, snapshot in self._leaving.items()}
+        return {name: each for name, each in found.items() if each.held_since is not None}
+
     # On the device thread
 
     def load(self, name: str, *, pinned: bool) -> StreamRecord:
@@ -229,19 +248,24 @@ class Saving:
             return record
         try:
             found = self.folder.load(name, record.method)
+            saved = _kept(name, found[1] if found else {})
         except Exception as error:  # a user's own method may raise anything
             record.method = self._source.fork()
             self._reject(name, error, pinned)
             return record
         if found is None:
             return record
-        record.restored, (record.file, saved) = True, found
-        record.images, record.batches = saved.get("images", 0), saved.get("batches", 0)
-        record.suspects = Counter({kind: saved[kind] for kind in KINDS if saved.get(kind)})
-        record.truth = StreamTruth(**{key: saved.get(key, 0) for key in StreamTruth.model_fields})
+        record.restored, record.file = True, found[0]
+        record.images, record.batches, record.acts = saved.images, saved.batches, tuple(saved.acts)
+        counts = saved.suspects
+        record.suspects = Counter({kind: counts[kind] for kind in KINDS if counts.get(kind)})
+        if saved.suspect in KINDS:
+            record.suspect, record.suspect_since = saved.suspect, saved.suspect_since
+            record.suspect_in_a_row = saved.suspect_in_a_row
+        record.truth = StreamTruth(labelled=saved.labelled, correct=saved.correct)
         self._truth.take_up(name, record.truth)
-        record.answers_from = min(saved.get("answers_from", 0), newest)
-        record.held_since = saved.get("held_since")  # counts only if it still is
+        record.answers_from = min(saved.answers_from, newest)
+        record.held_since = saved.held_since  # counts only if it still is
         record.take_note()
         record.bytes = state_bytes(record.method)
         self._events.note_repeated("restored", stream=name)
@@ -279,19 +303,24 @@ class Saving:
             self._not_saved(name, error)
             return False
         truth = record.truth = self._truth.take_up(name, record.truth, saving=True)
-        counts = {
-            "images": record.images,
-            "batches": record.batches,
-            "answers_from": record.answers_from,
-            **record.suspects,
+        kept = KeptOfStream(
+            images=record.images,
+            batches=record.batches,
+            answers_from=record.answers_from,
             **truth.model_dump(),
-            **({} if record.held_since is None else {"held_since": int(record.held_since)}),
-        }
+            suspects=dict(record.suspects),
+            suspect=record.suspect,
+            suspect_since=record.suspect_since,
+            suspect_in_a_row=record.suspect_in_a_row,
+            mode=record.mode,
+            held_since=record.held_since,
+            acts=list(record.acts),
+        )
         with self._lock:
             since = self._changed.pop(name, time.monotonic())
             if name in self._leaving:
                 since = self._leaving[name].since
-            self._leaving[name] = Snapshot(record, state, counts, since)
+            self._leaving[name] = Snapshot(record, state, kept, since)
         return True
 
     def forget(self, name: str) -> None:
@@ -301,6 +330,22 @@ class Saving:
             self._undead.add(name)
 
     # Files, from any other thread
+
+    def look_at(self, name: str) -> None:
+        """Learn from a stream's file whether it is held, without loading the stream.
+
+        A file that cannot be read is told of when it is loaded.
+        """
+        if self.folder is not None:
+            with self._writing, contextlib.suppress(StateError):
+                kept = _kept(name, self.folder.of_stream(name, self._source))
+                with self._lock:
+                    self._note_held(name, kept)
+
+    def _note_held(self, name: str, kept: KeptOfStream) -> None:
+        self._held.pop(name, None)
+        if kept.held_since is not None:
+            self._held[name] = kept
 
     def write(self, name: str) -> bool:
         """Write what waits of a stream, the latest only; return whether its file has it then.
@@ -323,13 +368,17 @@ class Saving:
                             stream=name,
                         )
                     record.file = self.folder.save(
-                        name, record.method, snapshot.state, snapshot.of_stream
+                        name,
+                        record.method,
+                        snapshot.state,
+                        snapshot.kept.model_dump(exclude_defaults=True),
                     )
                     self._retry_at, self.failing, record.failed = 0.0, False, False
                     with self._lock:
                         if self._leaving.get(name) is snapshot:
                             del self._leaving[name]
                             self._undead.discard(name)
+                        self._note_held(name, snapshot.kept)
             except Exception as error:  # a user's own method may hold anything
                 if isinstance(error, OSError):
                     self._retry_at = time.monotonic() + RETRY_SECONDS
@@ -385,11 +434,30 @@ class Saving:
                     with contextlib.suppress(FileNotFoundError):
                         remove(name)
                         discarded[name] = counts
-                    self._undead.discard(name)
+                    with self._lock:
+                        self._held.pop(name, None)
+                        self._undead.discard(name)
                 except (OSError, UserError) as error:
                     kept[name] = _reason(error)
         self.folder.sync()
         return discarded, kept
+
+
+def _kept(name: str, given: Mapping[str, Any]) -> KeptOfStream:
+    """What a stream's file keeps beside the state.
+
+    Raises:
+        StateError: that is none.
+    """
+    try:
+        return KeptOfStream.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StateError(
+            f"What the file of stream {name} keeps beside its state is none: {where} "
+            f"{shown(first['input'])}."
+        ) from None
 
 
 def state_bytes(method: Method) -> int:

@@ -83,6 +83,10 @@ class FeedbackResponse(BaseModel):
     """What became of each label."""
 
     taken: int = Field(description="counted in the accuracy")
+    weighed: int = Field(
+        0,
+        description="of those taken, what a guard weighed: of compared images of streams in memory",
+    )
     unknown: NotTaken = Field(description="no image of late was answered under this id")
     repeated: NotTaken = Field(description="the answer had this label already")
     contradicting: NotTaken = Field(description="the answer had another label, which stays")
@@ -180,7 +184,61 @@ class EstimatedAccuracy(BaseModel):
     adapted: EstimateStatus = Field(description="of what is served, or would be were it not held")
     source: EstimateStatus = Field(description="of the source, on the same images")
     difference: EstimateStatus = Field(description="the first less the second")
-    compared: int = Field(description="images that both answered so far; it is of the last 200")
+    images_compared: int = Field(
+        description="that both answered so far; it is of the last 200 of them"
+    )
+
+
+class GuardAct(BaseModel):
+    """What was done with a stream."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    time: float = Field(description="seconds since 1970")
+    action: str = Field(description="hold, release, roll_back or reset")
+    reason: str = Field(
+        description="suspicion, harm, gain or no_gain: the guard did it; by_hand: somebody had it "
+        "done; failure: the method could not go on"
+    )
+    observed: bool = Field(False, description="told only, by --guard observe, and not done")
+    evidence: dict[str, float] = Field(
+        {}, description="what led to it, by name; of a roll back by hand the version gone back to"
+    )
+
+
+# Of a time, in seconds since 1970.
+Moment = Annotated[float, Field(ge=0, le=1e11)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+# What was done with a stream: so many are kept.
+ACTS = 5
+
+
+class KeptOfStream(BaseModel):
+    """What a stream's file keeps beside the method's state."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    images: Count = 0
+    batches: Count = 0
+    answers_from: Count = 0
+    labelled: Count = 0
+    correct: Count = 0
+    suspects: dict[str, Count] = {}
+    suspect: str | None = None
+    suspect_since: Moment | None = None
+    suspect_in_a_row: Count = 0
+    mode: str = "adapting"
+    held_since: Moment | None = None
+    acts: Annotated[list[GuardAct], Field(max_length=ACTS)] = []
+
+
+class HeldStatus(BaseModel):
+    """A saved stream that was held when it was saved, and is once it is loaded."""
+
+    mode: Literal["held"] = "held"
+    images: int
+    held_since: float
+    guard: list[GuardAct]
 
 
 class StreamStatus(BaseModel):
@@ -201,8 +259,8 @@ class StreamStatus(BaseModel):
     estimated_accuracy: EstimatedAccuracy | None = Field(
         None, description="without labels; null before the guard has compared an image"
     )
-    guard: list[dict[str, Any]] = Field(
-        [], description="what the guard did of late, the oldest first: when, why, on what evidence"
+    guard: list[GuardAct] = Field(
+        [], description="what was done of late, by the guard or by hand, the oldest first"
     )
     details: dict[str, float] = Field(
         {}, description="what the method shows of itself besides, by name"
@@ -210,10 +268,19 @@ class StreamStatus(BaseModel):
     suspect: str | None = Field(
         None, description="the fault that its frames look like lately; None: they are ordinary"
     )
+    suspect_since: float | None = Field(
+        None, description="when the first of those came, in seconds since 1970"
+    )
+    suspect_in_a_row: int = Field(
+        0, description="images of that fault that came last, no other image between them"
+    )
     suspects: dict[str, int] = Field(
         {}, description="images that looked like a faulty camera's, by kind, of all"
     )
     silent: bool = Field(False, description="it has sent nothing for much longer than is its habit")
+    silent_since: float | None = Field(
+        None, description="when its last request was answered, in seconds since 1970, if it is"
+    )
 
 
 class StreamTruth(BaseModel):
@@ -251,13 +318,20 @@ class StatusResponse(BaseModel):
         description="the method's hyperparameters, and code_digest if its code is the user's own; "
         "the server's"
     )
-    calibrated: Literal["record", "none"] = Field(
-        "none", description="whether probabilities are told by a record of the model's"
+    calibrated: Literal["record", "guard", "none"] = Field(
+        "none",
+        description="who goes by the model's calibration record: record: the probabilities told, "
+        "and the guard; guard: the guard's estimates alone; none: nobody",
     )
-    record_temperature: float | None = Field(None, description="that record's")
+    record_temperature: float | None = Field(None, description="that record's, if somebody does")
     device: str
     streams: dict[str, StreamStatus] = Field(description="those in memory")
     saved_streams: int = Field(description="others in the state folder, loaded when asked for")
+    saved_held: dict[str, HeldStatus] = Field(
+        {},
+        description="those of them that are held, at most the thousand held for longest; after a "
+        "start, files are looked at one after another, some thousands a second",
+    )
     truth: dict[str, StreamTruth] = Field(
         {}, description="of streams with labels since the start or their last reset"
     )

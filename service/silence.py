@@ -69,6 +69,13 @@ class Silence:
         with self._lock:
             return frozenset(self._silent)
 
+    @property
+    def silent_since(self) -> dict[str, float]:
+        """When the last request of each of them was answered, in seconds since 1970."""
+        now, wall = self._clock(), time.time()
+        with self._lock:
+            return {name: wall - (now - self._habits[name].last) for name in self._silent}
+
     def heard(self, name: str) -> None:
         """A stream has sent a request."""
         now = self._clock()

@@ -25,6 +25,7 @@ from ttc_core.state import (
     encoded,
     load_state,
     read_counters,
+    read_of_stream,
     save_state,
     sync_folder,
 )
@@ -105,7 +106,15 @@ class StateFolder:
             return None
         return status.st_ino, status.st_mtime_ns
 
-    def load(self, stream: str, method: Method) -> tuple[Identity, dict[str, int]] | None:
+    def of_stream(self, stream: str, method: Method) -> dict[str, Any]:
+        """What a stream's file keeps beside the state of a method, which is not read.
+
+        Raises:
+            StateError: there is none, or it is none of this stream's.
+        """
+        return read_of_stream(self._file(stream), method, **self._names)
+
+    def load(self, stream: str, method: Method) -> tuple[Identity, dict[str, Any]] | None:
         """Restore a method at the source; return from which file and what else is in it, if any.
 
         Raises:
@@ -138,13 +147,13 @@ class StateFolder:
         stream: str,
         method: Method,
         state: State | None = None,
-        of_stream: Mapping[str, int] | None = None,
+        of_stream: Mapping[str, Any] | None = None,
     ) -> Identity | None:
         """Write a stream's state in place of the one before; return which file it is.
 
         Args:
             state: as the method gave it before; None: as it is now.
-            of_stream: counts that `load` is to return.
+            of_stream: what `load` is to return beside it.
 
         Raises:
             OSError: it cannot be written; what was saved before is still there.

@@ -10,24 +10,30 @@ from typing import Any
 from service.events import Events
 from service.metrics import ESTIMATED, Metrics
 from service.saving import Saving, StreamRecord
+from service.schemas import ACTS, GuardAct, HeldStatus
 from service.silence import Silence
 from service.streams import Streams
 from ttc_core.errors import told
 from ttc_core.guard.estimate import LATEST
 from ttc_core.methods import Act, Adaptation
+from ttc_core.methods.contract import HELD
 
 # Why nothing is learned from a batch by intent, or was told already; the metric counts them all.
 UNREMARKABLE = (None, "shed", "none_selected", "suspect", "failed")
+# Of an act of the guard: it was not the guard.
+BY_HAND = "by_hand"
 # A camera that failed is well after so many ordinary images.
 WELL_AFTER = 50
-# What a guard did with a stream: so many are kept for /status.
-ACTS = 5
+# Streams that were reset by hand and have sent nothing since: of so many that is known.
+MOST_RESET = 1000
+# Held streams that are not in memory: so many are told one by one.
+MOST_HELD = 1000
 
 
 class StreamReports:
     """Counts and tells what comes of streams.
 
-    Of a record it moves what it tells alone: `acts`, `suspects`, `suspect` and `ordinary`.
+    Of a record it moves what it tells alone: `acts`, `suspects` and the others of faulty frames.
 
     Args:
         table: the streams in memory; saving, silence: what is to be saved, who went silent.
@@ -37,6 +43,8 @@ class StreamReports:
         self, events: Events, metrics: Metrics, table: Streams, saving: Saving, silence: Silence
     ) -> None:
         self._events, self._metrics, self._table = events, metrics, table
+        self._saving = saving
+        self._reset_by_hand: dict[str, GuardAct] = {}
         metrics.streams.set_function(lambda: len(table.records))
         metrics.stream_bytes.set_function(lambda: table.bytes)
         metrics.drift.set_function(
@@ -59,11 +67,23 @@ class StreamReports:
         metrics.unsaved_age.set_function(lambda: saving.unsaved_age)
 
     def _held(self) -> dict[str, float]:
-        """The streams that the source answers, and since when."""
+        """The streams that the source answers, in memory or saved, and since when."""
+        records, saved = self._table.records, self._saving.held()
+        found = {n: kept.held_since for n, kept in saved.items() if n not in records}
+        found |= {n: each.held_since for n, each in records.items() if each.mode == HELD}
+        return {name: since for name, since in found.items() if since is not None}
+
+    def saved_held(self) -> dict[str, HeldStatus]:
+        """Of the held streams that are not in memory the MOST_HELD held for longest."""
+        records, saved = self._table.records, self._saving.held()
+        longest = sorted(
+            (kept.held_since, name)
+            for name, kept in saved.items()
+            if kept.held_since is not None and name not in records
+        )
         return {
-            name: record.held_since
-            for name, record in self._table.records.items()
-            if record.held_since is not None
+            name: HeldStatus(images=saved[name].images, held_since=since, guard=saved[name].acts)
+            for since, name in longest[:MOST_HELD]
         }
 
     def _estimated_accuracy(self, answers: str) -> float:
@@ -123,7 +143,7 @@ class StreamReports:
                 "observed": act.observed,
                 "evidence": {name: round(number, 4) for name, number in act.evidence.items()},
             }
-            record.acts = (*record.acts, {"time": time.time(), **fields})[-ACTS:]
+            _note_act(record, GuardAct(time=time.time(), **fields))
             self._events.note(
                 "guard", level=logging.WARNING, stream=stream, images=record.images, **fields
             )
@@ -133,24 +153,43 @@ class StreamReports:
         for kind in suspects:
             if kind is None:
                 record.ordinary += 1
+                record.suspect_in_a_row = 0
             else:
                 record.suspects[kind] += 1
                 record.ordinary = 0
-            if kind is not None and kind != record.suspect:
-                record.suspect = kind
-                self._events.note_repeated(
-                    "suspect", level=logging.WARNING, stream=stream, kind=kind
-                )
-            elif record.suspect is not None and record.ordinary >= WELL_AFTER:
-                record.suspect = None
-                self._events.note_repeated("suspect_over", stream=stream)
+                if kind != record.suspect:
+                    record.suspect, record.suspect_since = kind, time.time()
+                    record.suspect_in_a_row = 0
+                    self._events.note_repeated(
+                        "suspect", level=logging.WARNING, stream=stream, kind=kind
+                    )
+                record.suspect_in_a_row += 1
+            if record.suspect is not None and record.ordinary >= WELL_AFTER:
+                over, record.suspect, record.suspect_since = record.suspect, None, None
+                self._events.note_repeated("suspect_over", stream=stream, kind=over)
 
     # Resets and roll backs
 
-    def put_back(self, stream: str) -> None:
+    def put_back(self, stream: str, record: StreamRecord) -> None:
         """It could not go on, and is at the source."""
+        _note_act(record, GuardAct(time=time.time(), action="reset", reason="failure"))
         self._metrics.count_reset("failure")
         self._events.note("reset", stream=stream, level=logging.ERROR, reason="failure")
+
+    def forgotten(self, streams: Iterable[str]) -> None:
+        """Somebody had streams reset: those that go on are to say so, in `begun`."""
+        act = GuardAct(time=time.time(), action="reset", reason=BY_HAND)
+        for stream in streams:
+            self._reset_by_hand.pop(stream, None)
+            self._reset_by_hand[stream] = act
+            if len(self._reset_by_hand) > MOST_RESET:
+                del self._reset_by_hand[next(iter(self._reset_by_hand))]
+
+    def begun(self, stream: str, record: StreamRecord) -> None:
+        """A stream that was new has its first images."""
+        act = self._reset_by_hand.pop(stream, None)
+        if act is not None:
+            _note_act(record, act)
 
     def reset(self, streams: Iterable[str], known: int, kept: Mapping[str, str]) -> None:
         """Somebody had streams reset, of which so many were there; some files could not go."""
@@ -165,7 +204,14 @@ class StreamReports:
         for stream, reason in kept.items():
             self._events.note("not_removed", stream=stream, level=logging.ERROR, reason=reason)
 
-    def rolled_back(self, stream: str, version: int) -> None:
+    def rolled_back(self, stream: str, record: StreamRecord, version: int) -> None:
         """Somebody had it brought back."""
+        evidence = {"version": float(version)}
+        act = GuardAct(time=time.time(), action="roll_back", reason=BY_HAND, evidence=evidence)
+        _note_act(record, act)
         self._metrics.rollbacks.labels("request").inc()
         self._events.note("rollback", stream=stream, reason="request", version=version)
+
+
+def _note_act(record: StreamRecord, act: GuardAct) -> None:
+    record.acts = (*record.acts, act)[-ACTS:]

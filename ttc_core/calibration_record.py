@@ -161,11 +161,6 @@ class CalibrationRecord(BaseModel):
             file.write(self.model_dump_json(indent=1).encode() + b"\n")
 
 
-def calibrated(record_temperature: float | None) -> Literal["record", "none"]:
-    """By what a method's probabilities are told, beside what it sees of the stream."""
-    return "none" if record_temperature is None else "record"
-
-
 def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T, COLDEST to HOTTEST, at which softmax(logits / T) makes labels likeliest.
 

@@ -12,12 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ttc_core.calibration_record import calibrated
 from ttc_core.datasets import DataSet, Stream, changing, day_night, mixed_in
 from ttc_core.errors import UserError
 from ttc_core.features import FeatureRecorder
 from ttc_core.frames import KINDS
-from ttc_core.guard import estimated, mode_of
+from ttc_core.guard import calibrated, estimated, mode_of
 from ttc_core.methods import Method, Prediction
 from ttc_core.methods.contract import HELD, MODES
 from ttc_core.order import is_count
@@ -356,6 +355,7 @@ class Evaluation:
     def _row(self, run: Run, stream: Stream) -> dict[str, Any]:
         # Among the settings, so that a table still has it beside other methods.
         code = {} if run.code is None else {"code_digest": run.code}
+        calibrated_by, record_temperature = calibrated(run.method)
         row = {
             "method": run.name,
             "corruption": stream.corruption,
@@ -366,8 +366,8 @@ class Evaluation:
             "limit": self.limit,
             "seed": self.seed,
             "settings": dict(run.method.settings) | code,
-            "calibrated": calibrated(run.method.record_temperature),
-            "record_temperature": run.method.record_temperature,
+            "calibrated": calibrated_by,
+            "record_temperature": record_temperature,
             "guard": run.guard,
             **self.fields,
         }

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from ttc_core.errors import UserError, shown
 from ttc_core.flat import NamedTensors, tensor_bytes
-from ttc_core.methods.contract import WATCHING, Method, State
+from ttc_core.methods.contract import HELD, WATCHING, Method, State
 from ttc_core.normalization import shared_parameters
 
 FORMAT = "ttc-state-2"
@@ -71,9 +72,9 @@ _TENSORS = TypeAdapter(dict[str, _Stored])
 _TEXTS = TypeAdapter(dict[str, str], config=ConfigDict(strict=True))
 _COUNTERS = TypeAdapter(Counters, config=ConfigDict(strict=True))
 _SECTIONS = TypeAdapter(list[str], config=ConfigDict(strict=True))
-_OF_STREAM = TypeAdapter(
-    dict[str, Annotated[int, Field(ge=0, le=MOST_COUNT)]], config=ConfigDict(strict=True)
-)
+_OF_STREAM = TypeAdapter(dict[str, Any])
+# Seconds since 1970 before which any time is that is one.
+_LATEST = 1e11
 # Of a setting that is an object: no other process can have the same.
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+>")
 
@@ -125,7 +126,7 @@ def encoded(
     name: str,
     model: str,
     state: State | None = None,
-    of_stream: Mapping[str, int] | None = None,
+    of_stream: Mapping[str, Any] | None = None,
     code: Mapping[str, str] | None = None,
 ) -> bytes:
     """What `save_state` writes: a safetensors file of the tensors by section and name.
@@ -136,7 +137,7 @@ def encoded(
     Args:
         name: the method's name; model: the model's spec. Both must fit when it is loaded.
         state: as the method gave it before; None: as it is now.
-        of_stream: counts, 0 to MOST_COUNT, that are kept beside it.
+        of_stream: what is kept beside it, as JSON has it.
         code: digests of the `method`'s and the `model`'s code, where it is the user's own. They
             must fit likewise; files that have none do.
 
@@ -254,7 +255,14 @@ def describe(path: Path) -> str:
         for name, value in values.items()
     ]
     if watch := sections.get("guard"):
-        counters += [f"{name} {shown(watch.get(name))}" for name in ("held", "alarms")]
+        # As the service told it: a guard that only observes holds nothing.
+        of_stream = _of_stream(path, texts)
+        since = of_stream.get("held_since") if of_stream.get("mode") == HELD else None
+        if isinstance(since, int | float) and 0 <= since < _LATEST:
+            counters.append(f"held since {datetime.fromtimestamp(since, UTC):%FT%TZ}")
+        else:
+            counters.append("not held")
+        counters.append(f"alarms {shown(watch.get('alarms'))}")
     counters += [
         f"snapshot {shown(about.get('version'))} after {shown(about.get('images'))} images"
         for section, about in sections.items()
@@ -280,13 +288,27 @@ def read_counters(
     return _text(path, texts, "counters", _COUNTERS)
 
 
+def read_of_stream(
+    path: Path, method: Method, *, name: str, model: str, code: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return what was kept beside a state of this method and model, without reading the state.
+
+    Raises:
+        StateError: as `read_counters`.
+    """
+    with _opened(path) as file:
+        texts = _read_texts(path, file)[0]
+    _check_owner(path, texts, _identity(method, name, model, code))
+    return _of_stream(path, texts)
+
+
 def load_state(
     path: Path, method: Method, *, name: str, model: str, code: Mapping[str, str] | None = None
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Restore a method from a file that `save_state` wrote for the same method and model.
 
     Returns:
-        The counts that were kept beside it.
+        What was kept beside it, as the file has it.
 
     Raises:
         StateError: the file is missing, damaged, or belongs to another method, model, code or
@@ -297,8 +319,7 @@ def load_state(
         _check_owner(path, texts, _identity(method, name, model, code))
         sections = _text(path, texts, "sections", _SECTIONS)
         counters = _text(path, texts, "counters", _COUNTERS)
-        # Files of former versions have none.
-        of_stream = _text(path, {"stream": "{}", **texts}, "stream", _OF_STREAM)
+        of_stream = _of_stream(path, texts)
         own = method.state()
         former = counters.get("counters", {})
         if "learned_batches" in former and "learned_batches" in own.get("draws", {}):
@@ -402,6 +423,11 @@ def _text(path: Path, texts: Mapping[str, str], key: str, kind: TypeAdapter[T]) 
         return kind.validate_json(texts[key])
     except (KeyError, ValidationError):
         raise StateError(f"{shown(path)} is incomplete: it has no {key}.") from None
+
+
+def _of_stream(path: Path, texts: Mapping[str, str]) -> dict[str, Any]:
+    # Files of former versions have none.
+    return _text(path, {"stream": "{}", **texts}, "stream", _OF_STREAM)
 
 
 def _identity(

@@ -8,6 +8,7 @@ from service.cli.options import (
     BATCH_SIZE,
     DataOptions,
     ModelOptions,
+    check_watched,
     grouped,
     load_model,
     pairs_of,
@@ -228,6 +229,7 @@ def _runs(
             raise click.UsageError(str(error)) from error
         size, code = variant.batch_size or batch_size, source_digest(variant.method)
         runs.append(Run(variant.method, method, size, code))
+    check_watched(watching, [run.method for run in runs])
     return runs
 
 

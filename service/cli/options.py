@@ -90,17 +90,28 @@ def pairs_of(settings: tuple[str, ...]) -> dict[str, str]:
 
 def sets_nothing(pairs: Iterable[str], methods: Mapping[str, "Method"]) -> Iterator[str]:
     """Say of each METHOD.PARAM of `--set` that belongs to none of these methods, by name."""
-    from ttc_core.guard import SETTINGS, mode_of
+    from ttc_core.guard import watching
 
     moving = {name for name, method in methods.items() if "moving" in method.settings}
     taken = (
         methods.keys() | {f"{name}.moving" for name in moving} | ({"moving"} if moving else set())
     )
-    if any(mode_of(method) != "off" for method in methods.values()):
-        taken |= SETTINGS.keys()
+    taken = taken.union(*map(watching, methods.values()))
     for key in pairs:
         if key.rpartition(".")[0] not in taken:
             yield f"--set {key} sets nothing here: what runs is {', '.join(methods)}."
+
+
+def check_watched(pairs: Iterable[str], methods: Iterable["Method"]) -> None:
+    """Refuse a setting of `--set` that is the guard's, where no method is watched."""
+    from ttc_core.guard import mode_of
+
+    first = next(iter(pairs), None)
+    if first is not None and all(mode_of(method) == "off" for method in methods):
+        raise click.UsageError(
+            f"--set {first} sets what watches over adaptation, and that is off; leave it out, or "
+            "say --guard on or --guard observe."
+        )
 
 
 def keep_freed_memory() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from service.cli.options import (
+    check_watched,
     chosen_settings,
     load_model,
     pairs_of,
@@ -95,6 +96,7 @@ def _serve(settings: Settings) -> None:
             )
         except (ValueError, TypeError) as error:
             raise click.UsageError(str(error)) from error
+        check_watched(watching, [source])
         _try_out(source, settings.method)
         app = build(settings, source)
         _introduce(settings, source)
@@ -121,6 +123,8 @@ def _introduce(settings: Settings, source: "Method") -> None:
     """Tell what is served, with which settings, and what to beware of."""
     import torch
 
+    from ttc_core.guard import calibrated
+
     model = source.model
     adapted = model.affine.values() if "affine" in source.adapts else ()
     count = sum(tensor.numel() for tensor in adapted)
@@ -132,9 +136,11 @@ def _introduce(settings: Settings, source: "Method") -> None:
     )
     used = ", ".join(f"{k}={v}" for k, v in source.settings.items())
     log.info("Method %s: %s", settings.method, used or "no settings")
-    if (record := model.calibration) is not None and source.record_temperature is not None:
+    calibrated_by, _ = calibrated(source)
+    if (record := model.calibration) is not None and calibrated_by != "none":
+        whose = "" if calibrated_by == "record" else "of the guard's estimates alone, "
         log.info(
-            f"Calibration: by the record of {record.images:,} images of {record.data}, "
+            f"Calibration: {whose}by the record of {record.images:,} images of {record.data}, "
             f"{record.accuracy:.1%} right and {record.confidence:.1%} sure: temperature "
             f"{record.temperature:.3g}"
         )

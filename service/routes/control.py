@@ -22,8 +22,9 @@ from service.schemas import (
     StreamStatus,
 )
 from service.settings import SECRETS
-from ttc_core.calibration_record import calibrated
+from ttc_core.guard import calibrated
 from ttc_core.guard.estimate import Estimate, Estimates
+from ttc_core.methods.contract import HELD
 from ttc_core.rows import plain
 
 router = APIRouter()
@@ -95,7 +96,8 @@ async def rollback(
 async def status(service: ServiceNow) -> StatusResponse:
     """Tell the model, the method with its hyperparameters, the streams, counters and events."""
     model, settings = service.source.model, service.settings
-    code, silent = service.engine.code, service.engine.silence.silent
+    code, silent_since = service.engine.code, service.engine.silence.silent_since
+    calibrated_by, record_temperature = calibrated(service.source)
     of_method = {"code_digest": code["method"]} if "method" in code else {}
     shown = settings.model_dump(mode="json", exclude=set(SECRETS))
     return StatusResponse(
@@ -115,8 +117,8 @@ async def status(service: ServiceNow) -> StatusResponse:
         ),
         method=settings.method,
         settings={"method": plain(service.source.settings) | of_method, "server": shown},
-        calibrated=calibrated(service.source.record_temperature),
-        record_temperature=service.source.record_temperature,
+        calibrated=calibrated_by,
+        record_temperature=record_temperature,
         device=str(model.device),
         streams={
             name: StreamStatus(
@@ -127,17 +129,21 @@ async def status(service: ServiceNow) -> StatusResponse:
                 drift=record.drift,
                 second_view_off=record.second_view_off,
                 mode=service.told(record.mode),
-                held_since=record.held_since,
+                held_since=record.held_since if record.mode == HELD else None,
                 estimated_accuracy=_estimated(record.estimates),
-                guard=[dict(act) for act in record.acts],
+                guard=list(record.acts),
                 details=dict(record.details),
                 suspect=record.suspect,
+                suspect_since=record.suspect_since,
+                suspect_in_a_row=record.suspect_in_a_row,
                 suspects=dict(record.suspects),
-                silent=name in silent,
+                silent=name in silent_since,
+                silent_since=silent_since.get(name),
             )
             for name, record in service.engine.streams.items()
         },
         saved_streams=await service.engine.saved_streams(),
+        saved_held=service.engine.saved_held(),
         truth=service.engine.truth.streams,
         counters=service.metrics.counters(),
         events=list(service.engine.events),
@@ -156,5 +162,5 @@ def _estimated(found: Estimates | None) -> EstimatedAccuracy | None:
         adapted=shown(found.adapted),
         source=shown(found.source),
         difference=shown(found.difference),
-        compared=found.images,
+        images_compared=found.images,
     )

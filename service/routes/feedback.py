@@ -60,10 +60,10 @@ async def feedback(
     labels = [
         (each.stream or named, each.id, each.label) for each in await service.intake.labels(request)
     ]
-    ids = await service.engine.feedback(labels)
+    ids, weighed = await service.engine.feedback(labels)
     others = {
         outcome: NotTaken(count=len(names), ids=names[:MOST_NAMED])
         for outcome, names in ids.items()
         if outcome != "taken"
     }
-    return FeedbackResponse(taken=len(ids["taken"]), **others)
+    return FeedbackResponse(taken=len(ids["taken"]), weighed=weighed, **others)

@@ -59,7 +59,13 @@ def test_labels_count_as_if_they_had_come_along(serve, pictures, labels, way):
                 running.http.post("/predict", content=picture, params=params)
         told = tell(running, ids, labels[:16], stream="late")
         right = sum(a == b for a, b in zip(classes(answer), labels[:16], strict=True))
-        assert told == {"taken": 16, "unknown": NONE, "repeated": NONE, "contradicting": NONE}
+        assert told == {
+            "taken": 16,
+            "weighed": 0,
+            "unknown": NONE,
+            "repeated": NONE,
+            "contradicting": NONE,
+        }
         assert accuracy(running) == [32, 2 * right, early[2]]
         of_each = {"labelled": 16, "correct": right}
         assert running.at_rest()["truth"] == {"early": of_each, "late": of_each}
@@ -73,6 +79,7 @@ def test_what_does_not_count_is_named(serve, pictures):
         told = tell(running, [*names(3), *names(2), *names(150, 100)], [4, 5, 6, 5, 4] + [1] * 150)
         assert told == {
             "taken": 1,
+            "weighed": 0,
             "unknown": {"count": 150, "ids": names(100, 100)},
             "repeated": {"count": 2, "ids": names(2)},
             "contradicting": {"count": 2, "ids": names(2)},
@@ -93,7 +100,8 @@ def test_the_stream_is_the_labels_own_or_the_requests(serve, pictures):
         assert tell(running, ["1"], [0], params={"stream": "gate"})["taken"] == 1
         assert tell(running, ["1"], [0], headers={"X-Session-Id": "gate"})["repeated"]["count"] == 1
         assert tell(running, ["1"], [0], headers={"X-Session-Id": "gate"}, stream="yard") == {
-            **{"taken": 1, "unknown": NONE, "repeated": NONE, "contradicting": NONE}
+            **{"taken": 1, "weighed": 0},
+            **{"unknown": NONE, "repeated": NONE, "contradicting": NONE},
         }
         streams = running.at_rest()["truth"]
         assert {name: one["labelled"] for name, one in streams.items()} == {

@@ -127,7 +127,7 @@ def test_a_collapsed_stream_is_answered_by_the_source(serve, collapsing, clean):
         ("gate", "reset"),
     ]
     estimated = gate["estimated_accuracy"]
-    assert estimated["compared"] > 90
+    assert estimated["images_compared"] > 90
     for each in ("adapted", "source", "difference"):
         assert estimated[each]["low"] <= estimated[each]["accuracy"] <= estimated[each]["high"]
     assert estimated["difference"]["high"] < 0
@@ -142,8 +142,8 @@ def test_a_collapsed_stream_is_answered_by_the_source(serve, collapsing, clean):
     assert metric('ttc_held_stream_timestamp_seconds{stream="gate"}') == gate["held_since"]
     # In between: each stream counts as much as images of it were compared.
     both = [each["estimated_accuracy"] for each in (gate, other)]
-    mean = sum(each["adapted"]["accuracy"] * each["compared"] for each in both)
-    mean /= sum(each["compared"] for each in both)
+    mean = sum(each["adapted"]["accuracy"] * each["images_compared"] for each in both)
+    mean /= sum(each["images_compared"] for each in both)
     assert metric('ttc_estimated_accuracy_ratio{answers="adapted"}') == pytest.approx(
         mean, abs=1e-3
     )
@@ -164,23 +164,94 @@ def test_observing_tells_and_does_nothing(serve, collapsing, clean):
 
 
 def test_what_the_guard_knows_of_a_stream_outlives_a_restart(serve, collapsing, clean, tmp_path):
-    """Held since when, on what evidence, the estimate; what it did is in the log alone."""
+    """Since when it is held, on what evidence, the estimate, the acts; also past one without."""
 
-    def running():
-        return serve(source=collapsing(), max_batch=10, state_dir=tmp_path)
+    def running(mode="on"):
+        return serve(source=collapsing(mode), max_batch=10, state_dir=tmp_path)
 
     with running() as first:
         follow(first, clean[:60])
         before = first.at_rest()["streams"]["gate"]
+    shown = CliRunner().invoke(cli, ["state", str(tmp_path)]).output
+    assert f"held since {time.strftime('%FT%TZ', time.gmtime(before['held_since']))}, " in shown
+    for mode in ("off", "observe"):
+        with running(mode) as unwatched:
+            assert modes(follow(unwatched, clean[60:65])) == ["adapting"] * 5
+            told = unwatched.at_rest()
+            assert (told["streams"]["gate"]["held_since"], told["saved_held"]) == (None, {})
+            assert unwatched.metric("ttc_held_streams") == 0
+        assert "not held" in CliRunner().invoke(cli, ["state", str(tmp_path)]).output
     with running() as second:
         said = follow(second, clean[60:70])
         after = second.at_rest()["streams"]["gate"]
     assert set(modes(said)) == {"held"}
     assert (before["mode"], after["mode"]) == ("held", "held")
-    assert after["held_since"] == int(before["held_since"])
-    assert after["estimated_accuracy"]["compared"] == before["estimated_accuracy"]["compared"] + 10
+    assert after["held_since"] == before["held_since"]
+    assert (
+        after["estimated_accuracy"]["images_compared"]
+        == before["estimated_accuracy"]["images_compared"] + 10
+    )
     assert after["details"]["alarms"] == before["details"]["alarms"] == 1
-    assert after["guard"] == []
+    assert after["guard"] == before["guard"]
+
+
+def test_a_held_stream_is_seen_while_it_is_on_disk_only(serve, collapsing, clean, tmp_path):
+    """Since when and what was done, in the status and the metrics: after it made room for another,
+    and after a restart before its first image; a reset ends it."""
+
+    def running():
+        return serve(source=collapsing(), max_batch=10, max_streams=1, state_dir=tmp_path)
+
+    def seen(one):
+        (told,) = one.wait_for(lambda: (status := one.at_rest())["saved_held"] and [status])
+        sample = 'ttc_held_stream_timestamp_seconds{stream="gate"}'
+        assert one.metric(sample) == told["saved_held"]["gate"]["held_since"]
+        assert one.metric("ttc_held_streams") == 1
+        return told["saved_held"]
+
+    with running() as first:
+        follow(first, clean[:60])
+        before = first.at_rest()["streams"]["gate"]
+        follow(first, clean[:HEALTHY], "other")
+        expected = {"mode": "held", "images": 60}
+        expected |= {name: before[name] for name in ("held_since", "guard")}
+        assert seen(first) == {"gate": expected}
+    with running() as second:
+        assert seen(second) == {"gate": expected}
+        assert second.status()["streams"] == {}
+        follow(second, clean[60:70])
+        assert second.at_rest()["saved_held"] == {}
+        assert second.metric("ttc_held_streams") == 1
+        follow(second, clean[:HEALTHY], "other")
+        assert seen(second)["gate"]["images"] == 70
+        second.http.post("/reset?stream=gate")
+        assert second.at_rest()["saved_held"] == {}
+        assert second.metric("ttc_held_streams") == 0
+    with running() as third:
+        follow(third, clean[:1], "other")
+        assert third.at_rest()["saved_held"] == {}
+
+
+def test_what_was_done_by_hand_is_told_of_the_stream(serve, make_method, clean, often_kept):
+    """Beside what the guard did, with its moment; a reset once the stream goes on."""
+    began = time.time()
+    method = make_method("ttc", guard="on", samples_per_step=10)
+    with serve(source=method, max_batch=10) as running:
+        follow(running, clean[:20])
+        version = running.http.post("/rollback?stream=gate").json()["version"]
+        (act,) = running.at_rest()["streams"]["gate"]["guard"]
+        assert began < act.pop("time") < time.time()
+        assert act == {
+            **{"action": "roll_back", "reason": "by_hand", "observed": False},
+            "evidence": {"version": version},
+        }
+        running.http.post("/reset?stream=gate")
+        assert "gate" not in running.status()["streams"]
+        follow(running, clean[:20])
+        streams = running.at_rest()["streams"]
+        assert [(each["action"], each["reason"]) for each in streams["gate"]["guard"]] == [
+            ("reset", "by_hand")
+        ]
 
 
 @pytest.mark.usefixtures("often_kept")
@@ -202,7 +273,7 @@ def test_a_stream_goes_back_to_a_good_state(serve, make_method, clean, tmp_path)
     assert [each["images"] for each in kept] == [110, 120]
     assert kept[0]["version"] < kept[1]["version"] <= version
     shown = CliRunner().invoke(cli, ["state", str(tmp_path)]).output
-    assert f"held 0, alarms 0, snapshot {kept[0]['version']} after 110 images" in shown
+    assert f"not held, alarms 0, snapshot {kept[0]['version']} after 110 images" in shown
     assert "harm" not in shown
 
     with running() as second, Client(second.url) as client:

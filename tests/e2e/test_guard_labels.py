@@ -84,7 +84,7 @@ def test_labels_hold_a_stream_that_errs(serve, erring, clean):
     assert gate["mode"] == "held"
     acts = [(act["action"], act["reason"]) for act in gate["guard"]]
     assert acts == [("hold", "suspicion"), ("hold", "harm"), ("reset", "harm")]
-    assert all(act["evidence"]["labelled"] > 0 for act in gate["guard"])
+    assert all(act["evidence"]["bets_on_labelled"] > 0 for act in gate["guard"])
     assert gate["details"]["harm"] < 5 < gate["details"]["harm_by_labels"]
 
 
@@ -96,11 +96,11 @@ def test_without_such_labels_the_same_harm_is_not_seen(serve, erring, clean, way
         assert set(follow(running, clean, way)) == {"adapting"}
         gate = running.at_rest()["streams"]["gate"]
     assert gate["guard"] == []
-    assert (gate["details"]["labelled"], gate["details"]["harm_by_labels"]) == (0, 1)
+    assert (gate["details"]["labelled_of_compared"], gate["details"]["harm_by_labels"]) == (0, 1)
 
 
 def weighed(running):
-    return running.at_rest()["streams"]["gate"]["details"]["labelled"]
+    return running.at_rest()["streams"]["gate"]["details"]["labelled_of_compared"]
 
 
 def test_each_label_is_weighed_once_and_of_compared_images_alone(serve, erring, clean):
@@ -109,10 +109,11 @@ def test_each_label_is_weighed_once_and_of_compared_images_alone(serve, erring, 
     images, labels = clean
     with serve(source=erring("observe"), max_batch=10) as running:
         follow(running, clean, "never", stop=60)
-        for _ in range(2):
-            tell(running, ids_of(20), labels[20:30])
+        for count in (10, 0):
+            assert tell(running, ids_of(20), labels[20:30])["weighed"] == count
             assert weighed(running) == 10
-        assert tell(running, [str(number) for number in range(60)], labels[:60])["taken"] == 50
+        told = tell(running, [str(number) for number in range(60)], labels[:60])
+        assert (told["taken"], told["weighed"]) == (50, 32 + 2 - 10)
         assert weighed(running) == 32 + 2
         ask(running, images[60:68], params={"stream": "gate"})
         running.at_rest()
@@ -133,7 +134,7 @@ def test_labels_of_answers_before_a_reset_tell_nothing(serve, erring, clean):
         assert running.http.post("/reset?stream=gate").status_code == 200
         follow(running, clean, "never", start=20, stop=30)
         told = tell(running, [str(number) for number in range(30)], labels[:30])
-        assert (told["taken"], weighed(running)) == (30, 10)
+        assert (told["taken"], told["weighed"], weighed(running)) == (30, 10, 10)
 
 
 @pytest.mark.usefixtures("often_kept")

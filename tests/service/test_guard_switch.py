@@ -50,11 +50,32 @@ def test_a_threshold_sets_something_only_where_frames_are_watched(caplog):
     pairs = {"frames.black_level": "9"}
     watched, plain = (create("source", make_model(), guard=mode) for mode in ("observe", "off"))
     assert list(sets_nothing(pairs, {"source": watched})) == []
+    assert len(list(sets_nothing({"guard.hold": "false"}, {"source": watched}))) == 1
     (sentence,) = sets_nothing(pairs, {"source": plain})
     assert sentence.startswith("--set frames.black_level sets nothing here")
     with caplog.at_level(logging.WARNING):
         _introduce(read_settings({"set": ("frames.black_level=9",)}), plain)
     assert "frames.black_level sets nothing" in caplog.text
+
+
+@pytest.mark.parametrize("pair", ["guard.hold=false", "frames.black_level=9"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("serve", "--guard", "off", "--port", "0"),
+        ("serve", "--method", "norm", "--port", "0"),
+        ("evaluate", "bundled", "--methods", "norm,tent"),
+        ("evaluate", "bundled", "--methods", "ttc_stream", "--guard", "off"),
+    ],
+    ids=" ".join,
+)
+def test_what_sets_the_guard_is_refused_where_it_is_off(verb, pair):
+    """Whoever says both is mistaken in one of them."""
+    done = CliRunner().invoke(cli, [*verb, "--device", "cpu", "--set", pair])
+    assert done.exit_code == 2
+    said = " ".join(done.output.split())
+    assert f"--set {pair.partition('=')[0]} sets what watches over adaptation" in said
+    assert "leave it out, or say --guard on" in said
 
 
 def evaluated(rows, *more):
@@ -82,6 +103,11 @@ def test_rows_say_how_frames_were_watched_and_what_was_seen(tmp_path):
     assert watched["settings"]["frames"] == {"black_level": 2}
     observed = evaluated(rows, "--guard", "observe")
     assert (observed["guard"], observed["suspects"]) == ("observe", {"noise": 12})
+    by = [row["calibrated"] for row in (plain, watched, observed)]
+    assert by == ["none", "guard", "guard"]
+    temperatures = [row["record_temperature"] for row in (plain, watched, observed)]
+    assert temperatures == [None, temperatures[1], temperatures[1]]
+    assert 0.6 < temperatures[1] < 0.75
     assert {key: observed[key] for key in ("correct", "entropy")} == {
         key: plain[key] for key in ("correct", "entropy")
     }

@@ -14,7 +14,7 @@ from tests.fixtures.engine import CLASSES, ask, events_of, make_model, run, valu
 from ttc_core.guard import guarded, watched
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods import create
-from ttc_core.methods.contract import Answers
+from ttc_core.methods.contract import Answers, Weighed
 
 
 class Told(Wrapper):
@@ -113,7 +113,7 @@ async def tell(engine, answers, names, *, streams=("s",), right=False):
 
 
 def labelled(engine, stream="s"):
-    return engine.streams[stream].method.details["labelled"]
+    return engine.streams[stream].method.details["labelled_of_compared"]
 
 
 def test_labels_of_a_new_streams_first_batch_count_before_it_is_adapted(engine_of, answers):
@@ -138,7 +138,7 @@ def test_labels_of_a_request_are_weighed_in_the_order_of_the_images(engine_of, a
     async def walk():
         await learned(engine, named(0, 20))
         method = engine.streams["s"].method
-        method.weigh = lambda right: seen.extend(right) or ()
+        method.weigh = lambda right: seen.extend(right) or Weighed()
         harm = [("s", name, other(answers["s", name])) for name in named(0, 20)[::2]]
         fine = [("s", name, answers["s", name]) for name in named(0, 20)[::-2]]
         await engine.feedback(harm + fine)
@@ -154,11 +154,12 @@ def test_labels_of_before_the_guard_brought_a_stream_back_tell_nothing(engine_of
     async def walk():
         await learned(engine, named(0, 20))
         await learned(engine, named(20, 40), seed=1)
-        await tell(engine, answers, named(20, 40))
+        _, weighed = await tell(engine, answers, named(20, 40))
         assert value(engine, "ttc_resets_total", cause="guard") == 1
         before = labelled(engine)
-        taken = await tell(engine, answers, named(0, 20))
-        assert (len(taken["taken"]), labelled(engine)) == (20, before)
+        assert 0 < weighed == before < 20  # the others are of the state that was left
+        taken, weighed = await tell(engine, answers, named(0, 20))
+        assert (len(taken["taken"]), weighed, labelled(engine)) == (20, 0, before)
 
     run(engine, walk())
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import threading
 
@@ -11,6 +12,7 @@ import pytest
 from service.engine import Image
 from service.errors import StateNotRemoved, TooManyStreams
 from tests.fixtures.streams import PIXELS, batch, events, request, reset, stop
+from ttc_core.state import save_state
 
 
 def test_more_saved_streams_than_places_come_when_asked_for(engine, tmp_path, monkeypatch):
@@ -192,6 +194,27 @@ def test_what_is_no_state_of_the_stream_is_never_written_over(
     assert stop(table)
     assert (tmp_path / "gate.rejected").read_bytes() == b"precious"
     assert file.exists()
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        *({"images": -1}, {"images": True}, {"images": 1.5}, {"suspects": {"black": "1"}}),
+        *({"held_since": math.nan}, {"held_since": 1e300}, {"acts": [{"action": "hold"}]}),
+    ],
+    ids=str,
+)
+def test_a_state_beside_which_nonsense_is_kept_is_set_aside(engine, source, tmp_path, kept):
+    """Its counts and times are told to people; so it is no state of ours."""
+    save_state(*(tmp_path / "gate.safetensors", source), name="ttc", model="small", of_stream=kept)
+    table = engine(tmp_path)
+    asyncio.run(table.find_held())
+    assert table.saved_held() == {}
+    request(table, "gate")
+    (rejected,) = events(table, "rejected")
+    assert f"keeps beside its state is none: {next(iter(kept))}" in rejected["reason"]
+    assert (tmp_path / "gate.rejected").exists()
+    assert table.streams["gate"].images == len(PIXELS)
 
 
 def test_a_file_put_in_a_streams_place_is_not_written_over(engine, tmp_path):

@@ -1,5 +1,7 @@
 """Streams that have sent nothing for much longer than is their habit; no real time passes here."""
 
+import time
+
 import pytest
 
 from service.events import Events
@@ -102,7 +104,8 @@ def test_a_reset_stream_has_no_habit(silence, clock):
     send(silence, clock, gaps=HABIT)
     send(silence, clock, "other", gaps=HABIT)
     wait(silence, clock, 100)
-    assert silence.silent == {"gate", "other"}
+    assert silence.silent == silence.silent_since.keys() == {"gate", "other"}
+    assert time.time() - silence.silent_since["other"] == pytest.approx(100, abs=0.1)
     silence.forget(["gate"])
     assert silence.silent == {"other"}
     silence.forget(None)

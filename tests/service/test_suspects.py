@@ -1,5 +1,6 @@
 """What the service tells of faulty frames: counts by kind and stream, when it began and ended."""
 
+import time
 from typing import ClassVar
 
 import numpy as np
@@ -85,14 +86,22 @@ def test_it_is_told_when_a_fault_begins_changes_and_ends():
         for number in range(4):
             await step(engine, images_of(scenes(2, number), noise(2, number)))
         assert [event.get("kind") for event in engine.events] == ["noise"]
-        assert engine.streams["s"].suspect == "noise"
-        await step(engine, images_of(np.zeros_like(noise(2))))
+        record, (begun,) = engine.streams["s"], engine.events
+        assert (record.suspect, record.suspect_in_a_row) == ("noise", 2)
+        assert record.suspect_since == pytest.approx(begun["time"], abs=0.1)
+        before = time.time()
+        for _ in range(2):
+            await step(engine, images_of(np.zeros_like(noise(2))))
         assert [event.get("kind") for event in engine.events] == ["noise", "black"]
-        await step(engine, images_of(scenes(WELL_AFTER - 1, 9)))
-        assert engine.streams["s"].suspect == "black"
+        assert before < record.suspect_since < time.time()
+        await step(engine, images_of(scenes(1, 8), np.zeros_like(noise(3)), scenes(1, 7)))
+        assert (record.suspect, record.suspect_in_a_row) == ("black", 0)
+        assert before < record.suspect_since < time.time()
+        await step(engine, images_of(scenes(WELL_AFTER - 2, 9)))
+        assert record.suspect == "black"
         await step(engine, images_of(scenes(1, 10)))
         assert events_of(engine) == ["suspect", "suspect", "suspect_over"]
-        assert engine.streams["s"].suspect is None
+        assert (record.suspect, record.suspect_since) == (None, None)
 
     run(engine, walk())
 
@@ -115,7 +124,7 @@ def test_a_request_that_teaches_nothing_leaves_no_trace():
 
 
 def test_a_saved_stream_keeps_its_counts(tmp_path):
-    """And the images that the next ones are compared with."""
+    """And the images that the next ones are compared with, and since when it has been at fault."""
     engine = engine_of(state_dir=tmp_path)
 
     async def before():
@@ -123,12 +132,17 @@ def test_a_saved_stream_keeps_its_counts(tmp_path):
         await engine.save()
 
     run(engine, before())
+    was = engine.streams["s"]
     again = engine_of(state_dir=tmp_path)
 
     async def after():
+        await step(again, images_of(noise(1, 1)))
+        record = again.streams["s"]
+        assert (record.suspect, record.suspect_in_a_row) == ("noise", 4)
+        assert record.suspect_since == was.suspect_since
         rows = await step(again, images_of(noise(3)[-1:], scenes(2)))
         assert rows[0].answers.suspects == ("frozen",) * 3
-        assert again.streams["s"].suspects == {"noise": 3, "frozen": 3}
+        assert record.suspects == {"noise": 4, "frozen": 3}
 
     run(again, after())
 

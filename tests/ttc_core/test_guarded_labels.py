@@ -156,16 +156,16 @@ def done(acts):
 def test_labels_hold_bring_back_and_release(method):
     """Each act with its evidence; what was answered before the stream was brought back tells
     nothing after."""
-    acts = method.weigh([(False, True)] * 100)
+    acts = method.weigh([(False, True)] * 100).acts
     assert done(acts) == [("hold", "suspicion"), ("hold", "harm"), ("reset", "harm")]
     assert acts[0].evidence["harm"] >= SUSPICIOUS
-    assert acts[1].evidence["labelled"] < 20
+    assert acts[1].evidence["bets_on_labelled"] < 20
     assert method.mode == "held"
-    assert method.details["labelled"] == acts[1].evidence["labelled"]
+    assert method.details["labelled_of_compared"] == acts[1].evidence["bets_on_labelled"]
     said = method.predict(make_images(6))
     assert set(said.modes) == {"held"}
     assert all(said.compared)
-    released = method.weigh([(True, False)] * 100)
+    released = method.weigh([(True, False)] * 100).acts
     assert done(released)[0] == ("release", "gain")
     assert released[0].evidence["gain"] >= RELEASED
     assert method.mode == "rolled_back"
@@ -207,7 +207,7 @@ def test_suspicion_by_labels_that_come_no_more_is_over(method):
     """After so many images; the evidence stays, so that the next label may raise it again."""
     acts = []
     while not acts:
-        acts = method.weigh([(False, True)])
+        acts = method.weigh([(False, True)]).acts
     wealth = method.details["harm_by_labels"]
     replace_watch(method, images=RETRIED + 35)
     assert method.adapt(method.predict(make_images(4))).acts == ()
@@ -215,7 +215,7 @@ def test_suspicion_by_labels_that_come_no_more_is_over(method):
     assert done(outcome.acts) == [("release", "suspicion")]
     assert (method.mode, method.details["harm_by_labels"]) == ("adapting", wealth)
     assert wealth > DOUBTFUL
-    assert done(method.weigh([(False, True)])) == [("hold", "suspicion")]
+    assert done(method.weigh([(False, True)]).acts) == [("hold", "suspicion")]
 
 
 def test_a_few_labels_long_ago_are_no_doubt_for_life(method):
@@ -266,8 +266,8 @@ def test_observing_weighs_all_labels_however_they_are_grouped(method):
     found = []
     for size in (100, 10):
         other = Guarded(method.inner, acts=False)
-        acts = [act for _ in range(100 // size) for act in other.weigh([(False, True)] * size)]
-        found += [(done(acts), other.details["labelled"])]
+        acts = [act for _ in range(100 // size) for act in other.weigh([(False, True)] * size).acts]
+        found += [(done(acts), other.details["labelled_of_compared"])]
     assert found[0] == found[1]
     assert found[0][1] == 100
 
@@ -276,17 +276,17 @@ def test_what_is_brought_back_twice_between_two_images_is_judged_by_neither_befo
     """Labels end at each, though no image has come."""
     method.weigh([(False, True)] * 100)
     method.weigh([(True, False)] * 100)
-    count = method.details["labelled"]
-    acts = method.weigh([(False, True)] * 200)
+    count = method.details["labelled_of_compared"]
+    acts = method.weigh([(False, True)] * 200).acts
     assert done(acts)[-1] == ("reset", "harm")
-    assert method.details["labelled"] - count < 100
+    assert method.details["labelled_of_compared"] - count < 100
 
 
 def test_observing_weighs_labels_and_does_nothing(method):
     """Each act is told as one that would have been."""
     other = Guarded(method.inner, acts=False)
     before = other.inner.state()
-    acts = other.weigh([(False, True)] * 100)
+    acts = other.weigh([(False, True)] * 100).acts
     assert all(act.observed for act in acts)
     assert len(acts) == 3
     assert same(other.inner.state(), before)

@@ -11,10 +11,10 @@ from tests.fixtures.contract import same
 from tests.fixtures.methods import ClassBalance
 from tests.fixtures.networks import make_images, make_model
 from ttc_core.evaluate import run_stream
-from ttc_core.guard import guarded, watched
+from ttc_core.guard import Unwatched, guarded, watched
 from ttc_core.guard.guarded import Guarded
 from ttc_core.methods import create
-from ttc_core.methods.contract import HELD, MODES, SnapshotError
+from ttc_core.methods.contract import ADAPTING, HELD, MODES, WATCHING, SnapshotError
 from ttc_core.methods.own import OwnMethod
 from ttc_core.model import SourceModel
 from ttc_core.state import load_state, save_state
@@ -142,6 +142,49 @@ def test_a_snapshot_that_is_not_taken_up_is_told_so(monkeypatch):
     assert same(method.state(), before)
     with pytest.raises(LookupError):
         method.roll_back(77)
+
+
+def test_a_guard_goes_on_where_it_was_after_a_time_without(tmp_path):
+    """What it knew is in the file of whoever adapts unwatched meanwhile, unless that is reset."""
+
+    def method(mode):
+        made = watched(create("ttc", make_model("batch-norm"), statistics="moving"), mode)
+        return Unwatched(made) if mode == "off" else made
+
+    def after(before, mode):
+        found = method(mode)
+        save_state(tmp_path / "s", before, name="ttc", model="m")
+        load_state(tmp_path / "s", found, name="ttc", model="m")
+        return found
+
+    def knowledge(method):
+        return {k: v for k, v in method.state().items() if k.partition(".")[0] in WATCHING}
+
+    before = method("on")
+    before.adapt(before.predict(make_images(6)))
+    before.inner._take()
+    before.weigh([(False, True)] * 100)
+    before.inner._take()
+    unwatched = after(before, "off")
+    assert (before.mode, unwatched.mode, unwatched.snapshots) == (HELD, ADAPTING, {})
+    unwatched.adapt(unwatched.predict(make_images(6, seed=1)))
+    now = after(unwatched, "on")
+    assert same(knowledge(now), knowledge(before))
+    assert (now.mode, now.snapshots) == (HELD, before.snapshots)
+    assert same(now.inner.inner.state(), unwatched.inner.state())
+    assert knowledge(unwatched.fork()) == {}
+    unwatched.reset()
+    assert same(unwatched.state(), method("off").state())
+
+
+def test_a_version_names_one_snapshot():
+    """Where nothing was learned in between, or after a roll back, the latest of it."""
+    method = Guarded(create("ttc", make_model("batch-norm"), statistics="moving"))
+    for seed in range(3):
+        method.adapt(method.predict(make_images(6, seed=seed)))
+        method._take()
+    assert dict(method.snapshots) == {0: 18}
+    assert [each.images for each in method._snapshots] == [18]
 
 
 def test_a_pass_keeps_how_each_image_was_answered():

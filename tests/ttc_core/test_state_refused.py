@@ -31,6 +31,7 @@ class Holder:
 
 MODEL = make_model()
 OF = {"name": "mine", "model": "small"}
+KEPT = {"images": 7, "since": 1.5, "acts": [{"action": "reset"}], "none": None}
 SCALES = {"norm1.weight": torch.ones(8)}
 
 
@@ -94,9 +95,9 @@ def test_what_could_not_be_read_again_is_refused(tmp_path, state):
 def test_what_is_saved_comes_back_as_it_was(tmp_path, state):
     """Whatever the names, the numbers and their types."""
     path = tmp_path / "gate.safetensors"
-    save_state(path, Holder(state), **OF, of_stream={"images": 7})
+    save_state(path, Holder(state), **OF, of_stream=KEPT)
     taken_up = Holder(state)
-    assert load_state(path, taken_up, **OF) == {"images": 7}
+    assert load_state(path, taken_up, **OF) == KEPT
     assert list(taken_up.held) == list(state)
     for section, entries in state.items():
         for key, value in taken_up.held[section].items():
@@ -115,11 +116,9 @@ def test_a_setting_that_is_an_object_is_named_as_the_reason(tmp_path, setting):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "kept", ['{"images": -1}', '{"images": true}', '{"images": 1.5}', "[]", "7", "{"]
-)
-def test_counts_beside_a_state_that_count_nothing_are_refused(tmp_path, kept):
-    """Whoever wrote them."""
+@pytest.mark.parametrize("kept", ["[]", "7", "{"])
+def test_what_is_kept_beside_a_state_and_names_nothing_is_refused(tmp_path, kept):
+    """Whoever wrote it."""
     path = tmp_path / "gate.safetensors"
     save_state(path, Holder({}), **OF)
     data = path.read_bytes()

@@ -5,8 +5,8 @@ learning, and the source answers where adapting does harm; `observe`: both are t
 done; `off`: nothing is looked at.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -14,9 +14,26 @@ from ttc_core.frames import FrameSettings
 from ttc_core.guard.estimate import Estimates
 from ttc_core.guard.guarded import Guarded, GuardSettings
 from ttc_core.guard.screened import Screened
+from ttc_core.guard.unwatched import Unwatched
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods.contract import Method
 from ttc_core.methods.settings import checked
+
+__all__ = [
+    "MODES",
+    "SETTINGS",
+    "WATCHED_METHODS",
+    "Unwatched",
+    "calibrated",
+    "default_mode",
+    "divided",
+    "doubted",
+    "estimated",
+    "holds",
+    "mode_of",
+    "watched",
+    "watching",
+]
 
 MODES = ("on", "off", "observe")
 # Of the methods, those that are watched unless something else is asked for.
@@ -72,13 +89,54 @@ def mode_of(method: Method) -> str:
     return "on" if method.keeps_out else "observe"
 
 
+def watching(method: Method) -> frozenset[str]:
+    """The sections of SETTINGS that set something of what watches a method."""
+    kinds = {Screened: "frames", Guarded: "guard"}
+    return frozenset(kinds[type(each)] for each in _layers(method) if type(each) in kinds)
+
+
+def holds(method: Method) -> bool:
+    """Whether the source may come to answer in its place."""
+    guard = _guard(method)
+    return guard is not None and guard.holds
+
+
+def doubted(method: Method) -> bool:
+    """Whether the source answers in its place, or would if it may."""
+    found = (each for each in _layers(method) if isinstance(each, Guarded | Unwatched))
+    return any(each.doubted for each in found)
+
+
 def estimated(method: Method) -> Estimates | None:
     """What is estimated of all answers since the start; None where nothing was compared."""
+    guard = _guard(method)
+    return None if guard is None else guard.whole
+
+
+def calibrated(method: Method) -> tuple[Literal["record", "guard", "none"], float | None]:
+    """Who goes by the model's calibration record, and that record's temperature.
+
+    Returns:
+        `record`: the probabilities that are told do, and a guard if there is one; `guard`: its
+        estimates alone do; `none`: nobody does.
+    """
+    if method.record_temperature is not None:
+        return "record", method.record_temperature
+    record = method.model.calibration
+    if record is None or _guard(method) is None:
+        return "none", None
+    return "guard", record.temperature
+
+
+def _layers(method: Method) -> Iterator[Method]:
+    yield method
     while isinstance(method, Wrapper):
-        if isinstance(method, Guarded):
-            return method.whole
         method = method.inner
-    return None
+        yield method
+
+
+def _guard(method: Method) -> Guarded | None:
+    return next((each for each in _layers(method) if isinstance(each, Guarded)), None)
 
 
 def _settings(given: Mapping[str, Any]) -> dict[str, BaseModel]:

@@ -36,6 +36,7 @@ from ttc_core.methods.contract import (
     Right,
     SnapshotError,
     State,
+    Weighed,
 )
 from ttc_core.methods.parts import Numbers, bounded
 from ttc_core.methods.parts.shadow import answers_to
@@ -107,8 +108,14 @@ class Guarded(Wrapper):
             part.reset()
 
     @property
-    def _holds(self) -> bool:
+    def holds(self) -> bool:
+        """Whether it has the source answer where that is safer."""
         return self._acts and self._settings.hold
+
+    @property
+    def doubted(self) -> bool:
+        """Whether the source should answer, by what was seen."""
+        return self._watch.by_source
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -123,14 +130,14 @@ class Guarded(Wrapper):
             "harm": watch.estimated.harm.wealth,
             "harm_by_labels": watch.labelled.harm.wealth,
             "alarms": watch.alarms,
-            "compared": watch.asked,
-            "labelled": watch.judged,
+            "compared_while_adapting": watch.asked,
+            "labelled_of_compared": watch.judged,
         }
 
     @property
     def mode(self) -> str:
         watch = self._watch
-        if watch.by_source and self._holds:
+        if watch.by_source and self.holds:
             return HELD
         return ROLLED_BACK if self._acts and watch.images < watch.told_until else ADAPTING
 
@@ -162,7 +169,7 @@ class Guarded(Wrapper):
         said = self.inner.predict(images, learn=learn, **asked)
         beside = self._beside(images, before.chosen(count) if compare else (), said.beside)
         pending = self._after(images, said, beside) if compare else _Guarded()
-        held = self._holds and (before.by_source or self._seen(pending, count)[0].by_source)
+        held = self.holds and (before.by_source or self._seen(pending, count)[0].by_source)
         told_until = before.told_until if self._acts else 0
         modes = tuple(
             HELD if held else ROLLED_BACK if number < told_until else ADAPTING
@@ -215,7 +222,7 @@ class Guarded(Wrapper):
                 theirs,
                 _numbers(restyled.softmax(dim=1)),
                 ours,
-                by_source=self._holds and before.by_source,
+                by_source=self.holds and before.by_source,
             )
             worse = [
                 (row, source - served)
@@ -277,8 +284,9 @@ class Guarded(Wrapper):
         self._keep_if_good(before)
         return replace(outcome, acts=tuple(acts), drift=self.drift) if acts else outcome
 
-    def weigh(self, right: Sequence[Right]) -> Sequence[Act]:
+    def weigh(self, right: Sequence[Right]) -> Weighed:
         acts, times_set_back = list[Act](), self._times_set_back
+        judged_before = self._watch.judged
         for ours, theirs in right:
             watch = self._watch
             judged = replace(watch, judged=watch.judged + 1, judged_at=watch.images)
@@ -291,7 +299,7 @@ class Guarded(Wrapper):
             acts += self._act(turn) if turn else []
             if self._times_set_back > times_set_back:
                 break  # the others are of answers before that
-        return acts
+        return Weighed(self._watch.judged - judged_before, acts)
 
     def _act(self, turn: Turn) -> list[Act]:
         """Do what is to be done about what an image turned."""
@@ -310,7 +318,9 @@ class Guarded(Wrapper):
         evidence = turn.evidence
         numbers = {
             "gain" if turn.what == GAIN else "harm": evidence.wealth,
-            "labelled" if turn.kind is LABELLED else "compared": float(evidence.observations),
+            "bets_on_labelled" if turn.kind is LABELLED else "bets_on_compared": float(
+                evidence.observations
+            ),
             "mean": evidence.mean,
         }
         return Act(action, reason, numbers, observed=not self._acts)
@@ -363,7 +373,10 @@ class Guarded(Wrapper):
             self.inner.state(), source, version=self.version, images=self._watch.images
         )
         if sum(map(size_bytes, snapshot.packed.values())) <= MOST_BYTES:
-            self._snapshots = (*self._snapshots, snapshot)[-MOST:]
+            # Of one version, which comes again where nothing was learned or after a roll back, the
+            # latest: a version names one.
+            others = [each for each in self._snapshots if each.version != snapshot.version]
+            self._snapshots = (*others, snapshot)[-MOST:]
 
     def roll_back(self, to: int | None = None) -> int:
         found = [each for each in self._snapshots if to in (None, each.version)]

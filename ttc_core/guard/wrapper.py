@@ -6,7 +6,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from ttc_core.guard.estimate import Estimates
-from ttc_core.methods.contract import Act, Adaptation, Method, Prediction, Right, State
+from ttc_core.methods.contract import Adaptation, Method, Prediction, Right, State, Weighed
 
 
 class Wrapper:
@@ -77,7 +77,7 @@ class Wrapper:
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         return self.inner.adapt(prediction, learn=learn)
 
-    def weigh(self, right: Sequence[Right]) -> Sequence[Act]:
+    def weigh(self, right: Sequence[Right]) -> Weighed:
         return self.inner.weigh(right)
 
     def end(self) -> bool:

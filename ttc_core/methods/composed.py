@@ -8,7 +8,15 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from ttc_core.methods.contract import ADAPTING, Act, Adaptation, Pending, Prediction, Right, State
+from ttc_core.methods.contract import (
+    ADAPTING,
+    Adaptation,
+    Pending,
+    Prediction,
+    Right,
+    State,
+    Weighed,
+)
 from ttc_core.methods.parts import Part
 from ttc_core.methods.parts.learner import AffineLearner, Gradient, Loss, gradient
 from ttc_core.methods.parts.statistics import STATISTICS
@@ -89,8 +97,8 @@ class ComposedMethod(ABC):
     def roll_back(self, to: int | None = None) -> int:
         raise LookupError("no guard keeps snapshots of it")
 
-    def weigh(self, right: Sequence[Right]) -> Sequence[Act]:
-        return ()
+    def weigh(self, right: Sequence[Right]) -> Weighed:
+        return Weighed()
 
     @abstractmethod
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction: ...

@@ -261,6 +261,13 @@ class Adaptation:
     acts: Sequence[Act] = ()
 
 
+class Weighed(NamedTuple):
+    """What a guard made of labels: how many it weighed, from the first on, and what it did."""
+
+    labels: int = 0
+    acts: Sequence[Act] = ()
+
+
 class Method(Protocol):
     """A way to answer and to adapt. A class of one's own is `Class(source_model, **settings)`.
 
@@ -347,8 +354,8 @@ class Method(Protocol):
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         """Learn from a batch just answered, once. With `learn` off only moving statistics move."""
 
-    def weigh(self, right: Sequence[Right]) -> Sequence[Act]:
-        """Labels came for images that were compared, each once; return what a guard did then.
+    def weigh(self, right: Sequence[Right]) -> Weighed:
+        """Labels came for images that were compared, each once; say what a guard made of them.
 
         Args:
             right: of each, in the order of the images, whether the method's answer is, and whether

@@ -17,12 +17,12 @@ from ttc_core.flat import NamedTensors
 from ttc_core.methods.contract import (
     ADAPTING,
     WATCHING,
-    Act,
     Adaptation,
     Method,
     Prediction,
     Right,
     State,
+    Weighed,
 )
 from ttc_core.model import SourceModel
 
@@ -114,8 +114,8 @@ class OwnMethod:
     def roll_back(self, to: int | None = None) -> int:
         raise LookupError("no guard keeps snapshots of it")
 
-    def weigh(self, right: Sequence[Right]) -> Sequence[Act]:
-        return ()
+    def weigh(self, right: Sequence[Right]) -> Weighed:
+        return Weighed()
 
     def predict(self, images: Tensor, *, learn: bool = True) -> Prediction:
         options = {} if learn or not self._predict_takes_learn else {"learn": False}
