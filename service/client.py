@@ -399,11 +399,13 @@ class AsyncClient(_Connection):
 
     async def send(self, call: Call[Reply]) -> Reply:
         """Send a prepared call and wait for its answer."""
+        return self._read(call, await self._respond(call))
+
+    async def _respond(self, call: Call[Any]) -> httpx.Response:
         try:
-            response = await self._http.request(**self._request(call))
+            return await self._http.request(**self._request(call))
         except (httpx.RequestError, *UNSENDABLE) as error:
             raise self._no_answer(error) from error
-        return self._read(call, response)
 
     async def predict(
         self,

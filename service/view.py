@@ -271,7 +271,19 @@ _ALWAYS: _Columns = (
     ("images_per_second", "images/s", _whole),
 )
 _IF_ANY: _Columns = (
+    ("utility", "utility %", _percent),
+    ("availability", "availability %", _percent),
+    ("timeliness", "timeliness %", _percent),
+    ("alignment", "alignment %", partial(_shown, form="+.1f", factor=100.0)),
+    ("period_seconds", "period ms", _latency),
+    ("spent_seconds", "spent ms", _latency),
+    ("learned_images", "learned from", _whole),
+    ("accuracy_learning", "accuracy learning %", _percent),
+    ("accuracy_frozen", "accuracy frozen %", _percent),
     *((f"latency_{name}", f"{name} ms", _latency) for name in ("p50", "p90", "p99", "max")),
-    *((name, name, _count) for name in ("held", "refused", "errors", "dropped", "late")),
+    *((name, name, _count) for name in ("held", "refused", "errors", "dropped", "skipped", "late")),
 )
-_AVERAGED = frozenset({"accuracy", "entropy", "selection_rate", "images_per_second"})
+_AVERAGED = frozenset(
+    {"accuracy", "entropy", "selection_rate", "images_per_second"}
+    | {"utility", "availability", "timeliness", "alignment", "accuracy_learning", "accuracy_frozen"}
+)

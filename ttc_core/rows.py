@@ -31,7 +31,8 @@ MOST_ROW_BYTES = MOST_LINE_BYTES - 1000
 
 # All other fields say what was asked for, of what, where and how: see `setting`.
 RESULT_FIELDS = frozenset(
-    {"images", "judged", "asked", "refused", "errors", "dropped", "retries", "restarted"}
+    {"images", "judged", "asked", "refused", "errors", "dropped", "skipped", "retries"}
+    | {"restarted"}
     | {"correct", "accuracy", "server_accuracy", "entropy", "selection_rate", "steps", "details"}
     | {"window_accuracy", "worst_window", "source_difference", "source_difference_error"}
     | {"ece", "ece_error", "nll", "nll_error", "calibrated", "suspects"}
@@ -42,6 +43,8 @@ RESULT_FIELDS = frozenset(
     }
     | {"compared", "held", "guard_acts"}
     | {"latency_p50", "latency_p90", "latency_p99", "latency_max", "lateness_p99", "late"}
+    | {"utility", "availability", "timeliness", "alignment", "period_seconds", "patience_seconds"}
+    | {"spent_seconds", "learned_images", "accuracy_learning", "accuracy_frozen"}
     | {"seconds", "images_per_second", "threads", "versions", "classes", "server"}
 )
 """The fields of a row that are results, versions, times or follow from others; two rows that ask
@@ -50,7 +53,7 @@ SERVER_FIELDS = ("adapt", "guard", "max_batch", "max_wait")
 """Of a replay's `server`: what answers and their times depend on."""
 OPTIONAL_FIELDS = frozenset(
     {"severity", "limit", "concurrency", "rate", "arrivals", "stream", "channels", "history"}
-    | {"mix", "unknown", "visit", "record_temperature"}
+    | {"mix", "unknown", "visit", "record_temperature", "period", "budget"}
     | {"after_severity", "after_images", "mean", "std", "model_code", *SERVER_FIELDS}
 )
 """The fields that a row may rightly be without; any other that is null or missing is unknown."""

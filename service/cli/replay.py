@@ -21,10 +21,12 @@ from service.cli.options import BATCH_SIZE, DataOptions, grouped
 )
 @click.option(
     "--mode",
-    type=click.Choice(["lockstep", "closed", "open"]),
+    type=click.Choice(["lockstep", "closed", "open", "discrete", "continuous", "amortised"]),
     default="lockstep",
     show_default=True,
-    help="wait for each batch; keep --concurrency requests under way; or send at --rate",
+    help="wait for each batch; keep --concurrency requests under way; send at --rate; or measure "
+    "utility under time: images that find the server busy are skipped (discrete), answers lose "
+    "worth as they are late (continuous), learning ends when --budget is spent (amortised)",
 )
 @click.option(
     "--concurrency", type=click.IntRange(1, 10_000), help="requests under way (closed) [8]"
@@ -37,6 +39,19 @@ from service.cli.options import BATCH_SIZE, DataOptions, grouped
     show_default=True,
     help="how the sends of the open loop are spread",
 )
+@click.option(
+    "--period",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="between requests (discrete), or that an answer may take (continuous) [what SOURCE takes; "
+    "measured where it is SOURCE that is served]",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="of adaptation, then nothing is learned (amortised)",
+)
 @click.option("--stream", help="the stream on the server [default]")
 @click.option("--reset-between", is_flag=True, help="reset the stream before each corruption")
 def replay(asked: DataOptions, mode: Any, concurrency: int | None, **plan: Any) -> None:
@@ -44,11 +59,14 @@ def replay(asked: DataOptions, mode: Any, concurrency: int | None, **plan: Any) 
 
     The rows have the calibration error of what was answered (ece), and no likelihood (nll): answers
     name the best class, which need not be the true one.
+
+    Utility under time goes image by image unless --batch-size says otherwise.
     """
     from rich.console import Console
 
     from service.replay import ReplayPlan
     from service.replay import replay as run_replay
+    from service.replay.plan import UNDER_TIME
     from service.view import View
     from ttc_core.rows import Rows
 
@@ -58,7 +76,7 @@ def replay(asked: DataOptions, mode: Any, concurrency: int | None, **plan: Any) 
             data=asked.data,
             corruptions=corruptions,
             severity=asked.severity,
-            batch_size=asked.batch_size or BATCH_SIZE,
+            batch_size=asked.batch_size or (1 if mode in UNDER_TIME else BATCH_SIZE),
             limit=asked.limit,
             seed=asked.seed,
             order=asked.order,

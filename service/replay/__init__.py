@@ -2,7 +2,6 @@
 
 import asyncio
 import platform
-import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +15,9 @@ from numpy.typing import NDArray
 from service.client import ServiceError
 from service.replay.load import BoundedClient, Load
 from service.replay.outbox import Outbox, to_png
-from service.replay.plan import ReplayPlan
+from service.replay.plan import UNDER_TIME, ReplayPlan
 from service.replay.tally import ReplayTally
+from service.replay.under_time import KEPT_UP, TIMES, run_under_time, source_period
 from service.schemas import DEFAULT_STREAM, StatusResponse
 from service.view import View, results_table
 from ttc_core import calibration
@@ -41,8 +41,8 @@ async def replay(
 ) -> list[Row]:
     """Send the corruptions one after another; a row is appended as each is finished.
 
-    Counts of images: answered + refused (429, 503) + errors + dropped make up the stream. On
-    interruption the finished rows are kept, and the corruption in hand is shown as partial.
+    Counts of images: answered + refused (429, 503) + errors + dropped + skipped make up the stream.
+    On interruption the finished rows are kept, and the corruption in hand is shown as partial.
 
     Args:
         plan: what, how and where to.
@@ -58,20 +58,21 @@ async def replay(
     Raises:
         ValueError: predictions of more than one corruption are asked for, or a value or the data
             cannot be used (`DataError`).
-        ServiceError: nothing answers, or in lockstep a request failed.
+        UserError: a period is needed, as it is not SOURCE that is served.
+        ServiceError: nothing answers; or in lockstep or under time a request failed.
     """
     if predictions is not None and len(plan.corruptions) > 1:
         raise ValueError(
             "Predictions are kept of one corruption; "
             f"got {len(plan.corruptions)}: {', '.join(plan.corruptions)}."
         )
-    connections = {"lockstep": 2, "closed": plan.concurrency + 1, "open": plan.most_in_flight + 1}
+    connections = {"closed": plan.concurrency + 1, "open": plan.most_in_flight + 1}
     finished: list[Row] = []
     async with BoundedClient(
         plan.url,
         plan.token,
         plan.timeout,
-        connections=connections[plan.mode],
+        connections=connections.get(plan.mode, 2),
         admin_token=plan.admin_token,
     ) as client:
         status = await client.status()
@@ -84,6 +85,13 @@ async def replay(
             limit=images_asked(plan.order, plan.limit),
         )
         plan = replace(plan, order=with_class_index(plan.order, status.model.class_names))
+        period = plan.period
+        if period is None and plan.mode in ("discrete", "continuous"):
+            period = await source_period(plan, client, data, status)
+            view.say(
+                f"{KEPT_UP} of 100 requests to SOURCE are done within {1000 * period:.2f} ms: that "
+                "is the period."
+            )
         # What the stream has seen before goes on: after another history it is another measurement.
         stream = status.streams.get(plan.stream or DEFAULT_STREAM)
         history: Row = {
@@ -92,13 +100,13 @@ async def replay(
         }
         try:
             for corruption in plan.corruptions:
-                row, columns = await _replay_one(plan, client, data, corruption, view)
+                row, columns = await _replay_one(plan, period, client, data, corruption, view)
                 if not plan.reset_between:
                     row |= {"after": [one["corruption"] for one in finished], **history}
                 finished.append(rows.append(row, columns))
                 view.finish(row)
                 if predictions is not None:
-                    left_out = {"latency", *calibration.COLUMNS}
+                    left_out = {"latency", *TIMES, *calibration.COLUMNS}
                     kept = {name: columns[name] for name in columns.keys() - left_out}
                     save_arrays(predictions, kept)
         except BaseException:
@@ -111,7 +119,12 @@ async def replay(
 
 
 async def _replay_one(
-    plan: ReplayPlan, client: BoundedClient, data: DataSet, corruption: str, view: View
+    plan: ReplayPlan,
+    period: float | None,
+    client: BoundedClient,
+    data: DataSet,
+    corruption: str,
+    view: View,
 ) -> tuple[Row, dict[str, NDArray[Any]]]:
     stream = await asyncio.to_thread(
         data.open,
@@ -132,29 +145,28 @@ async def _replay_one(
             await client.reset(plan.stream)
         before = await _at_rest(client, view)
         view.begin()
-        await Load(plan, client, outbox, tally).run()
+        if plan.mode in UNDER_TIME:
+            utility = await run_under_time(plan, period, client, outbox, tally)
+        else:
+            utility = {}
+            await Load(plan, client, outbox, tally).run()
     after = None
     try:
         after = await _at_rest(client, view)
     except ServiceError as error:  # the answers are there; what the server counted is not
         view.say(f"{error.detail} Its counters are missing from the row.")
     digest = await asyncio.to_thread(lambda: stream.digest)
-    row = _row(plan, stream, tally, before, after, view) | {"data_digest": digest}
-    return row, tally.columns
+    row = _row(plan, stream, tally, before, after, view)
+    return row | utility | {"data_digest": digest}, tally.columns
 
 
 async def _at_rest(client: BoundedClient, view: View) -> StatusResponse:
-    """Read the status once nothing is queued, predicted or adapted: counters are then whole."""
-    deadline, pause = time.monotonic() + client.timeout, 0.01
-    while not (status := await client.status()).idle:
-        if time.monotonic() >= deadline:
-            view.say(
-                f"The server is not at rest after {client.timeout:g} s (is another client there?): "
-                "its counters may be off."
-            )
-            break
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, 0.5)
+    status = await client.at_rest()
+    if not status.idle:
+        view.say(
+            f"The server is not at rest after {client.timeout:g} s (is another client there?): "
+            "its counters may be off."
+        )
     return status
 
 
@@ -180,8 +192,7 @@ def _row(
         )
     )
     restarted = labelled < 0
-    if tally.images < len(stream):
-        missing = len(stream) - tally.images
+    if missing := len(stream) - tally.images - tally.skipped:
         view.say(f"{missing:,} of {len(stream):,} images have no answer.")
     if restarted:
         view.say(
@@ -228,6 +239,8 @@ def _row(
         "concurrency": plan.concurrency if plan.mode == "closed" else None,
         "rate": plan.rate,
         "arrivals": plan.arrivals if opened else None,
+        "period": plan.period,
+        "budget": plan.budget,
         "server_accuracy": correct / labelled if labelled > 0 else None,
         **{f"latency_p{each}": tally.percentile(each) for each in (50, 90, 99)},
         "latency_max": tally.percentile(100),
@@ -236,6 +249,7 @@ def _row(
         "refused": dict(tally.refused),
         "errors": dict(tally.errors),
         "dropped": tally.dropped,
+        "skipped": tally.skipped if plan.mode == "discrete" else None,
         "retries": tally.retries,
         "restarted": restarted or None,
     }

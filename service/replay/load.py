@@ -8,7 +8,9 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import httpx
 import numpy as np
@@ -18,10 +20,13 @@ from service.client import AsyncClient, Call, Reply, ServiceError
 from service.replay.outbox import Batch, Outbox
 from service.replay.plan import Arrivals, ReplayPlan
 from service.replay.tally import REFUSED, ReplayTally
+from service.schemas import StatusResponse
 
 TRIES = 10
 """How often lockstep sends a request that is refused with 429 or 503, before it gives up."""
 LONGEST_RETRY_WAIT = 60.0
+
+Answer = TypeVar("Answer")
 
 
 class BoundedClient(AsyncClient):
@@ -32,15 +37,76 @@ class BoundedClient(AsyncClient):
 
     async def send(self, call: Call[Reply]) -> Reply:
         """Send a prepared call and wait for its answer."""
+        return await self._bounded(super().send(call))
+
+    async def send_timed(self, call: Call[Reply]) -> tuple[Reply, float]:
+        """Send a prepared call; returns its answer, and how many seconds the server took for it.
+
+        Raises:
+            ServiceError: also for an answer that does not say so.
+        """
+        response = await self._bounded(self._respond(call))
+        answer = self._read(call, response)
+        seconds = seconds_told(response.headers.get("Server-Timing", ""))
+        if seconds is None:
+            raise ServiceError(
+                response.status_code,
+                f"{self.url} does not tell in Server-Timing how long an answer took; is it the "
+                "service itself that answers, and does what is between let headers through?",
+            )
+        return answer, seconds
+
+    async def at_rest(self, pause: float = 0.01) -> StatusResponse:
+        """Wait until nothing is queued, predicted or adapted: counters are then whole.
+
+        Args:
+            pause: seconds between the first two questions; then they become rarer.
+
+        Returns:
+            The status then; after `timeout` seconds the last one, which is not `idle`.
+        """
+        deadline = time.monotonic() + self.timeout
+        while not (status := await self.status()).idle and time.monotonic() < deadline:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.5)
+        return status
+
+    async def _bounded(self, answer: Awaitable[Answer]) -> Answer:
         try:
             # The timeout is for each part: an answer that comes drop by drop never meets it.
             async with asyncio.timeout(2 * self.timeout):
-                return await super().send(call)
+                return await answer
         except TimeoutError:
             sentence = f"{self.url} did not end its answer within {2 * self.timeout:g} seconds."
         except (httpx.RequestError, httpx.InvalidURL, OverflowError) as error:
             sentence = f"{self.url} gave no answer that can be read: {error}."
         raise ServiceError(None, sentence)
+
+
+def seconds_told(server_timing: str) -> float | None:
+    """Read how long the server took for an answer from its Server-Timing header.
+
+    Args:
+        server_timing: stages with milliseconds: `decode;dur=0.40, queue;dur=0.01, forward;…`.
+
+    Returns:
+        Seconds, all stages but `adapt`, which is the previous batch's; None where none is told.
+    """
+    total, found = 0.0, False
+    for stage in server_timing.split(","):
+        name, *parameters = (part.strip() for part in stage.split(";"))
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            if key != "dur" or name == "adapt":
+                continue
+            try:
+                milliseconds = float(value)
+            except ValueError:
+                return None
+            if not 0 <= milliseconds < float("inf"):
+                return None
+            total, found = total + milliseconds / 1000, True
+    return total if found else None
 
 
 def schedule(count: int, rate: float, arrivals: Arrivals, seed: int) -> NDArray[np.float64]:

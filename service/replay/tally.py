@@ -29,7 +29,8 @@ class ReplayTally(Tally):
         lateness: seconds, one a request of an open load.
         refused: images, by HTTP status.
         errors: images, by HTTP status or "no answer".
-        dropped: images that were never sent.
+        dropped: images that were never sent, as too many had no answer yet.
+        skipped: images that were never sent, as the pipeline was busy when they came.
         retries: requests that were sent again.
     """
 
@@ -50,7 +51,7 @@ class ReplayTally(Tally):
         self.lateness: list[float] = []
         self.refused: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
-        self.dropped = self.retries = 0
+        self.dropped = self.skipped = self.retries = 0
         self._first_version: int | None = None
         self._first_sent = 0.0
 

@@ -331,10 +331,13 @@ def test_many_classes_make_no_series_each(metrics):
 
 
 def test_the_status_page_has_the_totals_by_plain_names(metrics):
-    """Counters without labels, without the prefix, as numbers."""
+    """Counters without labels, without the prefix, as numbers; and the seconds of adapting."""
     metrics.count_answers(answers([1]), selects=True)
+    for stage, seconds in (("adapt", 0.25), ("forward", 8.0), ("adapt", 0.5)):
+        metrics.stage_seconds.labels(stage).observe(seconds)
     counters = metrics.counters()
     assert counters["images_total"] == 1
+    assert counters.pop("adapt_seconds_total") == 0.75
     assert set(counters) == {
         name.removeprefix("ttc_")
         for name, labels in DESIGN.items()

@@ -433,7 +433,7 @@ def test_the_token_goes_along(fake, data):
         ({"rate": 5.0}, "used in no other"),
         ({"mode": "open", "rate": 0.0}, "above 0"),
         ({"mode": "open", "rate": float("nan")}, "above 0"),
-        ({"mode": "burst"}, "lockstep, closed or open"),
+        ({"mode": "burst"}, "lockstep, closed, open, discrete, continuous or amortised"),
         ({"arrivals": "odd"}, "poisson or even"),
         ({"concurrency": 2}, "closed mode only"),
         ({"mode": "closed", "concurrency": 0}, "at least 1"),

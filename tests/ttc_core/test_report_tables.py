@@ -9,6 +9,7 @@ import pytest
 from tests.fixtures.rows import answers, every_table, row, write
 from ttc_core.corruptions import CORRUPTIONS
 from ttc_core.methods import METHODS
+from ttc_core.report import write_report
 from ttc_core.report.comparison import mcnemar_table
 from ttc_core.report.groups import Group, groups
 from ttc_core.report.results import Result, read_results
@@ -361,3 +362,24 @@ def test_one_file_may_hold_the_rows_of_every_table(tmp_path):
     table = augmentation_table(whole)
     assert table is not None
     assert len(table.lines) == 3
+
+
+def test_utility_under_time_has_a_table_for_each_way(tmp_path):
+    """With its parts; rows without a utility are not in it."""
+    rows = [
+        row("ttc", "fog", 0.5),
+        row("ttc", "fog", 0.8, mode="discrete", utility=0.4, availability=0.5, period_seconds=0.02)
+        | {"images": 500, "correct": 400, "asked": 1000, "skipped": 500},
+        row("tent", "fog", 0.5, mode="continuous", utility=0.41, timeliness=0.8, alignment=0.01),
+        row("tent", "fog", 0.6, mode="amortised", utility=0.6, budget=1.0, spent_seconds=1.01),
+    ]
+    write_report([write(tmp_path / "rows.jsonl", rows)], tmp_path / "out")
+    text = (tmp_path / "out" / "utility.md").read_text()
+    assert [line.split(",")[1] for line in text.splitlines() if line.startswith("**")] == [
+        " discrete",
+        " continuous",
+        " amortised",
+    ]
+    assert "| TTC | fog 5 | file | 100 | 20.0 | 40.0 | 50.0 | 80.0 |" in text
+    assert "| 41.0 | 50.0 | 80.0 | 1.0 |" in text
+    assert "| 1000.0 | 1010.0 | 60.0 |" in text

@@ -22,6 +22,7 @@ from ttc_core.report.streams import (
 from ttc_core.report.table import Table
 from ttc_core.report.tables import accuracy_table, augmentation_table
 from ttc_core.report.tables_across_data import batch_size_table, component_table
+from ttc_core.report.utility import utility_tables
 
 REFERENCE = "tent"
 
@@ -89,6 +90,7 @@ def write_report(paths: Sequence[Path], out: Path, *, compare: str | None = None
             "Calibration of what was answered",
             calibration_tables(results),
         ),
+        Section("utility", "Utility under time", utility_tables(results)),
         Section("table1", "Table 1: small batches", [sizes] if sizes else []),
         Section("table5", "Table 5: augmentations", augmentations),
         Section("table7", "Table 7: components", [components] if components else []),

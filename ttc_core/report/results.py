@@ -167,7 +167,14 @@ _KINDS: dict[Any, tuple[str, ...]] = {
 }
 _FIELDS: dict[str, Any] = {name: (kind, None) for kind, names in _KINDS.items() for name in names}
 _Mean = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_FIELDS |= {name: (_Mean | None, None) for name in ("ece", "nll")}
+_FIELDS |= {
+    name: (_Mean | None, None)
+    for name in (
+        *("ece", "nll", "utility", "availability", "timeliness", "accuracy_learning"),
+        *("accuracy_frozen", "period_seconds", "budget", "spent_seconds"),
+    )
+}
+_FIELDS |= {"alignment": (Annotated[float, Field(allow_inf_nan=False)] | None, None)}
 _FIELDS |= {"method": (str, ...), "corruption": (str | None, ...), "accuracy": (float | None, ...)}
 _Checked = create_model("_Checked", __config__=ConfigDict(strict=True), **_FIELDS)
 
