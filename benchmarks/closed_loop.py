@@ -61,8 +61,8 @@ def closed_loop(
 ) -> Measured:
     """Send the requests in turn over so many connections, at least for so many seconds.
 
-    Time runs from an answer, once two periods are warmed up, to one a whole number of periods
-    later, since answers that come in batches come all at once.
+    Time runs from an answer, once two or three periods are warmed up, to one a whole number of
+    periods later, since answers that come in batches come all at once.
 
     Args:
         period: answers after which all repeats; None: as many as there are connections.
@@ -87,9 +87,11 @@ def closed_loop(
         listed = Path(name) / "requests"
         listed.write_text("".join(lines))
         period = period or connections
+        # At first as many requests are decoded at once as there are connections.
+        warm = max(2 * period, min(3 * period, connections))
         command = [wrk, "-t1", f"-c{connections}", f"-d{max(1, round(most))}s", "--timeout", "120s"]
         command += ["-s", str(SCRIPT), f"{host.scheme}://{host.netloc}", "--", str(seconds)]
-        command += [str(period), str(2 * period), ",".join(map(str, pids)), str(listed)]
+        command += [str(period), str(warm), ",".join(map(str, pids)), str(listed)]
         found = subprocess.run(command, capture_output=True, text=True, timeout=most + 60)
     return read_output(found.stdout, found.stderr)
 
