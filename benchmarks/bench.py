@@ -372,6 +372,7 @@ def draw(
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     plt.rcParams.update({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "bench"})
     panels = len(by_side) + len(curves)
@@ -388,6 +389,8 @@ def draw(
             axis.fill_between(list(curve), low, high, color=line.get_color(), alpha=0.15)
         axis.set(xscale="log", yscale="log", xlabel=head, ylabel="images/s")
         axis.set_xticks(list(curve), [f"{each:,}" for each in curve])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.legend(frameon=False)
     for axis in left:
@@ -427,7 +430,8 @@ def _draw_ratios(
     axis.axhline(1, color="gray", linewidth=0.5)
     axis.set_xticks(range(len(methods)), [_name(Variant(method)) for method in methods])
     axis.set(ylabel="share of a bare loop (—: goal)", title=f"{side} pixels")
-    axis.legend(frameon=False, loc="lower right")
+    axis.margins(y=0.2)
+    axis.legend(frameon=False, loc="upper left", ncols=len(WAYS[1:]))
 
 
 @click.command()
