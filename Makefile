@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# Which model `make benchmark` runs.
+# Which model `make cost` runs.
 MODEL := bundled
+# More of `python -m benchmarks.bench`, and of the comparison: --rounds N, --only NAME, …
+BENCH =
+PEERS =
 # A few corruptions of each kind, where all fifteen would take an hour.
 SOME := gaussian_noise,defocus_blur,fog,contrast,pixelate,jpeg_compression
 
@@ -24,8 +27,8 @@ TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py docs \
   $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
-.PHONY: install demo test test-lowest check lock tables small-batches streams harm estimate study ablation sensitivity benchmark \
-  cost saving queue beside monitoring picture \
+.PHONY: install demo test test-lowest check lock tables small-batches streams harm estimate study ablation sensitivity bench \
+  bench-peers cost saving queue beside monitoring picture \
   clean
 
 install: $(INSTALLED)
@@ -100,8 +103,12 @@ $(VENV)/.studied: benchmarks/requirements.txt $(INSTALLED)
 results/cifar10-network.pt: | $(INSTALLED)
 	$(BIN)/python -m benchmarks.cifar10_network --out $@
 
-benchmark: $(INSTALLED)  ## images a second beside a bare loop, offline and over HTTP
-	$(BIN)/python -m benchmarks.throughput --model $(MODEL)
+bench: $(INSTALLED)  ## how near to a bare loop it is, and curves: under ten minutes; needs Debian's wrk
+	$(BIN)/python -m benchmarks.bench $(BENCH)
+
+# Virtual environments and logs are in results/peers; it goes on where it was.
+bench-peers: $(INSTALLED)  ## beside LitServe, mosec, Ray Serve, BentoML and FastAPI; needs Debian's wrk
+	$(BIN)/python -m benchmarks.peers.compare $(PEERS)
 
 cost: $(INSTALLED)  ## what each method costs, as a multiple of SOURCE
 	$(BIN)/python -m benchmarks.cost --model $(MODEL)

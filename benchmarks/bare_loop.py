@@ -1,45 +1,104 @@
-"""Print the seconds of a bare loop: python -m benchmarks.bare_loop tent|ttc SPEC IMAGES."""
+"""The limit: loops of a method's arithmetic in plain PyTorch, with nothing around it."""
 
 import copy
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.algorithm_1 import Algorithm1
+from benchmarks.passes import Passes
 from benchmarks.tent import Tent
-from ttc_core.datasets import Geometry, open_data
-from ttc_core.evaluate import as_batch
-from ttc_core.load import load
+from ttc_core.methods.ttc_stream import LEARNED_FROM, LEARNING_RATE
 from ttc_core.model import SourceModel
 
-BATCH = 100
-CORRUPTION = "gaussian_noise"
+Loop = Callable[[Tensor], Tensor]
+"""Answers a batch (N, 3, H, W) uint8 with logits (N, K), and learns from it."""
 
 
-def bare(method: str, model: SourceModel) -> Callable[[Tensor], Tensor]:
-    """The method on a copy of the model's network."""
+class Source:
+    """One forward pass of the frozen network."""
+
+    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor) -> None:
+        self.network, self.mean, self.std = network.eval(), mean, std
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Answer a batch."""
+        logits: Tensor = self.network((images / 255 - self.mean) / self.std)
+        return logits
+
+
+class Repeated:
+    """The passes that the served default made over the same batches, and no more.
+
+    Statistics that follow a stream are those of a network in training mode: moments of each batch
+    into running ones. The first layers keep their scales and shifts, as the default's do.
+
+    Args:
+        network: is changed in place.
+        mean, std: (3, 1, 1), for values in [0, 1].
+        made: a batch each, in order; whether the optimizer stepped behind it.
+    """
+
+    def __init__(
+        self, network: nn.Module, mean: Tensor, std: Tensor, made: Sequence[tuple[Passes, bool]]
+    ) -> None:
+        self.network, self.mean, self.std = network.train().requires_grad_(False), mean, std
+        layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+        learned = [
+            parameter
+            for layer in layers[int(LEARNED_FROM * len(layers)) :]
+            for parameter in (layer.weight, layer.bias)
+        ]
+        for parameter in learned:
+            parameter.requires_grad_(True)
+        self.optimizer = torch.optim.Adam(learned, lr=LEARNING_RATE)
+        self._made = iter(made)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Answer the next batch."""
+        passes, stepped = next(self._made)
+        x = (images / 255 - self.mean) / self.std
+        both = torch.cat((x, x.flip(3)))
+        # The others are of a few images, whose answers are compared.
+        main = max(passes.forward, key=lambda made: (made[1], made[0]))
+        for made in passes.forward:
+            count, keeps_graph = made
+            with torch.set_grad_enabled(keeps_graph):
+                logits = self.network(both[:count])
+            if made == main:
+                views = logits.split(len(x))
+                answer: Tensor = sum(views[1:], views[0]) / len(views)
+        if passes.backward:
+            log_p = answer.log_softmax(1)
+            loss: Tensor = -(log_p.exp() * log_p).sum(1).mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if stepped:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        return answer.detach()
+
+
+def bare(
+    method: str, model: SourceModel, size: int, made: Sequence[tuple[Passes, bool]] = ()
+) -> Loop:
+    """The loop of source, tent, ttc or, with what it `made`, of the default.
+
+    It runs on a copy of the model's network, on its device.
+
+    Args:
+        size: of the batches.
+    """
     network = copy.deepcopy(model.module)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (model.mean, model.std))
+    mean, std = (
+        torch.tensor(values, device=model.device)[:, None, None]
+        for values in (model.mean, model.std)
+    )
+    if method == "source":
+        return Source(network, mean, std)
     if method == "tent":
         return Tent(network, mean, std)
-    return Algorithm1(network, model.split, mean, std, q=200 // BATCH)
-
-
-def main(method: str, spec: str, images: int) -> float:
-    """Answer the first `images` bundled images with the model, once, after a batch to warm up."""
-    model = load(spec)
-    stream = open_data("bundled", Geometry(32)).open(CORRUPTION, 5, limit=images)
-    batches = [as_batch(images).contiguous() for images, _ in stream.batches(BATCH)]
-    bare(method, model)(batches[0])
-    answer = bare(method, model)
-    started = time.perf_counter()
-    for batch in batches:
-        answer(batch)
-    return time.perf_counter() - started
-
-
-if __name__ == "__main__":
-    print(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    if method == "ttc":
+        return Algorithm1(network, model.split, mean, std, q=max(1, 200 // size))
+    return Repeated(network, mean, std, made)

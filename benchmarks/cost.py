@@ -3,20 +3,20 @@
     python -m benchmarks.cost [--model SPEC] [--images 1000] [--rounds 5]
 
 All methods in batches of 100; SOURCE, TTC and the default, learning and not, also in batches of 10
-and 1, as they are served. Each measurement is a process of its own, since peak memory never falls;
-round after round, so that all meet the same machine; medians are told. A pass is one of the network
-over the whole batch; backward passes count what is differentiated.
+and 1, as they are served; on a GPU where there is one. Each measurement is a process of its own,
+since peak memory never falls; round after round, so that all meet the same machine; medians are
+told. A pass is one of the network over the whole batch; backward passes count what is
+differentiated.
 """
 
 import multiprocessing
 import resource
 import statistics
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 import torch
@@ -24,14 +24,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.bare_loop import CORRUPTION
+from benchmarks.passes import recorded
+from benchmarks.pictures import CORRUPTION
 from service.cli.options import keep_freed_memory
 from service.saving import state_bytes
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch, warm_up
-from ttc_core.load import load
+from ttc_core.load import load, pick_device
 from ttc_core.methods import DEFAULT_METHOD, METHODS, Method, settings_for
-from ttc_core.model import Output, SourceModel
 from ttc_core.presets import Variant
 
 STILL = Variant(DEFAULT_METHOD, {"learn": "never"})
@@ -111,7 +111,7 @@ def main(spec: str, images: int, rounds: int) -> None:
 def measure(spec: str, variant: Variant, size: int, images: int) -> Measured:
     """Answer so many images of the bundled stream in batches, adapting to each."""
     keep_freed_memory()  # as `ttc serve` and `ttc evaluate` do
-    model = load(spec)
+    model = load(spec, device=pick_device("auto"))
     stream = open_data("bundled", Geometry(model.crop or model.size or 32)).open(
         CORRUPTION, 5, limit=images
     )
@@ -134,30 +134,9 @@ def measure(spec: str, variant: Variant, size: int, images: int) -> Measured:
 
 def _passes(method: Method, batch: Tensor) -> tuple[float, float]:
     """Forward passes for a batch, over as many images as it has, and backward passes."""
-    with _counted() as counter:
+    with recorded() as made:
         method.adapt(method.predict(batch))
-    return counter["forward"] / len(batch), counter["backward"]
-
-
-@contextmanager
-def _counted() -> Iterator[Counter[str]]:
-    """Count the images of all forward passes, and the backward passes, meanwhile."""
-    counter: Counter[str] = Counter()
-    run, grad = SourceModel.run, torch.autograd.grad
-
-    def counting_run(self: SourceModel, inputs: Tensor, **options: Any) -> Output:
-        counter["forward"] += len(inputs)
-        return run(self, inputs, **options)
-
-    def counting_grad(*arguments: Any, **options: Any) -> Any:
-        counter["backward"] += 1
-        return grad(*arguments, **options)
-
-    SourceModel.run, torch.autograd.grad = counting_run, counting_grad
-    try:
-        yield counter
-    finally:
-        SourceModel.run, torch.autograd.grad = run, grad
+    return made.images / len(batch), made.backward
 
 
 if __name__ == "__main__":
