@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import math
 import os
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from typing import TypeVar
 
 from service.engine import Image
 from service.errors import ClientGone, of_image
-from service.images import decode, memory_needed, read_header
+from service.images import decode, is_tiny, memory_needed, read_header
 from service.memory import Share
 from service.settings import Settings
 from service.uploads import Upload, check_upload
@@ -32,9 +31,6 @@ SMALL_PIXELS = 4_000_000
 STEP_BACK = 10
 # The memory in which one small image is parsed and decoded in one go.
 AT_ONCE_BYTES = 6 << 20
-# The most bytes and pixels of an image whose way to a thread and back takes longer than itself.
-TINY_BYTES = 16 << 10
-TINY_PIXELS = 64 * 64
 
 
 class Threads:
@@ -95,23 +91,22 @@ class Decoding:
         self._small = len(body) <= SMALL_BYTES
         needed = memory(body) if self._small else await self._run(partial(memory, body), 0)
 
-        def first(most_pixels: float = math.inf) -> tuple[Upload, Sequence[Image]]:
+        def first() -> tuple[Upload, Sequence[Image]]:
             upload, s = parse(body), self._settings
             check_upload(upload, self._model.classes, s.max_images, s.max_image_bytes)
             self.images = len(upload.images)
             if self.images == 1 and self._share.lent >= AT_ONCE_BYTES:
                 (picture,) = self._each(self._open, upload.images)
                 takes = needed + len(upload.images[0]) + sum(self._memory(picture))
-                if takes <= AT_ONCE_BYTES and picture.width * picture.height <= most_pixels:
+                if takes <= AT_ONCE_BYTES:
                     given = (picture, upload.labels[0], upload.ids[0])
                     return upload, self._each(self._decode, [given])
             return upload, ()
 
-        images: Sequence[Image] = ()
-        if len(body) <= TINY_BYTES and self._share.memory.has(AT_ONCE_BYTES):
+        if is_tiny(body) and self._share.memory.has(AT_ONCE_BYTES):
             with self._share.lend_now(AT_ONCE_BYTES):
-                upload, images = first(TINY_PIXELS)
-        if not images:
+                upload, images = first()
+        else:
             upload, images = await self._run(first, needed, AT_ONCE_BYTES if self._small else 0)
         self._share.take(sum(image.pixels.nbytes for image in images))
         return upload, images

@@ -1,8 +1,11 @@
 """Turn the bytes of an image into an array, within limits. Knows neither HTTP nor torch."""
 
+import contextlib
 import math
+import struct
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,6 +23,9 @@ MEDIA_TYPES = {
     for format_, names in zip(FORMATS, _NAMES, strict=True)
     for name in names.split()
 }
+# Of a picture that is decoded where it came in; the worst that was made for it takes 8 ms.
+TINY_PIXELS = 64 * 64
+TINY_BYTES = 3 * TINY_PIXELS
 _ACCEPTED = "JPEG, PNG, WebP, GIF and BMP"
 
 
@@ -80,6 +86,23 @@ def read_header(
             f"resized to {size} it has {resized:,} {accepted}"
         )
     return picture
+
+
+def is_tiny(body: Buffer) -> bool:
+    """Whether a body is a picture whose way to a thread and back takes longer than itself.
+
+    Texts that unpack to much are none, nor are formats whose size takes a while to find.
+    """
+    if len(body) > TINY_BYTES:
+        return False
+    if body.startswith(b"\x89PNG\r\n\x1a\n") and len(body) >= 24:
+        width, height = struct.unpack(">II", body[16:24])
+        return width * height <= TINY_PIXELS and not (b"zTXt" in body or b"iTXt" in body)
+    if body.startswith(b"\xff\xd8\xff"):
+        with contextlib.suppress(ValueError):
+            height, width, *_ = simplejpeg.decode_jpeg_header(body)
+            return bool(width * height <= TINY_PIXELS)
+    return False
 
 
 def memory_needed(picture: Picture, size: int | None, crop: int | None) -> tuple[int, int]:

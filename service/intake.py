@@ -239,9 +239,8 @@ class Submission:
         reception = Reception(self._intake, self._http, self._share)
         self._body = await reception.receive()
         self._bytes = reception.bytes
-        self._enter()
-        loop = asyncio.get_running_loop()
-        self._watching = loop.call_later(PRESENCE_SECONDS, self._watch, self._http, self._enter())
+        loop, place = asyncio.get_running_loop(), self._enter()
+        self._watching = loop.call_later(PRESENCE_SECONDS, self._watch, self._http, place)
         return self._body
 
     async def work(self, call: Callable[[], T], memory: int) -> T:

@@ -141,13 +141,15 @@ class Passes(Generic[Item, Result]):
             all_failed = len(failed) == batch.images  # then it may be one image's fault
             await self._refuse(batch, refusal, None if all_failed else index)
             return True
+        if not learn:
+            # What the worker is to note is with it before the next batch is, which need not wait.
+            await self.counted()
+            self._counting = asyncio.create_task(self._count(batch, answered))
+            await asyncio.sleep(0)
         batch.answer([row for row in answered.rows if not isinstance(row, Refused)])
         if learn:
             await _delivered(batch.places)
             await self._take_note(batch, answered, learn=self._learns(batch))
-        else:  # the next batch need not wait for what is only counted
-            await self.counted()
-            self._counting = asyncio.create_task(self._count(batch, answered))
         self.pace.measured(batch.images, monotonic() - began)
         return True
 

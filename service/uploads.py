@@ -30,6 +30,8 @@ _MARKS_AN_IMAGE = 3 * _MARKS_A_LABEL
 _MOST_NAMES = 3
 MOST_LABELS = 10_000
 _MAX_GZIP_MEMBERS = 100
+# Of a header with parameters: to read them takes a time that grows with its square.
+_MOST_HEADER_CHARACTERS = 2000
 _BASE64_PIECE = 1 << 16
 _HEADER_NAME = re.compile(rb"[!#-'*+.0-9A-Z^-z|~-]+")
 _MOST_DIGITS = 18  # what has more is cut: any such number is no class
@@ -117,11 +119,16 @@ def content_type(headers: Headers) -> str | None:
     """The Content-Type of a request.
 
     Raises:
-        Unreadable: it has several.
+        Unreadable: it has several. UnknownType: it is longer than any.
     """
     stated = headers.getlist("content-type")
     if len(stated) > 1:
         raise Unreadable(f"The request has {len(stated)} Content-Types; send one.")
+    if stated and len(stated[0]) > _MOST_HEADER_CHARACTERS:
+        raise UnknownType(
+            f"The Content-Type has {len(stated[0]):,} characters; at most "
+            f"{_MOST_HEADER_CHARACTERS:,} are accepted."
+        )
     return stated[0] if stated else None
 
 
@@ -384,7 +391,13 @@ def _parse_form(body: Buffer, boundary: bytes, max_images: int) -> Upload:
     for number, (headers, content) in enumerate(_parts(body, b"\r\n--" + boundary)):
         if number == 3 * max_images:
             raise TooLarge(f"The form has more than {3 * max_images:,} parts.")
-        _, options = parse_options_header(headers.get(b"content-disposition", b""))
+        disposition = headers.get(b"content-disposition", b"")
+        if len(disposition) > _MOST_HEADER_CHARACTERS:
+            raise Unreadable(
+                f"The form is malformed: a Content-Disposition has {len(disposition):,} "
+                f"characters; at most {_MOST_HEADER_CHARACTERS:,} are accepted."
+            )
+        _, options = parse_options_header(disposition)
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if name not in fields:
             raise OutOfRange(

@@ -20,14 +20,14 @@ from service.routes.guards import plainly_let_through
 from service.schemas import DEFAULT_STREAM, STREAM_NAME
 from service.settings import Settings
 
-_ROUTE = predict.router.routes[0]
+(_ROUTE,) = (route for route in predict.router.routes if getattr(route, "path", "") == "/predict")
 _QUERY = re.compile(rb"[A-Za-z0-9._:~=&-]*")
 # What a query may have once: how it is written, and read.
 _ONCE: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
     "stream": (STREAM_NAME, str),
     "top_k": (re.compile(r"[1-9][0-9]{0,8}"), int),
-    "learn": (re.compile(r"true|false"), "true".__eq__),
-    "context": (re.compile(r"true|false"), "true".__eq__),
+    "learn": (re.compile(r"true|false"), lambda text: text == "true"),
+    "context": (re.compile(r"true|false"), lambda text: text == "true"),
 }
 _ONE_AN_IMAGE = {"id": "ids", "label": "labels"}
 
@@ -40,7 +40,8 @@ class DirectPredict:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = None
-        if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
+        wanted = ("http", "POST", "/predict", "")
+        if wanted == tuple(map(scope.get, ("type", "method", "path", "root_path"))):
             service = scope["app"].state.service
             asked = _asked_plainly(scope, service.settings)
         if asked is None:

@@ -57,6 +57,59 @@ def test_draining_waits_for_the_adaptation_in_hand():
     in_loop(walk())
 
 
+@pytest.mark.parametrize("policy", ["always", "idle", "never"])
+def test_what_follows_a_batch_comes_before_the_next(policy):
+    """Also where nothing is learned: statistics and what is watched may follow all the same."""
+
+    async def walk():
+        async with Queue(max_batch=1, adapt=policy) as queue:
+            queue.worker.gate.clear()
+            tasks = [queue.ask(image) for image in "abc"]
+            await settle()
+            queue.worker.gate.set()
+            await asyncio.gather(*tasks)
+        assert queue.worker.log == [(do, i) for i in "abc" for do in ("predict", "adapt")]
+
+    in_loop(walk())
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_where_nothing_is_learned_answers_wait_for_nothing(learn):
+    """The device has the next batch meanwhile, and no more than one is still to be noted."""
+
+    async def walk():
+        async with Queue(max_batch=1, adapt="never") as queue:
+            queue.worker.noting.clear()
+            assert await queue.ask("a", learn=learn) == ["a!"]
+            assert not queue.batcher.is_idle
+            second = queue.ask("b", learn=learn)
+            await settle()
+            assert queue.worker.batches[-1] == ("s", ["b"])
+            assert len(queue.worker.learned) + queue.worker.counted == 1
+            queue.worker.noting.set()
+            assert await second == ["b!"]
+            await settle()
+            assert queue.batcher.is_idle
+
+    in_loop(walk())
+
+
+def test_draining_waits_for_what_is_still_to_be_noted():
+    """What was answered is counted before the streams are saved."""
+
+    async def walk():
+        async with Queue(adapt="never") as queue:
+            queue.worker.noting.clear()
+            await queue.ask("a")
+            queue.batcher.drain()
+            await settle()
+            assert not queue.loop.done()
+            queue.worker.noting.set()
+            await asyncio.wait_for(queue.loop, 10)
+
+    in_loop(walk())
+
+
 def test_a_cancelled_loop_refuses_those_who_wait():
     """An application torn down in the middle leaves nobody hanging."""
 

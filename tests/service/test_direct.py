@@ -114,7 +114,7 @@ class Ways:
         self._patch, self._model, self._settings = monkeypatch, model, settings
         self._asked_plainly = direct._asked_plainly
 
-    def ask(self, *requests):
+    def ask(self, *requests, root_path=""):
         """Answers of both ways to (query, headers, body) each; whether the short one took it."""
         asked = []
 
@@ -123,23 +123,24 @@ class Ways:
             return asked[-1]
 
         self._patch.setattr(direct, "_asked_plainly", noted)
-        short = asyncio.run(self._answers(requests))
+        short = asyncio.run(self._answers(requests, root_path))
         self._patch.setattr(direct, "_asked_plainly", lambda *_: None)
-        long = asyncio.run(self._answers(requests))
+        long = asyncio.run(self._answers(requests, root_path))
         return short, long, [each is not None for each in asked]
 
-    async def _answers(self, requests):
+    async def _answers(self, requests, root_path):
         app = build(
             Settings(method="source", threads=1, **self._settings), create("source", self._model)
         )
-        transport = httpx.ASGITransport(app)
+        transport = httpx.ASGITransport(app, root_path=root_path)
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             answers = []
             for query, headers, body in requests:
-                answer = await client.post(f"/predict?{query}", headers=headers, content=body)
+                url = f"{root_path if root_path != '/predict' else ''}/predict?{query}"
+                answer = await client.post(url, headers=headers, content=body)
                 answers.append(without_chance(answer))
             return answers
 
@@ -178,10 +179,20 @@ def test_both_ways_say_the_same(ways, picture, queries, headers, plain):
     assert taken == [plain] * len(requests)
 
 
+def test_an_application_mounted_at_a_path_is_no_other(ways, picture):
+    """Under a root path of the route's own name there is no such route; under another there is."""
+    for root_path, status in (("/predict", 404), ("/api", 200)):
+        short, long, taken = ways().ask(("", [], picture), root_path=root_path)
+        assert short == long
+        assert [answered for answered, *_ in short] == [status]
+        assert not any(taken)
+
+
 def test_bodies_that_are_refused_are_refused_alike(ways, picture):
     """Too large, empty, damaged, of a coding that is not known."""
     bodies = [(b"", []), (b"no image", []), (picture[:-40], []), (bytes(3000), [])]
     bodies += [(picture, [("Content-Encoding", "br")]), (picture, [("Content-Encoding", "gzip")])]
+    bodies += [(picture, [("Content-Type", 'image/png; a="' + ";" * 60_000)])]
     short, long, taken = ways(max_body=2900).ask(*(("", head, body) for body, head in bodies))
     assert short == long
     assert all(taken)

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import struct
 import threading
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +13,14 @@ import pytest
 from PIL import Image as Picture
 
 from service import decoding
-from service.decoding import CHUNK_PIXELS, DECODE_CHUNK, SMALL_PIXELS, TINY_PIXELS
+from service.decoding import AT_ONCE_BYTES, CHUNK_PIXELS, DECODE_CHUNK, SMALL_PIXELS
 from service.errors import DeadlineExpired
+from service.images import TINY_BYTES, TINY_PIXELS
 from service.intake import Submission
+from service.memory import Share
 from service.routes import predict
 from service.uploads import Upload
-from tests.fixtures.intake import GOOD, MEBIBYTE, Door, as_form, as_json, write
+from tests.fixtures.intake import GOOD, MEBIBYTE, PIXELS, Door, as_form, as_json, write
 
 PATIENCE = 30.0
 # More pixels than a small request has, in few bytes.
@@ -169,13 +173,65 @@ def test_a_small_image_crosses_two_threads(threads, small):
     assert failed is None, failed
 
 
-@pytest.mark.parametrize("tiny", FORMS)
-def test_a_tiny_image_crosses_no_thread(threads, tiny):
+def tiny(width, height, kind):
+    return write(Picture.fromarray(PIXELS).resize((width, height)), kind)
+
+
+LARGEST = tiny(64, 64, "PNG")
+assert len(LARGEST) <= TINY_BYTES
+
+
+@pytest.mark.parametrize("image", [tiny(32, 24, "PNG"), tiny(32, 24, "JPEG"), LARGEST])
+def test_a_tiny_image_crosses_no_thread(threads, image):
     """The way to another and back would take longer than to decode it."""
     door = Door()
-    (answer,) = door.run(door.post(*tiny))
+    (answer,) = door.run(door.post(image))
     assert len(answer) == 1
     assert threads == {threading.get_ident()}
+
+
+def with_text(image):
+    """A PNG with a text that unpacks to a thousand times its size."""
+    text = zlib.compress(b"\n" * 1_000_000)
+    chunk = b"zTXtRaw profile type exif\0\0" + text
+    sum_of = struct.pack(">I", zlib.crc32(chunk))
+    return image[:33] + struct.pack(">I", len(chunk) - 4) + chunk + sum_of + image[33:]
+
+
+@pytest.mark.parametrize(
+    "post",
+    [
+        pytest.param((tiny(65, 64, "PNG"),), id="larger PNG"),
+        pytest.param((tiny(65, 64, "JPEG"),), id="larger JPEG"),
+        pytest.param((GOOD + bytes(TINY_BYTES),), id="many bytes"),
+        pytest.param((with_text(GOOD),), id="text"),
+        pytest.param((tiny(32, 24, "WEBP"),), id="WebP"),
+        pytest.param((tiny(32, 24, "BMP"),), id="BMP"),
+        pytest.param((tiny(32, 24, "GIF"),), id="GIF"),
+        *FORMS[1:],
+    ],
+)
+def test_what_may_take_long_is_not_for_the_event_loop(threads, post):
+    """However few its bytes."""
+    door = Door()
+    (answer,) = door.run(door.post(*post))
+    assert len(answer) == 1, answer
+    assert threading.get_ident() not in threads
+
+
+def test_a_tiny_image_needs_no_more_memory_than_there_is():
+    """Where others have most, it is decoded with the little that it takes."""
+    door = Door(size=32, max_queue_bytes=80 * MEBIBYTE)
+    memory, others = door.intake.memory, Share(door.intake.memory)
+    others.take(memory.limit - MEBIBYTE)
+    assert not memory.has(AT_ONCE_BYTES)
+
+    async def walk():
+        assert len(await door.post(GOOD)) == 1
+        others.take(-others.held)
+
+    (failed,) = door.run(walk())
+    assert failed is None, failed
 
 
 def test_threads_at_large_requests_step_back(gate):

@@ -58,7 +58,7 @@ def spans(monkeypatch):
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(recorded.exporter))
     monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("test"))
-    monkeypatch.setattr(tracing, "_is_recorded", lambda: True)
+    monkeypatch.setattr(tracing.trace, "get_tracer_provider", lambda: provider)
     return recorded
 
 
