@@ -17,6 +17,7 @@ from rich.table import Table
 
 from service.batcher import Batcher
 from service.lines import Lines
+from service.shedding import Shed
 
 STREAMS = (10, 100, 2000)
 TIMES = 3  # of which the quickest counts: a busy machine only ever adds
@@ -38,7 +39,7 @@ class Refill:
         self.open, self.ended = asyncio.Event(), asyncio.Event()
 
     async def predict(
-        self, parts: Sequence[tuple[str, Sequence[str]]], *, learn: bool = True
+        self, parts: Sequence[tuple[str, Sequence[str]]], *, learn: bool, shed: Shed | None
     ) -> Pass:
         await self.open.wait()
         for stream, _ in parts:

@@ -423,10 +423,17 @@ ADAPTATION = Section(
         ),
         Panel(
             "Batches that nothing was learned from",
-            "none_selected: no image qualified. non_finite: the loss was no number. shed: by "
-            "--adapt idle or never.",
+            "none_selected: no image qualified. non_finite: the loss was no number. shed: for lack "
+            "of time, or by --adapt idle or never.",
             (Query(Q.rate(M.skipped, by=("reason",)), "{{reason}} {{instance}}"),),
             unit="batches/s",
+        ),
+        Panel(
+            "Images that went without",
+            "The queue stands, so nothing is learned from them; second_view: they were looked at "
+            "once besides. For long: there is too much to do for one device.",
+            (Query(Q.rate(M.shed, by=("what",)), "{{what}} {{instance}}"),),
+            unit="images/s",
         ),
         Panel(
             "Parameter drift",

@@ -24,6 +24,7 @@ from service.routes.context import Service, problems
 from service.routes.direct import DirectPredict
 from service.routes.guards import EVERY_ROUTE
 from service.settings import Settings
+from service.shedding import Shedding
 from ttc_core.methods import Method
 
 log = logging.getLogger(__name__)
@@ -87,13 +88,16 @@ def build(settings: Settings, source: Method) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        adapt = settings.adapt if source.adapts else "never"
         batcher: Batcher[Image, ImageAnswer] = Batcher(
             engine,
             metrics,
             max_batch=settings.max_batch,
             max_wait=settings.max_wait,
             max_images=settings.max_queue,
-            adapt=settings.adapt if source.adapts else "never",
+            adapt=adapt,
+            shedding=Shedding(engine.events) if adapt == "auto" else None,
+            shed_after=settings.shed_after,
         )
         intake = Intake(settings, model, engine, batcher, metrics)
         service = Service(settings, source, metrics, engine, batcher, intake)
@@ -101,6 +105,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         metrics.ready.set_function(lambda: service.is_ready)
         await engine.start()
         loop = asyncio.create_task(batcher.run(), name="batcher")
+        looking = asyncio.create_task(batcher.keep_looking(), name="looking")
         lag = asyncio.create_task(_measure_lag(metrics), name="lag")
         saving = asyncio.create_task(engine.keep_saving(settings.save_interval), name="saving")
         silence = asyncio.create_task(engine.silence.watch(), name="silence")
@@ -114,6 +119,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
             service.ready = False
             batcher.drain()
             await loop
+            looking.cancel()
             lag.cancel()
             saving.cancel()
             silence.cancel()

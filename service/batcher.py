@@ -10,15 +10,21 @@ from service import tracing
 from service.errors import NotReady, PredictionFailed
 from service.lines import Batch, Item, Lines, Place, Result
 from service.passes import Passes, Worker
+from service.shedding import LOOK_SECONDS, Shed, Shedding
 
 log = logging.getLogger(__name__)
 
-AdaptPolicy = Literal["always", "idle", "never"]
+AdaptPolicy = Literal["always", "auto", "idle", "never"]
 
 # A pass that takes longer will not end: nobody is kept waiting for it.
 HUNG_SECONDS = 300.0
 # A batch at hand that takes so many times its like's time may have hung, and tells no more.
 MOST_SLOWER = 10.0
+# The queue stands where somebody has let so many batches pass: not who sends a request once the
+# last is answered, however slow the device is, nor two of them.
+PASSED = 2
+# Of the images that may wait, the share that is as much load as one that waits too long.
+SHARE_WAITING = 0.2
 
 
 class Observer(Protocol):
@@ -39,7 +45,10 @@ class Batcher(Generic[Item, Result]):
         max_wait: seconds the oldest image waits for company while the worker is free. While it is
             busy images gather anyway.
         max_images: how many may wait.
-        adapt: learn from every batch, from those with nothing waiting behind, or from none.
+        adapt: learn from every batch, from those while nothing is shed, from those with nothing
+            waiting behind, or from none.
+        shedding: with `auto`, what is given up under load.
+        shed_after: seconds beyond `max_wait` that somebody waits where the load is 1.
     """
 
     def __init__(
@@ -51,10 +60,16 @@ class Batcher(Generic[Item, Result]):
         max_wait: float,
         max_images: int,
         adapt: AdaptPolicy = "always",
+        shedding: Shedding | None = None,
+        shed_after: float = 0.5,
     ) -> None:
+        if (adapt == "auto") == (shedding is None):
+            raise ValueError(f"shedding goes with adapt=auto; got {shedding} with {adapt}")
         self._observer, self._adapt = observer, adapt
+        self._shedding, self._shed_after = shedding, shed_after
+        self._max_wait, self._max_images = max_wait, max_images
         self._lines = Lines[Item, Result](max_batch, max_wait, max_images, self.retry_after)
-        self._passes = Passes[Item, Result](worker, self._learns)
+        self._passes = Passes[Item, Result](worker, self._learns, lambda: self.shed)
         self._draining = self._running = False
 
     # What a request does
@@ -107,6 +122,23 @@ class Batcher(Generic[Item, Result]):
         return 0.0 if oldest is None else monotonic() - oldest.arrived
 
     @property
+    def shed(self) -> Shed | None:
+        """What is given up for lack of time."""
+        return None if self._shedding is None else self._shedding.shed
+
+    @property
+    def load(self) -> float:
+        """How long somebody waits who has let batches pass, by how long is allowed; or how many
+        wait, by how many, if that is more. 0 where nobody has."""
+        standing = (p for p in self._lines if p.items is not None and not p.taken)
+        oldest = next(standing, None)
+        if oldest is None or oldest.passed < PASSED:
+            return 0.0
+        due = max(oldest.filled, oldest.arrived + self._max_wait)
+        share = self._lines.images / self._max_images
+        return max((monotonic() - due) / self._shed_after, share / SHARE_WAITING)
+
+    @property
     def is_idle(self) -> bool:
         return not self._lines and self._passes.is_idle
 
@@ -124,6 +156,12 @@ class Batcher(Generic[Item, Result]):
         """Take no more requests; answer those that wait without delay."""
         self._draining = True
         self._lines.drain()
+
+    async def keep_looking(self) -> None:
+        """See the load where no batch is taken either, without end."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self._look()
 
     # The loop
 
@@ -153,6 +191,7 @@ class Batcher(Generic[Item, Result]):
         began = monotonic()
         watch = asyncio.create_task(self._watch(batch))
         try:
+            self._look()
             self._observe(batch, began)
             await self._passes.run(batch)
         except Exception:
@@ -161,6 +200,10 @@ class Batcher(Generic[Item, Result]):
         finally:
             watch.cancel()
             self._lines.served(batch.stream, began)
+
+    def _look(self) -> None:
+        if self._shedding is not None:
+            self._shedding.look(self.load)
 
     def _observe(self, batch: Batch[Item, Result], now: float) -> None:
         """Count a batch and the waits of its requests, once."""
@@ -183,7 +226,7 @@ class Batcher(Generic[Item, Result]):
             place.fail(error)
 
     def _learns(self, batch: Batch[Item, Result]) -> bool:
-        policy = self._adapt == "always" or (self._adapt == "idle" and not self._lines)
+        policy = self._adapt in ("always", "auto") or (self._adapt == "idle" and not self._lines)
         return batch.learn and policy
 
 

@@ -27,6 +27,7 @@ from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
 from service.saving import Saving, StreamRecord
 from service.schemas import HeldStatus, StreamTruth
+from service.shedding import STEPS, Shed
 from service.silence import Silence
 from service.state_folder import StateFolder
 from service.stream_reports import StreamReports
@@ -67,11 +68,12 @@ class Image:
 
 @dataclass(frozen=True)
 class ImageAnswer:
-    """One image's row in the answers of its batch."""
+    """One image's row in the answers of its batch, and what it was shed of."""
 
     answers: HostPrediction
     row: int
     forward_seconds: float
+    shed: Shed | None
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class _Part:
     prediction: Prediction
     answers: HostPrediction
     labels: list[int | None]
+    shed: list[Shed | None]
     seconds: float
 
     @cached_property
@@ -96,7 +99,7 @@ class _Part:
     @property
     def rows(self) -> list[ImageAnswer | Refused]:
         return [
-            ImageAnswer(self.answers, row, self.seconds)
+            ImageAnswer(self.answers, row, self.seconds, self.shed[row])
             if sound
             else PredictionFailed("the model's scores for it are not finite numbers.")
             for row, sound in enumerate(self.answers.sound)
@@ -111,7 +114,7 @@ class Pass:
     rows: Sequence[ImageAnswer | Refused]
 
 
-def _said(method: Method, items: Sequence[Image], learn: bool) -> _Said:
+def _said(method: Method, items: Sequence[Image], learn: bool, shed: Shed | None) -> _Said:
     images = as_batch([item.pixels for item in items])
     asked: dict[str, Any] = (
         {"context": [item.context for item in items]} if method.contextual else {}
@@ -119,8 +122,18 @@ def _said(method: Method, items: Sequence[Image], learn: bool) -> _Said:
     if mode_of(method) != "off":
         asked["compare"] = any(item.learn for item in items)
         asked["grains"] = [item.grain for item in items]
+    if shed == "second_view" and method.looks_twice:
+        asked["second_view"] = False
     prediction = method.predict(images, learn=learn, **asked)
     return prediction, prediction.to_host()
+
+
+def _shed_of(method: Method, item: Image, shed: Shed | None) -> Shed | None:
+    """What an image goes without of what its stream would have done with it."""
+    if shed == "second_view" and method.looks_twice:
+        return shed
+    learns = item.learn and method.adapts - {"moments"}
+    return STEPS[0] if shed is not None and learns else None
 
 
 class Engine:
@@ -258,24 +271,31 @@ class Engine:
     # Batches
 
     async def predict(
-        self, parts: Sequence[tuple[str, Sequence[Image]]], *, learn: bool = True
+        self,
+        parts: Sequence[tuple[str, Sequence[Image]]],
+        *,
+        learn: bool = True,
+        shed: Shed | None = None,
     ) -> Pass:
         """Answer images of streams; what fails, fails alone. Nothing is learned before `adapt`."""
-        return await self._on_device(self._predict, parts, learn)
+        return await self._on_device(self._predict, parts, learn, shed)
 
-    def _predict(self, parts: Sequence[tuple[str, Sequence[Image]]], learn: bool) -> Pass:
-        answered = [self._answer(stream, items, learn) for stream, items in parts]
+    def _predict(
+        self, parts: Sequence[tuple[str, Sequence[Image]]], learn: bool, shed: Shed | None
+    ) -> Pass:
+        answered = [self._answer(stream, items, learn, shed) for stream, items in parts]
         return Pass(answered, [row for part in answered for row in part.rows])
 
-    def _answer(self, stream: str, items: Sequence[Image], learn: bool) -> _Part:
+    def _answer(self, stream: str, items: Sequence[Image], learn: bool, shed: Shed | None) -> _Part:
         started = time.perf_counter()
         # It is kept once it is adapted: nothing that fails takes a stream's place.
         record = self.table.get(stream)
+        lacks = [_shed_of(record.method, item, shed) for item in items]
         with tracing.span("forward"):
-            said = self._ask(stream, record, items, learn)
+            said = self._ask(stream, record, items, learn, shed)
         seconds = time.perf_counter() - started
         labels = [item.label for item in items]
-        part = _Part(stream, record, *said, labels, seconds)
+        part = _Part(stream, record, *said, labels, lacks, seconds)
         if part.answers.sound.all():
             compared = zip(items, part.answers.compared, strict=False)  # there may be none
             # One image again and again, of which nothing is to come, is no sign of the stream.
@@ -284,7 +304,14 @@ class Engine:
             self.truth.remember(stream, ids, part.predicted, labels, part.confidences, both)
         return part
 
-    def _ask(self, stream: str, record: StreamRecord, items: Sequence[Image], learn: bool) -> _Said:
+    def _ask(
+        self,
+        stream: str,
+        record: StreamRecord,
+        items: Sequence[Image],
+        learn: bool,
+        shed: Shed | None,
+    ) -> _Said:
         """Have a stream's method answer.
 
         Where it has no answer at all and the source has, it is not the images: the stream goes
@@ -292,7 +319,7 @@ class Engine:
         """
         said = None
         try:
-            said = _said(record.method, items, learn)
+            said = _said(record.method, items, learn, shed)
         except (MemoryError, torch.OutOfMemoryError):
             raise  # fewer images may fit: the queue tries that
         except Exception:
@@ -300,12 +327,12 @@ class Engine:
                 raise
         if said is None:
             with contextlib.suppress(Exception):  # what was the matter may be over
-                said = _said(record.method, items, learn)
+                said = _said(record.method, items, learn, shed)
         if said is not None and (said[1].sound.any() or record.is_new):
             return said
         try:
             source = self._source.fork()
-            answer = _said(source, items, learn)
+            answer = _said(source, items, learn, shed)
         except Exception:
             if said is None:
                 raise
@@ -394,6 +421,7 @@ class Engine:
             log.error("the model's scores are not finite numbers", extra={"fields": failed})
             return
         self._metrics.stage_seconds.labels("forward").observe(part.seconds)
+        self._metrics.count_shed(part.shed)
         selects = learn and part.record.method.selects
         self._metrics.count_answers(part.answers, selects=selects)
         self.silence.heard(part.stream)

@@ -40,6 +40,7 @@ class Place(Generic[Item, Result]):
         self.stream, self.deadline, self.learn = stream, deadline, learn
         self.arrived = self.filled = monotonic()
         self.images = self.taken = 0
+        self._batches_before = 0
         self.items: Sequence[Item] | None = None
         self.queue_seconds = 0.0
         self.delivered = asyncio.Event()
@@ -66,6 +67,7 @@ class Place(Generic[Item, Result]):
         if len(items) != self.images:
             raise ValueError(f"{self.images} images were counted, {len(items)} came")
         self.items, self.filled = items, monotonic()
+        self._batches_before = self._lines.taken
         self._lines.look(self.stream)
 
     async def answers(self) -> list[Result]:
@@ -110,6 +112,11 @@ class Place(Generic[Item, Result]):
     def waiting(self) -> int:
         """Images that wait; one where their number is not known yet."""
         return max(1, self.images - self.taken)
+
+    @property
+    def passed(self) -> int:
+        """How many batches were taken since it could have been in one."""
+        return self._lines.taken - self._batches_before
 
     @property
     def has_expired(self) -> bool:
@@ -197,6 +204,7 @@ class Lines(Generic[Item, Result]):
     Attributes:
         images: how many wait, decoded or not; a request not yet counted is one.
         batches: how many batches the waiting images make, by size.
+        taken: how many batches were taken out so far.
     """
 
     def __init__(
@@ -206,6 +214,7 @@ class Lines(Generic[Item, Result]):
         self._retry_after = retry_after
         self.images = 0
         self.batches: Counter[int] = Counter()
+        self.taken = 0
         self._lines: dict[str, _Line[Item, Result]] = {}
         self._places: OrderedDict[Place[Item, Result], None] = OrderedDict()
         # Heaps. What no longer holds of a stream stays in them until it comes up.
@@ -332,6 +341,7 @@ class Lines(Generic[Item, Result]):
                 break
         else:
             return None
+        self.taken += 1
         parts, full = self._compose(line.places)
         for place, _, stop in parts:
             place.taken = stop

@@ -20,6 +20,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.errors import CLIENT_CLOSED_REQUEST, STATUS
+from service.shedding import STEPS, Shed
 from ttc_core.frames import KINDS
 from ttc_core.methods import Adaptation, HostPrediction
 
@@ -184,6 +185,11 @@ class Metrics:
         self.skipped = counter(
             "ttc_adaptation_skipped_total", "Batches nothing was learned from.", ("reason",)
         )
+        self.shed = counter(
+            "ttc_shed_images_total",
+            "Images answered while the queue stood, by the last that was given up for it.",
+            ("what",),
+        )
         self.last_step = gauge(
             "ttc_last_step_timestamp_seconds", "Unix time of the last optimizer step; 0 for none."
         )
@@ -293,6 +299,7 @@ class Metrics:
             (self.batches, BATCH_REASONS),
             (self.loss, LOSS_TERMS),
             (self.skipped, SKIP_REASONS),
+            (self.shed, STEPS),
             (self.suspects, KINDS),
             (self.resets, RESET_CAUSES),
             (self.rollbacks, ROLLBACK_CAUSES),
@@ -352,6 +359,11 @@ class Metrics:
         if selects:
             self.considered.inc(len(predicted))
             self.selected.inc(int(answers.selected.sum()))
+
+    def count_shed(self, shed: Iterable[Shed | None]) -> None:
+        """Count images by what they went without."""
+        for what in filter(None, shed):
+            self.shed.labels(what).inc()
 
     def count_confidence(self, confidence: float, *, right: bool) -> None:
         """Count how sure an answer was that is known to be right or wrong."""

@@ -12,6 +12,7 @@ from service import tracing
 from service.errors import DeadlineExpired, PredictionFailed, Refused
 from service.lines import Batch, Item, Place, Result
 from service.pace import Pace
+from service.shedding import Shed
 from ttc_core.errors import UserError, told
 
 log = logging.getLogger(__name__)
@@ -38,12 +39,13 @@ class Worker(Protocol[ItemIn, PassMade]):
     """What runs a batch: one at a time, first `predict`, then `adapt` or `count`."""
 
     async def predict(
-        self, parts: Sequence[tuple[str, Sequence[ItemIn]]], *, learn: bool
+        self, parts: Sequence[tuple[str, Sequence[ItemIn]]], *, learn: bool, shed: Shed | None
     ) -> PassMade:
         """Answer the images of one stream or several: a part for each, (stream, images).
 
         Args:
             learn: off where it is known that `adapt` will not learn from these images.
+            shed: what is given up for lack of time; the answers tell it.
         """
 
     async def adapt(self, answered: PassMade, *, learn: bool) -> None:
@@ -57,16 +59,20 @@ class Passes(Generic[Item, Result]):
     """Runs a batch in one pass, or in those that it takes to leave out who makes it fail.
 
     Args:
-        learns: whether a batch is to be learned from, as things stand.
+        learns: whether a batch is to be learned from, as things stand, if nothing is shed.
+        sheds: what is given up, as things stand; from what is answered so nothing is learned.
 
     Attributes:
         began, images: of the pass at hand; `began` is None between batches.
     """
 
     def __init__(
-        self, worker: Worker[Item, Any], learns: Callable[[Batch[Item, Result]], bool]
+        self,
+        worker: Worker[Item, Any],
+        learns: Callable[[Batch[Item, Result]], bool],
+        sheds: Callable[[], Shed | None],
     ) -> None:
-        self._worker, self._learns = worker, learns
+        self._worker, self._learns, self._sheds = worker, learns, sheds
         self.pace = Pace()
         self.began: float | None = None
         self.images = 0
@@ -118,9 +124,10 @@ class Passes(Generic[Item, Result]):
     async def _run_together(self, batch: Batch[Item, Result]) -> bool:
         """Predict, hand out the answers, then adapt; return whether its requests are answered."""
         began = monotonic()
-        learn = self._learns(batch)
+        shed = self._sheds()
+        learn = shed is None and self._learns(batch)
         try:
-            answered = await self._predict(batch.stream, batch.items, learn)
+            answered = await self._predict(batch.stream, batch.items, learn, shed)
         except Refused as error:  # of the whole stream, whoever asks
             batch.fail(error)
             return True
@@ -153,9 +160,13 @@ class Passes(Generic[Item, Result]):
         self.pace.measured(batch.images, monotonic() - began)
         return True
 
-    async def _predict(self, stream: str, items: Sequence[Item], learn: bool) -> Pass[Result]:
+    async def _predict(
+        self, stream: str, items: Sequence[Item], learn: bool, shed: Shed | None
+    ) -> Pass[Result]:
         self.began, self.images = monotonic(), len(items)
-        answered: Pass[Result] = await self._worker.predict([(stream, items)], learn=learn)
+        answered: Pass[Result] = await self._worker.predict(
+            [(stream, items)], learn=learn, shed=shed
+        )
         if len(answered.rows) != len(items):
             raise ValueError(f"{len(items)} images were to be answered, {len(answered.rows)} were")
         return answered
@@ -201,7 +212,7 @@ class Passes(Generic[Item, Result]):
 
         async def fails(start: int, stop: int) -> bool:
             try:
-                answered = await self._predict(batch.stream, items[start:stop], learn)
+                answered = await self._predict(batch.stream, items[start:stop], learn, None)
             except Exception:
                 return True
             return any(isinstance(row, Refused) for row in answered.rows)

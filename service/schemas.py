@@ -120,6 +120,11 @@ class ImagePrediction(ClassScore):
         description="black, white, blank, frozen, torn or noise where it looks like a faulty "
         "camera's; with --guard on nothing is learned from it",
     )
+    shed: Literal["learning", "second_view"] | None = Field(
+        None,
+        description="what it went without since the queue stands: learning, or that and the "
+        "second view; null with another --adapt than auto",
+    )
 
 
 class PredictResponse(BaseModel):
@@ -312,6 +317,9 @@ class StatusResponse(BaseModel):
 
     ready: bool
     idle: bool = Field(description="nothing is queued, and no batch is predicted or adapted")
+    shedding: Literal["learning", "second_view"] | None = Field(
+        None, description="what images go without now, as an answer's shed"
+    )
     model: ModelStatus
     method: str
     settings: dict[str, Any] = Field(

@@ -110,10 +110,19 @@ class Settings(BaseSettings):
     silent_seconds: float = Field(
         60.0, ge=1, le=DAY, description="seconds without a request before a stream can be silent"
     )
-    adapt: Literal["always", "idle", "never"] = Field(
-        "always",
-        description="learn from every batch, from those with none waiting, or from none; moving "
-        "statistics follow the images with each",
+    # Behind `paper`: what is measured against the paper is to be exact.
+    adapt: Literal["auto", "always", "idle", "never"] = Field(
+        default_factory=lambda given: "always" if given.get("paper") else "auto",
+        description="learn from every batch while the queue does not stand, from every, from those "
+        "with none waiting (idle), or from none; moving statistics follow the images with each; "
+        "always with --paper",
+    )
+    shed_after: float = Field(
+        0.5,
+        ge=0.01,
+        le=DAY,
+        description="seconds that a request may wait while two batches go before it: then --adapt "
+        "auto sheds learning, at twice as long the second view",
     )
     max_streams: int = Field(1000, ge=1, le=MOST, description="streams in memory that adapt apart")
     max_stream_bytes: int = Field(

@@ -103,6 +103,7 @@ async def status(service: ServiceNow) -> StatusResponse:
     return StatusResponse(
         ready=service.is_ready,
         idle=service.batcher.is_idle,
+        shedding=service.batcher.shed,
         model=ModelStatus(
             spec=settings.model,
             digest=model.digest,

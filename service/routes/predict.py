@@ -232,6 +232,7 @@ def _prediction(
         "selected": asked.learn and bool(answers.selected[row]),
         "mode": told(answers.modes[row] if answers.modes else ADAPTING),
         "suspect": answers.suspects[row] if answers.suspects else None,
+        "shed": answer.shed,
     }
     yield b"]," + _json(rest)[1:]
 

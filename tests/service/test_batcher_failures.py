@@ -295,9 +295,9 @@ def test_nobody_waits_for_a_worker_that_hangs(monkeypatch, hangs_in):
                 self.started.set()
                 await self.gate.wait()
 
-        async def predict(self, parts, *, learn):
+        async def predict(self, parts, *, learn, shed):
             if hangs_in == "predict":
-                return await super().predict(parts, learn=learn)
+                return await super().predict(parts, learn=learn, shed=shed)
             return FakePass(*[[item for _, items in parts for item in items]] * 2)
 
     async def walk():

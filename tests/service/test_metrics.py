@@ -51,6 +51,7 @@ DESIGN = {
     "ttc_optimizer_steps_total": set(),
     "ttc_pending_batches": set(),
     "ttc_adaptation_skipped_total": {"reason"},
+    "ttc_shed_images_total": {"what"},
     "ttc_last_step_timestamp_seconds": set(),
     "ttc_parameter_drift_ratio": set(),
     "ttc_streams_without_second_view": set(),
@@ -92,6 +93,7 @@ FROM_THE_START = {
     ("ttc_adaptation_skipped_total", "reason"): {
         *("none_selected", "non_finite", "shed", "suspect", "failed", "other"),
     },
+    ("ttc_shed_images_total", "what"): {"learning", "second_view"},
     ("ttc_suspect_images_total", "kind"): {"black", "white", "blank", "frozen", "torn", "noise"},
     ("ttc_resets_total", "cause"): {"request", "failure", "guard"},
     ("ttc_rollbacks_total", "cause"): {"request", "guard"},

@@ -1,5 +1,7 @@
 """Where mirror images mean something else: said once, shown as long as it holds, watched anew."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -190,3 +192,47 @@ def test_a_run_of_one_class_shows_in_what_the_images_before_weigh(model):
     assert before == pytest.approx(0.2)
     assert after != before
     assert off == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "told"),
+    [
+        ({}, None, None),
+        ({}, "learning", "learning"),
+        ({}, "second_view", "second_view"),
+        ({"second_view": "off"}, "second_view", "learning"),
+        ({"learn": "never"}, "learning", None),
+        ({"learn": "never"}, "second_view", "second_view"),
+        ({"learn": "never", "second_view": "off"}, "second_view", None),
+    ],
+)
+def test_an_image_is_told_what_it_went_without(model, made, asked, told):
+    """Which is nothing where its stream would not have done it anyway; the metric has the same."""
+    engine = engine_of(create("ttc_stream", model, **made))
+
+    async def walk():
+        answered = await engine.predict([("s", TOO_FEW)], learn=asked is None, shed=asked)
+        assert [row.shed for row in answered.rows] == [told] * len(TOO_FEW)
+        await engine.adapt(answered, learn=asked is None)
+        for what in ("learning", "second_view"):
+            counted = value(engine, "ttc_shed_images_total", what=what)
+            assert counted == (len(TOO_FEW) if what == told else 0)
+        # The mirror image was not looked at: nothing was bet on it.
+        bet = engine.streams["s"].method.state()["second_view"]
+        looked = told != "second_view" and made.get("second_view") != "off"
+        assert (bet["unlike"] != 0) == looked
+
+    run(engine, walk())
+
+
+def test_what_asks_for_no_learning_is_shed_of_none(model):
+    """A request with learn=false; its second view may go."""
+    engine = engine_of(create("ttc_stream", model))
+    images = [replace(each, learn=False) for each in TOO_FEW]
+
+    async def walk():
+        for shed, told in (("learning", None), ("second_view", "second_view")):
+            answered = await engine.predict([("s", images)], learn=False, shed=shed)
+            assert {row.shed for row in answered.rows} == {told}
+
+    run(engine, walk())

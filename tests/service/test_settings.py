@@ -30,9 +30,9 @@ def clean_environment(monkeypatch):
 
 
 def test_the_defaults_are_those_of_the_design():
-    """Local, bundled model, TTC for streams, batches of 100 without waiting, adapting always."""
+    """Local, bundled model, TTC for streams, batches of 100 without waiting, adapting at ease."""
     settings = read_settings({})
-    assert (settings.model, settings.method, settings.adapt) == ("bundled", "ttc_stream", "always")
+    assert (settings.model, settings.method, settings.adapt) == ("bundled", "ttc_stream", "auto")
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert (settings.max_batch, settings.max_wait) == (100, 0.0)
     assert settings.token is None
@@ -50,8 +50,9 @@ def test_the_defaults_are_those_of_the_design():
     ],
 )
 def test_the_paper_means_ttc_where_no_method_is_named(monkeypatch, said, method):
-    """By flag and by variable."""
+    """By flag and by variable; nothing is shed then."""
     assert read_settings(said).method == method
+    assert read_settings(said).adapt == ("always" if said.get("paper") else "auto")
     for name, value in said.items():
         monkeypatch.setenv(f"TTC_{name.upper()}", str(value).lower())
     assert read_settings({}).method == method

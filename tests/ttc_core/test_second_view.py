@@ -268,6 +268,26 @@ def test_what_is_suspicious_is_left_out_of_the_answers_before_the_bet_is_lost(mo
     torch.testing.assert_close(prediction.logits, plain.logits)
 
 
+@pytest.mark.parametrize("guard", ["off", "on"])
+def test_it_can_be_left_out_of_a_batch(model, guard):
+    """Then the answers are those of a method without, and of the bet nothing comes; statistics,
+    prior and what is learned follow the images all the same. A guard lets it be."""
+    images = bright(drawn(12, LEFT_OR_RIGHT))
+    method = create("ttc_stream", model, guard=guard)
+    plain = create("ttc_stream", model, guard=guard, second_view="off")
+    assert method.looks_twice
+    assert not plain.looks_twice
+    bet = method.state()["second_view"]
+    for batch in images.split(4):
+        answered, wanted = method.predict(batch, second_view=False), plain.predict(batch)
+        torch.testing.assert_close(answered.probabilities, wanted.probabilities)
+        assert method.adapt(answered) == plain.adapt(wanted)
+    assert same(method.state(), plain.state())
+    assert method.state()["second_view"] == bet
+    assert method.predict(images).pending is not None
+    assert method.looks_twice
+
+
 @pytest.mark.parametrize(
     "changed",
     [

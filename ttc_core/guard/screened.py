@@ -93,6 +93,8 @@ class Screened(Wrapper):
         suspects = None
         if out:
             alone: dict[str, Any] = {"compare": False} if guarded else {}
+            if "second_view" in asked:
+                alone["second_view"] = asked["second_view"]
             if self.inner.contextual:
                 alone["context"] = [False] * len(out)
             suspects = self.inner.predict(images[out] if stay else images, learn=False, **alone)

@@ -49,6 +49,10 @@ class Wrapper:
         return self.inner.second_view_off
 
     @property
+    def looks_twice(self) -> bool:
+        return self.inner.looks_twice
+
+    @property
     def record_temperature(self) -> float | None:
         return self.inner.record_temperature
 

@@ -75,6 +75,10 @@ class ComposedMethod(ABC):
         return False
 
     @property
+    def looks_twice(self) -> bool:
+        return False
+
+    @property
     def record_temperature(self) -> float | None:
         return None
 

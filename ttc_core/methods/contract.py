@@ -312,6 +312,12 @@ class Method(Protocol):
         """Whether a second view was seen to mean something else, and is left out since."""
 
     @property
+    def looks_twice(self) -> bool:
+        """Whether the next images are looked at twice, and may be looked at once: then `predict`
+        takes `second_view`: off, there is no second view, and nothing comes of what it would have
+        told."""
+
+    @property
     def record_temperature(self) -> float | None:
         """That of the calibration record its probabilities are told with; None: without one."""
 

@@ -49,6 +49,7 @@ class OwnMethod:
 
     contextual = False
     second_view_off = False
+    looks_twice = False
     mode = ADAPTING
     estimates = None
     record_temperature = None

@@ -134,6 +134,10 @@ class TTCStream(LearningMethod):
         return self._second_view.bet.lost
 
     @property
+    def looks_twice(self) -> bool:
+        return self._second_view.used
+
+    @property
     def record_temperature(self) -> float | None:
         record = self.model.calibration
         return None if record is None else record.temperature
@@ -153,7 +157,12 @@ class TTCStream(LearningMethod):
         }
 
     def predict(
-        self, images: Tensor, *, learn: bool = True, context: Sequence[bool] | None = None
+        self,
+        images: Tensor,
+        *,
+        learn: bool = True,
+        context: Sequence[bool] | None = None,
+        second_view: bool = True,
     ) -> Prediction:
         if context is not None and len(context) != len(images):
             raise ValueError(
@@ -162,15 +171,16 @@ class TTCStream(LearningMethod):
             )
         s, opening = self._settings, self._diversity.classes.opening
         teaches = s.learn == "always" or (s.learn == "diverse" and self._diversity.classes.diverse)
+        twice = second_view and self.looks_twice
         inputs = self.model.normalize(self.model.to_unit(images))
         shadow = self._shadow_of(inputs)
         trust = self._statistics.trust(self._shadow.doubt, self._statistics.followed)
         with torch.set_grad_enabled(learn and teaches):
-            seen = self._look_at(inputs, opening, trust, shadow, context)
+            seen = self._look_at(inputs, opening, trust, shadow, context, twice)
             opened, trusted = seen.classes.opening, self._trust_after(seen, trust)
             if opened - opening > SUDDENLY or trust - trusted > SUDDENLY:
                 del seen  # and its graph, before there is another
-                seen = self._look_at(inputs, opened, trusted, shadow, context)
+                seen = self._look_at(inputs, opened, trusted, shadow, context, twice)
             entropies = entropy(seen.logits)
         logits, answers = seen.logits.detach(), seen.answers
         told = self._temperature.told(answers, logits, seen.weights)
@@ -221,12 +231,13 @@ class TTCStream(LearningMethod):
         trust: float,
         shadow: Beside,
         context: Sequence[bool] | None,
+        twice: bool,
     ) -> _Seen:
         """Answer normalised images with late layers open, and the stream trusted, so far."""
         model, bet, affine = self.model, self._second_view.bet, self._learner.affine
         classes = self._diversity.classes
         look = self._statistics.look(len(inputs), classes, opening, trust)
-        if self._second_view.used:
+        if twice:
             view, mirrored = two_views(
                 model, inputs, inputs.flip(3), look, affine=affine, together=True
             )
