@@ -29,6 +29,7 @@ class Costly(FakeWorker):
 
     async def adapt(self, answered, *, learn):
         await super().adapt(answered, learn=learn)
+        await settle()  # who has an answer asks again before it is learned from
         self._take(0.004 if learn else 0, len(answered.rows))
 
     def _take(self, seconds, images):

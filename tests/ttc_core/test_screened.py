@@ -93,6 +93,17 @@ def test_suspect_images_have_answers_of_their_own(make):
     assert alone.suspects == ("noise",) * 3
 
 
+def test_without_the_second_view_suspect_images_have_none_either():
+    """Among others as alone: time is short for all of them."""
+    watched = create("ttc_stream", make_model(), guard="on")
+    walk(watched, [pictures(6)])
+    bad = faults(3)
+    once, twice = (watched.predict(bad, second_view=each).logits for each in (False, True))
+    assert not torch.allclose(once, twice)
+    among = watched.predict(mixed(pictures(4, seed=1), bad), second_view=False)
+    torch.testing.assert_close(among.logits[[1, 3, 5]], once)
+
+
 def test_what_is_dropped_leaves_no_trace(make):
     """Answers without adapting: the next frame is compared with the last that was taken note of."""
     watched = make()
