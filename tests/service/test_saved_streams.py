@@ -8,10 +8,15 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from service.engine import Image
 from service.errors import StateNotRemoved, TooManyStreams
+from tests.fixtures.engine import value
+from tests.fixtures.networks import make_model
 from tests.fixtures.streams import PIXELS, batch, events, request, reset, stop
+from ttc_core.evaluate import as_batch
+from ttc_core.methods import create
 from ttc_core.state import save_state
 
 
@@ -281,6 +286,100 @@ def test_a_users_method_that_cannot_take_up_what_it_saved_starts_at_the_source(
     saved = (tmp_path / "gate.safetensors").read_bytes()
     assert stop(second)
     assert (tmp_path / "gate.rejected").read_bytes() == saved
+
+
+def test_a_users_method_that_fails_once_it_is_restored_starts_at_the_source(
+    engine, tmp_path, monkeypatch
+):
+    """Whatever it cannot tell of itself then: the stream is answered, and its file stays."""
+    first = engine(tmp_path)
+    for _ in range(2):
+        request(first, "gate")
+    assert stop(first)
+    second = engine(tmp_path)
+    kind = type(second._source.inner)
+
+    def drift(self):
+        return 1 / 0 if self.version else 0.0
+
+    with monkeypatch.context() as broken:
+        broken.setattr(kind, "drift", property(drift))
+        request(second, "gate")
+    (event,) = events(second, "rejected")
+    assert "division by zero" in event["reason"]
+    record = second.streams["gate"]
+    assert (record.restored, record.images, record.version) == (False, len(PIXELS), 0)
+    assert (tmp_path / "gate.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    return create("ttc", make_model("batch-norm"), guard="on", statistics="moving")
+
+
+@pytest.fixture
+def save_held(guarded, tmp_path):
+    """Save a held stream `gate`; what is said to be known of its guard is known in its place."""
+
+    def save(**known):
+        method = guarded.fork()
+        method.adapt(method.predict(as_batch(PIXELS)))
+        method.weigh([(False, True)] * 100)
+        assert method.mode == "held"
+        state = method.state()
+        file = tmp_path / "gate.safetensors"
+        save_state(
+            file,
+            method,
+            name="ttc",
+            model="small",
+            state={**state, "guard": {**state["guard"], **known}},
+            of_stream={"mode": "held", "held_since": 1.5e9, "images": len(PIXELS)},
+        )
+        return file
+
+    return save
+
+
+@pytest.mark.parametrize("held", [torch.ones(4, dtype=torch.uint8), "1"], ids=str)
+@pytest.mark.parametrize("guard", ["on", "off"])
+def test_a_stream_of_whose_guard_nonsense_is_saved_is_answered(
+    engine, guarded, save_held, tmp_path, guard, held
+):
+    """By the source, whether the guard is on or not; its file is set aside, which is told."""
+    save_held(held=held)
+    source = guarded if guard == "on" else guarded.inner.inner
+    table = engine(tmp_path, source=source)
+    for _ in range(2):
+        request(table, "gate")
+    assert table.streams["gate"].images == 2 * len(PIXELS)
+    (rejected,) = events(table, "rejected")
+    assert "one of its numbers is" in rejected["reason"]
+    assert (tmp_path / "gate.rejected").exists()
+
+
+@pytest.mark.parametrize("learn", [True, False], ids=["learning", "asking"])
+@pytest.mark.parametrize("change", ["removed", "damaged", "unreadable"])
+def test_a_held_stream_whose_file_is_gone_is_held_no_more(
+    engine, guarded, save_held, tmp_path, monkeypatch, change, learn
+):
+    """Once it was looked for; a file that cannot be read now may be good."""
+    file = save_held()
+    table = engine(tmp_path, source=guarded)
+    asyncio.run(table.find_held())
+    assert list(table.saved_held()) == ["gate"]
+    if change == "removed":
+        file.unlink()
+    elif change == "damaged":
+        file.write_bytes(b"damaged")
+    else:
+        monkeypatch.setattr("ttc_core.state.os.open", refuse_to_open(file))
+    if learn:
+        table.table.admit("gate")
+    asyncio.run(table.predict([("gate", [Image(one) for one in PIXELS])], learn=learn))
+    left = ["gate"] if change == "unreadable" else []
+    assert list(table.saved_held()) == left
+    assert value(table, "ttc_held_streams") == len(left)
 
 
 def test_each_rejected_state_is_kept(engine, tmp_path):
