@@ -119,6 +119,12 @@ class StreamReports:
             reason=told(error),
         )
 
+    def not_looked_at(self, stream: str, error: Exception) -> None:
+        """Whether it is held, its file did not say."""
+        self._events.note_repeated(
+            "not_looked_at", level=logging.ERROR, stream=stream, reason=told(error)
+        )
+
     def second_view_off(self, stream: str) -> None:
         """Its mirror images are left out from now on."""
         self._events.note(
@@ -157,13 +163,13 @@ class StreamReports:
             else:
                 record.suspects[kind] += 1
                 record.ordinary = 0
-                if kind != record.suspect:
+                is_new = kind != record.suspect
+                record.suspect_in_a_row = 1 if is_new else record.suspect_in_a_row + 1
+                if is_new:
                     record.suspect, record.suspect_since = kind, time.time()
-                    record.suspect_in_a_row = 0
                     self._events.note_repeated(
                         "suspect", level=logging.WARNING, stream=stream, kind=kind
                     )
-                record.suspect_in_a_row += 1
             if record.suspect is not None and record.ordinary >= WELL_AFTER:
                 over, record.suspect, record.suspect_since = record.suspect, None, None
                 self._events.note_repeated("suspect_over", stream=stream, kind=over)
