@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from service.events import Events
 from service.metrics import Metrics
-from service.schemas import GuardAct, KeptOfStream, StreamTruth
+from service.schemas import KeptOfStream, StreamAct, StreamTruth
 from service.state_folder import Identity, StateFolder
 from service.truth import Truth
 from ttc_core.errors import UserError, shown
@@ -53,7 +53,7 @@ class StreamRecord:
     answers_from: int = 0
     estimates: Estimates | None = None
     # What a guard did of late, or somebody had done, the oldest first.
-    acts: tuple[GuardAct, ...] = ()
+    acts: tuple[StreamAct, ...] = ()
     # Images that looked like a faulty camera's, by kind; which fault they look like lately, since
     # when, how many of them came last, and how many ordinary ones have come since.
     suspects: Counter[str] = field(default_factory=Counter)

@@ -10,7 +10,7 @@ from typing import Any
 from service.events import Events
 from service.metrics import ESTIMATED, Metrics
 from service.saving import Saving, StreamRecord
-from service.schemas import ACTS, GuardAct, HeldStatus
+from service.schemas import ACTS, HeldStatus, StreamAct
 from service.silence import Silence
 from service.streams import Streams
 from ttc_core.errors import told
@@ -44,7 +44,7 @@ class StreamReports:
     ) -> None:
         self._events, self._metrics, self._table = events, metrics, table
         self._saving = saving
-        self._reset_by_hand: dict[str, GuardAct] = {}
+        self._reset_by_hand: dict[str, StreamAct] = {}
         metrics.streams.set_function(lambda: len(table.records))
         metrics.stream_bytes.set_function(lambda: table.bytes)
         metrics.drift.set_function(
@@ -149,7 +149,7 @@ class StreamReports:
                 "observed": act.observed,
                 "evidence": {name: round(number, 4) for name, number in act.evidence.items()},
             }
-            _note_act(record, GuardAct(time=time.time(), **fields))
+            _note_act(record, StreamAct(time=time.time(), **fields))
             self._events.note(
                 "guard", level=logging.WARNING, stream=stream, images=record.images, **fields
             )
@@ -178,13 +178,13 @@ class StreamReports:
 
     def put_back(self, stream: str, record: StreamRecord) -> None:
         """It could not go on, and is at the source."""
-        _note_act(record, GuardAct(time=time.time(), action="reset", reason="failure"))
+        _note_act(record, StreamAct(time=time.time(), action="reset", reason="failure"))
         self._metrics.count_reset("failure")
         self._events.note("reset", stream=stream, level=logging.ERROR, reason="failure")
 
     def forgotten(self, streams: Iterable[str]) -> None:
         """Somebody had streams reset: those that go on are to say so, in `begun`."""
-        act = GuardAct(time=time.time(), action="reset", reason=BY_HAND)
+        act = StreamAct(time=time.time(), action="reset", reason=BY_HAND)
         for stream in streams:
             self._reset_by_hand.pop(stream, None)
             self._reset_by_hand[stream] = act
@@ -213,11 +213,11 @@ class StreamReports:
     def rolled_back(self, stream: str, record: StreamRecord, version: int) -> None:
         """Somebody had it brought back."""
         evidence = {"version": float(version)}
-        act = GuardAct(time=time.time(), action="roll_back", reason=BY_HAND, evidence=evidence)
+        act = StreamAct(time=time.time(), action="roll_back", reason=BY_HAND, evidence=evidence)
         _note_act(record, act)
         self._metrics.rollbacks.labels("request").inc()
         self._events.note("rollback", stream=stream, reason="request", version=version)
 
 
-def _note_act(record: StreamRecord, act: GuardAct) -> None:
+def _note_act(record: StreamRecord, act: StreamAct) -> None:
     record.acts = (*record.acts, act)[-ACTS:]
