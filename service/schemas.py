@@ -227,7 +227,8 @@ class KeptOfStream(BaseModel):
     suspect: str | None = None
     suspect_since: Moment | None = None
     suspect_in_a_row: Count = 0
-    mode: str = "adapting"
+    # None: a former version wrote it.
+    mode: str | None = None
     held_since: Moment | None = None
     acts: Annotated[list[StreamAct], Field(max_length=ACTS)] = []
 
