@@ -35,7 +35,7 @@ from service.streams import Streams
 from service.truth import Truth
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.grain import Grain
-from ttc_core.guard import Unwatched, mode_of
+from ttc_core.guard import Unwatched, holds, mode_of
 from ttc_core.methods import Act, Adaptation, HostPrediction, Method, Prediction
 from ttc_core.methods.contract import Right, SnapshotError
 from ttc_core.plugins import source_digest
@@ -237,10 +237,21 @@ class Engine:
         return self._reports.saved_held()
 
     async def find_held(self) -> None:
-        """Look at the files of streams, one at a time, for those that are held."""
+        """Look at the files of streams, one at a time, for those that are held.
+
+        Not where the source answers nobody, whatever the files say. What cannot be looked at is
+        logged, and the others are.
+        """
+        if not holds(self._source):
+            return
+        names: set[str] = set()
         with contextlib.suppress(OSError):  # a folder that cannot be read is told of elsewhere
-            for name in await asyncio.to_thread(self._saving.names):
+            names = await asyncio.to_thread(self._saving.names)
+        for name in names:
+            try:
                 await asyncio.to_thread(self._saving.look_at, name)
+            except Exception as error:  # a user's own method may raise anything
+                self._reports.not_looked_at(name, error)
 
     async def _on_device(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()

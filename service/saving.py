@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from service.events import Events
 from service.metrics import Metrics
-from service.schemas import GuardAct, KeptOfStream, StreamTruth
+from service.schemas import KeptOfStream, StreamAct, StreamTruth
 from service.state_folder import Identity, StateFolder
 from service.truth import Truth
 from ttc_core.errors import UserError, shown
@@ -53,7 +53,7 @@ class StreamRecord:
     answers_from: int = 0
     estimates: Estimates | None = None
     # What a guard did of late, or somebody had done, the oldest first.
-    acts: tuple[GuardAct, ...] = ()
+    acts: tuple[StreamAct, ...] = ()
     # Images that looked like a faulty camera's, by kind; which fault they look like lately, since
     # when, how many of them came last, and how many ordinary ones have come since.
     suspects: Counter[str] = field(default_factory=Counter)
@@ -239,22 +239,20 @@ class Saving:
         Args:
             pinned: somebody needs its place: what lies there and is no state goes out of the way.
         """
-        newest = self._truth.newest
-        method = self._source.fork()
-        record = StreamRecord(
-            method, bytes=self.fresh_bytes, answers_from=newest, details=method.details
-        )
+        record = self._at_source()
         if self.folder is None or name in self._undead:
             return record
         try:
             found = self.folder.load(name, record.method)
-            saved = _kept(name, found[1] if found else {})
+            if found is None:
+                self._note_held(name, None)
+                return record
+            saved = _kept(name, found[1])
+            record.held_since = saved.held_since  # counts only if it still is
+            record.take_note()
         except Exception as error:  # a user's own method may raise anything
-            record.method = self._source.fork()
             self._reject(name, error, pinned)
-            return record
-        if found is None:
-            return record
+            return self._at_source()
         record.restored, record.file = True, found[0]
         record.images, record.batches, record.acts = saved.images, saved.batches, tuple(saved.acts)
         counts = saved.suspects
@@ -264,26 +262,37 @@ class Saving:
             record.suspect_in_a_row = saved.suspect_in_a_row
         record.truth = StreamTruth(labelled=saved.labelled, correct=saved.correct)
         self._truth.take_up(name, record.truth)
-        record.answers_from = min(saved.answers_from, newest)
-        record.held_since = saved.held_since  # counts only if it still is
-        record.take_note()
+        record.answers_from = min(saved.answers_from, record.answers_from)
         record.bytes = state_bytes(record.method)
         self._events.note_repeated("restored", stream=name)
         return record
 
+    def _at_source(self) -> StreamRecord:
+        method = self._source.fork()
+        return StreamRecord(
+            method,
+            bytes=self.fresh_bytes,
+            answers_from=self._truth.newest,
+            details=method.details,
+        )
+
     def _reject(self, name: str, why: Exception, pinned: bool) -> None:
         """Put what is no state of the stream out of its way, if that can be told and done."""
         assert self.folder is not None
+        # What could not be read or taken up may be good: it is left until the place is needed.
+        is_none = isinstance(why, StateError) and not isinstance(why, StateUnreadable)
         if not pinned:  # asked about, and forgotten with the answer
+            if is_none:
+                self._note_held(name, None)
             self._events.note_repeated(
                 "rejected", level=logging.WARNING, stream=name, reason=_reason(why)
             )
             return
         where = "stays where it is"
-        # What could not be read or taken up may be good: it is left until the place is needed.
-        if isinstance(why, StateError) and not isinstance(why, StateUnreadable):
+        if is_none:
             try:
                 with self._writing:
+                    self._note_held(name, None)
                     where = f"is now {self.folder.set_aside(name)}"
             except (OSError, UserError) as error:
                 where = f"stays where it is ({_reason(error)})"
@@ -338,14 +347,14 @@ class Saving:
         """
         if self.folder is not None:
             with self._writing, contextlib.suppress(StateError):
-                kept = _kept(name, self.folder.of_stream(name, self._source))
-                with self._lock:
-                    self._note_held(name, kept)
+                self._note_held(name, _kept(name, self.folder.of_stream(name, self._source)))
 
-    def _note_held(self, name: str, kept: KeptOfStream) -> None:
-        self._held.pop(name, None)
-        if kept.held_since is not None:
-            self._held[name] = kept
+    def _note_held(self, name: str, kept: KeptOfStream | None) -> None:
+        """Know what a stream's file keeps, if it is held; None: there is none of it."""
+        with self._lock:
+            self._held.pop(name, None)
+            if kept is not None and kept.held_since is not None:
+                self._held[name] = kept
 
     def write(self, name: str) -> bool:
         """Write what waits of a stream, the latest only; return whether its file has it then.
@@ -374,11 +383,11 @@ class Saving:
                         snapshot.kept.model_dump(exclude_defaults=True),
                     )
                     self._retry_at, self.failing, record.failed = 0.0, False, False
+                    self._note_held(name, snapshot.kept)
                     with self._lock:
                         if self._leaving.get(name) is snapshot:
                             del self._leaving[name]
                             self._undead.discard(name)
-                        self._note_held(name, snapshot.kept)
             except Exception as error:  # a user's own method may hold anything
                 if isinstance(error, OSError):
                     self._retry_at = time.monotonic() + RETRY_SECONDS

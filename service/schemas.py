@@ -194,7 +194,7 @@ class EstimatedAccuracy(BaseModel):
     )
 
 
-class GuardAct(BaseModel):
+class StreamAct(BaseModel):
     """What was done with a stream."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
@@ -232,9 +232,10 @@ class KeptOfStream(BaseModel):
     suspect: str | None = None
     suspect_since: Moment | None = None
     suspect_in_a_row: Count = 0
-    mode: str = "adapting"
+    # None: a former version wrote it.
+    mode: str | None = None
     held_since: Moment | None = None
-    acts: Annotated[list[GuardAct], Field(max_length=ACTS)] = []
+    acts: Annotated[list[StreamAct], Field(max_length=ACTS)] = []
 
 
 class HeldStatus(BaseModel):
@@ -243,7 +244,7 @@ class HeldStatus(BaseModel):
     mode: Literal["held"] = "held"
     images: int
     held_since: float
-    guard: list[GuardAct]
+    guard: list[StreamAct]
 
 
 class StreamStatus(BaseModel):
@@ -264,7 +265,7 @@ class StreamStatus(BaseModel):
     estimated_accuracy: EstimatedAccuracy | None = Field(
         None, description="without labels; null before the guard has compared an image"
     )
-    guard: list[GuardAct] = Field(
+    guard: list[StreamAct] = Field(
         [], description="what was done of late, by the guard or by hand, the oldest first"
     )
     details: dict[str, float] = Field(

@@ -10,7 +10,7 @@ from typing import Any
 from service.events import Events
 from service.metrics import ESTIMATED, Metrics
 from service.saving import Saving, StreamRecord
-from service.schemas import ACTS, GuardAct, HeldStatus
+from service.schemas import ACTS, HeldStatus, StreamAct
 from service.silence import Silence
 from service.streams import Streams
 from ttc_core.errors import told
@@ -44,7 +44,7 @@ class StreamReports:
     ) -> None:
         self._events, self._metrics, self._table = events, metrics, table
         self._saving = saving
-        self._reset_by_hand: dict[str, GuardAct] = {}
+        self._reset_by_hand: dict[str, StreamAct] = {}
         metrics.streams.set_function(lambda: len(table.records))
         metrics.stream_bytes.set_function(lambda: table.bytes)
         metrics.drift.set_function(
@@ -119,6 +119,12 @@ class StreamReports:
             reason=told(error),
         )
 
+    def not_looked_at(self, stream: str, error: Exception) -> None:
+        """Whether it is held, its file did not say."""
+        self._events.note_repeated(
+            "not_looked_at", level=logging.ERROR, stream=stream, reason=told(error)
+        )
+
     def second_view_off(self, stream: str) -> None:
         """Its mirror images are left out from now on."""
         self._events.note(
@@ -143,7 +149,7 @@ class StreamReports:
                 "observed": act.observed,
                 "evidence": {name: round(number, 4) for name, number in act.evidence.items()},
             }
-            _note_act(record, GuardAct(time=time.time(), **fields))
+            _note_act(record, StreamAct(time=time.time(), **fields))
             self._events.note(
                 "guard", level=logging.WARNING, stream=stream, images=record.images, **fields
             )
@@ -157,13 +163,13 @@ class StreamReports:
             else:
                 record.suspects[kind] += 1
                 record.ordinary = 0
-                if kind != record.suspect:
+                is_new = kind != record.suspect
+                record.suspect_in_a_row = 1 if is_new else record.suspect_in_a_row + 1
+                if is_new:
                     record.suspect, record.suspect_since = kind, time.time()
-                    record.suspect_in_a_row = 0
                     self._events.note_repeated(
                         "suspect", level=logging.WARNING, stream=stream, kind=kind
                     )
-                record.suspect_in_a_row += 1
             if record.suspect is not None and record.ordinary >= WELL_AFTER:
                 over, record.suspect, record.suspect_since = record.suspect, None, None
                 self._events.note_repeated("suspect_over", stream=stream, kind=over)
@@ -172,13 +178,13 @@ class StreamReports:
 
     def put_back(self, stream: str, record: StreamRecord) -> None:
         """It could not go on, and is at the source."""
-        _note_act(record, GuardAct(time=time.time(), action="reset", reason="failure"))
+        _note_act(record, StreamAct(time=time.time(), action="reset", reason="failure"))
         self._metrics.count_reset("failure")
         self._events.note("reset", stream=stream, level=logging.ERROR, reason="failure")
 
     def forgotten(self, streams: Iterable[str]) -> None:
         """Somebody had streams reset: those that go on are to say so, in `begun`."""
-        act = GuardAct(time=time.time(), action="reset", reason=BY_HAND)
+        act = StreamAct(time=time.time(), action="reset", reason=BY_HAND)
         for stream in streams:
             self._reset_by_hand.pop(stream, None)
             self._reset_by_hand[stream] = act
@@ -207,11 +213,11 @@ class StreamReports:
     def rolled_back(self, stream: str, record: StreamRecord, version: int) -> None:
         """Somebody had it brought back."""
         evidence = {"version": float(version)}
-        act = GuardAct(time=time.time(), action="roll_back", reason=BY_HAND, evidence=evidence)
+        act = StreamAct(time=time.time(), action="roll_back", reason=BY_HAND, evidence=evidence)
         _note_act(record, act)
         self._metrics.rollbacks.labels("request").inc()
         self._events.note("rollback", stream=stream, reason="request", version=version)
 
 
-def _note_act(record: StreamRecord, act: GuardAct) -> None:
+def _note_act(record: StreamRecord, act: StreamAct) -> None:
     record.acts = (*record.acts, act)[-ACTS:]

@@ -255,14 +255,7 @@ def describe(path: Path) -> str:
         for name, value in values.items()
     ]
     if watch := sections.get("guard"):
-        # As the service told it: a guard that only observes holds nothing.
-        of_stream = _of_stream(path, texts)
-        since = of_stream.get("held_since") if of_stream.get("mode") == HELD else None
-        if isinstance(since, int | float) and 0 <= since < _LATEST:
-            counters.append(f"held since {datetime.fromtimestamp(since, UTC):%FT%TZ}")
-        else:
-            counters.append("not held")
-        counters.append(f"alarms {shown(watch.get('alarms'))}")
+        counters += [_held(watch, _of_stream(path, texts)), f"alarms {shown(watch.get('alarms'))}"]
     counters += [
         f"snapshot {shown(about.get('version'))} after {shown(about.get('images'))} images"
         for section, about in sections.items()
@@ -270,6 +263,22 @@ def describe(path: Path) -> str:
     ]
     held = ", ".join(counters) or "nothing moved"
     return f"{shown(texts.get('method'))} on {shown(texts.get('model'))}; {held}"
+
+
+def _held(watch: Mapping[str, object], of_stream: Mapping[str, Any]) -> str:
+    """Say whether and since when the source answers a stream, as the service told it.
+
+    A guard that only observes holds nothing, and files of former versions, or of no service, do not
+    say which it was.
+    """
+    mode, since = of_stream.get("mode"), of_stream.get("held_since")
+    is_doubted = watch.get("held") or watch.get("suspected")
+    if mode != HELD and not (mode is None and is_doubted):
+        return "not held"
+    held = "held"
+    if isinstance(since, int | float) and 0 <= since < _LATEST:
+        held += f" since {datetime.fromtimestamp(since, UTC):%FT%TZ}"
+    return held if mode == HELD else f"{held}, unless its guard only observed"
 
 
 def read_counters(

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from service import stream_reports
 from service.batcher import Batcher
 from service.engine import Image
 from service.errors import PredictionFailed
@@ -267,6 +268,22 @@ def test_resetting_a_stream_that_never_was_counts_nothing(model):
         await engine.reset("busy")
         assert math.isnan(value(engine, "ttc_dominant_class_ratio"))
         assert value(engine, "ttc_resets_total", cause="request") == 1
+
+    run(engine, walk())
+
+
+def test_of_so_many_reset_streams_it_is_known_that_they_were(model, monkeypatch):
+    """Those reset last, once each, however many names somebody makes up."""
+    monkeypatch.setattr(stream_reports, "MOST_RESET", 2)
+    engine = engine_of(create("source", model))
+
+    async def walk():
+        for name in ("a", "b", "a", "c"):
+            await engine.reset(name)
+        for name in "abc":
+            await step(engine, pictures(1), stream=name)
+        told = {name: [act.reason for act in each.acts] for name, each in engine.streams.items()}
+        assert told == {"a": ["by_hand"], "b": [], "c": ["by_hand"]}
 
     run(engine, walk())
 

@@ -8,11 +8,23 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
+from service import state_folder
 from service.engine import Image
 from service.errors import StateNotRemoved, TooManyStreams
+from tests.fixtures.engine import value
+from tests.fixtures.networks import make_model
 from tests.fixtures.streams import PIXELS, batch, events, request, reset, stop
+from ttc_core.evaluate import as_batch
+from ttc_core.guard import watched
+from ttc_core.methods import create
 from ttc_core.state import save_state
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    return create("ttc", make_model("batch-norm"), guard="on", statistics="moving")
 
 
 def test_more_saved_streams_than_places_come_when_asked_for(engine, tmp_path, monkeypatch):
@@ -204,10 +216,11 @@ def test_what_is_no_state_of_the_stream_is_never_written_over(
     ],
     ids=str,
 )
-def test_a_state_beside_which_nonsense_is_kept_is_set_aside(engine, source, tmp_path, kept):
+def test_a_state_beside_which_nonsense_is_kept_is_set_aside(engine, guarded, tmp_path, kept):
     """Its counts and times are told to people; so it is no state of ours."""
-    save_state(*(tmp_path / "gate.safetensors", source), name="ttc", model="small", of_stream=kept)
-    table = engine(tmp_path)
+    file = tmp_path / "gate.safetensors"
+    save_state(file, guarded, name="ttc", model="small", of_stream=kept)
+    table = engine(tmp_path, source=guarded)
     asyncio.run(table.find_held())
     assert table.saved_held() == {}
     request(table, "gate")
@@ -281,6 +294,135 @@ def test_a_users_method_that_cannot_take_up_what_it_saved_starts_at_the_source(
     saved = (tmp_path / "gate.safetensors").read_bytes()
     assert stop(second)
     assert (tmp_path / "gate.rejected").read_bytes() == saved
+
+
+def test_a_users_method_that_fails_once_it_is_restored_starts_at_the_source(
+    engine, tmp_path, monkeypatch
+):
+    """Whatever it cannot tell of itself then: the stream is answered, and its file stays."""
+    first = engine(tmp_path)
+    for _ in range(2):
+        request(first, "gate")
+    assert stop(first)
+    second = engine(tmp_path)
+    kind = type(second._source.inner)
+
+    def drift(self):
+        return 1 / 0 if self.version else 0.0
+
+    with monkeypatch.context() as broken:
+        broken.setattr(kind, "drift", property(drift))
+        request(second, "gate")
+    (event,) = events(second, "rejected")
+    assert "division by zero" in event["reason"]
+    record = second.streams["gate"]
+    assert (record.restored, record.images, record.version) == (False, len(PIXELS), 0)
+    assert (tmp_path / "gate.safetensors").exists()
+
+
+@pytest.fixture
+def save_held(guarded, tmp_path):
+    """Save a held stream; what is said to be known of its guard is known in its place."""
+
+    def save(stream="gate", **known):
+        method = guarded.fork()
+        method.adapt(method.predict(as_batch(PIXELS)))
+        method.weigh([(False, True)] * 100)
+        assert method.mode == "held"
+        state = method.state()
+        file = tmp_path / f"{stream}.safetensors"
+        save_state(
+            file,
+            method,
+            name="ttc",
+            model="small",
+            state={**state, "guard": {**state["guard"], **known}},
+            of_stream={"mode": "held", "held_since": 1.5e9, "images": len(PIXELS)},
+        )
+        return file
+
+    return save
+
+
+@pytest.mark.parametrize("held", [torch.ones(4, dtype=torch.uint8), "1"], ids=str)
+@pytest.mark.parametrize("guard", ["on", "off"])
+def test_a_stream_of_whose_guard_nonsense_is_saved_is_answered(
+    engine, guarded, save_held, tmp_path, guard, held
+):
+    """By the source, whether the guard is on or not; its file is set aside, which is told."""
+    save_held(held=held)
+    source = guarded if guard == "on" else guarded.inner.inner
+    table = engine(tmp_path, source=source)
+    for _ in range(2):
+        request(table, "gate")
+    assert table.streams["gate"].images == 2 * len(PIXELS)
+    (rejected,) = events(table, "rejected")
+    assert "one of its numbers is" in rejected["reason"]
+    assert (tmp_path / "gate.rejected").exists()
+
+
+@pytest.mark.parametrize("learn", [True, False], ids=["learning", "asking"])
+@pytest.mark.parametrize("change", ["removed", "damaged", "unreadable"])
+def test_a_held_stream_whose_file_is_gone_is_held_no_more(
+    engine, guarded, save_held, tmp_path, monkeypatch, change, learn
+):
+    """Once it was looked for; a file that cannot be read now may be good."""
+    file = save_held()
+    table = engine(tmp_path, source=guarded)
+    asyncio.run(table.find_held())
+    assert list(table.saved_held()) == ["gate"]
+    if change == "removed":
+        file.unlink()
+    elif change == "damaged":
+        file.write_bytes(b"damaged")
+    else:
+        monkeypatch.setattr("ttc_core.state.os.open", refuse_to_open(file))
+    if learn:
+        table.table.admit("gate")
+    asyncio.run(table.predict([("gate", [Image(one) for one in PIXELS])], learn=learn))
+    left = ["gate"] if change == "unreadable" else []
+    assert list(table.saved_held()) == left
+    assert value(table, "ttc_held_streams") == len(left)
+
+
+@pytest.mark.parametrize("guard", ["on", "off", "observe"])
+def test_files_are_looked_at_only_where_a_stream_may_be_held(
+    engine, guarded, save_held, tmp_path, monkeypatch, guard
+):
+    """Else thousands are read at each start for nothing."""
+    save_held()
+    looked, read = [], state_folder.read_of_stream
+    monkeypatch.setattr(
+        state_folder,
+        "read_of_stream",
+        lambda path, *a, **k: looked.append(path) or read(path, *a, **k),
+    )
+    table = engine(tmp_path, source=watched(guarded.inner.inner, guard))
+    asyncio.run(table.find_held())
+    found = ["gate"] if guard == "on" else []
+    assert ([path.stem for path in looked], list(table.saved_held())) == (found, found)
+
+
+def test_a_file_that_cannot_be_looked_at_hides_no_other(
+    engine, guarded, save_held, tmp_path, monkeypatch
+):
+    """Whatever is raised by it: that is told, and the held streams behind it are found."""
+    for name in ("a", "b", "c"):
+        save_held(name)
+    looked, read = [], state_folder.read_of_stream
+
+    def fail(path, *arguments, **options):
+        looked.append(path.stem)
+        return 1 / 0 if len(looked) == 1 else read(path, *arguments, **options)
+
+    monkeypatch.setattr(state_folder, "read_of_stream", fail)
+    table = engine(tmp_path, source=guarded)
+    asyncio.run(table.find_held())
+    assert sorted(looked) == ["a", "b", "c"]
+    assert sorted(table.saved_held()) == sorted(looked[1:])
+    (event,) = events(table, "not_looked_at")
+    assert event["stream"] == looked[0]
+    assert "division by zero" in event["reason"]
 
 
 def test_each_rejected_state_is_kept(engine, tmp_path):

@@ -93,6 +93,7 @@ def test_it_is_told_when_a_fault_begins_changes_and_ends():
         for _ in range(2):
             await step(engine, images_of(np.zeros_like(noise(2))))
         assert [event.get("kind") for event in engine.events] == ["noise", "black"]
+        assert (record.suspect, record.suspect_in_a_row) == ("black", 4)
         assert before < record.suspect_since < time.time()
         await step(engine, images_of(scenes(1, 8), np.zeros_like(noise(3)), scenes(1, 7)))
         assert (record.suspect, record.suspect_in_a_row) == ("black", 0)

@@ -177,6 +177,31 @@ def test_a_guard_goes_on_where_it_was_after_a_time_without(tmp_path):
     assert same(unwatched.state(), method("off").state())
 
 
+@pytest.mark.parametrize(
+    "held",
+    [torch.tensor([1, 0, 1, 0], dtype=torch.uint8), torch.tensor(1), "1", 2, -1, None],
+    ids=str,
+)
+def test_what_the_guard_saw_is_checked_whether_it_watches_or_not(held):
+    """What could not be told whether it is a hold is no state; the method stays as it is."""
+    inner = create("ttc", make_model("batch-norm"), statistics="moving")
+    watching, unwatched = Guarded(inner), Unwatched(inner.fork())
+    watching.adapt(watching.predict(make_images(6)))
+    watching.weigh([(False, True)] * 100)
+    state = watching.state()
+    unwatched.restore(state)
+    assert unwatched.doubted
+    assert not unwatched.fork().doubted
+    odd = {**state, "guard": {**state["guard"], "held": held}}
+    for method in (watching, unwatched):
+        with pytest.raises(ValueError, match="one of its numbers is"):
+            method.restore(odd)
+    assert unwatched.doubted
+    assert same(unwatched.state(), state)
+    unwatched.reset()
+    assert not unwatched.doubted
+
+
 def test_a_version_names_one_snapshot():
     """Where nothing was learned in between, or after a roll back, the latest of it."""
     method = Guarded(create("ttc", make_model("batch-norm"), statistics="moving"))

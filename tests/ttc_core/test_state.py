@@ -77,6 +77,32 @@ def test_numbers_texts_and_nothing_come_back_as_they_were(path):
         save(path, Remembering(other.model, {"list": []}))
 
 
+@pytest.mark.parametrize(
+    ("is_doubted", "of_stream", "told"),
+    [
+        (True, {"mode": "held", "held_since": 1.5e9}, "held since 2017-07-14T02:40:00Z"),
+        (True, {"mode": "adapting", "held_since": 1.5e9}, "not held"),
+        (
+            True,
+            {"held_since": 1.5e9},
+            "held since 2017-07-14T02:40:00Z, unless its guard only observed",
+        ),
+        (True, {}, "held, unless its guard only observed"),
+        (False, {}, "not held"),
+        (False, {"mode": "rolled_back"}, "not held"),
+    ],
+    ids=str,
+)
+def test_a_description_says_whether_a_stream_is_held(path, is_doubted, of_stream, told):
+    """A former version did not say whether the guard only observed; nor does who saves offline."""
+    method = create("ttc", make_model(), guard="on", statistics="moving")
+    method.adapt(method.predict(make_images(8)))
+    if is_doubted:
+        method.weigh([(False, True)] * 100)
+    save_state(path, method, name="ttc", model="small", of_stream=of_stream)
+    assert f", {told}, alarms " in describe(path)
+
+
 def test_nothing_is_left_beside_the_file(path):
     """The folder is made; a second save replaces the first whole."""
     method = adapted(**SETTINGS)

@@ -1,5 +1,7 @@
 """A method that nobody watches, though somebody may have before and may again."""
 
+from ttc_core.guard.guarded import SECTION
+from ttc_core.guard.watch import Watch
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods.contract import WATCHING, Method, State
 
@@ -12,22 +14,31 @@ class Unwatched(Wrapper):
 
     def __init__(self, inner: Method) -> None:
         super().__init__(inner)
+        self._forget()
+
+    def _forget(self) -> None:
         self._kept: State = {}
+        self._doubted = False
 
     @property
     def doubted(self) -> bool:
         """Whether the source should answer, by what the guard had seen."""
-        known = self._kept.get("guard", {})
-        return bool(known.get("held") or known.get("suspected"))
+        return self._doubted
 
     def reset(self) -> None:
-        self._kept = {}
+        self._forget()
         self.inner.reset()
 
     def state(self) -> State:
         return {**self.inner.state(), **self._kept}
 
     def restore(self, state: State) -> None:
+        """Go on from a state.
+
+        Raises:
+            KeyError, ValueError: what the guard saw is none; or what the method raises.
+        """
         kept = {name: state[name] for name in state if name.partition(".")[0] in WATCHING}
+        watch = Watch.restored(kept[SECTION]) if SECTION in kept else Watch()
         self.inner.restore({name: state[name] for name in state if name not in kept})
-        self._kept = kept
+        self._kept, self._doubted = kept, watch.by_source
