@@ -69,8 +69,7 @@ class Apart:
         look, name = self.look, call.layer
         both = call.image_moments()
         found = both.view(2, len(both) // 2, *both.shape[1:]).mean(0)
-        moved = torch.lerp(look._stream[name], found, look._weights[name])
-        mean, square = torch.lerp(look._source[name], moved, look._blends[name]).unbind(1)
+        mean, square = (look.kept[name] + look.moves[name] * found).unbind(1)
         variance = (square - mean.square()).clamp(min=0)
         twice = mean.repeat(2, 1), variance.repeat(2, 1)
         return replace(call, rows=self.rows).normalized(*twice)

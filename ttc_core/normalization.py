@@ -142,10 +142,16 @@ class Call:
 
     def image_moments(self) -> Tensor:
         """Mean and mean square of each channel in each row: (N, 2, C)."""
-        x = widened(self.x).flatten(2) if self.x.ndim > 2 else widened(self.x)[..., None]
-        # A norm takes half the time of squares, which it does not lay down in memory.
-        square = torch.linalg.vector_norm(x, dim=2).square() / x.shape[2]
-        return torch.stack((x.mean(2), square), dim=1)
+        return image_moments(self.x)
+
+
+def image_moments(x: Tensor) -> Tensor:
+    """Mean and mean square of each channel in each row of x (N, C, …): (N, 2, C)."""
+    values = widened(x)
+    values = values.flatten(2) if x.ndim > 2 else values[..., None]
+    # A norm takes half the time of squares, which it does not lay down in memory.
+    squares = torch.linalg.vector_norm(values, dim=2).square()
+    return torch.stack((values.sum(2), squares), dim=1) / values.shape[2]
 
 
 # Answers the BatchNorm calls of one forward pass.

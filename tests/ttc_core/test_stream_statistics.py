@@ -12,7 +12,7 @@ from tests.fixtures.networks import CLASSES, MEAN, SIZE, STD, make_images, make_
 from ttc_core.methods import create
 from ttc_core.methods.contract import Pending, Prediction
 from ttc_core.methods.parts.diversity import Classes
-from ttc_core.methods.parts.stream_statistics import Followed, StreamStatistics
+from ttc_core.methods.parts.stream_statistics import Followed, StreamShare, StreamStatistics
 from ttc_core.model import SourceModel
 from ttc_core.normalization import Call, source_look
 
@@ -255,6 +255,21 @@ def test_a_layer_that_is_called_twice_follows_the_mean_of_both(model):
     method = create("ttc_stream", model, learn="always", entropy_fraction=1.1, samples_per_step=12)
     walk(method, batches(4))
     assert method.version > 0
+
+
+@pytest.mark.parametrize("left_out", [EARLY, LATE])
+def test_a_layer_that_a_pass_leaves_out_keeps_what_it_has(model, left_out):
+    """An auxiliary head, say: its moments and its spread; the others follow."""
+    statistics = make(model)
+    follow(statistics, model, make_images(50))
+    before = statistics.followed
+    layers = model.moments_layout.views(model.source_moments)
+    found = {name: each.expand(4, 2, -1) + 1 for name, each in layers.items() if name != left_out}
+    after = statistics.after(StreamShare(4, found), classes_of(4))
+    for name in layers:
+        kept, now = (model.moments_layout.views(each.moments)[name] for each in (before, after))
+        assert torch.allclose(kept, now) == (name == left_out)
+    assert same(after.spreads, before.spreads) == (left_out == EARLY)
 
 
 class Beside(nn.Module):

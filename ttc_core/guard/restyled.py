@@ -58,8 +58,11 @@ class Restyled:
         count, followed = len(inputs), self._layout.views(self.style.moments)
         rate = max(1 / (WARM_START + self.style.images), 1 / HORIZON)
         weight = 1 - (1 - rate) ** count
-        weights, blends = dict.fromkeys(followed, weight), dict.fromkeys(followed, BLEND)
-        look = StreamLook(count, self._source, followed, weights, blends)
+        kept = {
+            name: (1 - BLEND) * self._source[name] + BLEND * (1 - weight) * each
+            for name, each in followed.items()
+        }
+        look = StreamLook(count, kept, dict.fromkeys(kept, BLEND * weight))
 
         def early_follow(call: Call) -> Tensor:
             return look(call) if call.layer in followed else source_look(call)

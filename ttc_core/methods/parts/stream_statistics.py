@@ -9,6 +9,7 @@ may be the classes' own, and less of it is gone.
 METHOD §1.9.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +22,7 @@ from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.parts import bounded
 from ttc_core.methods.parts.diversity import Classes
 from ttc_core.model import SourceModel
-from ttc_core.normalization import Call
+from ttc_core.normalization import Call, image_moments
 
 # Images that the source's statistics are worth at the start.
 WARM_START = 16
@@ -84,9 +85,9 @@ class StreamStatistics:
     ) -> None:
         self._model, self._blend = model, blend
         self._early_horizon, self._late_horizon = early_horizon, late_horizon
-        names = list(model.moments_layout.shapes)
-        self._late = {name: place >= EARLY * len(names) for place, name in enumerate(names)}
-        self._early = [name for name, late in self._late.items() if not late]
+        channels = [count for (count,) in model.moments_layout.shapes.values()]
+        # Of each early layer, how many it has; they lie before those of the late ones.
+        self._early = channels[: math.ceil(EARLY * len(channels))]
         self.reset()
 
     def reset(self) -> None:
@@ -103,27 +104,29 @@ class StreamStatistics:
         Args:
             opening, trust: in [0, 1], how far late layers, and all, follow the stream.
         """
-        views = self._model.moments_layout.views
-        early, late = self._weights(images, images * classes.expected_weight, classes)
-        blend = self._blend * trust
+        weights = self._weights(images, images * classes.expected_weight, classes)
+        blends = self._blend * trust, self._blend * trust * opening
+        source, stream = map(self._parted, (self._model.source_moments, self.followed.moments))
+        kept = [
+            (1 - blend) * theirs + blend * (1 - weight) * ours
+            for theirs, ours, blend, weight in zip(source, stream, blends, weights, strict=True)
+        ]
+        early, late = (blend * weight for blend, weight in zip(blends, weights, strict=True))
+        names = self._model.moments_layout.shapes
         return StreamLook(
             images,
-            views(self._model.source_moments),
-            views(self.followed.moments),
-            {name: late if is_late else early for name, is_late in self._late.items()},
-            {name: blend * opening if late else blend for name, late in self._late.items()},
+            self._model.moments_layout.views(torch.cat(kept, dim=1)),
+            {n: early if place < len(self._early) else late for place, n in enumerate(names)},
         )
 
     def trust(self, doubt: float, followed: Followed) -> float:
         """How much of the way from the source's moments is not of the classes, by early layers."""
         if not doubt or not self._early:
             return 1.0
-        source, now = map(
-            self._model.moments_layout.views, (self._model.source_moments, followed.moments)
+        source, now = (
+            self._parted(each)[0] for each in (self._model.source_moments, followed.moments)
         )
-        ways = torch.stack(
-            [_distance(now[name], source[name], source[name]) for name in self._early]
-        )
+        ways = self._distances(now, source, source)
         way = float((ways / followed.spreads.clamp(min=1e-9)).mean())
         reach = way * (1 + way)
         return reach / (reach + DOUBTED * doubt)
@@ -133,23 +136,28 @@ class StreamStatistics:
         before, counted = self.followed, torch.from_numpy(classes.weights)
         total = float(counted.sum())
         by_class = (counted / total).to(before.moments)
-        early, late = self._weights(share.images, total, classes)
-        views = self._model.moments_layout.views
-        source, moved = views(self._model.source_moments), views(before.moments)
-        spreads = dict(zip(self._early, before.spreads.unbind(), strict=True))
-        for name, found in share.image_moments.items():
-            moments = found.to(moved[name])
-            if self._late[name]:
-                mean = torch.tensordot(by_class, moments, dims=1)
-                moved[name] = torch.lerp(moved[name], mean, late)
-            else:
-                moved[name] = torch.lerp(moved[name], moments.mean(0), early)
-                spread = _distance(moments, moved[name], source[name])
-                spreads[name] = torch.lerp(spreads[name], spread, early)
-        flat = [moved[name] for name in self._model.moments_layout.shapes]
+        early_weight, late_weight = self._weights(share.images, total, classes)
+        moments, spreads = before.moments, before.spreads
+        found, names = share.image_moments, list(self._model.moments_layout.shapes)
+        if found:
+            known = self._model.moments_layout.views(moments)
+            # A layer that the pass left out keeps its moments, and its spread.
+            left_out = [name for name in names if name not in found]
+            rows = {name: known[name].expand(share.images, 2, -1) for name in left_out}
+            whole = {**found, **rows}
+            early, late = self._parted(torch.cat([whole[n].to(moments) for n in names], dim=2))
+            of_early, of_late = self._parted(moments)
+            of_early = torch.lerp(of_early, early.mean(0), early_weight)
+            mean = torch.tensordot(by_class, late, dims=1)
+            moments = torch.cat((of_early, torch.lerp(of_late, mean, late_weight)), dim=1)
+            source, _ = self._parted(self._model.source_moments)
+            spreads = torch.lerp(spreads, self._distances(early, of_early, source), early_weight)
+            for place, name in enumerate(names[: len(self._early)]):
+                if name in rows:
+                    spreads[place] = before.spreads[place]
         return Followed(
-            torch.cat(flat, dim=1) if flat else before.moments,
-            torch.stack([*spreads.values()]) if spreads else before.spreads,
+            moments,
+            spreads,
             before.early_images + share.images,
             before.late_images + (0.0 if classes.narrowed else total),
         )
@@ -159,6 +167,21 @@ class StreamStatistics:
         assert isinstance(share, StreamShare)
         assert isinstance(classes, Classes)
         self.followed = self.after(share, classes)
+
+    def _parted(self, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Moments (…, P) of the early layers, and of the late ones."""
+        early = sum(self._early)
+        return moments[..., :early], moments[..., early:]
+
+    def _distances(self, moments: Tensor, others: Tensor, source: Tensor) -> Tensor:
+        """(E,) of each early layer the mean square distance of moments (…, 2, P), in deviations of
+        what a Gaussian layer has."""
+        mean, square = source
+        # A channel that is constant in the source has none.
+        variance = (square - mean.square()).clamp(min=1e-6)
+        of_square = 2 * variance.square() + 4 * mean.square() * variance
+        away = (moments - others).square() / torch.stack((variance, of_square))
+        return torch.stack([layer.mean() for layer in torch.split(away, self._early, dim=-1)])
 
     def _weights(self, early: float, late: float, classes: Classes) -> tuple[float, float]:
         """What so many images weigh in early and late layers, beside all before."""
@@ -202,49 +225,30 @@ def _weight(images: float, before: float, horizon: int) -> float:
     return float(1 - (1 - rate) ** images)
 
 
-def _distance(moments: Tensor, others: Tensor, source: Tensor) -> Tensor:
-    """Mean square distance of moments (…, 2, C), in deviations of what a Gaussian layer has."""
-    mean, square = source
-    # A channel that is constant in the source has none.
-    variance = (square - mean.square()).clamp(min=1e-6)
-    of_square = 2 * variance.square() + 4 * mean.square() * variance
-    return ((moments - others).square() / torch.stack((variance, of_square))).mean()
-
-
 class StreamLook:
     """Normalise with blended statistics, moved by the batch at hand.
 
     Args:
-        source, stream: moments by layer, (2, C).
-        weights: by layer, of the batch's own moments beside the stream's.
-        blends: by layer, of the stream's moments beside the source's.
+        kept: by layer, (2, C), the blend without the batch's own moments.
+        moves: by layer, what those weigh in it.
     """
 
-    def __init__(
-        self,
-        images: int,
-        source: Mapping[str, Tensor],
-        stream: Mapping[str, Tensor],
-        weights: Mapping[str, float],
-        blends: Mapping[str, float],
-    ) -> None:
-        self._images, self._source, self._stream = images, source, stream
-        self._weights, self._blends = weights, blends
+    def __init__(self, images: int, kept: Mapping[str, Tensor], moves: Mapping[str, float]) -> None:
+        self._images, self.kept, self.moves = images, kept, moves
         # By layer, in each image, the mean over its calls.
         self._found: dict[str, Tensor] = {}
 
     def __call__(self, call: Call) -> Tensor:
         name = call.layer
-        with torch.no_grad():
-            found = self._by_image(call.image_moments())
-            if call.number > 0:
-                found = torch.lerp(self._found[name], found, 1 / (call.number + 1))
-            self._found[name] = found
-            source, stream = self._source[name], self._stream[name]
-            moved = torch.lerp(stream, found.mean(0).to(stream), self._weights[name])
-            mean, square = torch.lerp(source, moved, self._blends[name])
-            # Rounding may leave a constant channel's variance a little below 0.
-            variance = (square - mean.square()).clamp_(min=0)
+        found = self._by_image(image_moments(call.x.detach()))
+        if call.number > 0:
+            found = torch.lerp(self._found[name], found, 1 / (call.number + 1))
+        self._found[name] = found
+        kept = self.kept[name]
+        blended = torch.add(kept, found.mean(0).to(kept), alpha=self.moves[name])
+        mean, square = blended.unbind()
+        # Rounding may leave a constant channel's variance a little below 0.
+        variance = torch.addcmul(square, mean, mean, value=-1).clamp_(min=0)
         return call.normalized(mean, variance)
 
     def share(self) -> StreamShare:
