@@ -292,7 +292,7 @@ def answered(images, classes):
         suspects=(),
         modes=(),
     )
-    rows = [SimpleNamespace(answers=batch, row=row) for row in range(images)]
+    rows = [SimpleNamespace(answers=batch, row=row, shed=None) for row in range(images)]
     return SimpleNamespace(answers=rows), batch
 
 
@@ -343,7 +343,7 @@ def test_a_small_answer_is_written_in_one_go():
     one = content["predictions"][0]
     assert list(one) == [
         *("id", "class", "name", "confidence", "top_k"),
-        *("entropy", "selected", "mode", "suspect"),
+        *("entropy", "selected", "mode", "suspect", "shed"),
     ]
     assert one["entropy"] == float(batch.entropy[0])
     assert [each["selected"] for each in content["predictions"]] == [False, False]
