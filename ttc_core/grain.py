@@ -104,6 +104,7 @@ def structure_of(between: Numbers, of_pixels: Numbers, side: int) -> Numbers:
 def variance(numbers: NDArray[Any]) -> Numbers:
     """(N,) of the whole numbers (N, H, W) of each image."""
     each = numbers.astype(np.int64)
-    count, sums = each[0].size, each.sum(axis=(1, 2))
-    found: Numbers = (np.einsum("nhw,nhw->n", each, each) - sums**2 / count) / count
-    return found
+    # Python's whole numbers: the square of a sum over 2,100 × 2,100 pixels is beyond 64 bits.
+    count, sums = each[0].size, each.sum(axis=(1, 2)).astype(object)
+    squares = np.einsum("nhw,nhw->n", each, each).astype(object)
+    return ((count * squares - sums**2) / count**2).astype(np.float64)

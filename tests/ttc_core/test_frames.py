@@ -109,6 +109,11 @@ def test_a_frame_of_one_colour_is_called_what_it_is(size, kind, colour):
         assert kinds(noisy(frames, 1)) == [kind] * 3
 
 
+def test_a_very_large_frame_is_seen():
+    """The square of the sum of its levels is beyond 64 bits."""
+    assert kinds(np.full((1, 2100, 2100, 3), 255, np.uint8)) == ["white"]
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_a_gradient_is_not_one_colour(size):
     """An even sky becomes another colour from row to row: nothing of it is missing."""
