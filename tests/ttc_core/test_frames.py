@@ -155,15 +155,20 @@ def test_noise_is_seen(size):
 
 def test_what_was_seen_before_the_size_changed_counts():
     """The settings judge it as they judge pixels; it goes before what a grey mean looks like."""
-    scene, levels = scenes(32, 1), np.array([128, 60, 200])[:, None, None, None]
-    flat = np.broadcast_to(levels, (3, *scene.shape[1:])).astype(np.uint8)
+    scene, levels = scenes(32, 1), np.array([128, 60, 200, 90])[:, None, None, None]
+    flat = np.broadcast_to(levels, (4, *scene.shape[1:])).astype(np.uint8)
     images = batch(np.concatenate([scene, flat]))
-    noise, faint = Grain(structure=1, deviation=40), Grain(structure=1, deviation=4)
-    given = [Grain(structure=20, deviation=40), noise, faint, None]
-    assert Frames().look(images, given).kinds == [None, "noise", "blank", "blank"]
-    lenient = Frames(FrameSettings(noise_deviation=3))
-    assert lenient.look(images, given).kinds == [None, "noise", "noise", "blank"]
-    with pytest.raises(ValueError, match="2 grains for 4 images"):
+    given = [
+        Grain(structure=20, deviation=40, relation=0.1),
+        Grain(structure=1, deviation=40, relation=0.1),
+        Grain(structure=1, deviation=4, relation=0.1),
+        Grain(structure=1, deviation=40, relation=0.6),
+        None,
+    ]
+    assert Frames().look(images, given).kinds == [None, "noise", "blank", None, "blank"]
+    lenient = Frames(FrameSettings(noise_deviation=3, noise_relation=0.7))
+    assert lenient.look(images, given).kinds == [None, "noise", "noise", "noise", "blank"]
+    with pytest.raises(ValueError, match="2 grains for 5 images"):
         Frames().look(images, given[:2])
 
 
