@@ -46,6 +46,15 @@ PHOTOGRAPHS = cifar10_stream.FOLDER.parent / "imagenetc" / "images.zip"
 GREEN = (0, 135, 0)  # what a decoder makes of zeros for YUV
 SCENES = 10
 DEALT = ("one:6", "limited:2", "runs:50", "camera-trap")
+# Between 0 and 1, of places across and down in periods.
+Places = NDArray[np.floating]
+TEXTURES: dict[str, Callable[[Places, Places], Places]] = {
+    "waves": lambda across, down: (1 + np.sin(2 * np.pi * across)) / 2,
+    "stripes": lambda across, down: np.floor(2 * across) % 2,
+    "weaves": lambda across, down: np.floor(2 * across + np.floor(2 * down)) % 2,
+    "meshes": lambda across, down: np.maximum(across % 1 < 0.33, down % 1 < 0.33) * 1.0,
+    "halftones": lambda across, down: (np.hypot(across % 1 - 0.5, down % 1 - 0.5) < 0.33) * 1.0,
+}
 # Of pictures that come again so many later, after the others have.
 TURNS = {f"{turns} by turns": turns for turns in (2, 4, 8, 16)}
 
@@ -305,6 +314,12 @@ def ordinary_as_sent(count: int) -> Iterator[tuple[str, Callable[[], Pictures]]]
     some = max(20, count // 10)
     for film in FILMS:
         yield f"film {film}", lambda film=film: clips.read_pictures(film)
+    for name in TEXTURES:
+        for quality in (None, 75):
+            yield (
+                f"480 × 480, {name}" + (f", JPEG {quality}" if quality else ""),
+                lambda name=name, quality=quality: textures(name, some, quality),
+            )
     kinds = {"bundled, 32": bundled_images(count)}
     with contextlib.suppress(OSError):
         kinds["CIFAR-10, 32"] = photographs(32, count)
@@ -334,6 +349,20 @@ def ordinary_as_sent(count: int) -> Iterator[tuple[str, Callable[[], Pictures]]]
                 f"night, {name}, gamma {gamma:g}",
                 lambda i=images, g=gamma: pictures(nights(i, g, draw)),
             )
+
+
+def textures(name: str, count: int, quality: int | None, side: int = 480) -> Pictures:
+    """Textiles and prints that fill a picture, each of two colours, a period and a turn."""
+    draw = np.random.default_rng(0)
+    y, x = np.mgrid[:side, :side]
+    for _ in range(count):
+        period, angle = draw.uniform(3, 12), draw.uniform(0, np.pi)
+        across = (x * np.cos(angle) + y * np.sin(angle)) / period + draw.uniform()
+        down = (y * np.cos(angle) - x * np.sin(angle)) / period + draw.uniform()
+        pattern = TEXTURES[name](across, down)[..., None]
+        first, second = draw.uniform(20, 110, 3), draw.uniform(145, 235, 3)
+        image = noisy(first + pattern * (second - first), 4, draw)[None]
+        yield Image.fromarray((compressed(image, quality) if quality else image)[0])
 
 
 def static_as_sent(count: int) -> Iterator[tuple[str, Callable[[], Pictures]]]:

@@ -23,8 +23,10 @@ from ttc_core.grain import (
     BLOCKS,
     CHANNELS,
     LEAST_BLOCKS,
+    TILE,
     Grain,
     greys_of,
+    relation,
     structure_of,
     sums,
     variance,
@@ -81,6 +83,12 @@ class FrameSettings(BaseModel):
     )
     noise_deviation: float = Field(
         10, ge=0, le=255, description="least standard deviation of noise"
+    )
+    noise_relation: float = Field(
+        0.4,
+        ge=0,
+        le=1,
+        description="correlation of pixels near each other in noise, at most; textures have more",
     )
     frozen_share: float = Field(
         0.01,
@@ -167,24 +175,32 @@ class Frames:
         if (height // side) * (width // side) >= LEAST_BLOCKS:
             between = variance(sums(greys, side)) / side**4
             flat = between - of_pixels / side**2 <= (CHANNELS * s.flat) ** 2
-            found["noise"] |= structure_of(between, of_pixels, side) <= s.noise_structure
-            found["noise"] &= of_pixels >= (CHANNELS * s.noise_deviation) ** 2
+            even = structure_of(between, of_pixels, side) <= s.noise_structure
+            even &= of_pixels >= (CHANNELS * s.noise_deviation) ** 2
+            for number in np.flatnonzero(even).tolist():
+                related = relation(greys[number], TILE)
+                found["noise"][number] = related <= s.noise_relation
         else:  # too small to tell a part from a pixel
             flat = of_pixels <= (CHANNELS * s.flat) ** 2
-        # Once it is made smaller, noise is nearly of one colour.
-        for row, grain in enumerate(grains):
+        # Once it is made smaller, noise is nearly of one colour, and so is a fine texture: what was
+        # seen before tells more.
+        fine = np.zeros(count, np.bool_)
+        for number, grain in enumerate(grains):
             if grain is not None:
-                found["noise"][row] |= (
-                    grain.structure <= s.noise_structure and grain.deviation >= s.noise_deviation
+                fine[number] = grain.deviation >= s.noise_deviation
+                found["noise"][number] = (
+                    fine[number]
+                    and grain.structure <= s.noise_structure
+                    and grain.relation <= s.noise_relation
                 )
-        for number in np.flatnonzero(flat):
+        for number in np.flatnonzero(flat).tolist():
             values = pixels[number]
             grey = np.ptp(values.mean(axis=(1, 2))) <= COLOUR
             dark = values.max() <= s.black_level or (grey and (values == 0).mean() > 0.5)
             bright = values.min() >= s.white_level or (grey and (values == 255).mean() > 0.5)
             found["black"][number], found["white"][number] = dark, bright
             found["blank"][number] = values.std(axis=(1, 2)).max() <= s.blank_deviation
-        found["blank"] &= ~found["noise"]
+        found["blank"] &= ~(found["noise"] | fine)
         return found
 
     def _same(self, samples: Bytes) -> Flags:

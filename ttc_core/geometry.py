@@ -15,6 +15,8 @@ from PIL import ExifTags, Image
 _SIXTEEN_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 # Of an EXIF block; they are to be in ascending order, and the orientation is number 274.
 _MOST_TAGS = 1000
+# Characters of a text that are read: an EXIF block of 64 KiB in hex, and in lines.
+_MOST_TEXT = 160_000
 _WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I"}  # types of a tag's value
 _TURN_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -135,7 +137,8 @@ def _orientation(info: Mapping[Any, Any]) -> int | None:
     """The orientation in the EXIF block, else in the XMP text, of what an image has besides."""
     block = info.get("exif")
     if block is None:  # ImageMagick's way in PNG: as text, below three lines of head
-        block = bytes.fromhex("".join(info.get("Raw profile type exif", "").split("\n")[3:]))
+        lines = info.get("Raw profile type exif", "")[:_MOST_TEXT].split("\n", 3)
+        block = bytes.fromhex("".join(lines[3:]))  # which passes over the ends of lines
     block = re.sub(b"^(Exif\0\0){1,2}", b"", block)
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     found = None
@@ -150,6 +153,7 @@ def _orientation(info: Mapping[Any, Any]) -> int | None:
                     (found,) = struct.unpack_from(order + _WHOLE_NUMBERS[kind], value)
     if found is None:
         text = info.get("XML:com.adobe.xmp") or info.get("xmp") or b""
+        text = text[:_MOST_TEXT]
         text = text.encode(errors="replace") if isinstance(text, str) else text
         match = re.search(rb'tiff:Orientation(?:="|>)([0-9])', text)
         found = int(match[1]) if match else None

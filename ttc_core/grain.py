@@ -4,6 +4,7 @@ A picture made smaller is an average of its pixels, and the average of noise is 
 is looked at before; what is found goes with the picture to whoever judges it (`ttc_core.frames`).
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,12 +29,15 @@ class Grain(NamedTuple):
 
     Attributes:
         structure: the variance between parts of it, over what unrelated pixels would have: about 1
-            of noise, 15 and more of photographs.
+            of noise, 15 and more of photographs; below 1 of many textures that fill a picture.
         deviation: the standard deviation of its pixels, in levels of 255.
+        relation: the correlation of its pixels with those near them, 0 to 1: up to 0.15 of noise
+            (0.35 below 48 pixels), 0.45 and more of textures.
     """
 
     structure: float
     deviation: float
+    relation: float
 
 
 def fitted(
@@ -67,7 +71,8 @@ def grain_of(image: Image.Image) -> Grain | None:
     greys = greys_of(np.moveaxis(tiles, 4, 0)).reshape(1, rows * side, columns * side)
     between, of_pixels = variance(sums(greys, side)) / side**4, variance(greys)
     (structure,) = structure_of(between, of_pixels, side)
-    return Grain(float(structure), float(of_pixels[0] ** 0.5) / CHANNELS)
+    related = relation(greys[0], side)
+    return Grain(float(structure), float(of_pixels[0] ** 0.5) / CHANNELS, related)
 
 
 def greys_of(channels: NDArray[np.uint8]) -> NDArray[np.int16]:
@@ -101,9 +106,46 @@ def structure_of(between: Numbers, of_pixels: Numbers, side: int) -> Numbers:
     return found
 
 
+def relation(greys: NDArray[np.int16], side: int) -> float:
+    """The largest correlation, either way, of pixels near each other in one image (H, W).
+
+    Args:
+        side: pixels of one tile are compared with each other, `side` a side. So far apart, across
+            and down, that a quarter of a tile's pixels have a partner, or nearer.
+    """
+    rows, columns = (length // side for length in greys.shape)
+    blocks = greys[: rows * side, : columns * side].reshape(rows, side, columns, side)
+    tiles = blocks.swapaxes(1, 2).reshape(-1, side**2)
+    levels = tiles - tiles.mean(dtype=np.float64)
+    products = levels.T @ levels
+    mean_square = float(products.trace()) / side**2
+    if not mean_square:
+        return 0.0
+    numbers, counts, near = displacements(side)
+    found = np.bincount(numbers, products.ravel())[near] / counts[near]
+    return float(np.abs(found).max()) / mean_square
+
+
+@cache
+def displacements(side: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
+    """How pixels of a tile lie to each other.
+
+    Returns:
+        The number of the displacement of each of the side⁴ pairs; by number, of how many pairs it
+        is; and by number, whether it is compared.
+    """
+    down, across = (place.ravel() for place in np.indices((side, side)))
+    numbers = (down[:, None] - down) * (2 * side) + across[:, None] - across
+    numbers = (numbers - numbers.min()).ravel()
+    counts = np.bincount(numbers)
+    return numbers, counts, (counts >= side**2 / 4) & (counts < side**2)
+
+
 def variance(numbers: NDArray[Any]) -> Numbers:
     """(N,) of the whole numbers (N, H, W) of each image."""
     each = numbers.astype(np.int64)
-    count, sums = each[0].size, each.sum(axis=(1, 2))
-    found: Numbers = (np.einsum("nhw,nhw->n", each, each) - sums**2 / count) / count
+    # Python's whole numbers: the square of a sum over 2,100 × 2,100 pixels is beyond 64 bits.
+    count, sums = each[0].size, each.sum(axis=(1, 2)).astype(object)
+    squares = np.einsum("nhw,nhw->n", each, each).astype(object)
+    found: Numbers = ((count * squares - sums**2) / count**2).astype(np.float64)
     return found

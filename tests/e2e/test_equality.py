@@ -7,8 +7,12 @@ import pytest
 from PIL import Image
 
 from service.cli import cli
+from service.client import Client
 from service.launch import launch
+from ttc_core.datasets import Geometry, open_data
+from ttc_core.frames import KINDS
 from ttc_core.methods import METHODS
+from ttc_core.rows import Rows
 
 IMAGES = "60"
 BATCH = "16"  # so that the last batch is short
@@ -142,14 +146,19 @@ def test_they_agree_on_a_folder_of_files(compare, folder):
 
 def test_they_agree_on_which_files_are_noise(serve, folder, tmp_path):
     """The model reads 32 pixels: nothing of what it is given tells noise from a grey wall."""
-    rows, stream = tmp_path / "rows.jsonl", (folder, "--corruptions", "clean", "--batch-size", "7")
-    with serve(method="ttc_stream") as running:
-        ttc("replay", *stream, "--url", running.url)
-        (served,) = running.at_rest()["streams"].values()
-    ttc("evaluate", *stream, "--methods", "ttc_stream", "--served", "--json", rows)
-    row = json.loads(rows.read_text())
-    assert row["suspects"] == served["suspects"]
-    assert row["suspects"]["noise"] >= 20
+    path, options = tmp_path / "rows.jsonl", ("--order", "file", "--corruptions", "clean")
+    ttc("evaluate", folder, *options, "--methods", "ttc_stream", "--served", "--json", path)
+    row = json.loads(path.read_text())
+    offline = [(None, *KINDS)[code] for code in Rows(path).arrays(row)["suspect"]]
+    stream = open_data(folder, Geometry(32)).open("clean", 5)
+    with serve(method="ttc_stream") as running, Client(running.url) as client:
+        answers = [client.predict([stream.read_file(place)]) for place in stream.positions]
+        served = [answer.predictions[0].suspect for answer in answers]
+        ttc("replay", folder, *options, "--url", running.url, "--stream", "replayed")
+        replayed = running.at_rest()["streams"]["replayed"]["suspects"]
+    assert served == offline
+    assert replayed == row["suspects"]
+    assert 20 <= offline.count("noise") < len(offline)
 
 
 def test_they_agree_on_a_folder_corrupted_as_it_is_read(compare, folder):

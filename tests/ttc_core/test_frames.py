@@ -109,6 +109,11 @@ def test_a_frame_of_one_colour_is_called_what_it_is(size, kind, colour):
         assert kinds(noisy(frames, 1)) == [kind] * 3
 
 
+def test_a_very_large_frame_is_seen():
+    """The square of the sum of its levels is beyond 64 bits."""
+    assert kinds(np.full((1, 2100, 2100, 3), 255, np.uint8)) == ["white"]
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_a_gradient_is_not_one_colour(size):
     """An even sky becomes another colour from row to row: nothing of it is missing."""
@@ -150,15 +155,20 @@ def test_noise_is_seen(size):
 
 def test_what_was_seen_before_the_size_changed_counts():
     """The settings judge it as they judge pixels; it goes before what a grey mean looks like."""
-    scene, levels = scenes(32, 1), np.array([128, 60, 200])[:, None, None, None]
-    flat = np.broadcast_to(levels, (3, *scene.shape[1:])).astype(np.uint8)
+    scene, levels = scenes(32, 1), np.array([128, 60, 200, 90])[:, None, None, None]
+    flat = np.broadcast_to(levels, (4, *scene.shape[1:])).astype(np.uint8)
     images = batch(np.concatenate([scene, flat]))
-    noise, faint = Grain(structure=1, deviation=40), Grain(structure=1, deviation=4)
-    given = [Grain(structure=20, deviation=40), noise, faint, None]
-    assert Frames().look(images, given).kinds == [None, "noise", "blank", "blank"]
-    lenient = Frames(FrameSettings(noise_deviation=3))
-    assert lenient.look(images, given).kinds == [None, "noise", "noise", "blank"]
-    with pytest.raises(ValueError, match="2 grains for 4 images"):
+    given = [
+        Grain(structure=20, deviation=40, relation=0.1),
+        Grain(structure=1, deviation=40, relation=0.1),
+        Grain(structure=1, deviation=4, relation=0.1),
+        Grain(structure=1, deviation=40, relation=0.6),
+        None,
+    ]
+    assert Frames().look(images, given).kinds == [None, "noise", "blank", None, "blank"]
+    lenient = Frames(FrameSettings(noise_deviation=3, noise_relation=0.7))
+    assert lenient.look(images, given).kinds == [None, "noise", "noise", "noise", "blank"]
+    with pytest.raises(ValueError, match="2 grains for 5 images"):
         Frames().look(images, given[:2])
 
 

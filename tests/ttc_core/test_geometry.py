@@ -234,6 +234,15 @@ def test_an_exif_block_takes_no_more_work_than_a_thousand_tags(file_format):
     assert to_rgb(picture).size == ASYMMETRIC.shape[:2]  # turned
 
 
+@pytest.mark.parametrize("before", [0, 150_000, 160_000])
+def test_of_a_text_the_beginning_is_read(before):
+    """Whoever unpacked it: an EXIF block in hex is no longer, and a search takes time."""
+    picture = Image.fromarray(ASYMMETRIC)
+    as_it_lies, turned = picture.size, picture.size[::-1]
+    picture.info["xmp"] = b" " * before + b'tiff:Orientation="6"'
+    assert to_rgb(picture).size == (turned if before < 160_000 else as_it_lies)
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kind", [1, 3, 4], ids=["byte", "short", "long"])
 @pytest.mark.parametrize("cut", [0, 13], ids=["whole", "cut-short"])

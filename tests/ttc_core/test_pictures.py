@@ -261,6 +261,27 @@ def test_a_png_is_whole_whatever_stands_beside_its_pixels(beside):
     assert np.array_equal(read(png(ROWS)[:-12] + beside + chunk(b"IEND", b"")), expected)
 
 
+EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
+TURNED = {
+    "Raw profile type exif": b"\nexif\n      32\n" + EXIF.hex().encode() + b"\n",
+    "XML:com.adobe.xmp": b'<x tiff:Orientation="6"/>',
+}
+
+
+@pytest.mark.parametrize("behind", [b"", b"\n" * (1 << 20), b"00" * (1 << 19)])
+@pytest.mark.parametrize("kind", ["tEXt", "zTXt", "iTXt", "iTXt, packed"])
+@pytest.mark.parametrize("key", TURNED)
+def test_what_turns_a_png_is_read_from_the_beginning_of_a_text(key, kind, behind):
+    """A megabyte of it would take 80 ms for a picture of one pixel."""
+    text = TURNED[key] + behind
+    packed = text if kind in ("tEXt", "iTXt") else zlib.compress(text)
+    head = {"tEXt": b"", "zTXt": b"\0", "iTXt": b"\0\0\0\0", "iTXt, packed": b"\1\0en\0\0"}[kind]
+    beside = chunk(kind[:4].encode(), key.encode() + b"\0" + head + packed)
+    picture = open_picture(png(ROWS, *[beside] * 9), FORMATS).load()
+    assert sum(len(value) for value in picture.info.values() if isinstance(value, str)) <= 160_000
+    assert to_rgb(picture).size == (12, 20)
+
+
 def test_a_png_is_whole_without_its_end_or_a_chunks_checksum():
     """Of the data, zlib's own checksum speaks; where that is cut off, the count of its rows."""
     body = png(ROWS)

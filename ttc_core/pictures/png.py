@@ -9,12 +9,16 @@ from PIL import Image
 
 from ttc_core.pictures.picture import Buffer, Damaged, Picture, loaded, next_part
 
-_PNG, _PNG_TEXT = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt")
+_PNG = b"\x89PNG\r\n\x1a\n"
 _ADAM7 = (
     (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
     (0, 1, 1, 2),
 )  # fmt: skip
-_PNG_ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+# Texts that may say how to turn the picture. An EXIF block has at most 64 KiB, in hex and in lines
+# 135 kB; what is behind the first so many bytes of a text is not read.
+_PNG_ORIENTATION = ("Raw profile type exif", "XML:com.adobe.xmp")
+_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
+_MOST_TEXT = 160_000
 _PIECE = 1 << 16
 
 
@@ -28,7 +32,8 @@ def open_png(body: Buffer) -> Picture:
 def _load_png(body: Buffer, size: tuple[int, int]) -> Image.Image:
     view, at, count = memoryview(body), 8, 0
     parts: list[Buffer | memoryview] = []
-    beside: list[Buffer | memoryview] = []  # what may say how to turn the picture
+    beside: list[Buffer | memoryview] = []  # the EXIF block, which may say how to turn the picture
+    texts: dict[str, tuple[bytes, memoryview]] = {}
     data: list[memoryview] = []
     is_sound = True
     while at + 8 <= len(view):
@@ -43,10 +48,12 @@ def _load_png(body: Buffer, size: tuple[int, int]) -> Image.Image:
             raise Damaged("it has two headers")
         elif name in (b"IHDR", b"PLTE", b"tRNS") and not data:
             parts.append(chunk)
-        elif name == b"eXIf" or (
-            name in _PNG_TEXT and bytes(content[:22]).startswith(_PNG_ORIENTATION)
-        ):
-            beside = [*beside[:4], chunk]
+        elif name == b"eXIf":
+            beside = [chunk]
+        elif name in _PNG_TEXT:
+            for key in _PNG_ORIENTATION:
+                if bytes(content[: len(key) + 1]) == key.encode() + b"\0":
+                    texts[key] = name, content[len(key) + 1 :]
         elif name == b"IEND":
             break
         at += 12 + length
@@ -57,12 +64,33 @@ def _load_png(body: Buffer, size: tuple[int, int]) -> Image.Image:
     except Exception:  # beyond a limit, or nonsense: then it stays as it lies
         image = Image.open(io.BytesIO(b"".join([_PNG, *parts, *end])), formats=("PNG",))
     loaded(image, size)
+    for key, (name, content) in texts.items():
+        image.info[key] = _text(name, content)
     # Rows that never came are left at 0, and the decoder does not look behind the last one, where
     # it would see that bytes before were others. Interlaced, they lie between those that came.
     last_row = image.crop((0, image.height - 1, *image.size))
     if body[28] or not is_sound or not last_row.getbbox(alpha_only=False):
         _check_rows(data, _png_bytes(bytes(view[16:29])), is_sound)
     return image
+
+
+def _text(kind: bytes, content: memoryview) -> str:
+    """The beginning of a text chunk's text, its key taken off; empty if it is nonsense.
+
+    Not Pillow's: that unpacks a megabyte of each.
+    """
+    text = bytes(content[:_MOST_TEXT])
+    packed = kind == b"zTXt" or (kind == b"iTXt" and text[:1] == b"\1")
+    if kind == b"zTXt":
+        text = text[1:]  # behind the method; there is one
+    elif kind == b"iTXt":  # behind flag, method, language and the key translated
+        text = text[2:].partition(b"\0")[2].partition(b"\0")[2]
+    if packed:
+        try:
+            text = zlib.decompressobj().decompress(text, _MOST_TEXT)
+        except zlib.error:
+            return ""
+    return text.decode("latin-1")
 
 
 def _check_rows(data: Sequence[memoryview], expected: int, is_sound: bool) -> None:
