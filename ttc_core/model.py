@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ttc_core.calibration_record import CalibrationRecord
 from ttc_core.errors import ModelError, told
@@ -188,7 +187,7 @@ class SourceModel:
             ValueError: as when it was made.
         """
         Trial(self.module, self.trial_side, self.split)
-        for name in ("digest", "takes_one", "stands_alone"):
+        for name in ("digest", "takes_one"):
             self.__dict__.pop(name, None)
         self.calibration = None
         self._place()
@@ -218,29 +217,6 @@ class SourceModel:
         except ModelError:
             return False
         return True
-
-    @cached_property
-    def stands_alone(self) -> bool:
-        """Whether the network answers to the last bit as with its layers routed to the source's
-        statistics, and moves nothing: then they need not be, which is a seventh of a lone image's
-        time."""
-        norms = [each for each in self.module.modules() if isinstance(each, _BatchNorm)]
-        if any(each.running_mean is None for each in norms):
-            return False
-        inputs = torch.linspace(-2, 2, 6 * self.trial_side**2, device=self.device)
-        inputs = inputs.view(2, 3, self.trial_side, self.trial_side).to(self.dtype)
-        before = {name: value.clone() for name, value in self.module.named_buffers()}
-        with torch.no_grad(), torch_kept():
-            try:
-                with Routing(self.batch_norms, source_look):
-                    routed = self.module(inputs.clone())
-                alone = self.module(inputs.clone())
-            except Exception:
-                return False  # `run` says what is the matter
-            moved = [n for n, now in self.module.named_buffers() if not torch.equal(now, before[n])]
-            for name in moved:
-                self.module.get_buffer(name).copy_(before[name])
-        return not moved and isinstance(alone, Tensor) and torch.equal(alone, routed)
 
     def to_unit(self, images: Tensor) -> Tensor:
         """Bring images (N, 3, H, W), uint8 or float in [0, 1], to floats in [0, 1] on the device.
@@ -289,11 +265,9 @@ class SourceModel:
             (self.affine[name], moved.to(self.affine[name].dtype))
             for name, moved in (affine or {}).items()
         ]
-        alone = look is source_look and not own and rows is None and self.stands_alone
-        routing = contextlib.nullcontext() if alone else Routing(self.batch_norms, look, own, rows)
         _passing.features = None
         try:
-            with torch_kept(), routing, _without_checkpoints():
+            with torch_kept(), Routing(self.batch_norms, look, own, rows), _without_checkpoints():
                 logits = self.module(inputs.clone())  # a copy, into which it may write
         except (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
             raise  # fewer images may fit

@@ -1,6 +1,5 @@
 """The source model: its split, names and input, and the networks that it refuses."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from tests.fixtures.networks import (
     STD,
     ConvolutionalHead,
     HeadlessSum,
-    SmallNetwork,
     make_images,
     make_model,
     make_network,
@@ -22,7 +20,6 @@ from tests.fixtures.networks import (
 )
 from ttc_core.methods import create
 from ttc_core.model import SourceModel
-from ttc_core.normalization import Routing, source_look
 
 # The split, the names, the input
 
@@ -153,39 +150,3 @@ def test_the_input_is_normalised_as_stated():
     values = zip((0, 0.2, 1), MEAN, STD, strict=True)
     expected = torch.tensor([(value - mean) / std for value, mean, std in values])
     torch.testing.assert_close(got, expected)
-
-
-class AlwaysTraining(nn.BatchNorm2d):
-    """A layer that follows its batches whatever mode it is in, as if to adapt by itself."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, training=True
-        )
-
-
-class Without(nn.BatchNorm2d):
-    """A layer that keeps no running statistics."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, track_running_stats=False)
-
-
-@pytest.mark.parametrize(
-    ("norm", "alone"), [(nn.BatchNorm2d, True), (AlwaysTraining, False), (Without, False)]
-)
-def test_what_answers_by_itself_as_the_source_is_not_routed(
-    norm: Callable[[int], nn.Module], alone: bool
-):
-    """Its answers are the routed ones to the last bit, and nothing in it moves."""
-    torch.manual_seed(0)
-    model = model_of(SmallNetwork(norm).eval())
-    before = {name: value.clone() for name, value in model.module.state_dict().items()}
-    inputs = model.normalize(make_images(3) / 255)
-    assert model.stands_alone is alone
-    answer = model.run(inputs)
-    with torch.no_grad(), Routing(model.batch_norms, source_look):
-        routed = model.module(inputs.clone())
-    torch.testing.assert_close(answer.logits, routed, rtol=0, atol=0)
-    after = model.module.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
