@@ -219,7 +219,9 @@ def ratios(
 ) -> dict[str, list[Took]]:
     """All ways of a method, round after round: way -> what each round took."""
     found: dict[str, list[Took]] = defaultdict(list)
-    arguments = ["--method", job.method, "--model", job.spec, "--max-batch", str(max(job.size, 8))]
+    # Nothing is shed: what is measured is the whole method.
+    arguments = ["--method", job.method, "--model", job.spec, "--adapt", "always"]
+    arguments += ["--max-batch", str(max(job.size, 8))]
     if job.method in ("tent", "ttc"):
         arguments.append("--paper")
     requests = [Request("/predict", "image/jpeg", file) for file in files]
@@ -268,7 +270,7 @@ def streams_curve(counts: Sequence[int], rounds: int, seconds: float) -> dict[in
     """Images a second of the served default, over the streams that 64 clients share."""
     files = pictures.bundled(256)
     found: dict[int, list[float]] = defaultdict(list)
-    with launch() as server:
+    with launch("--adapt", "always") as server:
         for _ in range(rounds):
             for count in counts:
                 requests = [

@@ -74,16 +74,16 @@ class _Load:
         self._lateness = np.zeros(len(due))
         self._waiting: deque[int] = deque()
         self._free: list[_Connection] = []
+        self._open: set[_Connection] = set()
+        self._opening: set[asyncio.Future[None]] = set()
+        self._ended = False
         self._left = len(due)
         self._over = asyncio.Event()
         self._began = 0.0
 
     async def run(self) -> Timed:
-        loop = asyncio.get_running_loop()
-        pairs = [
-            await loop.create_connection(lambda: _Connection(self), self._host, self._port)
-            for _ in range(min(CONNECTIONS, len(self._due)))
-        ]
+        for _ in range(min(CONNECTIONS, len(self._due))):
+            await self._connect()
         self._began = time.perf_counter()
         for number, due in enumerate(self._due):
             # A timer may be early by a fraction of a millisecond.
@@ -97,8 +97,9 @@ class _Load:
                 await self._over.wait()
         except TimeoutError:
             pass  # without an answer
-        for transport, _ in pairs:
-            transport.close()
+        self._ended = True
+        for connection in list(self._open):
+            connection.close()
         return Timed(self.latencies, self._lateness)
 
     def _send(self) -> None:
@@ -106,10 +107,36 @@ class _Load:
             number = self._waiting.popleft()
             self._free.pop().send(number, self._wire[number % len(self._wire)])
 
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(lambda: _Connection(self), self._host, self._port)
+
+    def opened(self, connection: "_Connection") -> None:
+        """It has just been opened."""
+        self._open.add(connection)
+        self.freed(connection)
+
     def freed(self, connection: "_Connection") -> None:
         """It can take a request."""
         self._free.append(connection)
         self._send()
+
+    def lost(self, connection: "_Connection", number: int | None) -> None:
+        """It was closed, as servers do with idle ones; what it was to send another sends anew."""
+        self._open.discard(connection)
+        if connection in self._free:
+            self._free.remove(connection)
+        if self._ended:
+            return
+        if number is not None:
+            self._waiting.appendleft(number)
+        opening = asyncio.ensure_future(self._connect())
+        self._opening.add(opening)
+        opening.add_done_callback(self._opened_or_not)
+
+    def _opened_or_not(self, opening: "asyncio.Future[None]") -> None:
+        self._opening.discard(opening)
+        opening.exception()  # nobody listens any more: requests stay without an answer
 
     def answered(self, number: int, status: int) -> None:
         """An answer is whole."""
@@ -129,7 +156,14 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._load.freed(self)
+        self._load.opened(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        number, self._number = self._number, None
+        self._load.lost(self, number)
+
+    def close(self) -> None:
+        self._transport.close()
 
     def send(self, number: int, wire: bytes) -> None:
         self._number, self._parser = number, httptools.HttpResponseParser(self)
@@ -143,7 +177,9 @@ class _Connection(asyncio.Protocol):
         number, self._number = self._number, None
         assert number is not None
         self._load.answered(number, self._parser.get_status_code())
-        if self._parser.should_keep_alive() and not self._transport.is_closing():
+        if not self._parser.should_keep_alive():
+            self._transport.close()
+        elif not self._transport.is_closing():
             self._load.freed(self)
 
 

@@ -23,8 +23,11 @@ MOST_SLOWER = 10.0
 # The queue stands where somebody has let so many batches pass: not who sends a request once the
 # last is answered, however slow the device is, nor two of them.
 PASSED = 2
-# Of the images that may wait, the share that is as much load as one that waits too long.
+# Of the images that may wait, the share by which their number has grown within GROWTH_SECONDS that
+# is as much load as one that waits too long. How many wait tells nothing: behind many cameras that
+# each wait for an answer as many are always there, however fast the device is.
 SHARE_WAITING = 0.2
+GROWTH_SECONDS = 1.0
 
 
 class Observer(Protocol):
@@ -71,6 +74,8 @@ class Batcher(Generic[Item, Result]):
         self._lines = Lines[Item, Result](max_batch, max_wait, max_images, self.retry_after)
         self._passes = Passes[Item, Result](worker, self._learns, lambda: self.shed)
         self._draining = self._running = False
+        # That waited within the last GROWTH_SECONDS, and since when that is counted.
+        self._fewest, self._counted_from = 0, -math.inf
 
     # What a request does
 
@@ -128,15 +133,15 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def load(self) -> float:
-        """How long somebody waits who has let batches pass, by how long is allowed; or how many
-        wait, by how many, if that is more. 0 where nobody has."""
-        standing = (p for p in self._lines if p.items is not None and not p.taken)
+        """How long somebody waits who has let batches pass, by how long is allowed; or by how many
+        more wait than a moment ago, if that is more. 0 where nobody has."""
+        standing = (p for p in self._lines if self._lines.may_run(p) and not p.taken)
         oldest = next(standing, None)
         if oldest is None or oldest.passed < PASSED:
             return 0.0
         due = max(oldest.filled, oldest.arrived + self._max_wait)
-        share = self._lines.images / self._max_images
-        return max((monotonic() - due) / self._shed_after, share / SHARE_WAITING)
+        growth = (self._lines.images - self._fewest) / self._max_images
+        return max((monotonic() - due) / self._shed_after, growth / SHARE_WAITING)
 
     @property
     def is_idle(self) -> bool:
@@ -161,7 +166,10 @@ class Batcher(Generic[Item, Result]):
         """See the load where no batch is taken either, without end."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            self._look()
+            try:
+                self._look()
+            except Exception:
+                log.exception("the load was not seen")
 
     # The loop
 
@@ -202,8 +210,13 @@ class Batcher(Generic[Item, Result]):
             self._lines.served(batch.stream, began)
 
     def _look(self) -> None:
-        if self._shedding is not None:
-            self._shedding.look(self.load)
+        if self._shedding is None:
+            return
+        now, waiting = monotonic(), self._lines.images
+        if now - self._counted_from > GROWTH_SECONDS:
+            self._fewest, self._counted_from = waiting, now
+        self._fewest = min(self._fewest, waiting)
+        self._shedding.look(self.load)
 
     def _observe(self, batch: Batch[Item, Result], now: float) -> None:
         """Count a batch and the waits of its requests, once."""

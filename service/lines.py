@@ -234,6 +234,11 @@ class Lines(Generic[Item, Result]):
         """The places in order of arrival, whatever their stream."""
         return iter(self._places)
 
+    def may_run(self, place: Place[Item, Result]) -> bool:
+        """Whether it is the next of its stream, whose turn may come."""
+        line = self._lines[place.stream]
+        return line.entry is not None and line.places[0] is place
+
     # What requests do
 
     def make_room(self, images: int, *, instead_of: int = 0) -> None:

@@ -208,11 +208,12 @@ class Passes(Generic[Item, Result]):
         Returns:
             Its place in the batch; None where the images fail together only.
         """
-        learn, items = self._learns(batch), batch.items
+        items, shed = batch.items, self._sheds()
+        learn = shed is None and self._learns(batch)
 
         async def fails(start: int, stop: int) -> bool:
             try:
-                answered = await self._predict(batch.stream, items[start:stop], learn, None)
+                answered = await self._predict(batch.stream, items[start:stop], learn, shed)
             except Exception:
                 return True
             return any(isinstance(row, Refused) for row in answered.rows)

@@ -114,6 +114,8 @@ def relation(greys: NDArray[np.int16], side: int) -> float:
             and down, that a quarter of a tile's pixels have a partner, or nearer.
     """
     rows, columns = (length // side for length in greys.shape)
+    if not rows * columns:
+        return 0.0
     blocks = greys[: rows * side, : columns * side].reshape(rows, side, columns, side)
     tiles = blocks.swapaxes(1, 2).reshape(-1, side**2)
     levels = tiles - tiles.mean(dtype=np.float64)

@@ -120,6 +120,13 @@ def test_an_open_loop_sends_at_its_rate_and_times_from_when_each_was_due(url: st
     assert found.latency(50) <= found.latency(99) == sorted(found.latencies)[49]
 
 
+def test_a_server_that_closes_idle_connections_is_connected_to_anew(url: str, monkeypatch):
+    """As servers do after some seconds; nothing is lost by it."""
+    monkeypatch.setattr(Handler, "timeout", 0.2)
+    found = open_loop(url, posts(), 2, 2.0)
+    assert found.unanswered == 0
+
+
 def test_what_is_not_answered_in_an_open_loop_counts_as_endless(url: str, monkeypatch):
     monkeypatch.setattr("benchmarks.open_loop.LAST_ANSWERS", 0.2)
     for target in ("/broken", "/silent"):

@@ -62,7 +62,8 @@ def wait_for(condition):
 def test_sigterm_in_mid_load_answers_every_accepted_image(slow_method, pictures, tmp_path, capsys):
     """Twelve requests wait in a queue; all are answered, new ones refused, the stream is saved."""
     states = tmp_path / "states"
-    options = ("--method", "slow:SlowTent", "--max-batch", "1", "--state-dir", str(states))
+    options = ("--method", "slow:SlowTent", "--adapt", "always", "--max-batch", "1")
+    options += ("--state-dir", str(states))
     with (
         launch(*options, "--device", "cpu", environment=slow_method) as server,
         Client(server.url, timeout=60) as client,

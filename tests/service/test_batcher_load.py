@@ -126,6 +126,38 @@ def test_who_waits_for_each_answer_loses_nothing(clock, clients, images, slower)
     in_loop(walk())
 
 
+def test_many_who_wait_for_each_answer_lose_nothing_for_long(clock):
+    """Behind 300 cameras as many always wait; none for long on a device that is fast."""
+
+    async def client(queue, number):
+        for _ in range(150):
+            await queue.ask("i", f"client {number}")
+
+    async def walk():
+        async with queue_of(clock, slower=0.05, max_batch=100) as queue:
+            await asyncio.gather(*(client(queue, number) for number in range(300)))
+            assert set(queue.worker.shed[-15_000:]) == {None}
+
+    in_loop(walk())
+
+
+def test_behind_a_picture_that_is_being_decoded_nobody_waits_for_the_device(clock):
+    """Others of its stream are no load, however many batches of other streams pass."""
+
+    async def walk():
+        async with queue_of(clock) as queue:
+            decoding = queue.enter("i", "slow")
+            behind = queue.ask("i", "slow")
+            for _ in range(100):
+                await queue.ask("i", "other")
+                clock.now += 0.05
+            assert set(queue.worker.shed) == {None}
+            decoding.fill(["i"])
+            assert await asyncio.gather(queue.wait(decoding), behind) == [["i!"]] * 2
+
+    in_loop(walk())
+
+
 def test_waiting_for_company_is_no_load(clock):
     """Who may wait for ten seconds does while others come and go."""
 
