@@ -571,8 +571,9 @@ class Engine:
             self.table.keep(stream, record)
         except LookupError:
             listed = ", ".join(map(str, record.method.snapshots)) or "none"
+            off = "" if holds(self._source) else " No guard is on; saved ones come back with it."
             raise NoSnapshot(
-                f"Stream {stream} has no such snapshot; its versions are: {listed}."
+                f"Stream {stream} has no such snapshot; its versions are: {listed}.{off}"
             ) from None
         except SnapshotError as error:
             raise NotBroughtBack(

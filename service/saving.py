@@ -26,7 +26,7 @@ from ttc_core.frames import KINDS
 from ttc_core.guard import doubted, holds
 from ttc_core.guard.estimate import Estimates
 from ttc_core.methods import Method
-from ttc_core.methods.contract import ADAPTING, State
+from ttc_core.methods.contract import ADAPTING, HELD, State
 from ttc_core.state import StateError, StateUnreadable, size_bytes
 
 # After a file that could not be written no other is tried for so long, but in the background.
@@ -248,7 +248,9 @@ class Saving:
                 self._note_held(name, None)
                 return record
             saved = _kept(name, found[1])
-            record.held_since = saved.held_since  # counts only if it still is
+            # Counts only if it still is, and was meanwhile: else the source begins to answer now.
+            if saved.mode == record.method.mode or record.method.mode != HELD:
+                record.held_since = saved.held_since
             record.take_note()
         except Exception as error:  # a user's own method may raise anything
             self._reject(name, error, pinned)

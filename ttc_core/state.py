@@ -273,7 +273,9 @@ def _held(watch: Mapping[str, object], of_stream: Mapping[str, Any]) -> str:
     """
     mode, since = of_stream.get("mode"), of_stream.get("held_since")
     is_doubted = watch.get("held") or watch.get("suspected")
-    if mode != HELD and not (mode is None and is_doubted):
+    if mode not in (None, HELD):
+        return "not held, but is with its guard on" if is_doubted else "not held"
+    if mode is None and not is_doubted:
         return "not held"
     held = "held"
     if isinstance(since, int | float) and 0 <= since < _LATEST:

@@ -21,6 +21,7 @@ from service.settings import Settings, plain_origin
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 
 
+_AS_WRITTEN = "Authorization: Bearer TOKEN"
 # Read by `stream_named`, which sees every header of the name; declared for /docs.
 StreamHeader = Annotated[
     str | None, Header(pattern=STREAM_PATTERN, description="the stream, as a header")
@@ -159,7 +160,8 @@ async def may_post(service: ServiceNow, credentials: Credentials) -> None:
 async def may_administer(service: ServiceNow, credentials: Credentials) -> None:
     """Ask for --admin-token if it is set, else as `may_post`."""
     settings = service.settings
-    _demand(credentials, settings.admin_token or settings.token)
+    whose = "the administrator's" if settings.admin_token else "a"
+    _demand(credentials, settings.admin_token or settings.token, whose=whose)
 
 
 async def may_read(service: ServiceNow, credentials: Credentials) -> None:
@@ -169,11 +171,14 @@ async def may_read(service: ServiceNow, credentials: Credentials) -> None:
         _demand(credentials, settings.token, settings.admin_token)
 
 
-def _demand(credentials: HTTPAuthorizationCredentials | None, *tokens: SecretStr | None) -> None:
+def _demand(
+    credentials: HTTPAuthorizationCredentials | None, *tokens: SecretStr | None, whose: str = "a"
+) -> None:
     # As they came over the wire.
     given = credentials.credentials.encode("latin-1") if credentials else b""
     if not _is_one(given, tokens):
-        raise Unauthorized("This route asks for a token: Authorization: Bearer TOKEN.")
+        came = "the one sent is another" if given else "none was sent"
+        raise Unauthorized(f"This route asks for {whose} token, and {came}: {_AS_WRITTEN}.")
 
 
 def _is_one(given: bytes, tokens: Iterable[SecretStr | None]) -> bool:

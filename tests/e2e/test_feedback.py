@@ -277,6 +277,6 @@ def test_labels_ask_for_the_images_token(serve, pictures):
         with Client(running.url, **tokens) as client:
             client.predict(pictures[:1], ids=["a"])
             assert client.feedback([("a", 1)]).taken == 1
-        refused = pytest.raises(ServiceError, match="asks for a token")
+        refused = pytest.raises(ServiceError, match="asks for a token, and the one sent is another")
         with Client(running.url, admin_token="for-resets") as client, refused:
             client.feedback([("a", 1)])
