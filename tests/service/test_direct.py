@@ -84,10 +84,8 @@ OTHER_HEADERS = [
     [("Sec-Fetch-Site", "cross-site")],
     [("User-Agent", "Mozilla/5.0"), ("Host", "evil.example")],
 ]
-WRITTEN_ODDLY = [
-    {"Authorization": "bearer secret-token"},  # RFC 9110 §11.1: the scheme's case does not matter
-    {"Authorization": "Bearer  secret-token"},
-]
+# RFC 9110 §11.1: the scheme's case does not matter.
+WRITTEN_ODDLY = [{"Authorization": "bearer secret-token"}]
 WITHOUT_TOKEN = [
     {},
     {"Authorization": "Bearer wrong"},
