@@ -26,7 +26,7 @@ PASSED = 2
 # Of the images that may wait, the share by which their number has grown within GROWTH_SECONDS that
 # is as much load as one that waits too long. How many wait tells nothing: behind many cameras that
 # each wait for an answer as many are always there, however fast the device is.
-SHARE_WAITING = 0.2
+MOST_GROWTH = 0.2
 GROWTH_SECONDS = 1.0
 
 
@@ -141,7 +141,7 @@ class Batcher(Generic[Item, Result]):
             return 0.0
         due = max(oldest.filled, oldest.arrived + self._max_wait)
         growth = (self._lines.images - self._fewest) / self._max_images
-        return max((monotonic() - due) / self._shed_after, growth / SHARE_WAITING)
+        return max((monotonic() - due) / self._shed_after, growth / MOST_GROWTH)
 
     @property
     def is_idle(self) -> bool:

@@ -21,7 +21,6 @@ from service.settings import Settings, plain_origin
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 
 
-_AS_WRITTEN = "Authorization: Bearer TOKEN"
 # Read by `stream_named`, which sees every header of the name; declared for /docs.
 StreamHeader = Annotated[
     str | None, Header(pattern=STREAM_PATTERN, description="the stream, as a header")
@@ -178,7 +177,9 @@ def _demand(
     given = credentials.credentials.encode("latin-1") if credentials else b""
     if not _is_one(given, tokens):
         came = "the one sent is another" if given else "none was sent"
-        raise Unauthorized(f"This route asks for {whose} token, and {came}: {_AS_WRITTEN}.")
+        raise Unauthorized(
+            f"This route asks for {whose} token, and {came}: Authorization: Bearer TOKEN."
+        )
 
 
 def _is_one(given: bytes, tokens: Iterable[SecretStr | None]) -> bool:

@@ -3,13 +3,7 @@
 import pytest
 
 from service.evaluation_view import Estimate
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.fixtures.clock import Clock
 
 
 def test_the_time_left_follows_from_what_each_kind_took():

@@ -6,13 +6,7 @@ from hypothesis import strategies as st
 
 from service.events import Events
 from service.shedding import CALM_SECONDS, LOW, STEPS, Shedding
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
+from tests.fixtures.clock import Clock
 
 
 @pytest.fixture

@@ -6,18 +6,12 @@ import pytest
 
 from service.events import Events
 from service.silence import FEWEST_REQUESTS, GONE_SECONDS, MOST_APART, Silence
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
+from tests.fixtures.clock import Clock
 
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture
