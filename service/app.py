@@ -12,8 +12,9 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
+from service.answering import Image, ImageAnswer
 from service.batcher import Batcher
-from service.engine import Engine, Image, ImageAnswer
+from service.engine import Engine
 from service.errors import Forbidden
 from service.intake import Intake
 from service.metrics import Metrics

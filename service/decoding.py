@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from service.engine import Image
+from service.answering import Image
 from service.errors import ClientGone, of_image
 from service.images import decode, is_tiny, memory_needed, read_header
 from service.memory import Share

@@ -11,32 +11,28 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from service import tracing
-from service.errors import NoSnapshot, NotBroughtBack, PredictionFailed, Refused, StateNotRemoved
+from service.answering import Image, Part, Pass, Said, ask, shed_of
+from service.errors import NoSnapshot, NotBroughtBack, StateNotRemoved
 from service.events import Events
 from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
 from service.saving import Saving, StreamRecord
 from service.schemas import HeldStatus, StreamTruth
-from service.shedding import STEPS, Shed
+from service.shedding import Shed
 from service.silence import Silence
 from service.state_folder import StateFolder
 from service.stream_reports import StreamReports
 from service.streams import Streams
 from service.truth import Truth
-from ttc_core.evaluate import as_batch, warm_up
-from ttc_core.grain import Grain
+from ttc_core.evaluate import warm_up
 from ttc_core.guard import Unwatched, holds, mode_of
-from ttc_core.methods import Act, Adaptation, HostPrediction, Method, Prediction
+from ttc_core.methods import Act, Adaptation, Method, Prediction
 from ttc_core.methods.contract import Right, SnapshotError
 from ttc_core.plugins import source_digest
 
@@ -46,94 +42,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # Labels of so many streams are weighed before a batch may come between.
 WEIGHED_AT_ONCE = 32
-_Said = tuple[Prediction, HostPrediction]
-
-
-@dataclass(frozen=True)
-class Image:
-    """A decoded image (H, W, 3) uint8, with its true class and its id if the client gave them.
-
-    With `context` off the prior neither weighs in its answer nor follows it; with `learn` off
-    nothing comes of it, whatever the batch is answered for. `grain` is what was seen of it before
-    it was brought to the model's size.
-    """
-
-    pixels: NDArray[np.uint8]
-    label: int | None = None
-    id: str | None = None
-    context: bool = True
-    learn: bool = True
-    grain: Grain | None = None
-
-
-@dataclass(frozen=True)
-class ImageAnswer:
-    """One image's row in the answers of its batch, and what it was shed of."""
-
-    answers: HostPrediction
-    row: int
-    forward_seconds: float
-    shed: Shed | None
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A stream's images of a pass. They may teach it as long as `record` is the stream's."""
-
-    stream: str
-    record: StreamRecord
-    prediction: Prediction
-    answers: HostPrediction
-    labels: list[int | None]
-    shed: list[Shed | None]
-    seconds: float
-
-    @cached_property
-    def predicted(self) -> list[int]:
-        return [int(each) for each in self.answers.predicted]
-
-    @cached_property
-    def confidences(self) -> list[float]:
-        return [float(each) for each in self.answers.probabilities.max(axis=1)]
-
-    @property
-    def rows(self) -> list[ImageAnswer | Refused]:
-        return [
-            ImageAnswer(self.answers, row, self.seconds, self.shed[row])
-            if sound
-            else PredictionFailed("the model's scores for it are not finite numbers.")
-            for row, sound in enumerate(self.answers.sound)
-        ]
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Images that were answered, in parts by stream, and the rows of all in order."""
-
-    parts: Sequence[_Part]
-    rows: Sequence[ImageAnswer | Refused]
-
-
-def _said(method: Method, items: Sequence[Image], learn: bool, shed: Shed | None) -> _Said:
-    images = as_batch([item.pixels for item in items])
-    asked: dict[str, Any] = (
-        {"context": [item.context for item in items]} if method.contextual else {}
-    )
-    if mode_of(method) != "off":
-        asked["compare"] = any(item.learn for item in items)
-        asked["grains"] = [item.grain for item in items]
-    if shed == "second_view" and method.looks_twice:
-        asked["second_view"] = False
-    prediction = method.predict(images, learn=learn, **asked)
-    return prediction, prediction.to_host()
-
-
-def _shed_of(method: Method, item: Image, shed: Shed | None) -> Shed | None:
-    """What an image goes without of what its stream would have done with it."""
-    if shed == "second_view" and method.looks_twice:
-        return shed
-    learns = item.learn and method.adapts - {"moments"}
-    return STEPS[0] if shed is not None and learns else None
 
 
 class Engine:
@@ -297,16 +205,16 @@ class Engine:
         answered = [self._answer(stream, items, learn, shed) for stream, items in parts]
         return Pass(answered, [row for part in answered for row in part.rows])
 
-    def _answer(self, stream: str, items: Sequence[Image], learn: bool, shed: Shed | None) -> _Part:
+    def _answer(self, stream: str, items: Sequence[Image], learn: bool, shed: Shed | None) -> Part:
         started = time.perf_counter()
         # It is kept once it is adapted: nothing that fails takes a stream's place.
         record = self.table.get(stream)
-        lacks = [_shed_of(record.method, item, shed) for item in items]
+        lacks = [shed_of(record.method, item, shed) for item in items]
         with tracing.span("forward"):
             said = self._ask(stream, record, items, learn, shed)
         seconds = time.perf_counter() - started
         labels = [item.label for item in items]
-        part = _Part(stream, record, *said, labels, lacks, seconds)
+        part = Part(stream, record, *said, labels, lacks, seconds)
         if part.answers.sound.all():
             compared = zip(items, part.answers.compared, strict=False)  # there may be none
             # One image again and again, of which nothing is to come, is no sign of the stream.
@@ -322,7 +230,7 @@ class Engine:
         items: Sequence[Image],
         learn: bool,
         shed: Shed | None,
-    ) -> _Said:
+    ) -> Said:
         """Have a stream's method answer.
 
         Where it has no answer at all and the source has, it is not the images: the stream goes
@@ -330,7 +238,7 @@ class Engine:
         """
         said = None
         try:
-            said = _said(record.method, items, learn, shed)
+            said = ask(record.method, items, learn, shed)
         except (MemoryError, torch.OutOfMemoryError):
             raise  # fewer images may fit: the queue tries that
         except Exception:
@@ -338,12 +246,12 @@ class Engine:
                 raise
         if said is None:
             with contextlib.suppress(Exception):  # what was the matter may be over
-                said = _said(record.method, items, learn, shed)
+                said = ask(record.method, items, learn, shed)
         if said is not None and (said[1].sound.any() or record.is_new):
             return said
         try:
             source = self._source.fork()
-            answer = _said(source, items, learn, shed)
+            answer = ask(source, items, learn, shed)
         except Exception:
             if said is None:
                 raise
@@ -371,7 +279,7 @@ class Engine:
         for part in answered.parts:
             await self._on_device(self._count, part, learn=False)
 
-    def _adapt(self, part: _Part, learn: bool) -> None:
+    def _adapt(self, part: Part, learn: bool) -> None:
         started = time.perf_counter()
         self._count(part)
         stream, record = part.stream, part.record
@@ -424,7 +332,7 @@ class Engine:
             self._put_back(stream, record, self._source.fork())
         return Adaptation(skipped="failed")
 
-    def _count(self, part: _Part, *, learn: bool = True) -> None:
+    def _count(self, part: Part, *, learn: bool = True) -> None:
         """Count a part's answers, once the clients have them."""
         sound = part.answers.sound
         if not sound.all():  # then nobody has an answer

@@ -19,9 +19,10 @@ from typing import Self, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from service import tracing
+from service.answering import Image, ImageAnswer
 from service.batcher import Batcher
 from service.decoding import SMALL_BYTES, Decoding, Threads
-from service.engine import Engine, Image, ImageAnswer
+from service.engine import Engine
 from service.errors import ClientGone, OutOfRange, ReceiveTimeout, Refused, TooLarge, of_image
 from service.lines import Place
 from service.memory import Memory, Share

@@ -5,8 +5,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.answering import Image, ImageAnswer
 from service.batcher import Batcher
-from service.engine import Engine, Image, ImageAnswer
+from service.engine import Engine
 from service.intake import Intake
 from service.metrics import Metrics
 from service.schemas import Problem

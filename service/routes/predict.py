@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
-from service.engine import ImageAnswer
+from service.answering import ImageAnswer
 from service.errors import OutOfRange
 from service.intake import AnsweredRequest, Submission
 from service.routes.context import Service, ServiceNow, problems

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from service import stream_reports
+from service.answering import Image
 from service.batcher import Batcher
-from service.engine import Image
 from service.errors import PredictionFailed
 from tests.fixtures.contract import same
 from tests.fixtures.engine import (

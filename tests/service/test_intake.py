@@ -14,8 +14,8 @@ import pytest
 from PIL import Image as Picture
 from starlette.requests import Request
 
+from service.answering import Image
 from service.decoding import DECODE_CHUNK
-from service.engine import Image
 from service.errors import (
     ClientGone,
     OutOfRange,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.engine import WEIGHED_AT_ONCE, Engine, Image
+from service.answering import Image
+from service.engine import WEIGHED_AT_ONCE, Engine
 from service.known_ids import FILE
 from service.metrics import Metrics
 from tests.fixtures.engine import CLASSES, ask, events_of, make_model, run, value

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.engine import Engine, Image
+from service.answering import Image
+from service.engine import Engine
 from service.errors import NoSnapshot, NotBroughtBack
 from service.metrics import Metrics
 from tests.fixtures.contract import same

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from service import state_folder
-from service.engine import Image
+from service.answering import Image
 from service.errors import StateNotRemoved, TooManyStreams
 from tests.fixtures.engine import value
 from tests.fixtures.networks import make_model

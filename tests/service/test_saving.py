@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.engine import Image
+from service.answering import Image
 from tests.fixtures.engine import own, raiser
 from tests.fixtures.methods import Plain
 from tests.fixtures.streams import PIXELS, batch, events, request, reset, stop

@@ -8,7 +8,8 @@ import torch
 from prometheus_client import CollectorRegistry
 from torch import nn
 
-from service.engine import Engine, Image
+from service.answering import Image
+from service.engine import Engine
 from service.metrics import Metrics
 from tests.fixtures.engine import ask, events_of, own, run, step, value
 from tests.fixtures.methods import Plain

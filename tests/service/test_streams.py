@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from service import streams as streams_module
-from service.engine import Image
+from service.answering import Image
 from service.errors import TooManyStreams
 from tests.fixtures.engine import own
 from tests.fixtures.methods import Plain

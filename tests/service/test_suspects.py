@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.engine import Engine, Image
+from service.answering import Image
+from service.engine import Engine
 from service.metrics import Metrics
 from service.stream_reports import WELL_AFTER
 from tests.fixtures.engine import ask, events_of, make_model, run, step, value
