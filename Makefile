@@ -43,8 +43,14 @@ $(INSTALLED): pyproject.toml $(LOCK)
 demo: $(INSTALLED)  ## SOURCE, TTC and the default over HTTP, shuffled and in a camera's order
 	$(BIN)/ttc demo
 
+# More of pytest: -m 'not slow', a folder, …
+TESTS =
+# Each worker takes the next file; the last files are short ones. One thread each, since those of
+# OpenMP spin while they wait.
+WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: $(INSTALLED)  ## all tests, the slow ones too
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(TESTS)
 
 COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --generate-hashes --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock'
@@ -57,12 +63,12 @@ lock: $(INSTALLED)  ## exact versions for CI and image; those that fit stay, UPG
 	$(COMPILE) --constraint locks/dev.txt --output-file locks/cpu.txt \
 	  $$(sed -nE $(OF_TORCH) locks/cuda.txt)
 
-# One thread a test, since old releases of torch spin; their deprecations are nobody's to mend.
+# The deprecations of old releases are nobody's to mend.
 test-lowest: $(INSTALLED)  ## quick tests with the lowest versions that pyproject.toml allows
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --editable '.[dev]'
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m 'not slow' --override-ini filterwarnings= \
-	  $(TOUCHING)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(WORKERS) -m 'not slow' \
+	  --override-ini filterwarnings= $(TOUCHING)
 
 check: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff format --check .

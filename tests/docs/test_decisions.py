@@ -3,6 +3,7 @@
 import ast
 import re
 from datetime import date
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,16 @@ DECISIONS = (TESTS.parent / "DECISIONS.md").read_text()
 HEADING = r"## (\d{4}) · (.+) · (\d{4}-\d{2}-\d{2}) · (.+)"
 ENTRIES = re.split(r"^(?=## )", DECISIONS, flags=re.MULTILINE)[1:]
 NUMBERS = [entry[3:7] for entry in ENTRIES]
+
+
+@cache
+def functions(file: str) -> set[str]:
+    """The names of all functions in a file under tests/."""
+    return {
+        node.name
+        for node in ast.walk(ast.parse((TESTS / file).read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
 
 
 def test_decisions_are_numbered_without_a_gap() -> None:
@@ -41,9 +52,5 @@ def test_the_tests_that_hold_a_decision_are_there(entry: str) -> None:
     file = ""
     for path, function in named:
         file = path or file
-        found = {
-            node.name
-            for node in ast.walk(ast.parse((TESTS / file).read_text()))
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        }
+        found = functions(file)
         assert not function or function in found

@@ -59,6 +59,7 @@ def test_the_served_default_is_compared_with_the_papers_methods() -> None:
     assert [run.method.settings.get("flip") for run in found[:6]] == [False, True] * 3
 
 
+@pytest.mark.slow
 def test_the_command_fills_in_rows_and_writes_the_page(monkeypatch, tmp_path: Path) -> None:
     """Over networks and seeds; what is there is not run again."""
     scenes = (Scene("one", "Said.", images=40), Scene("two", "Said.", "runs:5", images=40))

@@ -25,6 +25,7 @@ def test_the_table_has_a_line_a_server_and_a_column_an_order():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # three starts of a server
 def test_the_demo_compares_resets_and_ends():
     """Three servers, whose last is the default; each ends with status 0."""
     console = Console(file=io.StringIO(), width=200)

@@ -93,7 +93,7 @@ def test_replay_and_evaluation_agree(compare, method, served):
         assert (row["steps"], seen) == (steps, versions)
 
 
-@pytest.mark.parametrize("batch_size", ["1", "10"])
+@pytest.mark.parametrize("batch_size", [pytest.param("1", marks=pytest.mark.slow), "10"])
 @pytest.mark.parametrize("order", ["iid", "runs:5"])
 def test_the_default_agrees_at_every_batch_size(compare, batch_size, order):
     """Late layers open, scales and shifts move, the prior has its say: to the last image."""

@@ -45,6 +45,7 @@ def shed_of(answer):
     return answer["predictions"][0]["shed"]
 
 
+@pytest.mark.slow
 def test_under_load_learning_goes_then_the_second_view_and_both_come_back(slow, pictures):
     """Each answer says what it went without, and so do status, metrics and events."""
 
@@ -82,6 +83,7 @@ def test_under_load_learning_goes_then_the_second_view_and_both_come_back(slow, 
     assert skipped == counts["learning"] + counts["second_view"]
 
 
+@pytest.mark.slow
 def test_statistics_and_prior_follow_all_the_same(slow, pictures):
     """Of images that nothing is learned from the stream has its statistics; no step is taken."""
     before = slow.status()["streams"]

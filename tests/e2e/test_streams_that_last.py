@@ -1,7 +1,7 @@
 """What outlives a request: streams over restarts, and their bound."""
 
 import asyncio
-import time
+import resource
 
 import pytest
 
@@ -96,9 +96,19 @@ def test_an_end_whose_save_failed_is_no_good_end(make_method, tmp_path, monkeypa
     StateFolder(tmp_path, method="source", model="bundled").close()
 
 
+def processor_seconds():
+    """What all processes took that this one started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # six starts of a server
 def test_a_start_with_ten_thousand_saved_streams_takes_as_long_as_with_none(tmp_path):
-    """None of them is opened; the fastest of three starts each, in turns."""
+    """None of them is opened; the cheapest of three lives each, in turns.
+
+    In processor time, which what runs beside the tests does not add to.
+    """
     none, many = tmp_path / "none", tmp_path / "many"
     many.mkdir()
     for number in range(10_000):
@@ -106,7 +116,8 @@ def test_a_start_with_ten_thousand_saved_streams_takes_as_long_as_with_none(tmp_
     took = {none: [], many: []}
     for _ in range(3):
         for folder, seconds in took.items():
-            began = time.monotonic()
+            before = processor_seconds()
             with launch("--method", "source", "--device", "cpu", "--state-dir", str(folder)):
-                seconds.append(time.monotonic() - began)
+                pass
+            seconds.append(processor_seconds() - before)
     assert min(took[many]) < 1.5 * min(took[none])

@@ -126,6 +126,7 @@ def test_who_waits_for_each_answer_loses_nothing(clock, clients, images, slower)
     in_loop(walk())
 
 
+@pytest.mark.slow
 def test_many_who_wait_for_each_answer_lose_nothing_for_long(clock):
     """Behind 300 cameras as many always wait; none for long on a device that is fast."""
 

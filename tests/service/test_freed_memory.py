@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 # Twelve passes of 25 MiB activations on one thread after a first, as `ttc serve` runs them.
 PROGRAM = """
 import resource, torch
@@ -38,6 +40,7 @@ def faults(call):
     return int(result.stdout)
 
 
+@pytest.mark.slow
 def test_forward_passes_together_use_freed_memory_again():
     """Else each would have every page of its activations mapped and cleared anew."""
     assert faults("keep_freed_memory()") < 0.1 * PAGES_OF_THE_ACTIVATIONS

@@ -202,6 +202,7 @@ def test_streams_are_saved_while_the_service_runs(engine, tmp_path):
     assert files(tmp_path).keys() == {"gate"}
 
 
+@pytest.mark.slow
 def test_a_thousand_changed_streams_are_saved_when_it_ends(engine, tmp_path):
     """None is lost."""
     table = engine(tmp_path)

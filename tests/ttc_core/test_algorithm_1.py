@@ -13,7 +13,7 @@ from ttc_core.methods import create
 @pytest.mark.parametrize(
     ("batch_size", "q", "images"),
     [
-        pytest.param(100, 2, 500, id="batches-of-100"),
+        pytest.param(100, 2, 500, id="batches-of-100", marks=pytest.mark.slow),
         pytest.param(20, 10, 240, id="batches-of-20"),
     ],
 )

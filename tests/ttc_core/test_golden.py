@@ -64,6 +64,12 @@ CASES = [
     Case("eta_d0.4", "eta", ADAM),
     Case("eta_d0.05", "eta", ADAM, settings={"redundancy_margin": 0.05}),
     ttc("ttc_q2"),
+    Case("moving_norm", "norm", MOVING, settings={"statistics": "moving"}),
+    Case("moving_norm_flip", "norm", MOVING, settings={"statistics": "moving", "flip": True}),
+    ttc("moving_ttc_q2", MOVING, statistics="moving"),
+]
+# What TTC can be set to; each takes some seconds.
+VARIANTS = [
     ttc("ttc_q1", samples_per_step=100),
     ttc("ttc_q2_counter0", counter_start=0),
     ttc("ttc_q2_concat", views="concatenated"),
@@ -80,14 +86,8 @@ CASES = [
     ttc("switch_spc", **only("spc")),
     ttc("switch_ss", **only("ss")),
     ttc("switch_ga", **only("ga")),
-    Case("moving_norm", "norm", MOVING, settings={"statistics": "moving"}),
-    Case("moving_norm_flip", "norm", MOVING, settings={"statistics": "moving", "flip": True}),
-    ttc("moving_ttc_q2", MOVING, statistics="moving"),
     ttc("moving_ttc_n20_q10", MOVING, batch_size=20, statistics="moving"),
-    pytest.param(
-        ttc("moving_ttc_n1_q200", MOVING, batch_size=1, statistics="moving"),
-        marks=pytest.mark.slow,
-    ),
+    ttc("moving_ttc_n1_q200", MOVING, batch_size=1, statistics="moving"),
 ]
 
 
@@ -96,7 +96,11 @@ def model(shared_data: Path) -> SourceModel:
     return load(f"cifar/resnet20@{shared_data}/models/resnet20.th")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.file)
+@pytest.mark.parametrize(
+    "case",
+    [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in VARIANTS)],
+    ids=lambda case: case.file,
+)
 def test_method_reproduces_the_authors_code(
     case: Case, model: SourceModel, shared_data: Path
 ) -> None:
@@ -150,7 +154,10 @@ def test_method_reproduces_the_authors_code(
     [
         ("tipi_cifar_zero_start", {"start": "zero"}),
         ("tipi_random_start", {"lr": 1e-3}),
-        ("tipi_random_start_tent1", {"lr": 1e-3, "entropy_weight": 1.0}),
+        pytest.param(
+            *("tipi_random_start_tent1", {"lr": 1e-3, "entropy_weight": 1.0}),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )
@@ -184,6 +191,7 @@ def test_tipi_reproduces_the_authors_code(
             np.testing.assert_allclose(adapted.numpy(), golden[name], atol=0.01, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["zero", "random"])
 def test_tipi_left_to_itself_is_as_accurate(
     start: str, model: SourceModel, shared_data: Path

@@ -216,7 +216,7 @@ def test_answering_changes_nothing(model, images):
     assert same(method.state(), before)
 
 
-@pytest.mark.parametrize("images_before", [20, 600])
+@pytest.mark.parametrize("images_before", [20, pytest.param(600, marks=pytest.mark.slow)])
 def test_it_goes_on_after_a_restart_where_it_was(model, images, images_before):
     """To the last bit: its evidence, what it holds, its snapshots."""
     method, other = (Guarded(create("ttc_stream", model)) for _ in range(2))

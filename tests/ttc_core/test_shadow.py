@@ -139,7 +139,7 @@ def scene(request, shared_data: Path):
 
 
 @pytest.mark.parametrize("corruption", ["jpeg_compression", "snow"])
-@pytest.mark.parametrize("batch", [1, 10, 200])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 10, 200])
 def test_few_classes_cost_nothing_against_the_frozen_network(batch, corruption, scene, network):
     """They look like weather: without doubt they cost it 20 points and more, all at once too."""
     images, labels = corrupt(scene[0], corruption, 5), scene[1]

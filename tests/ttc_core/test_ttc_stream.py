@@ -60,6 +60,7 @@ def accuracy(columns):
     return measure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_it_gains_on_shuffled_images(accuracy, corruption):
     """Against the frozen network, within 300 images."""
@@ -94,6 +95,7 @@ def test_one_class_after_diverse_images_costs_nothing(model, data):
     assert np.mean(right[-100:]) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("corruption", "equal"), [("fog", 0.92), ("gaussian_noise", 0.96)])
 def test_it_hardly_matters_how_images_are_grouped(columns, accuracy, corruption, equal):
     """One by one or ten at once: nearly the same answers, as often right."""
