@@ -383,7 +383,7 @@ class Metrics:
             ("total", outcome.loss),
         ):
             if value is not None:
-                self.loss.labels(term).set(value)
+                self.loss.labels(term).set(value + 0.0)  # no -0.0
 
     def count_reset(self, cause: str) -> None:
         """Count a stream put back to the source."""

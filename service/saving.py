@@ -54,8 +54,9 @@ class StreamRecord:
     estimates: Estimates | None = None
     # What a guard did of late, or somebody had done, the oldest first.
     acts: tuple[StreamAct, ...] = ()
-    # Images that looked like a faulty camera's, by kind; which fault they look like lately, since
-    # when, how many of them came last, and how many ordinary ones have come since.
+    # Images that looked like a faulty camera's, by kind; of which kind the latest was, while there
+    # is a fault; since when there is one, whatever its kind; how many of them came last, and how
+    # many ordinary ones have come since.
     suspects: Counter[str] = field(default_factory=Counter)
     suspect: str | None = None
     suspect_since: float | None = None

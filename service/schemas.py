@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
 
 from service.errors import OutOfRange
 
@@ -28,6 +28,10 @@ def check_written(name: str, value: str, *kinds: object) -> None:
     what, form = next((WRITTEN[kind] for kind in WRITTEN if kind in kinds), ("", None))
     if form and not form.fullmatch(value):
         raise OutOfRange(f"{name} is {what}, written as in JSON; got {value[:40]!r}.")
+
+
+# As it is told: nothing is below 0 by nothing.
+Number = Annotated[float, AfterValidator(lambda number: number + 0.0)]
 
 
 class EncodedImage(BaseModel):
@@ -178,9 +182,9 @@ class ResetResponse(BaseModel):
 class EstimateStatus(BaseModel):
     """An accuracy that no label told, 0 to 1, or a difference of two, -1 to 1."""
 
-    accuracy: float
-    low: float = Field(description="where a 90 % interval begins")
-    high: float = Field(description="where it ends")
+    accuracy: Number
+    low: Number = Field(description="where a 90 % interval begins")
+    high: Number = Field(description="where it ends")
 
 
 class EstimatedAccuracy(BaseModel):
@@ -206,7 +210,7 @@ class StreamAct(BaseModel):
         "done; failure: the method could not go on"
     )
     observed: bool = Field(False, description="told only, by --guard observe, and not done")
-    evidence: dict[str, float] = Field(
+    evidence: dict[str, Number] = Field(
         {}, description="what led to it, by name; of a roll back by hand the version gone back to"
     )
 
@@ -254,7 +258,7 @@ class StreamStatus(BaseModel):
     images: int
     batches: int
     pending_batches: int
-    drift: float = Field(description="relative distance of the adapted parameters to the source's")
+    drift: Number = Field(description="relative distance of the adapted parameters to the source's")
     second_view_off: bool = Field(
         False, description="mirror images mean something else here, and are left out"
     )
@@ -268,17 +272,18 @@ class StreamStatus(BaseModel):
     guard: list[StreamAct] = Field(
         [], description="what was done of late, by the guard or by hand, the oldest first"
     )
-    details: dict[str, float] = Field(
+    details: dict[str, Number] = Field(
         {}, description="what the method shows of itself besides, by name"
     )
     suspect: str | None = Field(
-        None, description="the fault that its frames look like lately; None: they are ordinary"
+        None, description="the kind of its latest faulty frame; None: they are ordinary"
     )
     suspect_since: float | None = Field(
-        None, description="when the first of those came, in seconds since 1970"
+        None,
+        description="since when the camera is at fault, whatever the kind, in seconds since 1970",
     )
     suspect_in_a_row: int = Field(
-        0, description="images of that fault that came last, no other image between them"
+        0, description="faulty images, of any kind, that came last, no other between them"
     )
     suspects: dict[str, int] = Field(
         {}, description="images that looked like a faulty camera's, by kind, of all"

@@ -147,7 +147,7 @@ class StreamReports:
                 "action": act.action,
                 "reason": act.reason,
                 "observed": act.observed,
-                "evidence": {name: round(number, 4) for name, number in act.evidence.items()},
+                "evidence": {name: round(number, 4) + 0.0 for name, number in act.evidence.items()},
             }
             _note_act(record, StreamAct(time=time.time(), **fields))
             self._events.note(
@@ -163,10 +163,11 @@ class StreamReports:
             else:
                 record.suspects[kind] += 1
                 record.ordinary = 0
-                is_new = kind != record.suspect
-                record.suspect_in_a_row = 1 if is_new else record.suspect_in_a_row + 1
-                if is_new:
-                    record.suspect, record.suspect_since = kind, time.time()
+                record.suspect_in_a_row += 1
+                if record.suspect is None:
+                    record.suspect_since = time.time()
+                if kind != record.suspect:
+                    record.suspect = kind
                     self._events.note_repeated(
                         "suspect", level=logging.WARNING, stream=stream, kind=kind
                     )
