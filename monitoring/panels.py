@@ -436,6 +436,13 @@ ADAPTATION = Section(
             unit="images/s",
         ),
         Panel(
+            "Given up now",
+            "1 while it is: learning, then the second view, too. `/status` and the events say "
+            "since when, and how long somebody waited and how many more waited than may.",
+            (Query(Q.gauge(M.shedding), "{{what}} {{instance}}"),),
+            limits=(0, 1),
+        ),
+        Panel(
             "Parameter drift",
             "How far the adapted parameters are from the source's, relative to their norm; the "
             "worst stream. A reset brings it to 0.",

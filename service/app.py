@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -25,7 +26,7 @@ from service.routes.context import Service, problems
 from service.routes.direct import DirectPredict
 from service.routes.guards import EVERY_ROUTE
 from service.settings import Settings
-from service.shedding import Shedding
+from service.shedding import STEPS, Shedding
 from ttc_core.methods import Method
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         adapt = settings.adapt if source.adapts else "never"
+        shedding = Shedding(engine.events) if adapt == "auto" else None
         batcher: Batcher[Image, ImageAnswer] = Batcher(
             engine,
             metrics,
@@ -97,13 +99,18 @@ def build(settings: Settings, source: Method) -> FastAPI:
             max_wait=settings.max_wait,
             max_images=settings.max_queue,
             adapt=adapt,
-            shedding=Shedding(engine.events) if adapt == "auto" else None,
+            shedding=shedding,
             shed_after=settings.shed_after,
         )
         intake = Intake(settings, model, engine, batcher, metrics)
         service = Service(settings, source, metrics, engine, batcher, intake)
         app.state.service = service
         metrics.ready.set_function(lambda: service.is_ready)
+        if shedding is not None:
+            for place, what in enumerate(STEPS):
+                metrics.shedding.labels(what).set_function(
+                    partial(lambda place: shedding.level > place, place)
+                )
         await engine.start()
         loop = asyncio.create_task(batcher.run(), name="batcher")
         looking = asyncio.create_task(batcher.keep_looking(), name="looking")

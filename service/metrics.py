@@ -190,6 +190,9 @@ class Metrics:
             "Images answered while the queue stood, by the last that was given up for it.",
             ("what",),
         )
+        self.shedding = gauge(
+            "ttc_shedding", "1 while it is given up since the queue stands, 0 otherwise.", ("what",)
+        )
         self.last_step = gauge(
             "ttc_last_step_timestamp_seconds", "Unix time of the last optimizer step; 0 for none."
         )
@@ -300,6 +303,7 @@ class Metrics:
             (self.loss, LOSS_TERMS),
             (self.skipped, SKIP_REASONS),
             (self.shed, STEPS),
+            (self.shedding, STEPS),
             (self.suspects, KINDS),
             (self.resets, RESET_CAUSES),
             (self.rollbacks, ROLLBACK_CAUSES),

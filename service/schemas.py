@@ -323,13 +323,28 @@ class StatusResponse(BaseModel):
 
     ready: bool
     idle: bool = Field(description="nothing is queued, and no batch is predicted or adapted")
-    shedding: Literal["learning", "second_view"] | None = Field(
-        None, description="what images go without now, as an answer's shed"
+    shedding: SheddingStatus | None = Field(
+        None, description="what images go without now; null: nothing is given up"
     )
     model: ModelStatus
     method: str
     settings: dict[str, Any] = Field(
         description="the method's hyperparameters, and code_digest if its code is the user's own; "
+class SheddingStatus(BaseModel):
+    """What is given up while the queue stands.
+
+    Evidence is `load` (from 1 on learning is, from 2 on the second view; below 0.5 for five seconds
+    one comes back), and what makes it: `waited_seconds` of who has waited longest and let others
+    go before, and how many `images_more` wait than within the second, beside what is allowed of
+    each; and `images_waiting`.
+    """
+
+    what: Literal["learning", "second_view"] = Field(description="as an answer's shed")
+    since: float = Field(description="when learning was given up, in seconds since 1970")
+    evidence: dict[str, float] = Field(description="what led to the last step, up or back")
+    now: dict[str, float] = Field(description="the same, as it is now")
+
+
         "the server's"
     )
     calibrated: Literal["record", "guard", "none"] = Field(

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 
 from service.metrics import versions
-from service.routes.context import ServiceNow, problems
+from service.routes.context import Service, ServiceNow, problems
 from service.routes.guards import MAY_ADMINISTER, MAY_READ, StreamHeader, stream_named, without_body
 from service.schemas import (
     ALL_STREAMS,
@@ -16,6 +16,7 @@ from service.schemas import (
     ModelStatus,
     ResetResponse,
     RollbackResponse,
+    SheddingStatus,
     SnapshotsResponse,
     SnapshotStatus,
     StatusResponse,
@@ -103,7 +104,7 @@ async def status(service: ServiceNow) -> StatusResponse:
     return StatusResponse(
         ready=service.is_ready,
         idle=service.batcher.is_idle,
-        shedding=service.batcher.shed,
+        shedding=_shedding(service),
         model=ModelStatus(
             spec=settings.model,
             digest=model.digest,
@@ -153,6 +154,13 @@ async def status(service: ServiceNow) -> StatusResponse:
 
 
 def _estimated(found: Estimates | None) -> EstimatedAccuracy | None:
+def _shedding(service: Service) -> SheddingStatus | None:
+    found = service.batcher.given_up
+    if found is None:
+        return None
+    return SheddingStatus(**vars(found), now=service.batcher.load.evidence)
+
+
     if found is None:
         return None
 
