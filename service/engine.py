@@ -350,14 +350,14 @@ class Engine:
 
     async def feedback(
         self, labels: Iterable[tuple[str, str, int]]
-    ) -> tuple[Mapping[str, list[str]], int]:
+    ) -> tuple[Mapping[str, list[tuple[str, str]]], int]:
         """Count labels, (stream, id, label) each, that came after the answers, and have the guards
         of streams in memory weigh those of compared images.
 
         Labels that came along are counted alone: whoever measures changes nothing by that.
 
         Returns:
-            Their ids by outcome, and how many a guard weighed.
+            The images, (stream, id) each, by outcome, and how many a guard weighed.
         """
         told = await asyncio.to_thread(self.truth.feedback, labels)
         compared = list(told.compared.items())
@@ -365,7 +365,7 @@ class Engine:
         for start in range(0, len(compared), WEIGHED_AT_ONCE):
             part = compared[start : start + WEIGHED_AT_ONCE]
             weighed += await self._on_device(self._weigh, part)
-        return told.ids, weighed
+        return told.images, weighed
 
     def _weigh(self, compared: Sequence[tuple[str, Sequence[tuple[int, Right]]]]) -> int:
         """Have streams' guards weigh who was right, and count what they weighed; a stream that

@@ -76,11 +76,18 @@ class FeedbackRequest(BaseModel):
     labels: Annotated[list[LateLabel], FailFast()] = Field(min_length=1)
 
 
+class NamedImage(BaseModel):
+    """An image as a label names it."""
+
+    stream: str
+    id: str
+
+
 class NotTaken(BaseModel):
     """Labels of one kind that did not count."""
 
     count: int
-    ids: list[str] = Field(description="the first hundred of them")
+    images: list[NamedImage] = Field(description="whose they are, of the first hundred")
 
 
 class FeedbackResponse(BaseModel):
@@ -91,7 +98,9 @@ class FeedbackResponse(BaseModel):
         0,
         description="of those taken, what a guard weighed: of compared images of streams in memory",
     )
-    unknown: NotTaken = Field(description="no image of late was answered under this id")
+    unknown: NotTaken = Field(
+        description="no image of late was answered under this id in its stream"
+    )
     repeated: NotTaken = Field(description="the answer had this label already")
     contradicting: NotTaken = Field(description="the answer had another label, which stays")
 
