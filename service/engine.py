@@ -31,10 +31,11 @@ from service.stream_reports import StreamReports
 from service.streams import Streams
 from service.truth import Truth
 from ttc_core.evaluate import warm_up
-from ttc_core.guard import Unwatched, holds, mode_of
+from ttc_core.guard import Unwatched, holds, kept_snapshots, mode_of
 from ttc_core.methods import Act, Adaptation, Method, Prediction
 from ttc_core.methods.contract import Right, SnapshotError
 from ttc_core.plugins import source_digest
+from ttc_core.state import StateError
 
 log = logging.getLogger(__name__)
 
@@ -446,13 +447,33 @@ class Engine:
         self._reports.forgotten(names)
         return names, known, in_memory
 
+    @property
+    def no_roll_back(self) -> str | None:
+        """Why no stream can be brought back, whatever is kept of it; None: they can."""
+        if mode_of(self._source) != "off":
+            return None
+        return "No guard is on; saved ones come back with it."
+
     async def snapshots(self, stream: str) -> Mapping[int, int]:
-        """What a stream can be brought back to: versions, and after how many images each was.
+        """What is kept of a stream to bring it back to: versions, and after how many images each
+        was. One that is on disk stays there.
 
         Raises:
-            NoSnapshot: the stream is neither in memory nor saved.
+            NoSnapshot: it is neither in memory nor saved, or what is saved is none of its.
         """
-        return await self._on_device(lambda: self._known(stream).method.snapshots)
+        kept = await self._on_device(self._kept_in_memory, stream)
+        if kept is None:
+            try:
+                kept = await asyncio.to_thread(self._saving.snapshots, stream)
+            except StateError as error:
+                raise NoSnapshot(str(error)) from error
+        if kept is None:
+            raise NoSnapshot(f"Stream {stream} has had no images; it is at the source.")
+        return kept
+
+    def _kept_in_memory(self, stream: str) -> Mapping[int, int] | None:
+        record = self.table.in_memory(stream) or self._saving.leaving().get(stream)
+        return None if record is None or record.is_new else kept_snapshots(record.method)
 
     async def roll_back(self, stream: str, to: int | None) -> int:
         """Bring a stream back to a snapshot, the last one if none is named; return its version.
@@ -462,27 +483,29 @@ class Engine:
             NotBroughtBack: its method does not take it up, and is as it was.
             TooManyStreams: it is on disk, and nobody makes room for it.
         """
+        kept = await self.snapshots(stream)
+        # Nobody makes room for what is not there.
+        if self.no_roll_back or not kept or to not in (None, *kept):
+            raise self._no_snapshot(stream, kept)
         return await self._on_device(self._roll_back, stream, to)
 
-    def _known(self, stream: str) -> StreamRecord:
-        record = self.table.get(stream)
-        if record.is_new:
-            raise NoSnapshot(f"Stream {stream} has had no images; it is at the source.")
-        return record
+    def _no_snapshot(self, stream: str, kept: Mapping[int, int]) -> NoSnapshot:
+        listed = ", ".join(map(str, kept)) or "none"
+        if self.no_roll_back is not None:
+            return NoSnapshot(
+                f"Stream {stream} can be brought back to none of its versions: {listed}. "
+                f"{self.no_roll_back}"
+            )
+        return NoSnapshot(f"Stream {stream} has no such snapshot; its versions are: {listed}.")
 
     def _roll_back(self, stream: str, to: int | None) -> int:
-        self._known(stream)
         self.table.admit(stream)  # it may be on disk only, and has to stay in memory
         try:
-            record = self._known(stream)
+            record = self.table.get(stream)
             version = record.method.roll_back(to)
             self.table.keep(stream, record)
-        except LookupError:
-            listed = ", ".join(map(str, record.method.snapshots)) or "none"
-            off = "" if holds(self._source) else " No guard is on; saved ones come back with it."
-            raise NoSnapshot(
-                f"Stream {stream} has no such snapshot; its versions are: {listed}.{off}"
-            ) from None
+        except LookupError:  # a reset came between, or what is saved was none
+            raise self._no_snapshot(stream, record.method.snapshots) from None
         except SnapshotError as error:
             raise NotBroughtBack(
                 f"Stream {stream} has the snapshot and stays as it is: {error}."

@@ -220,6 +220,18 @@ class Saving:
         """Bytes of a stream's file; 0: there is none that counts."""
         return 0 if self.folder is None or name in self._undead else self.folder.size(name)
 
+    def snapshots(self, name: str) -> dict[int, int] | None:
+        """The versions that a stream's file has snapshots of, and after how many images each was.
+
+        The stream is not loaded. None: there is no file that counts.
+
+        Raises:
+            StateError: it is none of this stream's.
+        """
+        if self.folder is None or self.size(name) == 0:
+            return None
+        return self.folder.snapshots(name, self._source)
+
     def held(self) -> dict[str, KeptOfStream]:
         """Of the held streams with a file, or on their way there, what it keeps; a copy.
 

@@ -168,10 +168,13 @@ class SnapshotStatus(BaseModel):
 
 
 class SnapshotsResponse(BaseModel):
-    """What a stream can be brought back to, the oldest first."""
+    """What is kept of a stream to bring it back to, the oldest first."""
 
     stream: str
     snapshots: list[SnapshotStatus]
+    unavailable: str | None = Field(
+        None, description="why it cannot be brought back to them now; null: it can"
+    )
 
 
 class RollbackResponse(BaseModel):
@@ -327,18 +330,6 @@ class ModelStatus(BaseModel):
     accuracy: float | None = Field(description="on clean test data, if the weights state it")
 
 
-class StatusResponse(BaseModel):
-    """All that a person or a page needs to see what the service does."""
-
-    ready: bool
-    idle: bool = Field(description="nothing is queued, and no batch is predicted or adapted")
-    shedding: SheddingStatus | None = Field(
-        None, description="what images go without now; null: nothing is given up"
-    )
-    model: ModelStatus
-    method: str
-    settings: dict[str, Any] = Field(
-        description="the method's hyperparameters, and code_digest if its code is the user's own; "
 class SheddingStatus(BaseModel):
     """What is given up while the queue stands.
 
@@ -354,6 +345,18 @@ class SheddingStatus(BaseModel):
     now: dict[str, float] = Field(description="the same, as it is now")
 
 
+class StatusResponse(BaseModel):
+    """All that a person or a page needs to see what the service does."""
+
+    ready: bool
+    idle: bool = Field(description="nothing is queued, and no batch is predicted or adapted")
+    shedding: SheddingStatus | None = Field(
+        None, description="what images go without now; null: nothing is given up"
+    )
+    model: ModelStatus
+    method: str
+    settings: dict[str, Any] = Field(
+        description="the method's hyperparameters, and code_digest if its code is the user's own; "
         "the server's"
     )
     calibrated: Literal["record", "guard", "none"] = Field(

@@ -65,12 +65,13 @@ async def snapshots(
     stream: StreamQuery = None,
     x_session_id: StreamHeader = None,
 ) -> SnapshotsResponse:
-    """List the good states that the guard has kept of a stream."""
+    """List the good states that the guard has kept of a stream; one on disk stays there."""
     name = stream_named(request, stream)
     kept = await service.engine.snapshots(name)
     return SnapshotsResponse(
         stream=name,
         snapshots=[SnapshotStatus(version=each, images=images) for each, images in kept.items()],
+        unavailable=service.engine.no_roll_back,
     )
 
 
@@ -153,7 +154,6 @@ async def status(service: ServiceNow) -> StatusResponse:
     )
 
 
-def _estimated(found: Estimates | None) -> EstimatedAccuracy | None:
 def _shedding(service: Service) -> SheddingStatus | None:
     found = service.batcher.given_up
     if found is None:
@@ -161,6 +161,7 @@ def _shedding(service: Service) -> SheddingStatus | None:
     return SheddingStatus(**vars(found), now=service.batcher.load.evidence)
 
 
+def _estimated(found: Estimates | None) -> EstimatedAccuracy | None:
     if found is None:
         return None
 

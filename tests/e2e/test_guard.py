@@ -308,9 +308,11 @@ def test_what_cannot_be_gone_back_to_is_refused_with_a_sentence(serve, clean):
         post, get = running.http.post, running.http.get
         for answer in (post("/rollback?stream=nobody"), get("/snapshots?stream=nobody")):
             assert "nobody has had no images" in problem(answer, 404)["detail"]
+        assert running.status()["streams"] == {}
         ask(running, clean[:5])
         running.at_rest()
-        assert get("/snapshots").json() == {"stream": "default", "snapshots": []}
+        nothing = {"stream": "default", "snapshots": [], "unavailable": None}
+        assert get("/snapshots").json() == nothing
         for query in ("", "?to=7"):
             refused = problem(post(f"/rollback{query}"), 404)
             assert "its versions are: none" in refused["detail"]
@@ -322,7 +324,10 @@ def test_what_cannot_be_gone_back_to_is_refused_with_a_sentence(serve, clean):
     with serve(method="ttc") as running:  # which nobody watches
         ask(running, clean[:2])
         running.at_rest()
-        problem(running.http.post("/rollback"), 404)
+        detail = problem(running.http.post("/rollback"), 404)["detail"]
+        reason = running.http.get("/snapshots").json()["unavailable"]
+        assert reason.startswith("No guard is on")
+        assert reason in detail
 
 
 @pytest.mark.parametrize(
