@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from service.events import Events
 from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
 from service.saving import Saving, StreamRecord
-from service.schemas import HeldStatus, StreamTruth
+from service.schemas import Discarded, HeldStatus, ResetResponse, StreamTruth
 from service.shedding import Shed
 from service.silence import Silence
 from service.state_folder import StateFolder
@@ -265,9 +266,9 @@ class Engine:
         """Give a stream that cannot go on a method at the source."""
         record.method, record.truth = source, StreamTruth()
         record.answers_from = self.truth.newest
-        self.truth.forget([stream])
+        said, _ = self.truth.forget([stream])
         self._saving.note_change(stream)
-        self._reports.put_back(stream, record)
+        self._reports.put_back(stream, record, said.get(stream, StreamTruth()))
         record.take_note()
 
     async def adapt(self, answered: Pass, *, learn: bool) -> None:
@@ -399,13 +400,10 @@ class Engine:
 
     # Control
 
-    async def reset(self, stream: str | None) -> tuple[list[str], int, int]:
-        """Put a stream, or with None all, back to the source.
+    async def reset(self, stream: str | None) -> ResetResponse:
+        """Put a stream, or with None all, back to the source, and tell what that threw away.
 
-        A stream that has sent nothing yet is there already.
-
-        Returns:
-            The streams' names, and the steps and pending batches that were thrown away.
+        A stream of which nothing is known is there already, and that is told.
 
         Raises:
             StateNotRemoved: they are at the source, but would come back after a restart.
@@ -416,10 +414,17 @@ class Engine:
                 names = await asyncio.to_thread(self.table.names)
             except OSError as error:
                 names, problem = [], f"the state folder: {error.strerror}"
-        names, known, in_memory = await self._on_device(self._forget, names, stream is None)
+        known, in_memory, said, whole = await self._on_device(self._forget, names, stream is None)
         # Thousands of files: whoever asks for an answer does not wait for them.
-        saved, kept = await asyncio.to_thread(self._saving.remove, names)
-        await asyncio.to_thread(self._reports.reset, names, known, kept)
+        saved, kept = await asyncio.to_thread(self._saving.remove, known or names)
+        known = list(dict.fromkeys([*known, *saved]))  # a file that could not be removed before
+        found = {
+            name: _discarded(
+                in_memory.get(name), saved.get(name), said.get(name), is_whole=name in whole
+            )
+            for name in known
+        }
+        await asyncio.to_thread(self._reports.reset, names if stream else known, found, kept)
         for name, reason in kept.items():
             problem = problem or f"stream {name}: {reason}"
         if problem is not None:
@@ -427,25 +432,34 @@ class Engine:
                 "Reset, but what is saved could not be removed and would come back after a "
                 f"restart ({problem})."
             )
-        discarded = {**saved, **in_memory}.values()
-        return names, sum(steps for steps, _ in discarded), sum(batches for _, batches in discarded)
+        return ResetResponse(
+            streams=[stream] if stream else known,
+            known=bool(known),
+            discarded=_sum(found.values()),
+        )
 
     def _forget(
         self, names: list[str], all_streams: bool
-    ) -> tuple[list[str], int, dict[str, tuple[int, int]]]:
-        """Put streams back to the source; return their names, how many there were, and of what."""
+    ) -> tuple[list[str], dict[str, Discarded], dict[str, StreamTruth], set[str]]:
+        """Put streams back to the source; return those of which something was known, and what."""
+        # Labels may have come for streams that are neither in memory nor saved.
+        labelled = self.truth.streams
         if all_streams:
-            names = list(dict.fromkeys([*self.table.names(saved=False), *names]))
-            known = len(names)
+            names = list(dict.fromkeys([*self.table.names(saved=False), *names, *labelled]))
+            known = names
         else:
-            known = sum(name in self.table for name in names)
+            places = (self.table, labelled, self.silence)
+            known = [
+                name
+                for name in names
+                if self.table.in_memory(name) or any(name in place for place in places)
+            ]
         # At the source a stream is as good as none: its place is free for another.
         in_memory = self.table.forget(names)
-        # Labels may have come for streams that are neither in memory nor saved.
-        self.truth.forget({*names, *(self.truth.streams if all_streams else ())})
+        said, whole = self.truth.forget(names)
         self.silence.forget(None if all_streams else names)
-        self._reports.forgotten(names)
-        return names, known, in_memory
+        self._reports.forgotten(known)
+        return known, in_memory, said, whole
 
     @property
     def no_roll_back(self) -> str | None:
@@ -566,3 +580,34 @@ class Engine:
         self.truth.close()
         if self._folder is not None:
             self._folder.close()
+
+
+def _discarded(
+    in_memory: Discarded | None,
+    saved: Discarded | None,
+    said: StreamTruth | None,
+    *,
+    is_whole: bool,
+) -> Discarded:
+    """What a reset threw away of a stream.
+
+    Args:
+        in_memory, saved: what there was of it; the first has gone on from the second.
+        said: what labels said of it; is_whole: with what its file says of that.
+    """
+    saved, said = saved or Discarded(), said or StreamTruth()
+    counts = in_memory or saved
+    of_file = Discarded() if is_whole else saved
+    return Discarded(
+        steps=counts.steps,
+        pending_batches=counts.pending_batches,
+        labelled=said.labelled + of_file.labelled,
+        correct=said.correct + of_file.correct,
+    )
+
+
+def _sum(parts: Iterable[Discarded]) -> Discarded:
+    totals = Counter[str]()
+    for part in parts:
+        totals.update(part.model_dump())
+    return Discarded(**totals)

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from service.events import Events
 from service.metrics import Metrics
-from service.schemas import KeptOfStream, StreamAct, StreamTruth
+from service.schemas import Discarded, KeptOfStream, StreamAct, StreamTruth
 from service.state_folder import Identity, StateFolder
 from service.truth import Truth
 from ttc_core.errors import UserError, shown
@@ -430,34 +430,41 @@ class Saving:
 
     def remove(
         self, names: Iterable[str] | None = None
-    ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    ) -> tuple[dict[str, Discarded], dict[str, str]]:
         """Remove what is saved of streams that were forgotten; another thread's writing goes on.
 
         Args:
             names: None: all whose file is still there.
 
         Returns:
-            By stream: the steps and pending batches of what was removed, and why it could not be.
-            That is not taken up any more, but another process would.
+            By stream: what was removed, and why it could not be. That is not taken up any more,
+            but another process would.
         """
-        discarded: dict[str, tuple[int, int]] = {}
+        discarded: dict[str, Discarded] = {}
         kept: dict[str, str] = {}
         if self.folder is None:
             return discarded, kept
         for name in list(self._undead) if names is None else names:
             try:
                 # Not read while others wait to write.
-                counts = self.folder.counts(name, self._source)
+                steps, pending = self.folder.counts(name, self._source)
+                beside = _kept(name, self.folder.of_stream(name, self._source))
+                what = Discarded(
+                    steps=steps,
+                    pending_batches=pending,
+                    labelled=beside.labelled,
+                    correct=beside.correct,
+                )
                 remove: Callable[[str], object] = self.folder.remove
             except StateError:
-                counts, remove = (0, 0), self.folder.set_aside
+                what, remove = Discarded(), self.folder.set_aside
             with self._writing:
                 if name not in self._undead:
                     continue  # it has been saved since
                 try:
                     with contextlib.suppress(FileNotFoundError):
                         remove(name)
-                        discarded[name] = counts
+                        discarded[name] = what
                     with self._lock:
                         self._held.pop(name, None)
                         self._undead.discard(name)

@@ -156,8 +156,13 @@ class PredictResponse(BaseModel):
 class Discarded(BaseModel):
     """What a reset threw away."""
 
-    steps: int
-    pending_batches: int
+    steps: int = 0
+    pending_batches: int = 0
+    labelled: int = Field(
+        0,
+        description="labelled answers that `truth` in /status counts no more; their ids stay known",
+    )
+    correct: int = Field(0, description="those of them that are right")
 
 
 class SnapshotStatus(BaseModel):
@@ -185,9 +190,14 @@ class RollbackResponse(BaseModel):
 
 
 class ResetResponse(BaseModel):
-    """The streams that are back at the source."""
+    """The streams that are at the source."""
 
     streams: list[str]
+    known: bool = Field(
+        True,
+        description="false: nothing was known of it, in memory, saved or by a label, so that "
+        "nothing was done; a name misspelt, or a stream that has sent nothing since its last reset",
+    )
     discarded: Discarded
 
 

@@ -80,6 +80,10 @@ class Silence:
         with self._lock:
             return {name: self._habits[name].told for name in self._silent}
 
+    def __contains__(self, name: str) -> bool:
+        """Whether something is known of a stream's habit."""
+        return name in self._habits
+
     def heard(self, name: str) -> None:
         """A stream has sent a request."""
         now = self._clock()

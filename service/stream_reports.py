@@ -10,7 +10,7 @@ from typing import Any
 from service.events import Events
 from service.metrics import ESTIMATED, Metrics
 from service.saving import Saving, StreamRecord
-from service.schemas import ACTS, HeldStatus, StreamAct
+from service.schemas import ACTS, Discarded, HeldStatus, StreamAct, StreamTruth
 from service.silence import Silence
 from service.streams import Streams
 from ttc_core.errors import told
@@ -177,11 +177,13 @@ class StreamReports:
 
     # Resets and roll backs
 
-    def put_back(self, stream: str, record: StreamRecord) -> None:
-        """It could not go on, and is at the source."""
+    def put_back(self, stream: str, record: StreamRecord, said: StreamTruth) -> None:
+        """It could not go on, and is at the source; what labels had said of it counts no more."""
         _note_act(record, StreamAct(time=time.time(), action="reset", reason="failure"))
         self._metrics.count_reset("failure")
-        self._events.note("reset", stream=stream, level=logging.ERROR, reason="failure")
+        self._events.note(
+            "reset", stream=stream, level=logging.ERROR, reason="failure", **said.model_dump()
+        )
 
     def forgotten(self, streams: Iterable[str]) -> None:
         """Somebody had streams reset: those that go on are to say so, in `begun`."""
@@ -198,12 +200,17 @@ class StreamReports:
         if act is not None:
             _note_act(record, act)
 
-    def reset(self, streams: Iterable[str], known: int, kept: Mapping[str, str]) -> None:
-        """Somebody had streams reset, of which so many were there; some files could not go."""
-        for _ in range(known):
-            self._metrics.count_reset("request")
+    def reset(
+        self, streams: Iterable[str], discarded: Mapping[str, Discarded], kept: Mapping[str, str]
+    ) -> None:
+        """Somebody had streams reset; what that threw away of those of which something was known;
+        some files could not go."""
         for stream in streams:
-            self._events.note("reset", stream=stream, reason="request")
+            known = stream in discarded
+            what = discarded[stream].model_dump() if known else {}
+            self._events.note("reset", stream=stream, reason="request", known=known, **what)
+            if known:
+                self._metrics.count_reset("request")
         self.not_removed(kept)
 
     def not_removed(self, kept: Mapping[str, str]) -> None:

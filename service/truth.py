@@ -158,18 +158,26 @@ class Truth:
                 del self._streams[oldest]
                 self._whole.discard(oldest)
 
-    def forget(self, streams: Collection[str]) -> None:
+    def forget(self, streams: Collection[str]) -> tuple[dict[str, StreamTruth], set[str]]:
         """Streams are back at the source: what they answered before is no sign of now.
 
         Their ids stay known: the answers were given, and a label is true of them.
+
+        Returns:
+            What labels had said of them, by stream; and of which of them that has all that their
+            file says.
         """
+        said = dict[str, StreamTruth]()
         with self._lock:
+            whole = self._whole.intersection(streams)
             for stream in streams:
-                self._streams.pop(stream, None)
+                if stream in self._streams:
+                    said[stream] = self._streams.pop(stream)
                 self._whole.discard(stream)
                 self._unsaved.discard(stream)
             kept = [(name, answer) for name, answer in self._answered if name not in streams]
             self._answered = deque(kept, maxlen=DOMINANCE_WINDOW)
+        return said, whole
 
     @property
     def newest(self) -> int:

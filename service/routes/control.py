@@ -10,7 +10,6 @@ from service.routes.guards import MAY_ADMINISTER, MAY_READ, StreamHeader, stream
 from service.schemas import (
     ALL_STREAMS,
     STREAM_PATTERN,
-    Discarded,
     EstimatedAccuracy,
     EstimateStatus,
     ModelStatus,
@@ -52,10 +51,13 @@ async def reset(
     ] = None,
     x_session_id: StreamHeader = None,
 ) -> ResetResponse:
-    """Restore source weights, optimizer, counters and statistics of a stream, a saved one too."""
+    """Restore source weights, optimizer, counters and statistics of a stream, a saved one too.
+
+    What labels said of it counts no more in `truth`; ids stay known, and metrics go on. Of a stream
+    of which nothing is known nothing is done, and `known` says so.
+    """
     name = stream_named(request, stream)
-    names, steps, pending = await service.engine.reset(None if name == ALL_STREAMS else name)
-    return ResetResponse(streams=names, discarded=Discarded(steps=steps, pending_batches=pending))
+    return await service.engine.reset(None if name == ALL_STREAMS else name)
 
 
 @router.get("/snapshots", dependencies=MAY_READ, responses=problems(401, 404, 503))

@@ -149,7 +149,8 @@ def test_a_reset_forgets_no_ids(serve, pictures):
     with serve(method="ttc") as running:
         ask(running, pictures[:4], ids=names(4), labels=[0, None, None, None])
         running.at_rest()
-        running.http.post("/reset?stream=default")
+        forgotten = running.http.post("/reset?stream=default").json()["discarded"]
+        assert forgotten["labelled"] == 1
         told = tell(running, names(4), [0] * 4)
         assert (told["taken"], told["repeated"]["count"]) == (3, 1)
         ask(running, pictures[:1])
@@ -157,7 +158,34 @@ def test_a_reset_forgets_no_ids(serve, pictures):
         assert running.metric("ttc_labelled_images_total") == 4
         ask(running, pictures[:1], labels=[1], params={"stream": "visitor", "learn": "false"})
         assert set(running.at_rest()["truth"]) == {"default", "visitor"}
-        running.http.post("/reset?stream=*")
+        told = running.http.post("/reset?stream=*").json()
+        assert sorted(told["streams"]) == ["default", "visitor"]
+        assert told["discarded"]["labelled"] == 4
+        status = running.status()
+        assert status["truth"] == {}
+        resets = [each for each in status["events"] if each["event"] == "reset"]
+        assert [each["labelled"] for each in resets] in ([1, 3, 1], [1, 1, 3])
+
+
+def test_a_reset_says_how_many_labels_it_forgets_wherever_they_are(serve, pictures, tmp_path):
+    """Those in a file that nobody has loaded, those that came for it since, both together."""
+    with serve(method="ttc", state_dir=tmp_path) as running:
+        for stream in ("kept", "late", "gone"):
+            ids = names(4)
+            ask(
+                running, pictures[:4], ids=ids, labels=[1, 2, None, None], params={"stream": stream}
+            )
+        running.at_rest()
+    with serve(method="ttc", state_dir=tmp_path) as running:
+        tell(running, names(4), [0] * 4, stream="late")
+        ask(running, pictures[:1], labels=[1], params={"stream": "kept"})
+        running.at_rest()
+        expected = {"kept": 3, "late": 4, "gone": 2, "typo": 0}
+        for stream, labelled in expected.items():
+            told = running.http.post("/reset", params={"stream": stream}).json()
+            assert (told["known"], told["discarded"]["labelled"]) == (stream != "typo", labelled)
+            assert told["discarded"]["correct"] <= labelled
+        assert not running.http.post("/reset?stream=kept").json()["known"]
         assert running.status()["truth"] == {}
 
 

@@ -71,7 +71,9 @@ def test_a_reset_outlasts_a_restart(engine, tmp_path, stream, loaded):
         second.table.admit("gate")
         asyncio.run(second.predict([("gate", [Image(one) for one in PIXELS])]))
         second.table.release("gate")
-    assert reset(second, stream) == (["gate"], 1, 0)
+    told = reset(second, stream)
+    assert (told.streams, told.known) == (["gate"], True)
+    assert (told.discarded.steps, told.discarded.pending_batches) == (1, 0)
     assert stop(second)
     third = engine(tmp_path)
     assert asyncio.run(third.saved_streams()) == 0
@@ -94,7 +96,8 @@ def test_a_reset_that_cannot_remove_the_file_says_so(engine, tmp_path, monkeypat
         with pytest.raises(StateNotRemoved, match="gate: Read-only file system"):
             reset(second, "gate")
         assert np.array_equal(request(second, "gate"), at_source)
-    assert reset(second, "gate")[0] == ["gate"]
+    told = reset(second, "gate")
+    assert (told.streams, told.known) == (["gate"], True)
     assert asyncio.run(second.saved_streams()) == 0
     assert not list(tmp_path.glob("gate*"))
 
