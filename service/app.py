@@ -117,7 +117,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         lag = asyncio.create_task(_measure_lag(metrics), name="lag")
         saving = asyncio.create_task(engine.keep_saving(settings.save_interval), name="saving")
         silence = asyncio.create_task(engine.silence.watch(), name="silence")
-        held = asyncio.create_task(engine.find_held(), name="held")
+        doubted = asyncio.create_task(engine.find_doubted(), name="doubted")
         await asyncio.sleep(0)  # the tasks begin: the first request finds the queue open
         service.ready = True
         try:
@@ -131,7 +131,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
             lag.cancel()
             saving.cancel()
             silence.cancel()
-            held.cancel()
+            doubted.cancel()
             intake.close()
             service.saved = False
             try:

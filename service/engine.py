@@ -24,7 +24,7 @@ from service.events import Events
 from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
 from service.saving import Saving, StreamRecord
-from service.schemas import Discarded, HeldStatus, ResetResponse, StreamTruth
+from service.schemas import Discarded, DoubtedStatus, ResetResponse, StreamTruth
 from service.shedding import Shed
 from service.silence import Silence
 from service.state_folder import StateFolder
@@ -32,7 +32,7 @@ from service.stream_reports import StreamReports
 from service.streams import Streams
 from service.truth import Truth
 from ttc_core.evaluate import warm_up
-from ttc_core.guard import Unwatched, holds, kept_snapshots, mode_of
+from ttc_core.guard import Unwatched, holds, kept_snapshots, mode_of, watching
 from ttc_core.methods import Act, Adaptation, Method, Prediction
 from ttc_core.methods.contract import Right, SnapshotError
 from ttc_core.plugins import source_digest
@@ -123,7 +123,20 @@ class Engine:
             thread_name_prefix="device",
             initializer=lambda: torch.set_num_threads(threads) if threads else None,
         )
-        self._reports = StreamReports(self.events, metrics, self.table, self._saving, self.silence)
+        self._reports = StreamReports(
+            self.events,
+            metrics,
+            self.table,
+            self._saving,
+            self.silence,
+            watches=self.watches,
+            holds=holds(source),
+        )
+
+    @property
+    def watches(self) -> bool:
+        """Whether a guard compares the streams with the source, be it to observe."""
+        return "guard" in watching(self._source)
 
     @property
     def streams(self) -> dict[str, StreamRecord]:
@@ -142,17 +155,18 @@ class Engine:
         except OSError:
             return 0
 
-    def saved_held(self) -> dict[str, HeldStatus]:
-        """The held streams that are not in memory."""
-        return self._reports.saved_held()
+    def saved_doubted(self) -> dict[str, DoubtedStatus]:
+        """The streams not in memory that the source answers, or would if the guard did more than
+        observe."""
+        return self._reports.saved_doubted()
 
-    async def find_held(self) -> None:
-        """Look at the files of streams, one at a time, for those that are held.
+    async def find_doubted(self) -> None:
+        """Look at the files of streams, one at a time, for those that are doubted.
 
-        Not where the source answers nobody, whatever the files say. What cannot be looked at is
-        logged, and the others are.
+        Not without a guard, whatever the files say. What cannot be looked at is logged, and the
+        others are.
         """
-        if not holds(self._source):
+        if not self.watches:
             return
         names: set[str] = set()
         with contextlib.suppress(OSError):  # a folder that cannot be read is told of elsewhere

@@ -40,6 +40,7 @@ GUARD_ACTIONS = tuple(
     [(action, "harm") for action in ("hold", "roll_back", "reset")]
     + [("hold", "suspicion"), ("release", "suspicion"), ("release", "gain"), ("reset", "no_gain")]
 )
+OBSERVED = ("true", "false")
 EVICTION_REASONS = ("saved", "expired")
 LOSS_TERMS = ("entropy", "similarity", "total")
 SAVE_OUTCOMES = ("saved", "failed")
@@ -233,8 +234,13 @@ class Metrics:
         )
         self.guard_actions = counter(
             "ttc_guard_actions_total",
-            "What guards did, or would have done, by action and reason.",
-            ("action", "reason"),
+            'What guards did, or with observed="true" would have done, by action and reason.',
+            ("action", "reason", "observed"),
+        )
+        self.doubted = gauge(
+            "ttc_doubted_streams",
+            "Streams that the source answers, or would if the guard did not only observe, in "
+            "memory or saved.",
         )
         self.held = gauge(
             "ttc_held_streams", "Streams that the source answers, in memory or saved."
@@ -316,7 +322,8 @@ class Metrics:
             for value in values:
                 metric.labels(value)
         for action in GUARD_ACTIONS:
-            self.guard_actions.labels(*action)
+            for observed in OBSERVED:
+                self.guard_actions.labels(*action, observed)
         for each in ESTIMATED:
             self.estimated_accuracy.labels(each).set(float("nan"))
         for term in LOSS_TERMS:

@@ -260,16 +260,21 @@ class KeptOfStream(BaseModel):
     suspect_in_a_row: Count = 0
     # None: a former version wrote it.
     mode: str | None = None
+    doubted_since: Moment | None = None
     held_since: Moment | None = None
     acts: Annotated[list[StreamAct], Field(max_length=ACTS)] = []
 
 
-class HeldStatus(BaseModel):
-    """A saved stream that was held when it was saved, and is once it is loaded."""
+class DoubtedStatus(BaseModel):
+    """A saved stream that was doubted when it was saved, and is once it is loaded; as in
+    `StreamStatus`."""
 
-    mode: Literal["held"] = "held"
+    mode: Literal["held", "adapting"] = Field(
+        description="held, or adapting where the guard does not hold"
+    )
     images: int
-    held_since: float
+    doubted_since: float
+    held_since: float | None = Field(description="null, too, where it has not been answered since")
     guard: list[StreamAct]
 
 
@@ -285,6 +290,11 @@ class StreamStatus(BaseModel):
         False, description="mirror images mean something else here, and are left out"
     )
     mode: str = Field("adapting", description="how the next image is answered, as an answer's mode")
+    doubted_since: float | None = Field(
+        None,
+        description="since when the guard suspects or has seen harm, so that the source answers, "
+        "or would if the guard did not only observe; in seconds since 1970",
+    )
     held_since: float | None = Field(
         None, description="since when the source answers, in seconds since 1970"
     )
@@ -378,10 +388,10 @@ class StatusResponse(BaseModel):
     device: str
     streams: dict[str, StreamStatus] = Field(description="those in memory")
     saved_streams: int = Field(description="others in the state folder, loaded when asked for")
-    saved_held: dict[str, HeldStatus] = Field(
+    saved_doubted: dict[str, DoubtedStatus] = Field(
         {},
-        description="those of them that are held, at most the thousand held for longest; after a "
-        "start, files are looked at one after another, some thousands a second",
+        description="those of them that are doubted, at most the thousand of which it has been "
+        "longest; after a start, files are looked at one after another, some thousands a second",
     )
     truth: dict[str, StreamTruth] = Field(
         {}, description="of streams with labels since the start or their last reset"

@@ -24,7 +24,6 @@ from service.schemas import (
 from service.settings import SECRETS
 from ttc_core.guard import calibrated
 from ttc_core.guard.estimate import Estimate, Estimates
-from ttc_core.methods.contract import HELD
 from ttc_core.rows import plain
 
 router = APIRouter()
@@ -134,7 +133,8 @@ async def status(service: ServiceNow) -> StatusResponse:
                 drift=record.drift,
                 second_view_off=record.second_view_off,
                 mode=service.told(record.mode),
-                held_since=record.held_since if record.mode == HELD else None,
+                doubted_since=record.doubted_since if service.engine.watches else None,
+                held_since=record.held_since,
                 estimated_accuracy=_estimated(record.estimates),
                 guard=list(record.acts),
                 details=dict(record.details),
@@ -148,7 +148,7 @@ async def status(service: ServiceNow) -> StatusResponse:
             for name, record in service.engine.streams.items()
         },
         saved_streams=await service.engine.saved_streams(),
-        saved_held=service.engine.saved_held(),
+        saved_doubted=service.engine.saved_doubted(),
         truth=service.engine.truth.streams,
         counters=service.metrics.counters(),
         events=list(service.engine.events),

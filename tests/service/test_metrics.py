@@ -63,7 +63,8 @@ DESIGN = {
     "ttc_last_reset_timestamp_seconds": set(),
     "ttc_resets_total": {"cause"},
     "ttc_rollbacks_total": {"cause"},
-    "ttc_guard_actions_total": {"action", "reason"},
+    "ttc_guard_actions_total": {"action", "reason", "observed"},
+    "ttc_doubted_streams": set(),
     "ttc_held_streams": set(),
     "ttc_held_stream_timestamp_seconds": {"stream"},
     "ttc_streams": set(),
@@ -100,6 +101,7 @@ FROM_THE_START = {
     ("ttc_resets_total", "cause"): {"request", "failure", "guard"},
     ("ttc_rollbacks_total", "cause"): {"request", "guard"},
     ("ttc_guard_actions_total", "action"): {"hold", "release", "roll_back", "reset"},
+    ("ttc_guard_actions_total", "observed"): {"true", "false"},
     ("ttc_guard_actions_total", "reason"): {"harm", "suspicion", "gain", "no_gain"},
     ("ttc_estimated_accuracy_ratio", "answers"): {"adapted", "source"},
     ("ttc_feedback_labels_total", "outcome"): {
