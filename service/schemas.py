@@ -394,7 +394,8 @@ class StatusResponse(BaseModel):
         "longest; after a start, files are looked at one after another, some thousands a second",
     )
     truth: dict[str, StreamTruth] = Field(
-        {}, description="of streams with labels since the start or their last reset"
+        {},
+        description="of streams with labels since the start or their last reset by hand or failure",
     )
     counters: dict[str, float]
     events: list[dict[str, Any]] = Field(
