@@ -89,8 +89,9 @@ class StreamRecord:
         self.second_view_off = self.method.second_view_off
         self.details = self.method.details
         self.estimates = self.method.estimates
-        self.mode, now = self.method.mode, time.time()
-        self.doubted_since = (self.doubted_since or now) if doubted(self.method) else None
+        self.mode, is_doubted = self.method.mode, doubted(self.method)
+        now = time.time() if is_doubted else 0.0  # who is held is doubted
+        self.doubted_since = (self.doubted_since or now) if is_doubted else None
         self.held_since = (self.held_since or now) if self.mode == HELD else None
 
 
