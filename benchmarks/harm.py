@@ -107,7 +107,7 @@ def _told(found: Sequence[dict[str, Any]], count: int) -> list[str]:
     differences = [100 * (row["source_difference"] or 0) for row in guarded]
     return [
         *(f"{mean:.1f}" for mean in means),
-        f"{means[2] - means[0]:+.1f} (worst {min(differences):+.1f})",
+        f"{means[2] - means[0]:+z.1f} (worst {min(differences):+z.1f})",
         f"{held:.0f}",
         done or "-",
     ]

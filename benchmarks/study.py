@@ -317,7 +317,7 @@ def table(found: Sequence[Found], name: str) -> Table:
                 means.append(fmean(differences))
                 least = min(differences)
                 cells.append(
-                    Cell(means[-1], f"{means[-1]:+.1f} ({least:+.1f})", beside={"worst": least})
+                    Cell(means[-1], f"{means[-1]:+z.1f} ({least:+z.1f})", beside={"worst": least})
                 )
             else:
                 cells.append(Cell(None, NONE))
@@ -345,7 +345,7 @@ def table(found: Sequence[Found], name: str) -> Table:
 
 
 def _points(value: float, error: float | None) -> Cell:
-    text = f"{value:+.1f}"
+    text = f"{value:+z.1f}"
     return Cell(value, text if error is None else f"{text} ± {error:.1f}")
 
 

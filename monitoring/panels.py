@@ -436,6 +436,13 @@ ADAPTATION = Section(
             unit="images/s",
         ),
         Panel(
+            "Given up now",
+            "1 while it is: learning, then the second view, too. `/status` and the events say "
+            "since when, and how long somebody waited and how many more waited than may.",
+            (Query(Q.gauge(M.shedding), "{{what}} {{instance}}"),),
+            limits=(0, 1),
+        ),
+        Panel(
             "Parameter drift",
             "How far the adapted parameters are from the source's, relative to their norm; the "
             "worst stream. A reset brings it to 0.",
@@ -464,10 +471,12 @@ GUARD = Section(
     (
         Panel(
             "Streams the source answers",
-            "What they adapted to was seen to do harm, or is suspected to; in memory or saved. "
+            "What they adapted to was seen to do harm, or is suspected to; in memory or saved; and "
+            "those that it does not answer since the guard only observes. "
             "`/status` says of each since when, on what evidence and what was done.",
             (
                 Query(Q.gauge(M.held), "{{instance}}"),
+                Query(f"{Q.gauge(M.doubted)} - {Q.gauge(M.held)}", "observed only {{instance}}"),
                 Query(Q.gauge(M.streams), "all {{instance}}"),
             ),
         ),
@@ -484,12 +493,16 @@ GUARD = Section(
         ),
         Panel(
             "What the guard did",
-            "By action and reason, with --guard observe what it would have done; and rollbacks and "
-            "resets by cause: request is by hand.",
+            "By action and reason, and apart what it would have done (--guard observe); and "
+            "rollbacks and resets by cause: request is by hand.",
             (
                 Query(
-                    Q.increase(M.guard_actions, by=("action", "reason")),
+                    Q.increase(M.guard_actions, 'observed="false"', by=("action", "reason")),
                     "{{action}}, {{reason}} {{instance}}",
+                ),
+                Query(
+                    Q.increase(M.guard_actions, 'observed="true"', by=("action", "reason")),
+                    "observed: {{action}}, {{reason}} {{instance}}",
                 ),
                 Query(Q.increase(M.rollbacks, by=("cause",)), "rollback, {{cause}} {{instance}}"),
                 Query(Q.increase(M.resets, by=("cause",)), "reset, {{cause}} {{instance}}"),

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -25,7 +26,7 @@ from service.routes.context import Service, problems
 from service.routes.direct import DirectPredict
 from service.routes.guards import EVERY_ROUTE
 from service.settings import Settings
-from service.shedding import Shedding
+from service.shedding import STEPS, Shedding
 from ttc_core.methods import Method
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         adapt = settings.adapt if source.adapts else "never"
+        shedding = Shedding(engine.events) if adapt == "auto" else None
         batcher: Batcher[Image, ImageAnswer] = Batcher(
             engine,
             metrics,
@@ -97,20 +99,25 @@ def build(settings: Settings, source: Method) -> FastAPI:
             max_wait=settings.max_wait,
             max_images=settings.max_queue,
             adapt=adapt,
-            shedding=Shedding(engine.events) if adapt == "auto" else None,
+            shedding=shedding,
             shed_after=settings.shed_after,
         )
         intake = Intake(settings, model, engine, batcher, metrics)
         service = Service(settings, source, metrics, engine, batcher, intake)
         app.state.service = service
         metrics.ready.set_function(lambda: service.is_ready)
+        if shedding is not None:
+            for place, what in enumerate(STEPS):
+                metrics.shedding.labels(what).set_function(
+                    partial(lambda place: shedding.level > place, place)
+                )
         await engine.start()
         loop = asyncio.create_task(batcher.run(), name="batcher")
         looking = asyncio.create_task(batcher.keep_looking(), name="looking")
         lag = asyncio.create_task(_measure_lag(metrics), name="lag")
         saving = asyncio.create_task(engine.keep_saving(settings.save_interval), name="saving")
         silence = asyncio.create_task(engine.silence.watch(), name="silence")
-        held = asyncio.create_task(engine.find_held(), name="held")
+        doubted = asyncio.create_task(engine.find_doubted(), name="doubted")
         await asyncio.sleep(0)  # the tasks begin: the first request finds the queue open
         service.ready = True
         try:
@@ -124,7 +131,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
             lag.cancel()
             saving.cancel()
             silence.cancel()
-            held.cancel()
+            doubted.cancel()
             intake.close()
             service.saved = False
             try:

@@ -10,7 +10,7 @@ from service import tracing
 from service.errors import NotReady, PredictionFailed
 from service.lines import Batch, Item, Lines, Place, Result
 from service.passes import Passes, Worker
-from service.shedding import LOOK_SECONDS, Shed, Shedding
+from service.shedding import LOOK_SECONDS, GivenUp, Load, Shed, Shedding
 
 log = logging.getLogger(__name__)
 
@@ -132,16 +132,28 @@ class Batcher(Generic[Item, Result]):
         return None if self._shedding is None else self._shedding.shed
 
     @property
-    def load(self) -> float:
-        """How long somebody waits who has let batches pass, by how long is allowed; or by how many
-        more wait than a moment ago, if that is more. 0 where nobody has."""
+    def given_up(self) -> GivenUp | None:
+        """The same, since when and why."""
+        return None if self._shedding is None else self._shedding.given_up
+
+    @property
+    def load(self) -> Load:
+        """How long somebody waits who has let batches pass, and how many more wait than a moment
+        ago; both 0 where nobody has."""
         standing = (p for p in self._lines if self._lines.may_run(p) and not p.taken)
         oldest = next(standing, None)
-        if oldest is None or oldest.passed < PASSED:
-            return 0.0
-        due = max(oldest.filled, oldest.arrived + self._max_wait)
-        growth = (self._lines.images - self._fewest) / self._max_images
-        return max((monotonic() - due) / self._shed_after, growth / MOST_GROWTH)
+        waited, more = 0.0, 0
+        if oldest is not None and oldest.passed >= PASSED:
+            due = max(oldest.filled, oldest.arrived + self._max_wait)
+            waited = max(0.0, monotonic() - due)
+            more = max(0, self._lines.images - self._fewest)
+        return Load(
+            waited=waited,
+            most_waited=self._shed_after,
+            more=more,
+            most_more=MOST_GROWTH * self._max_images,
+            waiting=self._lines.images,
+        )
 
     @property
     def is_idle(self) -> bool:

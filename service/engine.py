@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from service.events import Events
 from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
 from service.saving import Saving, StreamRecord
-from service.schemas import HeldStatus, StreamTruth
+from service.schemas import Discarded, DoubtedStatus, ResetResponse, StreamTruth
 from service.shedding import Shed
 from service.silence import Silence
 from service.state_folder import StateFolder
@@ -31,10 +32,11 @@ from service.stream_reports import StreamReports
 from service.streams import Streams
 from service.truth import Truth
 from ttc_core.evaluate import warm_up
-from ttc_core.guard import Unwatched, holds, mode_of
+from ttc_core.guard import Unwatched, holds, kept_snapshots, mode_of, watching
 from ttc_core.methods import Act, Adaptation, Method, Prediction
 from ttc_core.methods.contract import Right, SnapshotError
 from ttc_core.plugins import source_digest
+from ttc_core.state import StateError
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +123,20 @@ class Engine:
             thread_name_prefix="device",
             initializer=lambda: torch.set_num_threads(threads) if threads else None,
         )
-        self._reports = StreamReports(self.events, metrics, self.table, self._saving, self.silence)
+        self._reports = StreamReports(
+            self.events,
+            metrics,
+            self.table,
+            self._saving,
+            self.silence,
+            watches=self.watches,
+            holds=holds(source),
+        )
+
+    @property
+    def watches(self) -> bool:
+        """Whether a guard compares the streams with the source, be it to observe."""
+        return "guard" in watching(self._source)
 
     @property
     def streams(self) -> dict[str, StreamRecord]:
@@ -140,17 +155,18 @@ class Engine:
         except OSError:
             return 0
 
-    def saved_held(self) -> dict[str, HeldStatus]:
-        """The held streams that are not in memory."""
-        return self._reports.saved_held()
+    def saved_doubted(self) -> dict[str, DoubtedStatus]:
+        """The streams not in memory that the source answers, or would if the guard did more than
+        observe."""
+        return self._reports.saved_doubted()
 
-    async def find_held(self) -> None:
-        """Look at the files of streams, one at a time, for those that are held.
+    async def find_doubted(self) -> None:
+        """Look at the files of streams, one at a time, for those that are doubted.
 
-        Not where the source answers nobody, whatever the files say. What cannot be looked at is
-        logged, and the others are.
+        Not without a guard, whatever the files say. What cannot be looked at is logged, and the
+        others are.
         """
-        if not holds(self._source):
+        if not self.watches:
             return
         names: set[str] = set()
         with contextlib.suppress(OSError):  # a folder that cannot be read is told of elsewhere
@@ -264,9 +280,9 @@ class Engine:
         """Give a stream that cannot go on a method at the source."""
         record.method, record.truth = source, StreamTruth()
         record.answers_from = self.truth.newest
-        self.truth.forget([stream])
+        said, _ = self.truth.forget([stream])
         self._saving.note_change(stream)
-        self._reports.put_back(stream, record)
+        self._reports.put_back(stream, record, said.get(stream, StreamTruth()))
         record.take_note()
 
     async def adapt(self, answered: Pass, *, learn: bool) -> None:
@@ -350,14 +366,14 @@ class Engine:
 
     async def feedback(
         self, labels: Iterable[tuple[str, str, int]]
-    ) -> tuple[Mapping[str, list[str]], int]:
+    ) -> tuple[Mapping[str, list[tuple[str, str]]], int]:
         """Count labels, (stream, id, label) each, that came after the answers, and have the guards
         of streams in memory weigh those of compared images.
 
         Labels that came along are counted alone: whoever measures changes nothing by that.
 
         Returns:
-            Their ids by outcome, and how many a guard weighed.
+            The images, (stream, id) each, by outcome, and how many a guard weighed.
         """
         told = await asyncio.to_thread(self.truth.feedback, labels)
         compared = list(told.compared.items())
@@ -365,7 +381,7 @@ class Engine:
         for start in range(0, len(compared), WEIGHED_AT_ONCE):
             part = compared[start : start + WEIGHED_AT_ONCE]
             weighed += await self._on_device(self._weigh, part)
-        return told.ids, weighed
+        return told.images, weighed
 
     def _weigh(self, compared: Sequence[tuple[str, Sequence[tuple[int, Right]]]]) -> int:
         """Have streams' guards weigh who was right, and count what they weighed; a stream that
@@ -398,13 +414,10 @@ class Engine:
 
     # Control
 
-    async def reset(self, stream: str | None) -> tuple[list[str], int, int]:
-        """Put a stream, or with None all, back to the source.
+    async def reset(self, stream: str | None) -> ResetResponse:
+        """Put a stream, or with None all, back to the source, and tell what that threw away.
 
-        A stream that has sent nothing yet is there already.
-
-        Returns:
-            The streams' names, and the steps and pending batches that were thrown away.
+        A stream of which nothing is known is there already, and that is told.
 
         Raises:
             StateNotRemoved: they are at the source, but would come back after a restart.
@@ -415,10 +428,17 @@ class Engine:
                 names = await asyncio.to_thread(self.table.names)
             except OSError as error:
                 names, problem = [], f"the state folder: {error.strerror}"
-        names, known, in_memory = await self._on_device(self._forget, names, stream is None)
+        known, in_memory, said, whole = await self._on_device(self._forget, names, stream is None)
         # Thousands of files: whoever asks for an answer does not wait for them.
-        saved, kept = await asyncio.to_thread(self._saving.remove, names)
-        await asyncio.to_thread(self._reports.reset, names, known, kept)
+        saved, kept = await asyncio.to_thread(self._saving.remove, known or names)
+        known = list(dict.fromkeys([*known, *saved]))  # a file that could not be removed before
+        found = {
+            name: _discarded(
+                in_memory.get(name), saved.get(name), said.get(name), is_whole=name in whole
+            )
+            for name in known
+        }
+        await asyncio.to_thread(self._reports.reset, names if stream else known, found, kept)
         for name, reason in kept.items():
             problem = problem or f"stream {name}: {reason}"
         if problem is not None:
@@ -426,33 +446,62 @@ class Engine:
                 "Reset, but what is saved could not be removed and would come back after a "
                 f"restart ({problem})."
             )
-        discarded = {**saved, **in_memory}.values()
-        return names, sum(steps for steps, _ in discarded), sum(batches for _, batches in discarded)
+        return ResetResponse(
+            streams=[stream] if stream else known,
+            known=bool(known),
+            discarded=_sum(found.values()),
+        )
 
     def _forget(
         self, names: list[str], all_streams: bool
-    ) -> tuple[list[str], int, dict[str, tuple[int, int]]]:
-        """Put streams back to the source; return their names, how many there were, and of what."""
+    ) -> tuple[list[str], dict[str, Discarded], dict[str, StreamTruth], set[str]]:
+        """Put streams back to the source; return those of which something was known, and what."""
+        # Labels may have come for streams that are neither in memory nor saved.
+        labelled = self.truth.streams
         if all_streams:
-            names = list(dict.fromkeys([*self.table.names(saved=False), *names]))
-            known = len(names)
+            names = list(dict.fromkeys([*self.table.names(saved=False), *names, *labelled]))
+            known = names
         else:
-            known = sum(name in self.table for name in names)
+            places = (self.table, labelled, self.silence)
+            known = [
+                name
+                for name in names
+                if self.table.in_memory(name) or any(name in place for place in places)
+            ]
         # At the source a stream is as good as none: its place is free for another.
         in_memory = self.table.forget(names)
-        # Labels may have come for streams that are neither in memory nor saved.
-        self.truth.forget({*names, *(self.truth.streams if all_streams else ())})
+        said, whole = self.truth.forget(names)
         self.silence.forget(None if all_streams else names)
-        self._reports.forgotten(names)
-        return names, known, in_memory
+        self._reports.forgotten(known)
+        return known, in_memory, said, whole
+
+    @property
+    def no_roll_back(self) -> str | None:
+        """Why no stream can be brought back, whatever is kept of it; None: they can."""
+        if mode_of(self._source) != "off":
+            return None
+        return "No guard is on; saved ones come back with it."
 
     async def snapshots(self, stream: str) -> Mapping[int, int]:
-        """What a stream can be brought back to: versions, and after how many images each was.
+        """What is kept of a stream to bring it back to: versions, and after how many images each
+        was. One that is on disk stays there.
 
         Raises:
-            NoSnapshot: the stream is neither in memory nor saved.
+            NoSnapshot: it is neither in memory nor saved, or what is saved is none of its.
         """
-        return await self._on_device(lambda: self._known(stream).method.snapshots)
+        kept = await self._on_device(self._kept_in_memory, stream)
+        if kept is None:
+            try:
+                kept = await asyncio.to_thread(self._saving.snapshots, stream)
+            except StateError as error:
+                raise NoSnapshot(str(error)) from error
+        if kept is None:
+            raise NoSnapshot(f"Stream {stream} has had no images; it is at the source.")
+        return kept
+
+    def _kept_in_memory(self, stream: str) -> Mapping[int, int] | None:
+        record = self.table.in_memory(stream) or self._saving.leaving().get(stream)
+        return None if record is None or record.is_new else kept_snapshots(record.method)
 
     async def roll_back(self, stream: str, to: int | None) -> int:
         """Bring a stream back to a snapshot, the last one if none is named; return its version.
@@ -462,27 +511,29 @@ class Engine:
             NotBroughtBack: its method does not take it up, and is as it was.
             TooManyStreams: it is on disk, and nobody makes room for it.
         """
+        kept = await self.snapshots(stream)
+        # Nobody makes room for what is not there.
+        if self.no_roll_back or not kept or to not in (None, *kept):
+            raise self._no_snapshot(stream, kept)
         return await self._on_device(self._roll_back, stream, to)
 
-    def _known(self, stream: str) -> StreamRecord:
-        record = self.table.get(stream)
-        if record.is_new:
-            raise NoSnapshot(f"Stream {stream} has had no images; it is at the source.")
-        return record
+    def _no_snapshot(self, stream: str, kept: Mapping[int, int]) -> NoSnapshot:
+        listed = ", ".join(map(str, kept)) or "none"
+        if self.no_roll_back is not None:
+            return NoSnapshot(
+                f"Stream {stream} can be brought back to none of its versions: {listed}. "
+                f"{self.no_roll_back}"
+            )
+        return NoSnapshot(f"Stream {stream} has no such snapshot; its versions are: {listed}.")
 
     def _roll_back(self, stream: str, to: int | None) -> int:
-        self._known(stream)
         self.table.admit(stream)  # it may be on disk only, and has to stay in memory
         try:
-            record = self._known(stream)
+            record = self.table.get(stream)
             version = record.method.roll_back(to)
             self.table.keep(stream, record)
-        except LookupError:
-            listed = ", ".join(map(str, record.method.snapshots)) or "none"
-            off = "" if holds(self._source) else " No guard is on; saved ones come back with it."
-            raise NoSnapshot(
-                f"Stream {stream} has no such snapshot; its versions are: {listed}.{off}"
-            ) from None
+        except LookupError:  # a reset came between, or what is saved was none
+            raise self._no_snapshot(stream, record.method.snapshots) from None
         except SnapshotError as error:
             raise NotBroughtBack(
                 f"Stream {stream} has the snapshot and stays as it is: {error}."
@@ -543,3 +594,34 @@ class Engine:
         self.truth.close()
         if self._folder is not None:
             self._folder.close()
+
+
+def _discarded(
+    in_memory: Discarded | None,
+    saved: Discarded | None,
+    said: StreamTruth | None,
+    *,
+    is_whole: bool,
+) -> Discarded:
+    """What a reset threw away of a stream.
+
+    Args:
+        in_memory, saved: what there was of it; the first has gone on from the second.
+        said: what labels said of it; is_whole: with what its file says of that.
+    """
+    saved, said = saved or Discarded(), said or StreamTruth()
+    counts = in_memory or saved
+    of_file = Discarded() if is_whole else saved
+    return Discarded(
+        steps=counts.steps,
+        pending_batches=counts.pending_batches,
+        labelled=said.labelled + of_file.labelled,
+        correct=said.correct + of_file.correct,
+    )
+
+
+def _sum(parts: Iterable[Discarded]) -> Discarded:
+    totals = Counter[str]()
+    for part in parts:
+        totals.update(part.model_dump())
+    return Discarded(**totals)

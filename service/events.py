@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -126,20 +126,33 @@ class Events:
             level, message or event, exc_info=error, extra={"fields": {"event": event, **fields}}
         )
 
-    def note_repeated(self, event: str, *, level: int = logging.INFO, **fields: Any) -> None:
+    def note_repeated(
+        self,
+        event: str,
+        *,
+        level: int = logging.INFO,
+        varying: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> None:
         """Keep and log what may happen with every batch.
 
-        What is the same within a minute is one entry with a `count`. The log has the first at
-        once, then at most one line a minute, whose `count` is of those since the line before; those
-        after its last line are counted in `/status` and the metric alone. Of more than
-        MOST_REPEATED that differ within a minute, the further ones are one entry without fields.
+        What is the same within a minute, but for `varying`, is one entry with a `count`; from the
+        second on it has the time of the `latest`, and what varies as it was then. The log has the
+        first at once, then at most one line a minute, whose `count` is of those since the line
+        before; those after its last line are counted in `/status` and the metric alone. Of more
+        than MOST_REPEATED that differ within a minute, the further ones are one entry without
+        fields.
         """
+        more = varying or {}
         with self._lock:
-            count, fields = self._repeat(event, _cut(fields))
+            count, fields = self._repeat(event, _cut(fields), more)
         if count:
-            log.log(level, event, extra={"fields": {"event": event, **fields, "count": count}})
+            told = {"event": event, **fields, **more, "count": count}
+            log.log(level, event, extra={"fields": told})
 
-    def _repeat(self, event: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def _repeat(
+        self, event: str, fields: dict[str, Any], varying: Mapping[str, Any]
+    ) -> tuple[int, dict[str, Any]]:
         """Note it once more; return how many the log is to be told of, and what it may tell."""
         now = time.monotonic()
         key: tuple[object, ...] = (event, *sorted(fields.items()))
@@ -151,11 +164,11 @@ class Events:
                 key, fields = (event,), {}
         last = self._repeated.get(key)
         if last is not None and not self._is_old(key, now):
-            last.entry["count"] += 1
+            last.entry.update(varying, count=last.entry["count"] + 1, latest=time.time())
             last.untold += 1
             return 0, fields
         self._repeated.pop(key, None)
-        self._repeated[key] = _Repeated(self._keep(event, {**fields, "count": 1}), now)
+        self._repeated[key] = _Repeated(self._keep(event, {**fields, **varying, "count": 1}), now)
         return 1 + (last.untold if last is not None else 0), fields
 
     def _is_old(self, key: tuple[object, ...], now: float) -> bool:

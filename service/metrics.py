@@ -40,6 +40,7 @@ GUARD_ACTIONS = tuple(
     [(action, "harm") for action in ("hold", "roll_back", "reset")]
     + [("hold", "suspicion"), ("release", "suspicion"), ("release", "gain"), ("reset", "no_gain")]
 )
+OBSERVED = ("true", "false")
 EVICTION_REASONS = ("saved", "expired")
 LOSS_TERMS = ("entropy", "similarity", "total")
 SAVE_OUTCOMES = ("saved", "failed")
@@ -190,6 +191,9 @@ class Metrics:
             "Images answered while the queue stood, by the last that was given up for it.",
             ("what",),
         )
+        self.shedding = gauge(
+            "ttc_shedding", "1 while it is given up since the queue stands, 0 otherwise.", ("what",)
+        )
         self.last_step = gauge(
             "ttc_last_step_timestamp_seconds", "Unix time of the last optimizer step; 0 for none."
         )
@@ -230,8 +234,13 @@ class Metrics:
         )
         self.guard_actions = counter(
             "ttc_guard_actions_total",
-            "What guards did, or would have done, by action and reason.",
-            ("action", "reason"),
+            'What guards did, or with observed="true" would have done, by action and reason.',
+            ("action", "reason", "observed"),
+        )
+        self.doubted = gauge(
+            "ttc_doubted_streams",
+            "Streams that the source answers, or would if the guard did not only observe, in "
+            "memory or saved.",
         )
         self.held = gauge(
             "ttc_held_streams", "Streams that the source answers, in memory or saved."
@@ -300,6 +309,7 @@ class Metrics:
             (self.loss, LOSS_TERMS),
             (self.skipped, SKIP_REASONS),
             (self.shed, STEPS),
+            (self.shedding, STEPS),
             (self.suspects, KINDS),
             (self.resets, RESET_CAUSES),
             (self.rollbacks, ROLLBACK_CAUSES),
@@ -312,7 +322,8 @@ class Metrics:
             for value in values:
                 metric.labels(value)
         for action in GUARD_ACTIONS:
-            self.guard_actions.labels(*action)
+            for observed in OBSERVED:
+                self.guard_actions.labels(*action, observed)
         for each in ESTIMATED:
             self.estimated_accuracy.labels(each).set(float("nan"))
         for term in LOSS_TERMS:
@@ -383,7 +394,7 @@ class Metrics:
             ("total", outcome.loss),
         ):
             if value is not None:
-                self.loss.labels(term).set(value)
+                self.loss.labels(term).set(value + 0.0)  # no -0.0
 
     def count_reset(self, cause: str) -> None:
         """Count a stream put back to the source."""

@@ -18,12 +18,12 @@ from pydantic import ValidationError
 
 from service.events import Events
 from service.metrics import Metrics
-from service.schemas import KeptOfStream, StreamAct, StreamTruth
+from service.schemas import Discarded, KeptOfStream, StreamAct, StreamTruth
 from service.state_folder import Identity, StateFolder
 from service.truth import Truth
 from ttc_core.errors import UserError, shown
 from ttc_core.frames import KINDS
-from ttc_core.guard import doubted, holds
+from ttc_core.guard import doubted, watching
 from ttc_core.guard.estimate import Estimates
 from ttc_core.methods import Method
 from ttc_core.methods.contract import ADAPTING, HELD, State
@@ -46,7 +46,9 @@ class StreamRecord:
     second_view_off: bool = False
     details: Mapping[str, float] = field(default_factory=dict)
     mode: str = ADAPTING
-    # Since when the source answers, or would if the guard were on, of the clock on the wall.
+    # Since when the guard says that the source should answer, and since when it does, of the clock
+    # on the wall: never where a guard only observes.
+    doubted_since: float | None = None
     held_since: float | None = None
     # The number of the latest answer before it was last brought back or reset: what labels say of
     # those up to it is nothing to its guard.
@@ -54,8 +56,9 @@ class StreamRecord:
     estimates: Estimates | None = None
     # What a guard did of late, or somebody had done, the oldest first.
     acts: tuple[StreamAct, ...] = ()
-    # Images that looked like a faulty camera's, by kind; which fault they look like lately, since
-    # when, how many of them came last, and how many ordinary ones have come since.
+    # Images that looked like a faulty camera's, by kind; of which kind the latest was, while there
+    # is a fault; since when there is one, whatever its kind; how many of them came last, and how
+    # many ordinary ones have come since.
     suspects: Counter[str] = field(default_factory=Counter)
     suspect: str | None = None
     suspect_since: float | None = None
@@ -86,11 +89,10 @@ class StreamRecord:
         self.second_view_off = self.method.second_view_off
         self.details = self.method.details
         self.estimates = self.method.estimates
-        self.mode = self.method.mode
-        if not doubted(self.method):
-            self.held_since = None
-        elif self.held_since is None:
-            self.held_since = time.time()
+        self.mode, is_doubted = self.method.mode, doubted(self.method)
+        now = time.time() if is_doubted else 0.0  # who is held is doubted
+        self.doubted_since = (self.doubted_since or now) if is_doubted else None
+        self.held_since = (self.held_since or now) if self.mode == HELD else None
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,8 @@ class Saving:
         self._retry_at = 0.0
         # Reset, but their files are still there, or the folder would not let go of them.
         self._undead: set[str] = set()
-        # What the files of held streams keep.
-        self._held: dict[str, KeptOfStream] = {}
+        # What the files of doubted streams keep.
+        self._doubted: dict[str, KeptOfStream] = {}
         self.fresh_bytes = state_bytes(source)
         # Held for moments; the other while a file of the folder is written, moved or removed.
         self._lock, self._writing = threading.Lock(), threading.Lock()
@@ -219,17 +221,30 @@ class Saving:
         """Bytes of a stream's file; 0: there is none that counts."""
         return 0 if self.folder is None or name in self._undead else self.folder.size(name)
 
-    def held(self) -> dict[str, KeptOfStream]:
-        """Of the held streams with a file, or on their way there, what it keeps; a copy.
+    def snapshots(self, name: str) -> dict[int, int] | None:
+        """The versions that a stream's file has snapshots of, and after how many images each was.
+
+        The stream is not loaded. None: there is no file that counts.
+
+        Raises:
+            StateError: it is none of this stream's.
+        """
+        if self.folder is None or self.size(name) == 0:
+            return None
+        return self.folder.snapshots(name, self._source)
+
+    def doubted(self) -> dict[str, KeptOfStream]:
+        """Of the streams with a file, or on their way there, that a guard would have the source
+        answer, what it keeps; a copy. None without a guard.
 
         Those are known that were written since the start, or that `look_at` has seen.
         """
-        if not holds(self._source):
+        if "guard" not in watching(self._source):
             return {}
         with self._lock:
-            found = {name: each for name, each in self._held.items() if name not in self._undead}
+            found = {name: each for name, each in self._doubted.items() if name not in self._undead}
             found |= {name: snapshot.kept for name, snapshot in self._leaving.items()}
-        return {name: each for name, each in found.items() if each.held_since is not None}
+        return {name: each for name, each in found.items() if each.doubted_since is not None}
 
     # On the device thread
 
@@ -245,12 +260,10 @@ class Saving:
         try:
             found = self.folder.load(name, record.method)
             if found is None:
-                self._note_held(name, None)
+                self._note_doubted(name, None)
                 return record
             saved = _kept(name, found[1])
-            # Counts only if it still is, and was meanwhile: else the source begins to answer now.
-            if saved.mode == record.method.mode or record.method.mode != HELD:
-                record.held_since = saved.held_since
+            record.doubted_since, record.held_since = saved.doubted_since, saved.held_since
             record.take_note()
         except Exception as error:  # a user's own method may raise anything
             self._reject(name, error, pinned)
@@ -285,7 +298,7 @@ class Saving:
         is_none = isinstance(why, StateError) and not isinstance(why, StateUnreadable)
         if not pinned:  # asked about, and forgotten with the answer
             if is_none:
-                self._note_held(name, None)
+                self._note_doubted(name, None)
             self._events.note_repeated(
                 "rejected", level=logging.WARNING, stream=name, reason=_reason(why)
             )
@@ -294,7 +307,7 @@ class Saving:
         if is_none:
             try:
                 with self._writing:
-                    self._note_held(name, None)
+                    self._note_doubted(name, None)
                     where = f"is now {self.folder.set_aside(name)}"
             except (OSError, UserError) as error:
                 where = f"stays where it is ({_reason(error)})"
@@ -324,6 +337,7 @@ class Saving:
             suspect_since=record.suspect_since,
             suspect_in_a_row=record.suspect_in_a_row,
             mode=record.mode,
+            doubted_since=record.doubted_since,
             held_since=record.held_since,
             acts=list(record.acts),
         )
@@ -343,20 +357,20 @@ class Saving:
     # Files, from any other thread
 
     def look_at(self, name: str) -> None:
-        """Learn from a stream's file whether it is held, without loading the stream.
+        """Learn from a stream's file whether it is doubted, without loading the stream.
 
         A file that cannot be read is told of when it is loaded.
         """
         if self.folder is not None:
             with self._writing, contextlib.suppress(StateError):
-                self._note_held(name, _kept(name, self.folder.of_stream(name, self._source)))
+                self._note_doubted(name, _kept(name, self.folder.of_stream(name, self._source)))
 
-    def _note_held(self, name: str, kept: KeptOfStream | None) -> None:
-        """Know what a stream's file keeps, if it is held; None: there is none of it."""
+    def _note_doubted(self, name: str, kept: KeptOfStream | None) -> None:
+        """Know what a stream's file keeps, if it is doubted; None: there is none of it."""
         with self._lock:
-            self._held.pop(name, None)
-            if kept is not None and kept.held_since is not None:
-                self._held[name] = kept
+            self._doubted.pop(name, None)
+            if kept is not None and kept.doubted_since is not None:
+                self._doubted[name] = kept
 
     def write(self, name: str) -> bool:
         """Write what waits of a stream, the latest only; return whether its file has it then.
@@ -385,7 +399,7 @@ class Saving:
                         snapshot.kept.model_dump(exclude_defaults=True),
                     )
                     self._retry_at, self.failing, record.failed = 0.0, False, False
-                    self._note_held(name, snapshot.kept)
+                    self._note_doubted(name, snapshot.kept)
                     with self._lock:
                         if self._leaving.get(name) is snapshot:
                             del self._leaving[name]
@@ -417,36 +431,43 @@ class Saving:
 
     def remove(
         self, names: Iterable[str] | None = None
-    ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    ) -> tuple[dict[str, Discarded], dict[str, str]]:
         """Remove what is saved of streams that were forgotten; another thread's writing goes on.
 
         Args:
             names: None: all whose file is still there.
 
         Returns:
-            By stream: the steps and pending batches of what was removed, and why it could not be.
-            That is not taken up any more, but another process would.
+            By stream: what was removed, and why it could not be. That is not taken up any more,
+            but another process would.
         """
-        discarded: dict[str, tuple[int, int]] = {}
+        discarded: dict[str, Discarded] = {}
         kept: dict[str, str] = {}
         if self.folder is None:
             return discarded, kept
         for name in list(self._undead) if names is None else names:
             try:
                 # Not read while others wait to write.
-                counts = self.folder.counts(name, self._source)
+                steps, pending = self.folder.counts(name, self._source)
+                beside = _kept(name, self.folder.of_stream(name, self._source))
+                what = Discarded(
+                    steps=steps,
+                    pending_batches=pending,
+                    labelled=beside.labelled,
+                    correct=beside.correct,
+                )
                 remove: Callable[[str], object] = self.folder.remove
             except StateError:
-                counts, remove = (0, 0), self.folder.set_aside
+                what, remove = Discarded(), self.folder.set_aside
             with self._writing:
                 if name not in self._undead:
                     continue  # it has been saved since
                 try:
                     with contextlib.suppress(FileNotFoundError):
                         remove(name)
-                        discarded[name] = counts
+                        discarded[name] = what
                     with self._lock:
-                        self._held.pop(name, None)
+                        self._doubted.pop(name, None)
                         self._undead.discard(name)
                 except (OSError, UserError) as error:
                     kept[name] = _reason(error)

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
 
 from service.errors import OutOfRange
 
@@ -28,6 +28,10 @@ def check_written(name: str, value: str, *kinds: object) -> None:
     what, form = next((WRITTEN[kind] for kind in WRITTEN if kind in kinds), ("", None))
     if form and not form.fullmatch(value):
         raise OutOfRange(f"{name} is {what}, written as in JSON; got {value[:40]!r}.")
+
+
+# As it is told: nothing is below 0 by nothing.
+Number = Annotated[float, AfterValidator(lambda number: number + 0.0)]
 
 
 class EncodedImage(BaseModel):
@@ -72,11 +76,18 @@ class FeedbackRequest(BaseModel):
     labels: Annotated[list[LateLabel], FailFast()] = Field(min_length=1)
 
 
+class NamedImage(BaseModel):
+    """An image as a label names it."""
+
+    stream: str
+    id: str
+
+
 class NotTaken(BaseModel):
     """Labels of one kind that did not count."""
 
     count: int
-    ids: list[str] = Field(description="the first hundred of them")
+    images: list[NamedImage] = Field(description="whose they are, of the first hundred")
 
 
 class FeedbackResponse(BaseModel):
@@ -87,7 +98,9 @@ class FeedbackResponse(BaseModel):
         0,
         description="of those taken, what a guard weighed: of compared images of streams in memory",
     )
-    unknown: NotTaken = Field(description="no image of late was answered under this id")
+    unknown: NotTaken = Field(
+        description="no image of late was answered under this id in its stream"
+    )
     repeated: NotTaken = Field(description="the answer had this label already")
     contradicting: NotTaken = Field(description="the answer had another label, which stays")
 
@@ -143,8 +156,13 @@ class PredictResponse(BaseModel):
 class Discarded(BaseModel):
     """What a reset threw away."""
 
-    steps: int
-    pending_batches: int
+    steps: int = 0
+    pending_batches: int = 0
+    labelled: int = Field(
+        0,
+        description="labelled answers that `truth` in /status counts no more; their ids stay known",
+    )
+    correct: int = Field(0, description="those of them that are right")
 
 
 class SnapshotStatus(BaseModel):
@@ -155,10 +173,13 @@ class SnapshotStatus(BaseModel):
 
 
 class SnapshotsResponse(BaseModel):
-    """What a stream can be brought back to, the oldest first."""
+    """What is kept of a stream to bring it back to, the oldest first."""
 
     stream: str
     snapshots: list[SnapshotStatus]
+    unavailable: str | None = Field(
+        None, description="why it cannot be brought back to them now; null: it can"
+    )
 
 
 class RollbackResponse(BaseModel):
@@ -169,18 +190,23 @@ class RollbackResponse(BaseModel):
 
 
 class ResetResponse(BaseModel):
-    """The streams that are back at the source."""
+    """The streams that are at the source."""
 
     streams: list[str]
+    known: bool = Field(
+        True,
+        description="false: nothing was known of it, in memory, saved or by a label, so that "
+        "nothing was done; a name misspelt, or a stream that has sent nothing since its last reset",
+    )
     discarded: Discarded
 
 
 class EstimateStatus(BaseModel):
     """An accuracy that no label told, 0 to 1, or a difference of two, -1 to 1."""
 
-    accuracy: float
-    low: float = Field(description="where a 90 % interval begins")
-    high: float = Field(description="where it ends")
+    accuracy: Number
+    low: Number = Field(description="where a 90 % interval begins")
+    high: Number = Field(description="where it ends")
 
 
 class EstimatedAccuracy(BaseModel):
@@ -206,7 +232,7 @@ class StreamAct(BaseModel):
         "done; failure: the method could not go on"
     )
     observed: bool = Field(False, description="told only, by --guard observe, and not done")
-    evidence: dict[str, float] = Field(
+    evidence: dict[str, Number] = Field(
         {}, description="what led to it, by name; of a roll back by hand the version gone back to"
     )
 
@@ -234,16 +260,21 @@ class KeptOfStream(BaseModel):
     suspect_in_a_row: Count = 0
     # None: a former version wrote it.
     mode: str | None = None
+    doubted_since: Moment | None = None
     held_since: Moment | None = None
     acts: Annotated[list[StreamAct], Field(max_length=ACTS)] = []
 
 
-class HeldStatus(BaseModel):
-    """A saved stream that was held when it was saved, and is once it is loaded."""
+class DoubtedStatus(BaseModel):
+    """A saved stream that was doubted when it was saved, and is once it is loaded; as in
+    `StreamStatus`."""
 
-    mode: Literal["held"] = "held"
+    mode: Literal["held", "adapting"] = Field(
+        description="held, or adapting where the guard does not hold"
+    )
     images: int
-    held_since: float
+    doubted_since: float
+    held_since: float | None = Field(description="null, too, where it has not been answered since")
     guard: list[StreamAct]
 
 
@@ -254,11 +285,16 @@ class StreamStatus(BaseModel):
     images: int
     batches: int
     pending_batches: int
-    drift: float = Field(description="relative distance of the adapted parameters to the source's")
+    drift: Number = Field(description="relative distance of the adapted parameters to the source's")
     second_view_off: bool = Field(
         False, description="mirror images mean something else here, and are left out"
     )
     mode: str = Field("adapting", description="how the next image is answered, as an answer's mode")
+    doubted_since: float | None = Field(
+        None,
+        description="since when the guard suspects or has seen harm, so that the source answers, "
+        "or would if the guard did not only observe; in seconds since 1970",
+    )
     held_since: float | None = Field(
         None, description="since when the source answers, in seconds since 1970"
     )
@@ -268,17 +304,18 @@ class StreamStatus(BaseModel):
     guard: list[StreamAct] = Field(
         [], description="what was done of late, by the guard or by hand, the oldest first"
     )
-    details: dict[str, float] = Field(
+    details: dict[str, Number] = Field(
         {}, description="what the method shows of itself besides, by name"
     )
     suspect: str | None = Field(
-        None, description="the fault that its frames look like lately; None: they are ordinary"
+        None, description="the kind of its latest faulty frame; None: they are ordinary"
     )
     suspect_since: float | None = Field(
-        None, description="when the first of those came, in seconds since 1970"
+        None,
+        description="since when the camera is at fault, whatever the kind, in seconds since 1970",
     )
     suspect_in_a_row: int = Field(
-        0, description="images of that fault that came last, no other image between them"
+        0, description="faulty images, of any kind, that came last, no other between them"
     )
     suspects: dict[str, int] = Field(
         {}, description="images that looked like a faulty camera's, by kind, of all"
@@ -313,13 +350,28 @@ class ModelStatus(BaseModel):
     accuracy: float | None = Field(description="on clean test data, if the weights state it")
 
 
+class SheddingStatus(BaseModel):
+    """What is given up while the queue stands.
+
+    Evidence is `load` (from 1 on learning is, from 2 on the second view; below 0.5 for five seconds
+    one comes back), and what makes it: `waited_seconds` of who has waited longest and let others
+    go before, and how many `images_more` wait than within the second, beside what is allowed of
+    each; and `images_waiting`.
+    """
+
+    what: Literal["learning", "second_view"] = Field(description="as an answer's shed")
+    since: float = Field(description="when learning was given up, in seconds since 1970")
+    evidence: dict[str, float] = Field(description="what led to the last step, up or back")
+    now: dict[str, float] = Field(description="the same, as it is now")
+
+
 class StatusResponse(BaseModel):
     """All that a person or a page needs to see what the service does."""
 
     ready: bool
     idle: bool = Field(description="nothing is queued, and no batch is predicted or adapted")
-    shedding: Literal["learning", "second_view"] | None = Field(
-        None, description="what images go without now, as an answer's shed"
+    shedding: SheddingStatus | None = Field(
+        None, description="what images go without now; null: nothing is given up"
     )
     model: ModelStatus
     method: str
@@ -336,13 +388,14 @@ class StatusResponse(BaseModel):
     device: str
     streams: dict[str, StreamStatus] = Field(description="those in memory")
     saved_streams: int = Field(description="others in the state folder, loaded when asked for")
-    saved_held: dict[str, HeldStatus] = Field(
+    saved_doubted: dict[str, DoubtedStatus] = Field(
         {},
-        description="those of them that are held, at most the thousand held for longest; after a "
-        "start, files are looked at one after another, some thousands a second",
+        description="those of them that are doubted, at most the thousand of which it has been "
+        "longest; after a start, files are looked at one after another, some thousands a second",
     )
     truth: dict[str, StreamTruth] = Field(
-        {}, description="of streams with labels since the start or their last reset"
+        {},
+        description="of streams with labels since the start or their last reset by hand or failure",
     )
     counters: dict[str, float]
     events: list[dict[str, Any]] = Field(

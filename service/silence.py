@@ -25,9 +25,13 @@ LOOK_SECONDS, MOST_APART = 1.0, 10
 
 @dataclass
 class _Habit:
-    """Of a stream: when its last request was answered, of how many, and its longest pause."""
+    """Of a stream: when its last request was answered, of how many, and its longest pause.
+
+    `last` is of the clock that pauses are measured with, `told` of the one on the wall.
+    """
 
     last: float
+    told: float = 0.0
     requests: int = 0
     longest: float = 0.0
 
@@ -39,7 +43,7 @@ class Silence:
         factor: times the longest pause of late that a stream has to send nothing, and
         least: seconds, at least.
         most_streams: that are known at once; those heard of longest ago are forgotten first.
-        clock: seconds.
+        clock: seconds, which nobody sets; wall: those since 1970.
     """
 
     def __init__(
@@ -50,9 +54,10 @@ class Silence:
         least: float,
         most_streams: int,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._events, self._factor, self._least = events, factor, least
-        self._most, self._clock = most_streams, clock
+        self._most, self._clock, self._wall = most_streams, clock, wall
         # In the order in which they were heard of.
         self._habits: dict[str, _Habit] = {}
         # When to look at a stream again; one whose habit is known, and that is not silent, is here.
@@ -72,9 +77,12 @@ class Silence:
     @property
     def silent_since(self) -> dict[str, float]:
         """When the last request of each of them was answered, in seconds since 1970."""
-        now, wall = self._clock(), time.time()
         with self._lock:
-            return {name: wall - (now - self._habits[name].last) for name in self._silent}
+            return {name: self._habits[name].told for name in self._silent}
+
+    def __contains__(self, name: str) -> bool:
+        """Whether something is known of a stream's habit."""
+        return name in self._habits
 
     def heard(self, name: str) -> None:
         """A stream has sent a request."""
@@ -85,7 +93,7 @@ class Silence:
             habit.longest = max(pause, habit.longest * (1 - 1 / FORGOTTEN_OVER))
             if self._silent.pop(name, None) is not None:
                 self._back[name] = now - habit.last
-            habit.last, habit.requests = now, habit.requests + 1
+            habit.last, habit.told, habit.requests = now, self._wall(), habit.requests + 1
             self._habits[name] = habit
             if len(self._habits) > self._most:
                 self._forget(next(iter(self._habits)))

@@ -18,10 +18,12 @@ from urllib.parse import quote, unquote
 
 from service.schemas import STREAM_NAME
 from ttc_core.errors import UserError, shown, told
+from ttc_core.guard import saved_snapshots
 from ttc_core.methods import Method
 from ttc_core.methods.contract import State
 from ttc_core.state import (
     MOST_BYTES,
+    StateError,
     encoded,
     load_state,
     read_counters,
@@ -180,6 +182,19 @@ class StateFolder:
         """
         counts = read_counters(self._file(stream), method, **self._names).get("counters", {})
         return _whole(counts.get("steps")), _whole(counts.get("pending_batches"))
+
+    def snapshots(self, stream: str, method: Method) -> dict[int, int]:
+        """The versions that a stream's file has snapshots of, and after how many images each was.
+
+        Raises:
+            StateError: there is none, or it is none of this stream's.
+        """
+        path = self._file(stream)
+        numbers = read_counters(path, method, **self._names)
+        try:
+            return saved_snapshots(numbers)
+        except (KeyError, ValueError):
+            raise StateError(f"The snapshots in {shown(path)} are none.") from None
 
     def remove(self, stream: str) -> None:
         """Remove a stream's file, if there is one; `sync` makes it last.

@@ -10,13 +10,12 @@ from typing import Any
 from service.events import Events
 from service.metrics import ESTIMATED, Metrics
 from service.saving import Saving, StreamRecord
-from service.schemas import ACTS, HeldStatus, StreamAct
+from service.schemas import ACTS, Discarded, DoubtedStatus, KeptOfStream, StreamAct, StreamTruth
 from service.silence import Silence
 from service.streams import Streams
 from ttc_core.errors import told
 from ttc_core.guard.estimate import LATEST
 from ttc_core.methods import Act, Adaptation
-from ttc_core.methods.contract import HELD
 
 # Why nothing is learned from a batch by intent, or was told already; the metric counts them all.
 UNREMARKABLE = (None, "shed", "none_selected", "suspect", "failed")
@@ -26,8 +25,8 @@ BY_HAND = "by_hand"
 WELL_AFTER = 50
 # Streams that were reset by hand and have sent nothing since: of so many that is known.
 MOST_RESET = 1000
-# Held streams that are not in memory: so many are told one by one.
-MOST_HELD = 1000
+# Doubted streams that are not in memory: so many are told one by one.
+MOST_DOUBTED = 1000
 
 
 class StreamReports:
@@ -37,13 +36,22 @@ class StreamReports:
 
     Args:
         table: the streams in memory; saving, silence: what is to be saved, who went silent.
+        watches: a guard compares them with the source; holds: and has that answer.
     """
 
     def __init__(
-        self, events: Events, metrics: Metrics, table: Streams, saving: Saving, silence: Silence
+        self,
+        events: Events,
+        metrics: Metrics,
+        table: Streams,
+        saving: Saving,
+        silence: Silence,
+        *,
+        watches: bool,
+        holds: bool,
     ) -> None:
         self._events, self._metrics, self._table = events, metrics, table
-        self._saving = saving
+        self._saving, self._watches, self._holds = saving, watches, holds
         self._reset_by_hand: dict[str, StreamAct] = {}
         metrics.streams.set_function(lambda: len(table.records))
         metrics.stream_bytes.set_function(lambda: table.bytes)
@@ -57,8 +65,9 @@ class StreamReports:
             metrics.estimated_accuracy.labels(answers).set_function(
                 partial(self._estimated_accuracy, answers)
             )
-        metrics.held.set_function(lambda: len(self._held()))
-        metrics.held_since.streams = self._held
+        metrics.doubted.set_function(lambda: len(self._doubted()))
+        metrics.held.set_function(lambda: len(self._doubted()) if self._holds else 0)
+        metrics.held_since.streams = self._held_since
         metrics.pending_batches.set_function(
             lambda: sum(s.pending_batches for s in table.records.values())
         )
@@ -66,24 +75,38 @@ class StreamReports:
         metrics.silent_streams.set_function(lambda: len(silence.silent))
         metrics.unsaved_age.set_function(lambda: saving.unsaved_age)
 
-    def _held(self) -> dict[str, float]:
-        """The streams that the source answers, in memory or saved, and since when."""
-        records, saved = self._table.records, self._saving.held()
-        found = {n: kept.held_since for n, kept in saved.items() if n not in records}
-        found |= {n: each.held_since for n, each in records.items() if each.mode == HELD}
+    def _doubted(self) -> dict[str, StreamRecord | KeptOfStream]:
+        """The streams that the guard would have the source answer, in memory or saved."""
+        records = self._table.records
+        found: dict[str, StreamRecord | KeptOfStream] = {
+            name: kept for name, kept in self._saving.doubted().items() if name not in records
+        }
+        if self._watches:
+            found |= {n: each for n, each in records.items() if each.doubted_since is not None}
+        return found
+
+    def _held_since(self) -> dict[str, float]:
+        """Since when the source answers those that it does answer."""
+        found = {name: each.held_since for name, each in self._doubted().items() if self._holds}
         return {name: since for name, since in found.items() if since is not None}
 
-    def saved_held(self) -> dict[str, HeldStatus]:
-        """Of the held streams that are not in memory the MOST_HELD held for longest."""
-        records, saved = self._table.records, self._saving.held()
+    def saved_doubted(self) -> dict[str, DoubtedStatus]:
+        """Of the doubted streams that are not in memory the MOST_DOUBTED doubted for longest."""
+        records, saved = self._table.records, self._saving.doubted()
         longest = sorted(
-            (kept.held_since, name)
+            (kept.doubted_since, name)
             for name, kept in saved.items()
-            if kept.held_since is not None and name not in records
+            if kept.doubted_since is not None and name not in records
         )
         return {
-            name: HeldStatus(images=saved[name].images, held_since=since, guard=saved[name].acts)
-            for since, name in longest[:MOST_HELD]
+            name: DoubtedStatus(
+                mode="held" if self._holds else "adapting",
+                images=saved[name].images,
+                doubted_since=since,
+                held_since=saved[name].held_since if self._holds else None,
+                guard=saved[name].acts,
+            )
+            for since, name in longest[:MOST_DOUBTED]
         }
 
     def _estimated_accuracy(self, answers: str) -> float:
@@ -137,7 +160,8 @@ class StreamReports:
     def acted(self, stream: str, record: StreamRecord, acts: Sequence[Act]) -> None:
         """Count what a guard did at once, and tell it: of the same again and again the last."""
         for act in acts:
-            self._metrics.guard_actions.labels(act.action, act.reason).inc()
+            observed = "true" if act.observed else "false"
+            self._metrics.guard_actions.labels(act.action, act.reason, observed).inc()
             if act.action == "reset" and not act.observed:
                 self._metrics.count_reset("guard")
             elif act.action == "roll_back" and not act.observed:
@@ -147,7 +171,7 @@ class StreamReports:
                 "action": act.action,
                 "reason": act.reason,
                 "observed": act.observed,
-                "evidence": {name: round(number, 4) for name, number in act.evidence.items()},
+                "evidence": {name: round(number, 4) + 0.0 for name, number in act.evidence.items()},
             }
             _note_act(record, StreamAct(time=time.time(), **fields))
             self._events.note(
@@ -163,10 +187,11 @@ class StreamReports:
             else:
                 record.suspects[kind] += 1
                 record.ordinary = 0
-                is_new = kind != record.suspect
-                record.suspect_in_a_row = 1 if is_new else record.suspect_in_a_row + 1
-                if is_new:
-                    record.suspect, record.suspect_since = kind, time.time()
+                record.suspect_in_a_row += 1
+                if record.suspect is None:
+                    record.suspect_since = time.time()
+                if kind != record.suspect:
+                    record.suspect = kind
                     self._events.note_repeated(
                         "suspect", level=logging.WARNING, stream=stream, kind=kind
                     )
@@ -176,11 +201,13 @@ class StreamReports:
 
     # Resets and roll backs
 
-    def put_back(self, stream: str, record: StreamRecord) -> None:
-        """It could not go on, and is at the source."""
+    def put_back(self, stream: str, record: StreamRecord, said: StreamTruth) -> None:
+        """It could not go on, and is at the source; what labels had said of it counts no more."""
         _note_act(record, StreamAct(time=time.time(), action="reset", reason="failure"))
         self._metrics.count_reset("failure")
-        self._events.note("reset", stream=stream, level=logging.ERROR, reason="failure")
+        self._events.note(
+            "reset", stream=stream, level=logging.ERROR, reason="failure", **said.model_dump()
+        )
 
     def forgotten(self, streams: Iterable[str]) -> None:
         """Somebody had streams reset: those that go on are to say so, in `begun`."""
@@ -197,12 +224,17 @@ class StreamReports:
         if act is not None:
             _note_act(record, act)
 
-    def reset(self, streams: Iterable[str], known: int, kept: Mapping[str, str]) -> None:
-        """Somebody had streams reset, of which so many were there; some files could not go."""
-        for _ in range(known):
-            self._metrics.count_reset("request")
+    def reset(
+        self, streams: Iterable[str], discarded: Mapping[str, Discarded], kept: Mapping[str, str]
+    ) -> None:
+        """Somebody had streams reset; what that threw away of those of which something was known;
+        some files could not go."""
         for stream in streams:
-            self._events.note("reset", stream=stream, reason="request")
+            known = stream in discarded
+            what = discarded[stream].model_dump() if known else {}
+            self._events.note("reset", stream=stream, reason="request", known=known, **what)
+            if known:
+                self._metrics.count_reset("request")
         self.not_removed(kept)
 
     def not_removed(self, kept: Mapping[str, str]) -> None:

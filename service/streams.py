@@ -19,6 +19,7 @@ from service.errors import TooManyStreams
 from service.events import Events
 from service.metrics import Metrics
 from service.saving import Saving, StreamRecord, state_bytes
+from service.schemas import Discarded
 
 # Streams that cannot be saved one after another: then it is the folder, and all will fail.
 MOST_FAILURES = 3
@@ -320,13 +321,13 @@ class Streams:
             record.bytes = state_bytes(record.method)
             self._make_room(name, 0)
 
-    def forget(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    def forget(self, names: Iterable[str]) -> dict[str, Discarded]:
         """Put streams back to the source; what is saved of them counts no more.
 
         `Saving.remove` is to follow, in any thread.
 
         Returns:
-            The steps and pending batches that were thrown away, of those that were in memory.
+            What was thrown away of those that were in memory; not what labels said.
         """
         discarded = {}
         with self._lock:
@@ -336,7 +337,9 @@ class Streams:
                 record = self._records.pop(name, None) or leaving.get(name)
                 self._saving.forget(name)
                 if record is not None:
-                    discarded[name] = record.version, record.pending_batches
+                    discarded[name] = Discarded(
+                        steps=record.version, pending_batches=record.pending_batches
+                    )
         return discarded
 
     def snapshots(self, names: deque[str]) -> list[str]:

@@ -21,12 +21,12 @@ class Feedback(NamedTuple):
     """What became of labels.
 
     Attributes:
-        ids: by outcome, of FEEDBACK_OUTCOMES.
+        images: by outcome, of FEEDBACK_OUTCOMES, (stream, id) each.
         compared: by stream, of what was taken and both had answered: the answer's number, and who
             was right.
     """
 
-    ids: Mapping[str, list[str]]
+    images: Mapping[str, list[tuple[str, str]]]
     compared: Mapping[str, list[tuple[int, Right]]]
 
 
@@ -101,18 +101,18 @@ class Truth:
 
         The first label of an answer counts, whichever way it came.
         """
-        ids: dict[str, list[str]] = {outcome: [] for outcome in FEEDBACK_OUTCOMES}
+        images: dict[str, list[tuple[str, str]]] = {outcome: [] for outcome in FEEDBACK_OUTCOMES}
         compared: dict[str, list[tuple[int, Right]]] = {}
         for stream, name, label in labels:
             given = self._ids.give(stream, name, label)
-            ids[given.outcome].append(name)
+            images[given.outcome].append((stream, name))
             if given.outcome == "taken":
                 self._count(stream, [(given.right, given.confidence)])
                 if given.compared is not None:
                     compared.setdefault(stream, []).append((given.number, given.compared))
-        for outcome, names in ids.items():
-            self._metrics.feedback_labels.labels(outcome).inc(len(names))
-        return Feedback(ids, compared)
+        for outcome, found in images.items():
+            self._metrics.feedback_labels.labels(outcome).inc(len(found))
+        return Feedback(images, compared)
 
     def _count(self, stream: str, judged: Sequence[tuple[bool, float | None]]) -> None:
         """Count answers: whether each was right, and its confidence where that is known."""
@@ -158,18 +158,26 @@ class Truth:
                 del self._streams[oldest]
                 self._whole.discard(oldest)
 
-    def forget(self, streams: Collection[str]) -> None:
+    def forget(self, streams: Collection[str]) -> tuple[dict[str, StreamTruth], set[str]]:
         """Streams are back at the source: what they answered before is no sign of now.
 
         Their ids stay known: the answers were given, and a label is true of them.
+
+        Returns:
+            What labels had said of them, by stream; and of which of them that has all that their
+            file says.
         """
+        said = dict[str, StreamTruth]()
         with self._lock:
+            whole = self._whole.intersection(streams)
             for stream in streams:
-                self._streams.pop(stream, None)
+                if stream in self._streams:
+                    said[stream] = self._streams.pop(stream)
                 self._whole.discard(stream)
                 self._unsaved.discard(stream)
             kept = [(name, answer) for name, answer in self._answered if name not in streams]
             self._answered = deque(kept, maxlen=DOMINANCE_WINDOW)
+        return said, whole
 
     @property
     def newest(self) -> int:

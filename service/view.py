@@ -241,8 +241,8 @@ def _shown(value: float | None, form: str, factor: float = 1.0) -> str:
     return _NONE if value is None else format(factor * value, form)
 
 
-_percent = partial(_shown, form=".1f", factor=100.0)
-_entropy = partial(_shown, form=".3f")
+_percent = partial(_shown, form="z.1f", factor=100.0)
+_entropy = partial(_shown, form="z.3f")
 _whole = partial(_shown, form=",.0f")
 _latency = partial(_shown, form=",.1f", factor=1000.0)
 
@@ -274,7 +274,7 @@ _IF_ANY: _Columns = (
     ("utility", "utility %", _percent),
     ("availability", "availability %", _percent),
     ("timeliness", "timeliness %", _percent),
-    ("alignment", "alignment %", partial(_shown, form="+.1f", factor=100.0)),
+    ("alignment", "alignment %", partial(_shown, form="+z.1f", factor=100.0)),
     ("period_seconds", "period ms", _latency),
     ("spent_seconds", "spent ms", _latency),
     ("learned_images", "learned from", _whole),

@@ -271,16 +271,21 @@ def _held(watch: Mapping[str, object], of_stream: Mapping[str, Any]) -> str:
     A guard that only observes holds nothing, and files of former versions, or of no service, do not
     say which it was.
     """
-    mode, since = of_stream.get("mode"), of_stream.get("held_since")
+    mode = of_stream.get("mode")
     is_doubted = watch.get("held") or watch.get("suspected")
     if mode not in (None, HELD):
-        return "not held, but is with its guard on" if is_doubted else "not held"
+        doubted = f"doubted{_since(of_stream.get('doubted_since'))}, held with its guard on"
+        return f"not held, but {doubted}" if is_doubted else "not held"
     if mode is None and not is_doubted:
         return "not held"
-    held = "held"
-    if isinstance(since, int | float) and 0 <= since < _LATEST:
-        held += f" since {datetime.fromtimestamp(since, UTC):%FT%TZ}"
+    held = f"held{_since(of_stream.get('held_since'))}"
     return held if mode == HELD else f"{held}, unless its guard only observed"
+
+
+def _since(moment: object) -> str:
+    if isinstance(moment, int | float) and 0 <= moment < _LATEST:
+        return f" since {datetime.fromtimestamp(moment, UTC):%FT%TZ}"
+    return ""
 
 
 def read_counters(

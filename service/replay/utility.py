@@ -74,7 +74,7 @@ def continuous(right: Flags, kept: Numbers) -> dict[str, float | None]:
     accuracy, timeliness = _mean(right), _mean(kept)
     if accuracy is None or timeliness is None:
         return {"utility": None, "timeliness": None, "alignment": None}
-    alignment = float(np.mean((right - accuracy) * (kept - timeliness)))
+    alignment = float(np.mean((right - accuracy) * (kept - timeliness))) + 0.0
     return {
         "utility": accuracy * timeliness + alignment,
         "timeliness": timeliness,

@@ -5,17 +5,17 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 
 from service.metrics import versions
-from service.routes.context import ServiceNow, problems
+from service.routes.context import Service, ServiceNow, problems
 from service.routes.guards import MAY_ADMINISTER, MAY_READ, StreamHeader, stream_named, without_body
 from service.schemas import (
     ALL_STREAMS,
     STREAM_PATTERN,
-    Discarded,
     EstimatedAccuracy,
     EstimateStatus,
     ModelStatus,
     ResetResponse,
     RollbackResponse,
+    SheddingStatus,
     SnapshotsResponse,
     SnapshotStatus,
     StatusResponse,
@@ -24,7 +24,6 @@ from service.schemas import (
 from service.settings import SECRETS
 from ttc_core.guard import calibrated
 from ttc_core.guard.estimate import Estimate, Estimates
-from ttc_core.methods.contract import HELD
 from ttc_core.rows import plain
 
 router = APIRouter()
@@ -51,10 +50,13 @@ async def reset(
     ] = None,
     x_session_id: StreamHeader = None,
 ) -> ResetResponse:
-    """Restore source weights, optimizer, counters and statistics of a stream, a saved one too."""
+    """Restore source weights, optimizer, counters and statistics of a stream, a saved one too.
+
+    What labels said of it counts no more in `truth`; ids stay known, and metrics go on. Of a stream
+    of which nothing is known nothing is done, and `known` says so.
+    """
     name = stream_named(request, stream)
-    names, steps, pending = await service.engine.reset(None if name == ALL_STREAMS else name)
-    return ResetResponse(streams=names, discarded=Discarded(steps=steps, pending_batches=pending))
+    return await service.engine.reset(None if name == ALL_STREAMS else name)
 
 
 @router.get("/snapshots", dependencies=MAY_READ, responses=problems(401, 404, 503))
@@ -64,12 +66,13 @@ async def snapshots(
     stream: StreamQuery = None,
     x_session_id: StreamHeader = None,
 ) -> SnapshotsResponse:
-    """List the good states that the guard has kept of a stream."""
+    """List the good states that the guard has kept of a stream; one on disk stays there."""
     name = stream_named(request, stream)
     kept = await service.engine.snapshots(name)
     return SnapshotsResponse(
         stream=name,
         snapshots=[SnapshotStatus(version=each, images=images) for each, images in kept.items()],
+        unavailable=service.engine.no_roll_back,
     )
 
 
@@ -103,7 +106,7 @@ async def status(service: ServiceNow) -> StatusResponse:
     return StatusResponse(
         ready=service.is_ready,
         idle=service.batcher.is_idle,
-        shedding=service.batcher.shed,
+        shedding=_shedding(service),
         model=ModelStatus(
             spec=settings.model,
             digest=model.digest,
@@ -130,7 +133,8 @@ async def status(service: ServiceNow) -> StatusResponse:
                 drift=record.drift,
                 second_view_off=record.second_view_off,
                 mode=service.told(record.mode),
-                held_since=record.held_since if record.mode == HELD else None,
+                doubted_since=record.doubted_since if service.engine.watches else None,
+                held_since=record.held_since,
                 estimated_accuracy=_estimated(record.estimates),
                 guard=list(record.acts),
                 details=dict(record.details),
@@ -144,12 +148,19 @@ async def status(service: ServiceNow) -> StatusResponse:
             for name, record in service.engine.streams.items()
         },
         saved_streams=await service.engine.saved_streams(),
-        saved_held=service.engine.saved_held(),
+        saved_doubted=service.engine.saved_doubted(),
         truth=service.engine.truth.streams,
         counters=service.metrics.counters(),
         events=list(service.engine.events),
         versions=versions(),
     )
+
+
+def _shedding(service: Service) -> SheddingStatus | None:
+    found = service.batcher.given_up
+    if found is None:
+        return None
+    return SheddingStatus(**vars(found), now=service.batcher.load.evidence)
 
 
 def _estimated(found: Estimates | None) -> EstimatedAccuracy | None:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request
 
 from service.routes.context import ServiceNow, problems
 from service.routes.guards import MAY_POST, StreamHeader, stream_named
-from service.schemas import STREAM_PATTERN, FeedbackResponse, LateLabel, NotTaken
+from service.schemas import STREAM_PATTERN, FeedbackResponse, LateLabel, NamedImage, NotTaken
 from service.uploads import MOST_LABELS
 
 router = APIRouter()
@@ -60,10 +60,13 @@ async def feedback(
     labels = [
         (each.stream or named, each.id, each.label) for each in await service.intake.labels(request)
     ]
-    ids, weighed = await service.engine.feedback(labels)
+    images, weighed = await service.engine.feedback(labels)
     others = {
-        outcome: NotTaken(count=len(names), ids=names[:MOST_NAMED])
-        for outcome, names in ids.items()
+        outcome: NotTaken(
+            count=len(found),
+            images=[NamedImage(stream=whose, id=name) for whose, name in found[:MOST_NAMED]],
+        )
+        for outcome, found in images.items()
         if outcome != "taken"
     }
-    return FeedbackResponse(taken=len(ids["taken"]), weighed=weighed, **others)
+    return FeedbackResponse(taken=len(images["taken"]), weighed=weighed, **others)

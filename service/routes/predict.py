@@ -228,7 +228,7 @@ def _prediction(
         piece = _json(scores(best[start : start + MOST_IN_A_PIECE]))
         yield (b"," if start else b"[") + piece[1:-1]
     rest = {
-        "entropy": float(answers.entropy[row]),
+        "entropy": float(answers.entropy[row]) + 0.0,  # of one sure class it is -0.0
         "selected": asked.learn and bool(answers.selected[row]),
         "mode": told(answers.modes[row] if answers.modes else ADAPTING),
         "suspect": answers.suspects[row] if answers.suspects else None,

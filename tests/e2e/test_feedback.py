@@ -12,11 +12,15 @@ from tests.e2e.conftest import wait_for
 from tests.fixtures.requests import ask, classes, form, problem
 from tests.fixtures.wire import connect, read, status_of
 
-NONE = {"count": 0, "ids": []}
+NONE = {"count": 0, "images": []}
 
 
 def names(count, start=0):
     return [f"frame-{number}" for number in range(start, start + count)]
+
+
+def named(ids, stream="default"):
+    return [{"stream": stream, "id": id} for id in ids]
 
 
 def entries(ids, labels, **more):
@@ -80,9 +84,9 @@ def test_what_does_not_count_is_named(serve, pictures):
         assert told == {
             "taken": 1,
             "weighed": 0,
-            "unknown": {"count": 150, "ids": names(100, 100)},
-            "repeated": {"count": 2, "ids": names(2)},
-            "contradicting": {"count": 2, "ids": names(2)},
+            "unknown": {"count": 150, "images": named(names(100, 100))},
+            "repeated": {"count": 2, "images": named(names(2))},
+            "contradicting": {"count": 2, "images": named(names(2))},
         }
         counts = {"taken": 2, "unknown": 150, "repeated": 2, "contradicting": 2}
         for outcome, count in counts.items():
@@ -103,6 +107,12 @@ def test_the_stream_is_the_labels_own_or_the_requests(serve, pictures):
             **{"taken": 1, "weighed": 0},
             **{"unknown": NONE, "repeated": NONE, "contradicting": NONE},
         }
+        of_many = [
+            {"stream": name, "id": id, "label": 0} for name in ("gate", "yard") for id in "12"
+        ]
+        told = running.http.post("/feedback", json={"labels": of_many}).json()
+        assert told["repeated"]["images"] == [*named("1", "gate"), *named("1", "yard")]
+        assert told["unknown"]["images"] == [*named("2", "gate"), *named("2", "yard")]
         streams = running.at_rest()["truth"]
         assert {name: one["labelled"] for name, one in streams.items()} == {
             **{"default": 1, "gate": 1, "yard": 1}
@@ -119,7 +129,7 @@ def test_ids_are_known_until_so_many_have_come_behind_them(serve, pictures):
             ask(running, pictures[:8], ids=names(8, start), params=stream)
         assert tell(running, names(8, 16), [0] * 8, stream="a")["taken"] == 8
         late = tell(running, names(8, 8), [0] * 8, stream="b")
-        assert (late["taken"], late["unknown"]["ids"]) == (2, names(6, 8))
+        assert (late["taken"], late["unknown"]["images"]) == (2, named(names(6, 8), "b"))
         assert running.metric("ttc_feedback_known_ids") == 10
 
 
@@ -139,7 +149,8 @@ def test_a_reset_forgets_no_ids(serve, pictures):
     with serve(method="ttc") as running:
         ask(running, pictures[:4], ids=names(4), labels=[0, None, None, None])
         running.at_rest()
-        running.http.post("/reset?stream=default")
+        forgotten = running.http.post("/reset?stream=default").json()["discarded"]
+        assert forgotten["labelled"] == 1
         told = tell(running, names(4), [0] * 4)
         assert (told["taken"], told["repeated"]["count"]) == (3, 1)
         ask(running, pictures[:1])
@@ -147,7 +158,34 @@ def test_a_reset_forgets_no_ids(serve, pictures):
         assert running.metric("ttc_labelled_images_total") == 4
         ask(running, pictures[:1], labels=[1], params={"stream": "visitor", "learn": "false"})
         assert set(running.at_rest()["truth"]) == {"default", "visitor"}
-        running.http.post("/reset?stream=*")
+        told = running.http.post("/reset?stream=*").json()
+        assert sorted(told["streams"]) == ["default", "visitor"]
+        assert told["discarded"]["labelled"] == 4
+        status = running.status()
+        assert status["truth"] == {}
+        resets = [each for each in status["events"] if each["event"] == "reset"]
+        assert [each["labelled"] for each in resets] in ([1, 3, 1], [1, 1, 3])
+
+
+def test_a_reset_says_how_many_labels_it_forgets_wherever_they_are(serve, pictures, tmp_path):
+    """Those in a file that nobody has loaded, those that came for it since, both together."""
+    with serve(method="ttc", state_dir=tmp_path) as running:
+        for stream in ("kept", "late", "gone"):
+            ids = names(4)
+            ask(
+                running, pictures[:4], ids=ids, labels=[1, 2, None, None], params={"stream": stream}
+            )
+        running.at_rest()
+    with serve(method="ttc", state_dir=tmp_path) as running:
+        tell(running, names(4), [0] * 4, stream="late")
+        ask(running, pictures[:1], labels=[1], params={"stream": "kept"})
+        running.at_rest()
+        expected = {"kept": 3, "late": 4, "gone": 2, "typo": 0}
+        for stream, labelled in expected.items():
+            told = running.http.post("/reset", params={"stream": stream}).json()
+            assert (told["known"], told["discarded"]["labelled"]) == (stream != "typo", labelled)
+            assert told["discarded"]["correct"] <= labelled
+        assert not running.http.post("/reset?stream=kept").json()["known"]
         assert running.status()["truth"] == {}
 
 
@@ -197,12 +235,12 @@ def test_a_restart_between_answer_and_label_changes_nothing(serve, pictures, tmp
         assert tell(running, names(2), [0, 0], stream="gate")["taken"] == 2
     with serve(method="source", state_dir=tmp_path) as running:
         told = tell(running, names(9), [0] * 9, stream="gate")
-        assert (told["taken"], told["repeated"]["ids"]) == (6, names(2))
-        assert told["unknown"]["ids"] == names(1, 8)
+        assert (told["taken"], told["repeated"]["images"]) == (6, named(names(2), "gate"))
+        assert told["unknown"]["images"] == named(names(1, 8), "gate")
         assert running.metric("ttc_labelled_images_total") == 6
     with serve(method="source", state_dir=tmp_path, feedback_ids=2) as running:
         told = tell(running, names(8), [1] * 8, stream="gate")
-        assert told["contradicting"]["ids"] == names(2, 6)
+        assert told["contradicting"]["images"] == named(names(2, 6), "gate")
 
 
 def test_a_strangers_file_is_set_aside_and_the_service_starts(serve, pictures, tmp_path):
@@ -229,7 +267,7 @@ def test_a_kill_between_answer_and_label_changes_nothing(pictures, tmp_path):
         server.process.wait(60)
     with launch(*options) as server, Client(server.url) as client:
         told = client.feedback([(name, 3) for name in names(20)], stream="gate")
-        assert (told.taken, told.repeated.ids) == (19, ["frame-0"])
+        assert (told.taken, [each.id for each in told.repeated.images]) == (19, ["frame-0"])
 
 
 def labelled_in(path):

@@ -112,7 +112,8 @@ def test_a_collapsed_stream_is_answered_by_the_source(serve, collapsing, clean):
 
     gate, other = streams["gate"], streams["other"]
     assert (gate["mode"], other["mode"], other["held_since"]) == ("held", "adapting", None)
-    assert began < gate["held_since"] < time.time()
+    assert began < gate["held_since"] == gate["doubted_since"] < time.time()
+    assert other["doubted_since"] is None
     assert [(act["action"], act["reason"]) for act in gate["guard"]] == [
         ("hold", "suspicion"),
         ("hold", "harm"),
@@ -136,7 +137,9 @@ def test_a_collapsed_stream_is_answered_by_the_source(serve, collapsing, clean):
     def metric(name):
         return float(text.split(f"\n{name} ")[1].split("\n")[0])
 
-    assert metric('ttc_guard_actions_total{action="hold",reason="harm"}') == 1
+    assert metric('ttc_guard_actions_total{action="hold",observed="false",reason="harm"}') == 1
+    assert metric('ttc_guard_actions_total{action="hold",observed="true",reason="harm"}') == 0
+    assert metric("ttc_doubted_streams") == 1
     assert metric('ttc_resets_total{cause="guard"}') == 1
     assert metric("ttc_held_streams") == 1
     assert metric('ttc_held_stream_timestamp_seconds{stream="gate"}') == gate["held_since"]
@@ -154,13 +157,49 @@ def test_observing_tells_and_does_nothing(serve, collapsing, clean):
     with serve(source=collapsing("observe"), max_batch=10) as running:
         said = follow(running, clean)
         status = running.at_rest()
-        assert running.metric('ttc_guard_actions_total{action="hold",reason="harm"}') == 1
+        for observed, count in (("true", 1), ("false", 0)):
+            labels = f'action="hold",observed="{observed}",reason="harm"'
+            assert running.metric(f"ttc_guard_actions_total{{{labels}}}") == count
         assert running.metric('ttc_resets_total{cause="guard"}') == 0
         assert running.metric("ttc_held_streams") == 0
+        assert running.metric("ttc_doubted_streams") == 1
     assert set(modes(said)) == {"adapting"}
     assert {one["class"] for one in said[HEALTHY:]} == {ONLY}
     assert all(act["observed"] for act in status["streams"]["gate"]["guard"])
     assert {each["observed"] for each in status["events"] if each["event"] == "guard"} == {True}
+
+
+def test_what_a_guard_observed_is_told_after_a_restart(serve, collapsing, clean, tmp_path):
+    """Which stream is worse than frozen, since when, what would have been done: before its first
+    image and after it; and from when on another guard holds it."""
+
+    def running(mode="observe"):
+        return serve(source=collapsing(mode), max_batch=10, state_dir=tmp_path)
+
+    with running() as first:
+        follow(first, clean[:60])
+        before = first.at_rest()["streams"]["gate"]
+    assert before["held_since"] is None
+    assert before["mode"] == "adapting"
+    with running() as second:
+        (told,) = second.wait_for(
+            lambda: (status := second.at_rest())["saved_doubted"] and [status]
+        )
+        assert told["saved_doubted"]["gate"] == {
+            name: before[name]
+            for name in ("mode", "images", "doubted_since", "held_since", "guard")
+        }
+        assert second.metric("ttc_doubted_streams") == 1
+        follow(second, clean[60:70])
+        after = second.at_rest()
+        assert after["streams"]["gate"]["doubted_since"] == before["doubted_since"]
+        assert after["streams"]["gate"]["guard"] == before["guard"]
+        assert (after["saved_doubted"], second.metric("ttc_doubted_streams")) == ({}, 1)
+    again = time.time()
+    with running("on") as third:
+        assert set(modes(follow(third, clean[70:80]))) == {"held"}
+        gate = third.at_rest()["streams"]["gate"]
+        assert gate["doubted_since"] == before["doubted_since"] < again < gate["held_since"]
 
 
 def test_what_the_guard_knows_of_a_stream_outlives_a_restart(serve, collapsing, clean, tmp_path):
@@ -178,10 +217,12 @@ def test_what_the_guard_knows_of_a_stream_outlives_a_restart(serve, collapsing, 
         with running(mode) as unwatched:
             assert modes(follow(unwatched, clean[60:65])) == ["adapting"] * 5
             told = unwatched.at_rest()
-            assert (told["streams"]["gate"]["held_since"], told["saved_held"]) == (None, {})
+            assert (told["streams"]["gate"]["held_since"], told["saved_doubted"]) == (None, {})
+            doubted = before["doubted_since"] if mode == "observe" else None
+            assert told["streams"]["gate"]["doubted_since"] == doubted
             assert unwatched.metric("ttc_held_streams") == 0
         shown = CliRunner().invoke(cli, ["state", str(tmp_path)]).output
-        assert "not held, but is with its guard on" in shown
+        assert "not held, but doubted since" in shown
     again = time.time()
     with running() as second:
         said = follow(second, clean[60:70])
@@ -189,6 +230,7 @@ def test_what_the_guard_knows_of_a_stream_outlives_a_restart(serve, collapsing, 
     assert set(modes(said)) == {"held"}
     assert (before["mode"], after["mode"]) == ("held", "held")
     assert after["held_since"] > again  # meanwhile the source did not answer
+    assert after["doubted_since"] == before["doubted_since"]
     assert (
         after["estimated_accuracy"]["images_compared"]
         == before["estimated_accuracy"]["images_compared"] + 10
@@ -205,33 +247,33 @@ def test_a_held_stream_is_seen_while_it_is_on_disk_only(serve, collapsing, clean
         return serve(source=collapsing(), max_batch=10, max_streams=1, state_dir=tmp_path)
 
     def seen(one):
-        (told,) = one.wait_for(lambda: (status := one.at_rest())["saved_held"] and [status])
+        (told,) = one.wait_for(lambda: (status := one.at_rest())["saved_doubted"] and [status])
         sample = 'ttc_held_stream_timestamp_seconds{stream="gate"}'
-        assert one.metric(sample) == told["saved_held"]["gate"]["held_since"]
+        assert one.metric(sample) == told["saved_doubted"]["gate"]["held_since"]
         assert one.metric("ttc_held_streams") == 1
-        return told["saved_held"]
+        return told["saved_doubted"]
 
     with running() as first:
         follow(first, clean[:60])
         before = first.at_rest()["streams"]["gate"]
         follow(first, clean[:HEALTHY], "other")
         expected = {"mode": "held", "images": 60}
-        expected |= {name: before[name] for name in ("held_since", "guard")}
+        expected |= {name: before[name] for name in ("doubted_since", "held_since", "guard")}
         assert seen(first) == {"gate": expected}
     with running() as second:
         assert seen(second) == {"gate": expected}
         assert second.status()["streams"] == {}
         follow(second, clean[60:70])
-        assert second.at_rest()["saved_held"] == {}
+        assert second.at_rest()["saved_doubted"] == {}
         assert second.metric("ttc_held_streams") == 1
         follow(second, clean[:HEALTHY], "other")
         assert seen(second)["gate"]["images"] == 70
         second.http.post("/reset?stream=gate")
-        assert second.at_rest()["saved_held"] == {}
+        assert second.at_rest()["saved_doubted"] == {}
         assert second.metric("ttc_held_streams") == 0
     with running() as third:
         follow(third, clean[:1], "other")
-        assert third.at_rest()["saved_held"] == {}
+        assert third.at_rest()["saved_doubted"] == {}
 
 
 def test_what_was_done_by_hand_is_told_of_the_stream(serve, make_method, clean, often_kept):
@@ -308,9 +350,11 @@ def test_what_cannot_be_gone_back_to_is_refused_with_a_sentence(serve, clean):
         post, get = running.http.post, running.http.get
         for answer in (post("/rollback?stream=nobody"), get("/snapshots?stream=nobody")):
             assert "nobody has had no images" in problem(answer, 404)["detail"]
+        assert running.status()["streams"] == {}
         ask(running, clean[:5])
         running.at_rest()
-        assert get("/snapshots").json() == {"stream": "default", "snapshots": []}
+        nothing = {"stream": "default", "snapshots": [], "unavailable": None}
+        assert get("/snapshots").json() == nothing
         for query in ("", "?to=7"):
             refused = problem(post(f"/rollback{query}"), 404)
             assert "its versions are: none" in refused["detail"]
@@ -322,7 +366,10 @@ def test_what_cannot_be_gone_back_to_is_refused_with_a_sentence(serve, clean):
     with serve(method="ttc") as running:  # which nobody watches
         ask(running, clean[:2])
         running.at_rest()
-        problem(running.http.post("/rollback"), 404)
+        detail = problem(running.http.post("/rollback"), 404)["detail"]
+        reason = running.http.get("/snapshots").json()["unavailable"]
+        assert reason.startswith("No guard is on")
+        assert reason in detail
 
 
 @pytest.mark.parametrize(

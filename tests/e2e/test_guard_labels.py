@@ -76,7 +76,10 @@ def test_labels_hold_a_stream_that_errs(serve, erring, clean):
     with serve(source=erring(), max_batch=10) as running:
         modes = follow(running, clean, "later", stop=80)
         gate = running.at_rest()["streams"]["gate"]
-        assert running.metric('ttc_guard_actions_total{action="hold",reason="harm"}') == 1
+        assert (
+            running.metric('ttc_guard_actions_total{action="hold",observed="false",reason="harm"}')
+            == 1
+        )
         assert running.metric('ttc_resets_total{cause="guard"}') == 1
     at = modes.index("held")
     assert modes == ["adapting"] * at + ["held"] * (80 - at)

@@ -9,6 +9,8 @@ from tests.e2e.test_walk import ask
 
 SHED_AFTER = 0.1
 CLIENTS, EACH = 16, 12
+SHED = ("learning", "second_view")
+GAUGES = [f'ttc_shedding{{what="{what}"}}' for what in SHED]
 
 
 class Slow:
@@ -53,31 +55,44 @@ def test_under_load_learning_goes_then_the_second_view_and_both_come_back(slow, 
         return [shed_of(ask(slow, [picture])) for picture in pictures[:count]]
 
     assert alone(5) == [None] * 5
+    began, meanwhile = time.time(), []
 
     def client(number):
         found = []
         for at in range(EACH):
             answer = ask(slow, [pictures[number + CLIENTS * at]], params={"stream": f"s{number}"})
             found.append((time.monotonic(), shed_of(answer)))
+            if shed_of(answer) == "second_view" and number == 0:
+                told = slow.status()["shedding"]
+                meanwhile.append((told, [slow.metric(gauge) for gauge in GAUGES]))
         return found
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         answered = sorted(each for found in pool.map(client, range(CLIENTS)) for each in found)
-        during = slow.status()["shedding"]
     assert len(answered) == CLIENTS * EACH
     order = list(dict.fromkeys(shed for _, shed in answered))
     assert order == [None, "learning", "second_view"]
-    assert during == "second_view"
+    during, gauges = next(each for each in meanwhile if each[0])
+    assert during["what"] in SHED
+    assert began < during["since"] < time.time()
+    assert during["evidence"]["waited_seconds_allowed"] == SHED_AFTER
+    assert during["now"].keys() == during["evidence"].keys()
+    assert 1 in gauges
+    told = [event["evidence"]["load"] for event in slow.status()["events"] if "evidence" in event]
+    assert (told[0] >= 1, told[1] >= 2) == (True, True)
     slow.wait_for(lambda: slow.status()["shedding"] is None)
     assert alone(5) == [None] * 5
 
     status = slow.at_rest()
     told = [(event["event"], event.get("what")) for event in status["events"]]
     told = [each for each in told if each[0].startswith("shedding")]
-    # On the way back it is "learning" again, which is one event with a count.
-    assert told == [("shedding", "learning"), ("shedding", "second_view"), ("shedding_over", None)]
+    assert told == [
+        *(("shedding", "learning"), ("shedding", "second_view")),
+        *(("shedding_less", "learning"), ("shedding_over", None)),
+    ]
+    assert [slow.metric(gauge) for gauge in GAUGES] == [0, 0]
     counts = {each: sum(shed == each for _, shed in answered) for each in order}
-    for what in ("learning", "second_view"):
+    for what in SHED:
         assert slow.metric(f'ttc_shed_images_total{{what="{what}"}}') == counts[what]
     skipped = slow.metric('ttc_adaptation_skipped_total{reason="shed"}')
     assert skipped == counts["learning"] + counts["second_view"]

@@ -119,15 +119,16 @@ def test_predict_sends_images_labels_and_ids_and_reads_the_answer(service, ask):
 @both
 def test_labels_that_come_later_go_by_id(service, ask):
     """What goes out is the documented JSON; what did not count comes back by its reason."""
-    none = {"count": 0, "ids": []}
-    unknown = {"count": 1, "ids": ["b"]}
+    none = {"count": 0, "images": []}
+    unknown = {"count": 1, "images": [{"stream": "door", "id": "b"}]}
     service.will_answer({"taken": 1, "unknown": unknown, "repeated": none, "contradicting": none})
     answer = ask(service.url, "feedback", [("a", 7), ("b", 2)], stream="door", token="secret")
     ((method, path, headers, body),) = service.asked
     assert (method, path) == ("POST", "/feedback?stream=door")
     assert headers["Authorization"] == "Bearer secret"
     assert json.loads(body) == {"labels": [{"id": "a", "label": 7}, {"id": "b", "label": 2}]}
-    assert (answer.taken, answer.unknown.ids) == (1, ["b"])
+    (one,) = answer.unknown.images
+    assert (answer.taken, one.stream, one.id) == (1, "door", "b")
 
 
 @both

@@ -262,10 +262,13 @@ def test_resetting_a_stream_that_never_was_counts_nothing(model):
             await step(engine, pictures(20), stream="busy")
         share = value(engine, "ttc_dominant_class_ratio")
         assert share > 0
-        assert await engine.reset("nobody") == (["nobody"], 0, 0)
+        told = await engine.reset("nobody")
+        assert (told.streams, told.known, told.discarded.steps) == (["nobody"], False, 0)
+        assert [event["known"] for event in engine.events] == [False]
         assert value(engine, "ttc_dominant_class_ratio") == share
         assert value(engine, "ttc_resets_total", cause="request") == 0
-        await engine.reset("busy")
+        assert (await engine.reset("busy")).known
+        assert not (await engine.reset("busy")).known
         assert math.isnan(value(engine, "ttc_dominant_class_ratio"))
         assert value(engine, "ttc_resets_total", cause="request") == 1
 
@@ -273,17 +276,19 @@ def test_resetting_a_stream_that_never_was_counts_nothing(model):
 
 
 def test_of_so_many_reset_streams_it_is_known_that_they_were(model, monkeypatch):
-    """Those reset last, once each, however many names somebody makes up."""
+    """Those reset last, once each; nothing is told of a name that nobody had."""
     monkeypatch.setattr(stream_reports, "MOST_RESET", 2)
     engine = engine_of(create("source", model))
 
     async def walk():
-        for name in ("a", "b", "a", "c"):
+        for name in ("a", "b", "a", "c", "typo"):
+            if name != "typo":
+                await step(engine, pictures(1), stream=name)
             await engine.reset(name)
-        for name in "abc":
+        for name in ("a", "b", "c", "typo"):
             await step(engine, pictures(1), stream=name)
         told = {name: [act.reason for act in each.acts] for name, each in engine.streams.items()}
-        assert told == {"a": ["by_hand"], "b": [], "c": ["by_hand"]}
+        assert told == {"a": ["by_hand"], "b": [], "c": ["by_hand"], "typo": []}
 
     run(engine, walk())
 

@@ -257,7 +257,13 @@ def test_one_request_of_labels_makes_few_lines_of_a_log(engine_of, answers, lear
         with caplog.at_level(logging.WARNING):
             await engine.feedback(rows)
         counted = sum(
-            value(engine, "ttc_guard_actions_total", action=action, reason="suspicion")
+            value(
+                engine,
+                "ttc_guard_actions_total",
+                action=action,
+                reason="suspicion",
+                observed="false",
+            )
             for action in ("hold", "release")
         )
         told = [event for event in engine.events if event["event"] == "guard"]

@@ -9,7 +9,7 @@ from service.engine import Engine
 from service.errors import NoSnapshot, NotBroughtBack
 from service.metrics import Metrics
 from tests.fixtures.contract import same
-from tests.fixtures.engine import ask, make_model, run, step, value
+from tests.fixtures.engine import ask, events_of, make_model, run, step, value
 from ttc_core.methods import create
 
 BATCHES = 40  # of 5 images each
@@ -34,8 +34,8 @@ def engine_of(monkeypatch):
     """Make engines on a watched method that keeps a good state after each batch."""
     monkeypatch.setattr("ttc_core.guard.guarded.SNAPSHOT_EVERY", 1)
 
-    def make(**options):
-        source = create("ttc", make_model(), guard="on", statistics="moving", samples_per_step=5)
+    def make(guard="on", **options):
+        source = create("ttc", make_model(), guard=guard, statistics="moving", samples_per_step=5)
         metrics = Metrics(CollectorRegistry(), classes=5, model={})
         return Engine(source, metrics, method_name="ttc", model_spec="x", **options)
 
@@ -82,17 +82,84 @@ def test_a_stream_on_disk_that_is_brought_back_stays_in_memory(engine_of, tmp_pa
     run(engine, walk())
 
 
-def test_where_there_is_nothing_to_go_back_to_no_other_stream_makes_room(engine_of, tmp_path):
-    """A name that nobody has costs nobody his place."""
+def test_who_asks_what_there_is_or_for_what_is_not_takes_nobodys_place(engine_of, tmp_path):
+    """Neither a name that nobody has, nor a version; a stream on disk is told of and stays there,
+    also while a request of its own waits for a place."""
     engine = engine_of(state_dir=tmp_path, max_streams=1)
 
     async def walk():
-        await step(engine, scenes(5))
+        for seed in range(BATCHES):
+            await step(engine, scenes(5, seed))
+        kept = await engine.snapshots("s")
+        engine.table.admit("other")
+        await step(engine, scenes(5), stream="other")
+        engine.table.release("other")
+        assert await engine.save()
+        engine.table.admit("s")
+        assert await engine.snapshots("s") == kept
+        with pytest.raises(NoSnapshot, match=f"its versions are: {min(kept)}, {max(kept)}"):
+            await engine.roll_back("s", 10**6)
+        with pytest.raises(NoSnapshot, match="nobody has had no images"):
+            await engine.snapshots("nobody")
         with pytest.raises(NoSnapshot, match="nobody has had no images"):
             await engine.roll_back("nobody", None)
-        assert list(engine.streams) == ["s"]
+        assert list(engine.streams) == ["other"]
+        assert "restored" not in events_of(engine)
+        engine.table.release("s")
 
     run(engine, walk())
+
+
+def test_without_a_guard_it_is_told_what_there_is_and_that_nobody_goes_back(engine_of, tmp_path):
+    """On disk and in memory the same; the next guard does."""
+
+    async def learn(engine):
+        for seed in range(BATCHES):
+            await step(engine, scenes(5, seed))
+        kept = await engine.snapshots("s")
+        assert (len(kept), engine.no_roll_back) == (2, None)
+        assert await engine.save()
+        return kept
+
+    def refused(engine, version):
+        match = rf"none of its versions: .*\b{version}\b.*No guard is on; saved ones come back"
+        return pytest.raises(NoSnapshot, match=match)
+
+    async def look(engine):
+        assert await engine.snapshots("s") == kept
+        for _ in range(2):
+            for version in kept:
+                with refused(engine, version):
+                    await engine.roll_back("s", version)
+            await step(engine, scenes(5))  # which loads it
+            assert await engine.snapshots("s") == kept
+        assert engine.no_roll_back == "No guard is on; saved ones come back with it."
+        assert await engine.save()
+
+    async def go_back(engine):
+        assert await engine.snapshots("s") == kept
+        assert await engine.roll_back("s", min(kept)) == min(kept)
+
+    first = engine_of(state_dir=tmp_path)
+    kept = run(first, learn(first))
+    for guard, walk in (("off", look), ("on", go_back)):
+        engine = engine_of(guard, state_dir=tmp_path)
+        run(engine, walk(engine))
+
+
+def test_a_file_that_is_none_of_the_streams_is_told_as_that(engine_of, tmp_path):
+    """Of what lies in its place nothing is listed, and it stays."""
+    (tmp_path / "s.safetensors").write_bytes(b"not ours" * 100)
+    engine = engine_of(state_dir=tmp_path)
+
+    async def walk():
+        with pytest.raises(NoSnapshot, match=r"s\.safetensors"):
+            await engine.snapshots("s")
+        with pytest.raises(NoSnapshot, match=r"s\.safetensors"):
+            await engine.roll_back("s", None)
+
+    run(engine, walk())
+    assert (tmp_path / "s.safetensors").read_bytes() == b"not ours" * 100
 
 
 def test_a_snapshot_that_cannot_be_taken_up_is_told_as_that(engine_of, monkeypatch):

@@ -71,7 +71,9 @@ def test_a_reset_outlasts_a_restart(engine, tmp_path, stream, loaded):
         second.table.admit("gate")
         asyncio.run(second.predict([("gate", [Image(one) for one in PIXELS])]))
         second.table.release("gate")
-    assert reset(second, stream) == (["gate"], 1, 0)
+    told = reset(second, stream)
+    assert (told.streams, told.known) == (["gate"], True)
+    assert (told.discarded.steps, told.discarded.pending_batches) == (1, 0)
     assert stop(second)
     third = engine(tmp_path)
     assert asyncio.run(third.saved_streams()) == 0
@@ -94,7 +96,8 @@ def test_a_reset_that_cannot_remove_the_file_says_so(engine, tmp_path, monkeypat
         with pytest.raises(StateNotRemoved, match="gate: Read-only file system"):
             reset(second, "gate")
         assert np.array_equal(request(second, "gate"), at_source)
-    assert reset(second, "gate")[0] == ["gate"]
+    told = reset(second, "gate")
+    assert (told.streams, told.known) == (["gate"], True)
     assert asyncio.run(second.saved_streams()) == 0
     assert not list(tmp_path.glob("gate*"))
 
@@ -212,7 +215,7 @@ def test_what_is_no_state_of_the_stream_is_never_written_over(
     "kept",
     [
         *({"images": -1}, {"images": True}, {"images": 1.5}, {"suspects": {"black": "1"}}),
-        *({"held_since": math.nan}, {"held_since": 1e300}, {"acts": [{"action": "hold"}]}),
+        *({"held_since": math.nan}, {"doubted_since": 1e300}, {"acts": [{"action": "hold"}]}),
     ],
     ids=str,
 )
@@ -221,8 +224,8 @@ def test_a_state_beside_which_nonsense_is_kept_is_set_aside(engine, guarded, tmp
     file = tmp_path / "gate.safetensors"
     save_state(file, guarded, name="ttc", model="small", of_stream=kept)
     table = engine(tmp_path, source=guarded)
-    asyncio.run(table.find_held())
-    assert table.saved_held() == {}
+    asyncio.run(table.find_doubted())
+    assert table.saved_doubted() == {}
     request(table, "gate")
     (rejected,) = events(table, "rejected")
     assert f"keeps beside its state is none: {next(iter(kept))}" in rejected["reason"]
@@ -337,7 +340,8 @@ def save_held(guarded, tmp_path):
             name="ttc",
             model="small",
             state={**state, "guard": {**state["guard"], **known}},
-            of_stream={"mode": "held", "held_since": 1.5e9, "images": len(PIXELS)},
+            of_stream={"mode": "held", "images": len(PIXELS)}
+            | {"doubted_since": 1.4e9, "held_since": 1.5e9},
         )
         return file
 
@@ -369,8 +373,8 @@ def test_a_held_stream_whose_file_is_gone_is_held_no_more(
     """Once it was looked for; a file that cannot be read now may be good."""
     file = save_held()
     table = engine(tmp_path, source=guarded)
-    asyncio.run(table.find_held())
-    assert list(table.saved_held()) == ["gate"]
+    asyncio.run(table.find_doubted())
+    assert list(table.saved_doubted()) == ["gate"]
     if change == "removed":
         file.unlink()
     elif change == "damaged":
@@ -381,15 +385,15 @@ def test_a_held_stream_whose_file_is_gone_is_held_no_more(
         table.table.admit("gate")
     asyncio.run(table.predict([("gate", [Image(one) for one in PIXELS])], learn=learn))
     left = ["gate"] if change == "unreadable" else []
-    assert list(table.saved_held()) == left
+    assert list(table.saved_doubted()) == left
     assert value(table, "ttc_held_streams") == len(left)
 
 
 @pytest.mark.parametrize("guard", ["on", "off", "observe"])
-def test_files_are_looked_at_only_where_a_stream_may_be_held(
+def test_files_are_looked_at_only_where_there_is_a_guard(
     engine, guarded, save_held, tmp_path, monkeypatch, guard
 ):
-    """Else thousands are read at each start for nothing."""
+    """Else thousands are read at each start for nothing. One that only observes holds nobody."""
     save_held()
     looked, read = [], state_folder.read_of_stream
     monkeypatch.setattr(
@@ -398,9 +402,17 @@ def test_files_are_looked_at_only_where_a_stream_may_be_held(
         lambda path, *a, **k: looked.append(path) or read(path, *a, **k),
     )
     table = engine(tmp_path, source=watched(guarded.inner.inner, guard))
-    asyncio.run(table.find_held())
-    found = ["gate"] if guard == "on" else []
-    assert ([path.stem for path in looked], list(table.saved_held())) == (found, found)
+    asyncio.run(table.find_doubted())
+    found = [] if guard == "off" else ["gate"]
+    told = table.saved_doubted()
+    assert ([path.stem for path in looked], list(told)) == (found, found)
+    assert {(each.mode, each.doubted_since, each.held_since) for each in told.values()} == {
+        "on": {("held", 1.4e9, 1.5e9)},
+        "observe": {("adapting", 1.4e9, None)},
+        "off": set(),
+    }[guard]
+    assert value(table, "ttc_doubted_streams") == len(found)
+    assert value(table, "ttc_held_streams") == (guard == "on")
 
 
 def test_a_file_that_cannot_be_looked_at_hides_no_other(
@@ -417,9 +429,9 @@ def test_a_file_that_cannot_be_looked_at_hides_no_other(
 
     monkeypatch.setattr(state_folder, "read_of_stream", fail)
     table = engine(tmp_path, source=guarded)
-    asyncio.run(table.find_held())
+    asyncio.run(table.find_doubted())
     assert sorted(looked) == ["a", "b", "c"]
-    assert sorted(table.saved_held()) == sorted(looked[1:])
+    assert sorted(table.saved_doubted()) == sorted(looked[1:])
     (event,) = events(table, "not_looked_at")
     assert event["stream"] == looked[0]
     assert "division by zero" in event["reason"]

@@ -359,7 +359,7 @@ def test_labels_that_come_for_a_stream_on_disk_last(engine, tmp_path):
     second = engine(tmp_path)
     image = Image(PIXELS[0], None, "two")
     asyncio.run(second.predict([("gate", [image])], learn=False))
-    assert second.truth.feedback([("gate", "two", 1)]).ids["taken"] == ["two"]
+    assert second.truth.feedback([("gate", "two", 1)]).images["taken"] == [("gate", "two")]
     assert second.streams == {}
     assert stop(second)
     assert second.streams == {}
@@ -413,7 +413,7 @@ def test_a_stream_that_is_being_answered_is_saved_from_its_own_record(engine, tm
     identified(first, "gate")
     assert stop(first)
     second = engine(tmp_path)
-    assert second.truth.feedback([("gate", "one", 1)]).ids["taken"] == ["one"]
+    assert second.truth.feedback([("gate", "one", 1)]).images["taken"] == [("gate", "one")]
 
     async def walk():
         answered = await second.predict([("gate", [Image(PIXELS[0])])])
@@ -432,7 +432,7 @@ def test_labels_for_more_streams_than_are_kept_last(engine, tmp_path):
     first = engine(tmp_path, max_streams=2)
     for name in names:
         identified(first, name)
-    assert len(first.truth.feedback([(name, "one", 1) for name in names]).ids["taken"]) == 10
+    assert len(first.truth.feedback([(name, "one", 1) for name in names]).images["taken"]) == 10
     assert stop(first)
     second = engine(tmp_path)
     for name in names:

@@ -58,7 +58,7 @@ def test_labels_count_the_same_with_the_image_and_later(truth):
     first = accuracy(truth)
     answer(truth, classes, ids=list("abcd"))
     given = [("gate", name, label) for name, label in zip("abcd", labels, strict=True)]
-    assert truth.feedback(given).ids["taken"] == list("abcd")
+    assert truth.feedback(given).images["taken"] == [("gate", name) for name in "abcd"]
     assert accuracy(truth) == [2 * first[0], 2 * first[1], first[2]]
     assert of_stream(truth) == (8, 6)
 
@@ -91,12 +91,12 @@ def test_what_does_not_count_is_told_and_counted_by_its_outcome(truth):
     """A label that came along counts once; an empty id names nothing."""
     answer(truth, [1, 2, 3], [1, None, None], ids=["a", "b", ""])
     labels = [("a", 1), ("a", 2), ("b", 2), ("b", 2), ("b", 3), ("", 3), ("c", 1)]
-    given = truth.feedback([("gate", *label) for label in labels] + [("yard", "b", 2)]).ids
+    given = truth.feedback([("gate", *label) for label in labels] + [("yard", "b", 2)]).images
     expected = {
-        "taken": ["b"],
-        "unknown": ["", "c", "b"],
-        "repeated": ["a", "b"],
-        "contradicting": ["a", "b"],
+        "taken": [("gate", "b")],
+        "unknown": [("gate", ""), ("gate", "c"), ("yard", "b")],
+        "repeated": [("gate", "a"), ("gate", "b")],
+        "contradicting": [("gate", "a"), ("gate", "b")],
     }
     assert given == expected
     for outcome, names in expected.items():
@@ -142,7 +142,7 @@ def test_a_reset_starts_a_streams_counts_anew_and_forgets_no_id(truth):
     answer(truth, [1, 2], [1, None], ids=["a", "b"])
     truth.forget(["gate"])
     assert truth.streams == {}
-    assert truth.feedback([("gate", "b", 2)]).ids["taken"] == ["b"]
+    assert truth.feedback([("gate", "b", 2)]).images["taken"] == [("gate", "b")]
     assert of_stream(truth) == (1, 1)
     assert accuracy(truth)[:2] == [2, 2]
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from ttc_core.frames import FrameSettings
 from ttc_core.guard.estimate import Estimates
-from ttc_core.guard.guarded import Guarded, GuardSettings
+from ttc_core.guard.guarded import Guarded, GuardSettings, saved_snapshots
 from ttc_core.guard.screened import Screened
 from ttc_core.guard.unwatched import Unwatched
 from ttc_core.guard.wrapper import Wrapper
@@ -30,7 +30,9 @@ __all__ = [
     "doubted",
     "estimated",
     "holds",
+    "kept_snapshots",
     "mode_of",
+    "saved_snapshots",
     "watched",
     "watching",
 ]
@@ -99,6 +101,12 @@ def holds(method: Method) -> bool:
     """Whether the source may come to answer in its place."""
     guard = _guard(method)
     return guard is not None and guard.holds
+
+
+def kept_snapshots(method: Method) -> Mapping[int, int]:
+    """The versions that are kept of a stream, and after how many images each was, whether or not
+    there is a guard that can go back to them."""
+    return method.kept_snapshots if isinstance(method, Unwatched) else method.snapshots
 
 
 def doubted(method: Method) -> bool:

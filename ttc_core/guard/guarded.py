@@ -425,6 +425,18 @@ class Guarded(Wrapper):
         return type(self)(self.inner.fork(), self._settings, acts=self._acts)
 
 
+def saved_snapshots(state: State) -> dict[int, int]:
+    """The versions that a stream's saved state, or its numbers alone, has snapshots of, the oldest
+    first, and after how many images each was.
+
+    Raises:
+        KeyError, ValueError: a number is missing, or cannot be.
+    """
+    count = int(bounded(state[SECTION]["snapshots"], most=MOST)) if SECTION in state else 0
+    about = [state[f"{SECTION}.snapshot{number}"] for number in range(count)]
+    return {int(bounded(each["version"])): int(bounded(each["images"])) for each in about}
+
+
 def _numbers(answers: Tensor) -> Numbers:
     found: Numbers = answers.detach().double().cpu().numpy()
     return found

@@ -1,6 +1,8 @@
 """A method that nobody watches, though somebody may have before and may again."""
 
-from ttc_core.guard.guarded import SECTION
+from collections.abc import Mapping
+
+from ttc_core.guard.guarded import SECTION, saved_snapshots
 from ttc_core.guard.watch import Watch
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods.contract import WATCHING, Method, State
@@ -18,12 +20,17 @@ class Unwatched(Wrapper):
 
     def _forget(self) -> None:
         self._kept: State = {}
-        self._doubted = False
+        self._doubted, self._snapshots = False, dict[int, int]()
 
     @property
     def doubted(self) -> bool:
         """Whether the source should answer, by what the guard had seen."""
         return self._doubted
+
+    @property
+    def kept_snapshots(self) -> Mapping[int, int]:
+        """What a guard can go back to once there is one: versions, and after how many images."""
+        return self._snapshots
 
     def reset(self) -> None:
         self._forget()
@@ -40,5 +47,6 @@ class Unwatched(Wrapper):
         """
         kept = {name: state[name] for name in state if name.partition(".")[0] in WATCHING}
         watch = Watch.restored(kept[SECTION]) if SECTION in kept else Watch()
+        snapshots = saved_snapshots(kept)
         self.inner.restore({name: state[name] for name in state if name not in kept})
-        self._kept, self._doubted = kept, watch.by_source
+        self._kept, self._doubted, self._snapshots = kept, watch.by_source, snapshots

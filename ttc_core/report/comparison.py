@@ -45,7 +45,7 @@ def mcnemar_table(group: Group, reference: str, name: str) -> Table | None:
         last = Cell(None, NONE)
         if average is not None:
             p = next(average_p)
-            text = f"{100 * average[0]:+.1f}, p {_p(p)}"
+            text = f"{100 * average[0]:+z.1f}, p {_p(p)}"
             points = {"difference": 100 * average[0]}
             last = Cell(p, text, best=p < SIGNIFICANT, beside=points)
         lines.append([Cell(line.configuration.label, line.configuration.title), *cells, last])

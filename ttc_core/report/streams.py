@@ -218,7 +218,7 @@ def _cell(line: StreamLine, lines: Mapping[StreamLine, Sequence[Result]], measur
     mean, error = (scale * each for each in difference)
     return replace(
         cell,
-        text=f"{cell.text} ({mean:+.{digits}f} ± {error:.{digits}f})",
+        text=f"{cell.text} ({mean:+z.{digits}f} ± {error:.{digits}f})",
         beside={"difference": mean, "difference_error": error},
     )
 
@@ -307,7 +307,7 @@ def _worst_window(line: StreamLine, lines: Mapping[StreamLine, Sequence[Result]]
         return Cell(None, NONE)
     errors, mean, error = min(windows)
     least = norm.ppf(norm.cdf(-2) / len(windows))
-    text = f"{mean:+.1f} ± {error:.1f}" + (" †" if errors < least else "")
+    text = f"{mean:+z.1f} ± {error:.1f}" + (" †" if errors < least else "")
     return Cell(mean, text, beside={"error": error, "windows": len(windows)})
 
 

@@ -157,7 +157,7 @@ def _with_gains(cells: Sequence[Cell]) -> list[Cell]:
     return [
         base,
         *(
-            replace(cell, text=f"{cell.text} ({cell.value - base.value:+.1f})")
+            replace(cell, text=f"{cell.text} ({cell.value - base.value:+z.1f})")
             if isinstance(cell.value, float) and isinstance(base.value, float)
             else cell
             for cell in others

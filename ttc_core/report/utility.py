@@ -58,4 +58,4 @@ def utility_tables(results: Sequence[Result]) -> list[Table]:
 def _cell(value: float | None, scale: float, digits: int) -> Cell:
     if value is None:
         return Cell(None, NONE)
-    return Cell(scale * value, f"{scale * value:.{digits}f}")
+    return Cell(scale * value, f"{scale * value:z.{digits}f}")
