@@ -20,7 +20,7 @@ from service.intake import Intake
 from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.problems import REQUEST_ID, install, refusal
-from service.routes import control, feedback, health, predict
+from service.routes import control, docs, feedback, health, predict
 from service.routes.context import Service, problems
 from service.routes.direct import DirectPredict
 from service.routes.guards import EVERY_ROUTE
@@ -146,7 +146,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         # Its own spans hold whole queries and cover health too; `tracing` has ours.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    for module in (predict, feedback, control, health):
+    for module in (predict, feedback, control, health, docs):
         app.include_router(module.router)
     install(app)
     app.add_middleware(DirectPredict)
