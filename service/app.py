@@ -110,7 +110,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         lag = asyncio.create_task(_measure_lag(metrics), name="lag")
         saving = asyncio.create_task(engine.keep_saving(settings.save_interval), name="saving")
         silence = asyncio.create_task(engine.silence.watch(), name="silence")
-        held = asyncio.create_task(engine.find_held(), name="held")
+        saved = asyncio.create_task(engine.look_at_saved(), name="saved")
         await asyncio.sleep(0)  # the tasks begin: the first request finds the queue open
         service.ready = True
         try:
@@ -124,7 +124,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
             lag.cancel()
             saving.cancel()
             silence.cancel()
-            held.cancel()
+            saved.cancel()
             intake.close()
             service.saved = False
             try:

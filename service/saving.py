@@ -27,10 +27,12 @@ from ttc_core.guard import doubted, holds
 from ttc_core.guard.estimate import Estimates
 from ttc_core.methods import Method
 from ttc_core.methods.contract import ADAPTING, HELD, State
-from ttc_core.state import StateError, StateUnreadable, size_bytes
+from ttc_core.state import StateError, StateOfAnother, StateUnreadable, size_bytes
 
 # After a file that could not be written no other is tried for so long, but in the background.
 RETRY_SECONDS = 1.0
+# Why a file does not fit that is no state at all.
+UNREADABLE = "no state that can be read"
 
 
 @dataclass
@@ -142,8 +144,9 @@ class Saving:
         self._retry_at = 0.0
         # Reset, but their files are still there, or the folder would not let go of them.
         self._undead: set[str] = set()
-        # What the files of held streams keep.
+        # What the files of held streams keep; and of those that are none of what is served, why.
         self._held: dict[str, KeptOfStream] = {}
+        self._unfit: dict[str, str] = {}
         self.fresh_bytes = state_bytes(source)
         # Held for moments; the other while a file of the folder is written, moved or removed.
         self._lock, self._writing = threading.Lock(), threading.Lock()
@@ -231,6 +234,11 @@ class Saving:
             found |= {name: snapshot.kept for name, snapshot in self._leaving.items()}
         return {name: each for name, each in found.items() if each.held_since is not None}
 
+    def unfit(self) -> Counter[str]:
+        """How many of the files that `look_at` has seen will be set aside, by why."""
+        with self._lock:
+            return Counter(why for name, why in self._unfit.items() if name not in self._undead)
+
     # On the device thread
 
     def load(self, name: str, *, pinned: bool) -> StreamRecord:
@@ -245,7 +253,7 @@ class Saving:
         try:
             found = self.folder.load(name, record.method)
             if found is None:
-                self._note_held(name, None)
+                self._note_file(name, None)
                 return record
             saved = _kept(name, found[1])
             # Counts only if it still is, and was meanwhile: else the source begins to answer now.
@@ -285,7 +293,7 @@ class Saving:
         is_none = isinstance(why, StateError) and not isinstance(why, StateUnreadable)
         if not pinned:  # asked about, and forgotten with the answer
             if is_none:
-                self._note_held(name, None)
+                self._note_file(name, None)
             self._events.note_repeated(
                 "rejected", level=logging.WARNING, stream=name, reason=_reason(why)
             )
@@ -294,7 +302,7 @@ class Saving:
         if is_none:
             try:
                 with self._writing:
-                    self._note_held(name, None)
+                    self._note_file(name, None)
                     where = f"is now {self.folder.set_aside(name)}"
             except (OSError, UserError) as error:
                 where = f"stays where it is ({_reason(error)})"
@@ -343,17 +351,29 @@ class Saving:
     # Files, from any other thread
 
     def look_at(self, name: str) -> None:
-        """Learn from a stream's file whether it is held, without loading the stream.
+        """Learn from a stream's file whether it is held, or fits, without loading the stream.
 
         A file that cannot be read is told of when it is loaded.
         """
-        if self.folder is not None:
-            with self._writing, contextlib.suppress(StateError):
-                self._note_held(name, _kept(name, self.folder.of_stream(name, self._source)))
+        if self.folder is None:
+            return
+        with self._writing, contextlib.suppress(StateUnreadable):
+            if self.folder.identity(name) is None:
+                return  # it was reset, or set aside, meanwhile
+            try:
+                self._note_file(name, _kept(name, self.folder.of_stream(name, self._source)))
+            except StateUnreadable:
+                raise
+            except StateError as error:
+                with self._lock:
+                    self._unfit[name] = (
+                        error.difference if isinstance(error, StateOfAnother) else UNREADABLE
+                    )
 
-    def _note_held(self, name: str, kept: KeptOfStream | None) -> None:
+    def _note_file(self, name: str, kept: KeptOfStream | None) -> None:
         """Know what a stream's file keeps, if it is held; None: there is none of it."""
         with self._lock:
+            self._unfit.pop(name, None)
             self._held.pop(name, None)
             if kept is not None and kept.held_since is not None:
                 self._held[name] = kept
@@ -385,7 +405,7 @@ class Saving:
                         snapshot.kept.model_dump(exclude_defaults=True),
                     )
                     self._retry_at, self.failing, record.failed = 0.0, False, False
-                    self._note_held(name, snapshot.kept)
+                    self._note_file(name, snapshot.kept)
                     with self._lock:
                         if self._leaving.get(name) is snapshot:
                             del self._leaving[name]
@@ -445,8 +465,8 @@ class Saving:
                     with contextlib.suppress(FileNotFoundError):
                         remove(name)
                         discarded[name] = counts
+                    self._note_file(name, None)
                     with self._lock:
-                        self._held.pop(name, None)
                         self._undead.discard(name)
                 except (OSError, UserError) as error:
                     kept[name] = _reason(error)

@@ -313,6 +313,16 @@ class ModelStatus(BaseModel):
     accuracy: float | None = Field(description="on clean test data, if the weights state it")
 
 
+class SavedUnfit(BaseModel):
+    """Saved streams that do not fit what is served."""
+
+    streams: int = 0
+    reasons: dict[str, int] = Field(
+        {},
+        description="how many by why: method tent, not ttc; lr=0.1, not 0.001; the ten most common",
+    )
+
+
 class StatusResponse(BaseModel):
     """All that a person or a page needs to see what the service does."""
 
@@ -340,6 +350,11 @@ class StatusResponse(BaseModel):
         {},
         description="those of them that are held, at most the thousand held for longest; after a "
         "start, files are looked at one after another, some thousands a second",
+    )
+    saved_unfit: SavedUnfit = Field(
+        default_factory=SavedUnfit,
+        description="those of them that are none of what is served: each is set aside, as "
+        "NAME.rejected, and starts at the source when its images come; found as saved_held is",
     )
     truth: dict[str, StreamTruth] = Field(
         {}, description="of streams with labels since the start or their last reset"

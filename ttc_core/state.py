@@ -58,6 +58,14 @@ class StateUnreadable(StateError):
     """The system does not let the file be read: what is in it is not known, and may be good."""
 
 
+class StateOfAnother(StateError):
+    """It was saved for another method, model, code or settings; `difference` says which."""
+
+    def __init__(self, path: Path, difference: str) -> None:
+        super().__init__(f"{shown(path)} was saved for {difference}.")
+        self.difference = difference
+
+
 class _Stored(BaseModel):
     """What a header says of a tensor."""
 
@@ -460,7 +468,7 @@ def _check_owner(path: Path, texts: Mapping[str, str], identity: Mapping[str, st
         is_former = key.endswith("_code") and key not in texts  # it was not told before
         if texts.get(key) != value and not is_former:
             difference = _difference(key, texts.get(key), value)
-            raise StateError(f"{shown(path)} was saved for {difference}.")
+            raise StateOfAnother(path, difference)
 
 
 def _difference(key: str, saved: str | None, wanted: str) -> str:

@@ -145,6 +145,7 @@ async def status(service: ServiceNow) -> StatusResponse:
         },
         saved_streams=await service.engine.saved_streams(),
         saved_held=service.engine.saved_held(),
+        saved_unfit=service.engine.saved_unfit(),
         truth=service.engine.truth.streams,
         counters=service.metrics.counters(),
         events=list(service.engine.events),
