@@ -255,7 +255,7 @@ class Saving:
             if found is None:
                 self._note_file(name, None)
                 return record
-            saved = _kept(name, found[1])
+            saved = kept_of(name, found[1])
             # Counts only if it still is, and was meanwhile: else the source begins to answer now.
             if saved.mode == record.method.mode or record.method.mode != HELD:
                 record.held_since = saved.held_since
@@ -361,7 +361,7 @@ class Saving:
             if self.folder.identity(name) is None:
                 return  # it was reset, or set aside, meanwhile
             try:
-                self._note_file(name, _kept(name, self.folder.of_stream(name, self._source)))
+                self._note_file(name, kept_of(name, self.folder.of_stream(name, self._source)))
             except StateUnreadable:
                 raise
             except StateError as error:
@@ -474,7 +474,7 @@ class Saving:
         return discarded, kept
 
 
-def _kept(name: str, given: Mapping[str, Any]) -> KeptOfStream:
+def kept_of(name: str, given: Mapping[str, Any]) -> KeptOfStream:
     """What a stream's file keeps beside the state.
 
     Raises:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
@@ -391,15 +392,42 @@ def test_doctor_names_a_device_that_is_not_there(ttc):
 
 
 def test_state_shows_what_was_saved(ttc, serve, pictures, tmp_path):
-    """One line a stream: its method, its model, its counters."""
-    with serve(method="tent", state_dir=tmp_path) as running:
-        for _ in range(2):
-            sent = running.http.post("/predict?stream=gate", content=pictures[0])
-            assert sent.status_code == 200
+    """An aligned line a stream, with its camera's fault; and all of it as JSON."""
+    with serve("ttc_stream", state_dir=tmp_path) as running:
+        for stream, sent in (("gate", pictures[:3]), ("a-much-longer-name", pictures[:1] * 12)):
+            for picture in sent:
+                answer = running.http.post(f"/predict?stream={stream}&label=1", content=picture)
+                assert answer.status_code == 200
     status, out, _ = ttc("state", tmp_path)
     assert status == 0
-    assert "gate.safetensors: tent on bundled" in out
-    assert "steps 2" in out
+    title, *lines = [line for line in out.splitlines() if line.strip()]
+    assert title.strip() == "ttc_stream on bundled"
+    assert len({len(line) for line in lines}) == 1  # all columns are aligned
+    assert "last act" not in out  # nobody did anything: no column for it
+    (long, gate) = [line for line in lines if "not held" in line]
+    assert re.search(
+        r"a-much-longer-name  +12 .* frozen since \d{4}-.*, 11 in a row +\d+ of 12", long
+    )
+    assert re.search(r"gate +3 +0 +not held +\S +\d of 3", gate)
+    status, out, _ = ttc("state", tmp_path, "--json")
+    long, gate = map(json.loads, out.splitlines())
+    assert (status, gate["stream"], gate["images"], gate["labelled"]) == (0, "gate", 3, 3)
+    assert (gate["method"], gate["model"], gate["suspect"]) == ("ttc_stream", "bundled", None)
+    assert gate["settings"]["lr"] > 0
+    assert (long["suspect"], long["suspects"]) == ("frozen", {"frozen": 11})
+
+
+def test_state_tells_methods_apart_where_there_are_several(ttc, serve, pictures, tmp_path):
+    """A column of its own; a file alone is shown, too."""
+    for method in ("tent", "norm"):
+        with serve(method=method, state_dir=tmp_path) as running:
+            sent = running.http.post(f"/predict?stream=of-{method}", content=pictures[0])
+            assert sent.status_code == 200
+    _, out, _ = ttc("state", tmp_path)
+    assert re.search(r"of-norm .* norm on bundled .* 1 ", out)
+    assert re.search(r"of-tent .* tent on bundled .* 1 ", out)
+    status, out, _ = ttc("state", tmp_path / "of-tent.safetensors")
+    assert (status, out.split()[:3]) == (0, ["tent", "on", "bundled"])
 
 
 def test_a_module_of_ones_own_in_the_working_directory_is_found(ttc, tmp_path, monkeypatch):
