@@ -177,7 +177,11 @@ class DataOptions:
         "mixed: one of all [all]",
     )
     severity: int = option("--severity", type=click.IntRange(1, 5), default=5, show_default=True)
-    batch_size: int | None = option("--batch-size", type=COUNT, help=f"images [{BATCH_SIZE}]")
+    batch_size: int | None = option(
+        "--batch-size",
+        type=COUNT,
+        help=f"images [{BATCH_SIZE}; in replay's open loop and under time 1]",
+    )
     limit: int | None = option("--limit", type=COUNT, help="take the first N of each corruption")
     seed: int = option("--seed", type=SEED, default=0, show_default=True)
     order: str = option(
