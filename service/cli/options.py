@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
-from service.settings import LISTS, OPTIONAL, SWITCHES, Settings, default, flag
+from service.settings import LISTS, OPTIONAL, SWITCHES, Settings, accepted, default, flag
 from ttc_core.files import check_regular
 
 # torch takes seconds to import: a verb imports what it needs, so that --help comes at once.
@@ -251,7 +251,8 @@ def settings_options(command: Command) -> Command:
     """A flag for each of the server's settings, from `Settings` itself."""
     for name, setting in reversed(Settings.model_fields.items()):
         usual = "" if default(name) in (None, (), "") else f"; default {default(name)}"
-        help_text = f"{setting.description} [TTC_{name.upper()}{usual}]"
+        bounds = "" if name in SWITCHES or _metavar(name)[0] == "[" else f"; {accepted(name)}"
+        help_text = f"{setting.description} [TTC_{name.upper()}{bounds}{usual}]"
         no = f"--no-{name.replace('_', '-')}"
         if name in SWITCHES:
             parameter = click.option(f"{flag(name)}/{no}", name, default=None, help=help_text)
