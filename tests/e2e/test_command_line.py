@@ -334,6 +334,13 @@ def test_a_setting_that_no_method_of_the_evaluation_has_is_said(ttc):
     assert "sets nothing" not in ttc(*common, "--set", "source.flip=true")[2]
 
 
+def test_a_ruinous_setting_is_said_by_an_evaluation_once(ttc):
+    """However many runs have it."""
+    common = ("evaluate", "bundled", "--methods", "tent", "--limit", "20", "--corruptions")
+    _, _, err = ttc(*common, "fog,contrast", "--set", "tent.lr=1")
+    assert err.count("tent: lr=1 makes steps 1,000 times as long as usual") == 1
+
+
 def test_predictions_are_written_to_the_very_name_that_was_given(ttc, tmp_path, serve):
     """Also without .npz at its end, by evaluate as by replay."""
     common = ("--corruptions", "clean", "--limit", "4", "--predictions")
