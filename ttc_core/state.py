@@ -261,9 +261,9 @@ class Description:
 
     method: str
     model: str
-    settings: Mapping[str, Any]
+    settings: dict[str, Any]
     counters: Counters
-    of_stream: Mapping[str, Any]
+    of_stream: dict[str, Any]
 
     @property
     def steps(self) -> int | None:

@@ -189,7 +189,7 @@ def _preset(name: str | None, methods: str | None, *, served: bool) -> "Preset":
     preset = PRESETS[name] if name is not None else plain(PAPER_METHODS)
     if served and methods is None and name is None:
         return plain([DEFAULT_METHOD])
-    if methods in (None, "all"):
+    if methods is None or methods == "all":
         return preset
     return preset.restricted(several(methods, tuple(METHODS), own=True))
 

@@ -34,10 +34,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def several(
-    value: str | None, known: tuple[str, ...], more: tuple[str, ...] = (), *, own: bool = False
+    value: str, known: tuple[str, ...], more: tuple[str, ...] = (), *, own: bool = False
 ) -> list[str]:
     """`all`, or names divided by commas; with `own` also package.module:Class."""
-    names = [name.strip() for name in (value or "all").split(",") if name.strip()]
+    names = [name.strip() for name in value.split(",") if name.strip()]
     names = [each for name in names for each in (known if name == "all" else (name,))]
     names = list(dict.fromkeys(names))
     for name in names:
@@ -50,12 +50,12 @@ def several(
     return names
 
 
-def corruptions_of(value: str | None) -> list[str]:
+def corruptions_of(value: str) -> list[str]:
     """`all`, names divided by commas, or `mixed` and the names that are mixed."""
     from ttc_core.corruptions import CORRUPTIONS
     from ttc_core.datasets import check_corruption
 
-    first, _, rest = (value or "all").partition(",")
+    first, _, rest = value.partition(",")
     if first.strip() != "mixed" and ":" not in first:
         return several(value, CORRUPTIONS, ("clean", "mixed"))
     name = first.strip()
@@ -214,7 +214,8 @@ class DataOptions:
             methods: how many are to run; None: that is not for us to say.
             joined: all of them are of one stream.
         """
-        names = corruptions_of(self.corruptions or ",".join(usual))
+        asked = ",".join(usual) if self.corruptions is None else self.corruptions
+        names = corruptions_of(asked)
         several = len(names) > 1 and not joined
         if self.predictions is not None and (methods not in (1, None) or several):
             one_method = "" if methods is None else "one method and "

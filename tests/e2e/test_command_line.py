@@ -91,6 +91,9 @@ def test_the_examples_of_the_help_can_be_parsed(verb):
         ("serve --set tenth.lr=1", "tenth"),
         ("evaluate bundled --methods tenth", "tenth"),
         ("evaluate bundled --methods ,", "at least one"),
+        ("evaluate bundled --methods source --corruptions ,", "at least one"),
+        ("evaluate bundled --methods source --corruptions=", "at least one"),
+        ("replay bundled --corruptions=", "at least one"),
         ("evaluate bundled --methods source --set source.lr=1", "source.lr"),
         ("evaluate bundled --corruptions smoke", "smoke"),
         ("evaluate bundled --corruptions smoke:5", "smoke:5"),
@@ -212,6 +215,9 @@ def test_code_in_a_weight_file_is_not_run(ttc, code_in_pickle, name):
         ("corrupt {tmp}/part {tmp}/out --corruption fog --severity 1", "part"),
         ("train --data {tmp}/none --out {tmp}/out", "none"),
         ("replay bundled --corruptions fog --url http://127.0.0.1:9", "Nothing answers"),
+        ("calibrate bundled nonsense --out {tmp}/part/labels.npy/record", "cannot be written"),
+        ("calibrate bundled folder:{tmp}/none", "none"),
+        ("calibrate cifar/resnet20@{tmp}/part/labels.npy bundled", "hold code"),
         ("serve --port 0 --state-dir {tmp}/part/labels.npy", "labels.npy cannot be used"),
     ],
 )
@@ -223,6 +229,7 @@ def test_what_fails_exits_with_1_and_a_sentence(ttc, tmp_path, arguments, named)
     assert status == 1, err
     assert named in err
     assert "Traceback" not in err
+    assert "weights_only" not in err  # torch's way to run what is in a file
 
 
 def test_a_port_in_use_is_said_before_the_model_is_loaded(ttc):
