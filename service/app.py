@@ -21,7 +21,7 @@ from service.intake import Intake
 from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.problems import REQUEST_ID, install, refusal
-from service.routes import control, feedback, health, predict
+from service.routes import control, docs, feedback, health, predict
 from service.routes.context import Service, problems
 from service.routes.direct import DirectPredict
 from service.routes.guards import EVERY_ROUTE
@@ -117,7 +117,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         lag = asyncio.create_task(_measure_lag(metrics), name="lag")
         saving = asyncio.create_task(engine.keep_saving(settings.save_interval), name="saving")
         silence = asyncio.create_task(engine.silence.watch(), name="silence")
-        doubted = asyncio.create_task(engine.find_doubted(), name="doubted")
+        saved = asyncio.create_task(engine.look_at_saved(), name="saved")
         await asyncio.sleep(0)  # the tasks begin: the first request finds the queue open
         service.ready = True
         try:
@@ -131,7 +131,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
             lag.cancel()
             saving.cancel()
             silence.cancel()
-            doubted.cancel()
+            saved.cancel()
             intake.close()
             service.saved = False
             try:
@@ -153,7 +153,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
         # Its own spans hold whole queries and cover health too; `tracing` has ours.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    for module in (predict, feedback, control, health):
+    for module in (predict, feedback, control, health, docs):
         app.include_router(module.router)
     install(app)
     app.add_middleware(DirectPredict)

@@ -24,7 +24,7 @@ from service.events import Events
 from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
 from service.saving import Saving, StreamRecord
-from service.schemas import Discarded, DoubtedStatus, ResetResponse, StreamTruth
+from service.schemas import Discarded, DoubtedStatus, ResetResponse, SavedUnfit, StreamTruth
 from service.shedding import Shed
 from service.silence import Silence
 from service.state_folder import StateFolder
@@ -160,14 +160,15 @@ class Engine:
         observe."""
         return self._reports.saved_doubted()
 
-    async def find_doubted(self) -> None:
-        """Look at the files of streams, one at a time, for those that are doubted.
+    def saved_unfit(self) -> SavedUnfit:
+        """The saved streams that are none of what is served, and will be set aside."""
+        return self._reports.saved_unfit()
 
-        Not without a guard, whatever the files say. What cannot be looked at is logged, and the
-        others are.
+    async def look_at_saved(self) -> None:
+        """Look at the files of streams, one at a time: which are doubted, and which do not fit.
+
+        What cannot be looked at is logged, and the others are.
         """
-        if not self.watches:
-            return
         names: set[str] = set()
         with contextlib.suppress(OSError):  # a folder that cannot be read is told of elsewhere
             names = await asyncio.to_thread(self._saving.names)
@@ -176,6 +177,8 @@ class Engine:
                 await asyncio.to_thread(self._saving.look_at, name)
             except Exception as error:  # a user's own method may raise anything
                 self._reports.not_looked_at(name, error)
+        if self._folder is not None:
+            self._reports.looked_at_saved(len(names), self._folder.path)
 
     async def _on_device(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()

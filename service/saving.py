@@ -27,10 +27,12 @@ from ttc_core.guard import doubted, watching
 from ttc_core.guard.estimate import Estimates
 from ttc_core.methods import Method
 from ttc_core.methods.contract import ADAPTING, HELD, State
-from ttc_core.state import StateError, StateUnreadable, size_bytes
+from ttc_core.state import StateError, StateOfAnother, StateUnreadable, size_bytes
 
 # After a file that could not be written no other is tried for so long, but in the background.
 RETRY_SECONDS = 1.0
+# Why a file does not fit that is no state at all.
+UNREADABLE = "no state that can be read"
 
 
 @dataclass
@@ -144,8 +146,9 @@ class Saving:
         self._retry_at = 0.0
         # Reset, but their files are still there, or the folder would not let go of them.
         self._undead: set[str] = set()
-        # What the files of doubted streams keep.
+        # What the files of doubted streams keep; and of those that are none of what is served, why.
         self._doubted: dict[str, KeptOfStream] = {}
+        self._unfit: dict[str, str] = {}
         self.fresh_bytes = state_bytes(source)
         # Held for moments; the other while a file of the folder is written, moved or removed.
         self._lock, self._writing = threading.Lock(), threading.Lock()
@@ -246,6 +249,11 @@ class Saving:
             found |= {name: snapshot.kept for name, snapshot in self._leaving.items()}
         return {name: each for name, each in found.items() if each.doubted_since is not None}
 
+    def unfit(self) -> Counter[str]:
+        """How many of the files that `look_at` has seen will be set aside, by why."""
+        with self._lock:
+            return Counter(why for name, why in self._unfit.items() if name not in self._undead)
+
     # On the device thread
 
     def load(self, name: str, *, pinned: bool) -> StreamRecord:
@@ -260,9 +268,9 @@ class Saving:
         try:
             found = self.folder.load(name, record.method)
             if found is None:
-                self._note_doubted(name, None)
+                self._note_file(name, None)
                 return record
-            saved = _kept(name, found[1])
+            saved = kept_of(name, found[1])
             record.doubted_since, record.held_since = saved.doubted_since, saved.held_since
             record.take_note()
         except Exception as error:  # a user's own method may raise anything
@@ -298,7 +306,7 @@ class Saving:
         is_none = isinstance(why, StateError) and not isinstance(why, StateUnreadable)
         if not pinned:  # asked about, and forgotten with the answer
             if is_none:
-                self._note_doubted(name, None)
+                self._note_file(name, None)
             self._events.note_repeated(
                 "rejected", level=logging.WARNING, stream=name, reason=_reason(why)
             )
@@ -307,7 +315,7 @@ class Saving:
         if is_none:
             try:
                 with self._writing:
-                    self._note_doubted(name, None)
+                    self._note_file(name, None)
                     where = f"is now {self.folder.set_aside(name)}"
             except (OSError, UserError) as error:
                 where = f"stays where it is ({_reason(error)})"
@@ -357,17 +365,29 @@ class Saving:
     # Files, from any other thread
 
     def look_at(self, name: str) -> None:
-        """Learn from a stream's file whether it is doubted, without loading the stream.
+        """Learn from a stream's file whether it is doubted, or fits, without loading the stream.
 
         A file that cannot be read is told of when it is loaded.
         """
-        if self.folder is not None:
-            with self._writing, contextlib.suppress(StateError):
-                self._note_doubted(name, _kept(name, self.folder.of_stream(name, self._source)))
+        if self.folder is None:
+            return
+        with self._writing, contextlib.suppress(StateUnreadable):
+            if self.folder.identity(name) is None:
+                return  # it was reset, or set aside, meanwhile
+            try:
+                self._note_file(name, kept_of(name, self.folder.of_stream(name, self._source)))
+            except StateUnreadable:
+                raise
+            except StateError as error:
+                with self._lock:
+                    self._unfit[name] = (
+                        error.difference if isinstance(error, StateOfAnother) else UNREADABLE
+                    )
 
-    def _note_doubted(self, name: str, kept: KeptOfStream | None) -> None:
+    def _note_file(self, name: str, kept: KeptOfStream | None) -> None:
         """Know what a stream's file keeps, if it is doubted; None: there is none of it."""
         with self._lock:
+            self._unfit.pop(name, None)
             self._doubted.pop(name, None)
             if kept is not None and kept.doubted_since is not None:
                 self._doubted[name] = kept
@@ -399,7 +419,7 @@ class Saving:
                         snapshot.kept.model_dump(exclude_defaults=True),
                     )
                     self._retry_at, self.failing, record.failed = 0.0, False, False
-                    self._note_doubted(name, snapshot.kept)
+                    self._note_file(name, snapshot.kept)
                     with self._lock:
                         if self._leaving.get(name) is snapshot:
                             del self._leaving[name]
@@ -449,7 +469,7 @@ class Saving:
             try:
                 # Not read while others wait to write.
                 steps, pending = self.folder.counts(name, self._source)
-                beside = _kept(name, self.folder.of_stream(name, self._source))
+                beside = kept_of(name, self.folder.of_stream(name, self._source))
                 what = Discarded(
                     steps=steps,
                     pending_batches=pending,
@@ -466,8 +486,8 @@ class Saving:
                     with contextlib.suppress(FileNotFoundError):
                         remove(name)
                         discarded[name] = what
+                    self._note_file(name, None)
                     with self._lock:
-                        self._doubted.pop(name, None)
                         self._undead.discard(name)
                 except (OSError, UserError) as error:
                     kept[name] = _reason(error)
@@ -475,7 +495,7 @@ class Saving:
         return discarded, kept
 
 
-def _kept(name: str, given: Mapping[str, Any]) -> KeptOfStream:
+def kept_of(name: str, given: Mapping[str, Any]) -> KeptOfStream:
     """What a stream's file keeps beside the state.
 
     Raises:

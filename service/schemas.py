@@ -363,6 +363,14 @@ class SheddingStatus(BaseModel):
     since: float = Field(description="when learning was given up, in seconds since 1970")
     evidence: dict[str, float] = Field(description="what led to the last step, up or back")
     now: dict[str, float] = Field(description="the same, as it is now")
+class SavedUnfit(BaseModel):
+    """Saved streams that do not fit what is served."""
+
+    streams: int = 0
+    reasons: dict[str, int] = Field(
+        {},
+        description="how many by why: method tent, not ttc; lr=0.1, not 0.001; the ten most common",
+    )
 
 
 class StatusResponse(BaseModel):
@@ -392,6 +400,11 @@ class StatusResponse(BaseModel):
         {},
         description="those of them that are doubted, at most the thousand of which it has been "
         "longest; after a start, files are looked at one after another, some thousands a second",
+    )
+    saved_unfit: SavedUnfit = Field(
+        default_factory=SavedUnfit,
+        description="those of them that are none of what is served: each is set aside, as "
+        "NAME.rejected, and starts at the source when its images come; found as saved_doubted is",
     )
     truth: dict[str, StreamTruth] = Field(
         {},

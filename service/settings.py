@@ -4,7 +4,7 @@ import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -248,6 +248,47 @@ OPTIONAL = LISTS | {
     if field.default is None and type(None) in get_args(field.annotation)
 }
 """The settings that may have no value."""
+
+
+_TOKEN = (
+    f"{FEWEST_TOKEN_CHARACTERS} characters to {MOST_TOKEN_BYTES} bytes, no control characters, "
+    "no spaces around it"
+)
+# What of a setting's bounds is no number, and no choice.
+_ACCEPTED = {
+    "model": "a model's spec",
+    "set": "METHOD.PARAM=VALUE",
+    "method": "a name, or package.module:Class",
+    "mean": "R,G,B: three numbers",
+    "std": "R,G,B: three numbers above 0",
+    "calibration": "a file",
+    "host": "a name or an address",
+    "device": "auto, cpu, cuda, cuda:N",
+    "token": _TOKEN,
+    "admin_token": _TOKEN,
+    "token_reads": "on, off; on with a token only",
+    "state_dir": "a folder; it is made",
+    "cors_origin": "http://HOST or https://HOST, with :PORT where it has one",
+}
+
+
+def accepted(name: str) -> str:
+    """The values that a setting takes, in words."""
+    field = Settings.model_fields[name]
+    if name in _ACCEPTED:
+        return _ACCEPTED[name]
+    if name in SWITCHES:
+        return "on, off"
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(get_args(field.annotation))
+    bounds: dict[str, Any] = {
+        sign: getattr(each, sign)
+        for each in field.metadata
+        for sign in ("ge", "gt", "le")
+        if hasattr(each, sign)
+    }
+    lowest = f"{bounds['ge']:.15g}" if "ge" in bounds else f"above {bounds['gt']:.15g}"
+    return f"{lowest} to {bounds['le']:.15g}"
 
 
 def default(name: str) -> Any:

@@ -88,7 +88,7 @@ class StateFolder:
             OSError: the folder cannot be read.
         """
         with os.scandir(self.path) as entries:
-            found = (_stream_of(entry.name) for entry in entries)
+            found = (stream_of(entry.name) for entry in entries)
             return sorted(stream for stream in found if stream is not None)
 
     def size(self, stream: str) -> int:
@@ -256,7 +256,7 @@ class StateFolder:
         with os.scandir(self.path) as entries:
             for entry in entries:
                 whole, _, last = entry.name.rpartition(".")
-                if last == "part" and _stream_of(whole) is not None:
+                if last == "part" and stream_of(whole) is not None:
                     with contextlib.suppress(OSError):
                         os.unlink(entry)
 
@@ -284,7 +284,7 @@ def _file_name(stream: str) -> str:
     return f"{quote(stream, safe='')}{SUFFIX}"
 
 
-def _stream_of(file_name: str) -> str | None:
+def stream_of(file_name: str) -> str | None:
     """The stream that a file belongs to; None: no stream has a file of that name."""
     stream = unquote(file_name.removesuffix(SUFFIX))
     # Another spelling of a stream's name would be another file.

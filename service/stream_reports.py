@@ -5,12 +5,21 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from service.events import Events
 from service.metrics import ESTIMATED, Metrics
 from service.saving import Saving, StreamRecord
-from service.schemas import ACTS, Discarded, DoubtedStatus, KeptOfStream, StreamAct, StreamTruth
+from service.schemas import (
+    ACTS,
+    Discarded,
+    DoubtedStatus,
+    KeptOfStream,
+    SavedUnfit,
+    StreamAct,
+    StreamTruth,
+)
 from service.silence import Silence
 from service.streams import Streams
 from ttc_core.errors import told
@@ -27,6 +36,8 @@ WELL_AFTER = 50
 MOST_RESET = 1000
 # Doubted streams that are not in memory: so many are told one by one.
 MOST_DOUBTED = 1000
+# Why saved streams do not fit: so many reasons are told, those of most streams.
+MOST_REASONS = 10
 
 
 class StreamReports:
@@ -108,6 +119,27 @@ class StreamReports:
             )
             for since, name in longest[:MOST_DOUBTED]
         }
+
+    def saved_unfit(self) -> SavedUnfit:
+        """How many saved streams do not fit what is served, as far as files were looked at."""
+        found = self._saving.unfit()
+        return SavedUnfit(streams=found.total(), reasons=dict(found.most_common(MOST_REASONS)))
+
+    def looked_at_saved(self, count: int, folder: Path) -> None:
+        """All files of streams were looked at: tell once how many will be set aside."""
+        found = self.saved_unfit()
+        if not found.streams:
+            return
+        why = "; ".join(f"{reason} ({many:,})" for reason, many in found.reasons.items())
+        self._events.note(
+            "saved_unfit",
+            message=f"{found.streams:,} of {count:,} saved streams in {folder} do not fit what is "
+            "served: each starts at the source when its images come, its file is kept as "
+            "NAME.rejected",
+            level=logging.WARNING,
+            streams=found.streams,
+            reason=why,
+        )
 
     def _estimated_accuracy(self, answers: str) -> float:
         """Mean over the images of late that any stream's guard compared; NaN for none."""

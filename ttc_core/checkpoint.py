@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,9 @@ def _read_torch_file(path: Path) -> object:
     except Exception as error:  # torch raises many kinds for damaged or foreign files
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         cause = re.search(r"WeightsUnpickler error: (.+)", str(error))
-        reason = f"it holds {foreign[1]}" if foreign else cause[1] if cause else told(error)
+        # What else torch says of a file that is none, is how to run whatever is in it.
+        other = "it is none" if isinstance(error, UnpicklingError) else told(error)
+        reason = f"it holds {foreign[1]}" if foreign else cause[1] if cause else other
         raise LoadError(
             f"{path} is no torch file of plain tensors ({reason}). Files that hold code are not "
             "opened; save the state dict with torch.save or as safetensors."

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
@@ -58,6 +59,14 @@ class StateUnreadable(StateError):
     """The system does not let the file be read: what is in it is not known, and may be good."""
 
 
+class StateOfAnother(StateError):
+    """It was saved for another method, model, code or settings; `difference` says which."""
+
+    def __init__(self, path: Path, difference: str) -> None:
+        super().__init__(f"{shown(path)} was saved for {difference}.")
+        self.difference = difference
+
+
 class _Stored(BaseModel):
     """What a header says of a tensor."""
 
@@ -73,6 +82,7 @@ _TEXTS = TypeAdapter(dict[str, str], config=ConfigDict(strict=True))
 _COUNTERS = TypeAdapter(Counters, config=ConfigDict(strict=True))
 _SECTIONS = TypeAdapter(list[str], config=ConfigDict(strict=True))
 _OF_STREAM = TypeAdapter(dict[str, Any])
+_SETTINGS = TypeAdapter(dict[str, Any])
 # Seconds since 1970 before which any time is that is one.
 _LATEST = 1e11
 # Of a setting that is an object: no other process can have the same.
@@ -239,30 +249,58 @@ def read_header(path: Path) -> dict[str, str]:
         return _read_header(path, file)[0]
 
 
-def describe(path: Path) -> str:
-    """Say in a line what a state file holds.
+@dataclass(frozen=True)
+class Description:
+    """What a state file says of itself; its texts are as they stand there, whoever wrote them.
+
+    Attributes:
+        method, model: as they were named; settings: the method's, by name.
+        counters: numbers and texts by section.
+        of_stream: what was kept beside the state.
+    """
+
+    method: str
+    model: str
+    settings: dict[str, Any]
+    counters: Counters
+    of_stream: dict[str, Any]
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps; None of a method that takes none."""
+        steps = self.counters.get("counters", {}).get("steps")
+        return steps if isinstance(steps, int) else None
+
+    @property
+    def snapshots(self) -> list[tuple[str, str]]:
+        """A guard's good states: version, and after how many images it was."""
+        return [
+            (shown(about.get("version")), shown(about.get("images")))
+            for section, about in self.counters.items()
+            if re.fullmatch(r"guard\.snapshot\d+", section)
+        ]
+
+    @property
+    def held(self) -> str | None:
+        """Whether and since when the source answers the stream, in words; None: no guard was on."""
+        watch = self.counters.get("guard")
+        return None if watch is None else _held(watch, self.of_stream)
+
+
+def describe(path: Path) -> Description:
+    """Read what a state file says of itself.
 
     Raises:
         StateError: it is missing or no state file.
     """
     texts = read_header(path)
-    sections = _text(path, texts, "counters", _COUNTERS)
-    counters = [
-        f"{shown(name.replace('_', ' '))} "
-        + (f"{value:.4g}" if isinstance(value, float) else shown(value))
-        for section, values in sections.items()
-        if section.partition(".")[0] != "guard"
-        for name, value in values.items()
-    ]
-    if watch := sections.get("guard"):
-        counters += [_held(watch, _of_stream(path, texts)), f"alarms {shown(watch.get('alarms'))}"]
-    counters += [
-        f"snapshot {shown(about.get('version'))} after {shown(about.get('images'))} images"
-        for section, about in sections.items()
-        if re.fullmatch(r"guard\.snapshot\d+", section)
-    ]
-    held = ", ".join(counters) or "nothing moved"
-    return f"{shown(texts.get('method'))} on {shown(texts.get('model'))}; {held}"
+    return Description(
+        method=texts.get("method", ""),
+        model=texts.get("model", ""),
+        settings=_text(path, texts, "settings", _SETTINGS),
+        counters=_text(path, texts, "counters", _COUNTERS),
+        of_stream=_of_stream(path, texts),
+    )
 
 
 def _held(watch: Mapping[str, object], of_stream: Mapping[str, Any]) -> str:
@@ -465,7 +503,7 @@ def _check_owner(path: Path, texts: Mapping[str, str], identity: Mapping[str, st
         is_former = key.endswith("_code") and key not in texts  # it was not told before
         if texts.get(key) != value and not is_former:
             difference = _difference(key, texts.get(key), value)
-            raise StateError(f"{shown(path)} was saved for {difference}.")
+            raise StateOfAnother(path, difference)
 
 
 def _difference(key: str, saved: str | None, wanted: str) -> str:

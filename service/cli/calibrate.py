@@ -5,7 +5,16 @@ from pathlib import Path
 
 import click
 
-from service.cli.options import BATCH_SIZE, COUNT, FILE, NetworkOptions, grouped, load_model, rgb
+from service.cli.options import (
+    BATCH_SIZE,
+    COUNT,
+    FILE,
+    NetworkOptions,
+    check_writable,
+    grouped,
+    load_model,
+    rgb,
+)
 
 
 @click.command(epilog="Example: ttc calibrate cifar/resnet20@resnet20.th folder:held-out")
@@ -33,7 +42,10 @@ def calibrate(
 
     if network.threads:
         torch.set_num_threads(network.threads)
+    beside = record_beside(model) if "@" in model else None
+    path = out or beside or Path(re.sub(r"[^\w.-]+", "_", model) + SUFFIX)
     source = load_model(model, network.device, rgb(network.mean), rgb(network.std))
+    check_writable(path, None)
     geometry = Geometry(source.size, source.crop)
     stream = open_data(data, geometry, source.class_names).open("clean", 5)
     logits, labels = measured(
@@ -51,8 +63,6 @@ def calibrate(
         data=data,
         data_digest=stream.digest,
     )
-    beside = record_beside(model) if "@" in model else None
-    path = out or beside or Path(re.sub(r"[^\w.-]+", "_", model) + SUFFIX)
     record.write(path)
     found = path == beside
     click.echo(

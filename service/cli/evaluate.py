@@ -80,6 +80,7 @@ def evaluate(
     from ttc_core.datasets import Geometry, open_data, parse_mix
     from ttc_core.evaluate import Evaluation, parse_protocol
     from ttc_core.features import weightiest_channels
+    from ttc_core.methods import far_off
     from ttc_core.order import check_order, images_asked, with_class_index
     from ttc_core.rows import Rows
 
@@ -120,6 +121,8 @@ def evaluate(
         named=methods not in (None, "all"),
     )
     for sentence in sets_nothing(pairs_of(settings), {run.name: run.method for run in runs}):
+        click.echo(sentence, err=True)
+    for sentence in dict.fromkeys(each for run in runs for each in far_off(run.name, run.method)):
         click.echo(sentence, err=True)
     geometry = Geometry(model.size, model.crop)
     images = images_asked(asked.order, asked.limit)
@@ -186,7 +189,7 @@ def _preset(name: str | None, methods: str | None, *, served: bool) -> "Preset":
     preset = PRESETS[name] if name is not None else plain(PAPER_METHODS)
     if served and methods is None and name is None:
         return plain([DEFAULT_METHOD])
-    if methods in (None, "all"):
+    if methods is None or methods == "all":
         return preset
     return preset.restricted(several(methods, tuple(METHODS), own=True))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
-from service.settings import LISTS, OPTIONAL, SWITCHES, Settings, default, flag
+from service.settings import LISTS, OPTIONAL, SWITCHES, Settings, accepted, default, flag
 from ttc_core.files import check_regular
 
 # torch takes seconds to import: a verb imports what it needs, so that --help comes at once.
@@ -34,10 +34,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def several(
-    value: str | None, known: tuple[str, ...], more: tuple[str, ...] = (), *, own: bool = False
+    value: str, known: tuple[str, ...], more: tuple[str, ...] = (), *, own: bool = False
 ) -> list[str]:
     """`all`, or names divided by commas; with `own` also package.module:Class."""
-    names = [name.strip() for name in (value or "all").split(",") if name.strip()]
+    names = [name.strip() for name in value.split(",") if name.strip()]
     names = [each for name in names for each in (known if name == "all" else (name,))]
     names = list(dict.fromkeys(names))
     for name in names:
@@ -50,12 +50,12 @@ def several(
     return names
 
 
-def corruptions_of(value: str | None) -> list[str]:
+def corruptions_of(value: str) -> list[str]:
     """`all`, names divided by commas, or `mixed` and the names that are mixed."""
     from ttc_core.corruptions import CORRUPTIONS
     from ttc_core.datasets import check_corruption
 
-    first, _, rest = (value or "all").partition(",")
+    first, _, rest = value.partition(",")
     if first.strip() != "mixed" and ":" not in first:
         return several(value, CORRUPTIONS, ("clean", "mixed"))
     name = first.strip()
@@ -177,7 +177,11 @@ class DataOptions:
         "mixed: one of all [all]",
     )
     severity: int = option("--severity", type=click.IntRange(1, 5), default=5, show_default=True)
-    batch_size: int | None = option("--batch-size", type=COUNT, help=f"images [{BATCH_SIZE}]")
+    batch_size: int | None = option(
+        "--batch-size",
+        type=COUNT,
+        help=f"images [{BATCH_SIZE}; in replay's open loop and under time 1]",
+    )
     limit: int | None = option("--limit", type=COUNT, help="take the first N of each corruption")
     seed: int = option("--seed", type=SEED, default=0, show_default=True)
     order: str = option(
@@ -210,7 +214,8 @@ class DataOptions:
             methods: how many are to run; None: that is not for us to say.
             joined: all of them are of one stream.
         """
-        names = corruptions_of(self.corruptions or ",".join(usual))
+        asked = ",".join(usual) if self.corruptions is None else self.corruptions
+        names = corruptions_of(asked)
         several = len(names) > 1 and not joined
         if self.predictions is not None and (methods not in (1, None) or several):
             one_method = "" if methods is None else "one method and "
@@ -247,7 +252,8 @@ def settings_options(command: Command) -> Command:
     """A flag for each of the server's settings, from `Settings` itself."""
     for name, setting in reversed(Settings.model_fields.items()):
         usual = "" if default(name) in (None, (), "") else f"; default {default(name)}"
-        help_text = f"{setting.description} [TTC_{name.upper()}{usual}]"
+        bounds = "" if name in SWITCHES or _metavar(name)[0] == "[" else f"; {accepted(name)}"
+        help_text = f"{setting.description} [TTC_{name.upper()}{bounds}{usual}]"
         no = f"--no-{name.replace('_', '-')}"
         if name in SWITCHES:
             parameter = click.option(f"{flag(name)}/{no}", name, default=None, help=help_text)

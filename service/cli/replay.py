@@ -31,7 +31,11 @@ from service.cli.options import BATCH_SIZE, DataOptions, grouped
 @click.option(
     "--concurrency", type=click.IntRange(1, 10_000), help="requests under way (closed) [8]"
 )
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="images a second (open)")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="images a second (open); of one a request unless --batch-size says otherwise",
+)
 @click.option(
     "--arrivals",
     type=click.Choice(["poisson", "even"]),
@@ -60,13 +64,15 @@ def replay(asked: DataOptions, mode: Any, concurrency: int | None, **plan: Any) 
     The rows have the calibration error of what was answered (ece), and no likelihood (nll): answers
     name the best class, which need not be the true one.
 
-    Utility under time goes image by image unless --batch-size says otherwise.
+    A request has 100 images in lockstep and in the closed loop, as `ttc evaluate` has batches, and
+    one in the open loop and under time, as from a camera; --batch-size N: N in any mode. Of a rate
+    of images a second, requests are the N-th part.
     """
     from rich.console import Console
 
     from service.replay import ReplayPlan
     from service.replay import replay as run_replay
-    from service.replay.plan import UNDER_TIME
+    from service.replay.plan import ONE_BY_ONE
     from service.view import View
     from ttc_core.rows import Rows
 
@@ -76,7 +82,7 @@ def replay(asked: DataOptions, mode: Any, concurrency: int | None, **plan: Any) 
             data=asked.data,
             corruptions=corruptions,
             severity=asked.severity,
-            batch_size=asked.batch_size or (1 if mode in UNDER_TIME else BATCH_SIZE),
+            batch_size=asked.batch_size or (1 if mode in ONE_BY_ONE else BATCH_SIZE),
             limit=asked.limit,
             seed=asked.seed,
             order=asked.order,

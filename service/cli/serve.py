@@ -124,6 +124,7 @@ def _introduce(settings: Settings, source: "Method") -> None:
     import torch
 
     from ttc_core.guard import calibrated
+    from ttc_core.methods import far_off
 
     model = source.model
     adapted = model.affine.values() if "affine" in source.adapts else ()
@@ -149,6 +150,8 @@ def _introduce(settings: Settings, source: "Method") -> None:
     chosen = settings.model_dump(exclude={"model", "method", "set", *SECRETS}, mode="json")
     log.info("Settings: %s", ", ".join(f"{flag(k)} {v}" for k, v in chosen.items()))
     for sentence in sets_nothing(pairs_of(settings.set), {settings.method: source}):
+        log.warning(sentence)
+    for sentence in far_off(settings.method, source):
         log.warning(sentence)
     for name, meant in unknown_variables().items():
         log.warning(f"{name} sets nothing here" + (f"; is {meant} meant?" if meant else "."))

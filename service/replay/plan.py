@@ -12,6 +12,9 @@ from ttc_core.order import check_order
 Mode = Literal["lockstep", "closed", "open", "discrete", "continuous", "amortised"]
 UNDER_TIME = ("discrete", "continuous", "amortised")
 """The modes that measure utility under time: see `service.replay.utility`."""
+ONE_BY_ONE = ("open", *UNDER_TIME)
+"""The modes that stand for cameras, which send an image as they have it; the others send batches
+unless they are told otherwise, as `ttc evaluate` runs them."""
 Arrivals = Literal["poisson", "even"]
 
 

@@ -149,6 +149,7 @@ async def status(service: ServiceNow) -> StatusResponse:
         },
         saved_streams=await service.engine.saved_streams(),
         saved_doubted=service.engine.saved_doubted(),
+        saved_unfit=service.engine.saved_unfit(),
         truth=service.engine.truth.streams,
         counters=service.metrics.counters(),
         events=list(service.engine.events),

@@ -1,10 +1,8 @@
-"""GET /healthz, /readyz and /metrics: what machines ask; /docs and /openapi.json."""
+"""GET /healthz, /readyz and /metrics: what machines ask."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import APIRouter, Header, Response
 from prometheus_client.exposition import choose_encoder
 
 from service.errors import NotReady
@@ -45,15 +43,3 @@ async def metrics(service: ServiceNow, accept: Annotated[str, Header()] = "") ->
     service.metrics.batch_age.set(service.batcher.batch_age)
     encode, content_type = choose_encoder(accept)
     return Response(encode(service.metrics.registry), media_type=content_type)
-
-
-@router.get("/openapi.json", include_in_schema=False)
-async def openapi(request: Request) -> JSONResponse:
-    """The description of every route."""
-    return JSONResponse(request.app.openapi())
-
-
-@router.get("/docs", include_in_schema=False)
-async def docs(request: Request) -> HTMLResponse:
-    """The same as a page."""
-    return get_swagger_ui_html(openapi_url="openapi.json", title=request.app.title)

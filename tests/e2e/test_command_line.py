@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
@@ -90,6 +91,9 @@ def test_the_examples_of_the_help_can_be_parsed(verb):
         ("serve --set tenth.lr=1", "tenth"),
         ("evaluate bundled --methods tenth", "tenth"),
         ("evaluate bundled --methods ,", "at least one"),
+        ("evaluate bundled --methods source --corruptions ,", "at least one"),
+        ("evaluate bundled --methods source --corruptions=", "at least one"),
+        ("replay bundled --corruptions=", "at least one"),
         ("evaluate bundled --methods source --set source.lr=1", "source.lr"),
         ("evaluate bundled --corruptions smoke", "smoke"),
         ("evaluate bundled --corruptions smoke:5", "smoke:5"),
@@ -211,6 +215,9 @@ def test_code_in_a_weight_file_is_not_run(ttc, code_in_pickle, name):
         ("corrupt {tmp}/part {tmp}/out --corruption fog --severity 1", "part"),
         ("train --data {tmp}/none --out {tmp}/out", "none"),
         ("replay bundled --corruptions fog --url http://127.0.0.1:9", "Nothing answers"),
+        ("calibrate bundled nonsense --out {tmp}/part/labels.npy/record", "cannot be written"),
+        ("calibrate bundled folder:{tmp}/none", "none"),
+        ("calibrate cifar/resnet20@{tmp}/part/labels.npy bundled", "hold code"),
         ("serve --port 0 --state-dir {tmp}/part/labels.npy", "labels.npy cannot be used"),
     ],
 )
@@ -222,6 +229,7 @@ def test_what_fails_exits_with_1_and_a_sentence(ttc, tmp_path, arguments, named)
     assert status == 1, err
     assert named in err
     assert "Traceback" not in err
+    assert "weights_only" not in err  # torch's way to run what is in a file
 
 
 def test_a_port_in_use_is_said_before_the_model_is_loaded(ttc):
@@ -333,6 +341,13 @@ def test_a_setting_that_no_method_of_the_evaluation_has_is_said(ttc):
     assert "sets nothing" not in ttc(*common, "--set", "source.flip=true")[2]
 
 
+def test_a_ruinous_setting_is_said_by_an_evaluation_once(ttc):
+    """However many runs have it."""
+    common = ("evaluate", "bundled", "--methods", "tent", "--limit", "20", "--corruptions")
+    _, _, err = ttc(*common, "fog,contrast", "--set", "tent.lr=1")
+    assert err.count("tent: lr=1 makes steps 1,000 times as long as usual") == 1
+
+
 def test_predictions_are_written_to_the_very_name_that_was_given(ttc, tmp_path, serve):
     """Also without .npz at its end, by evaluate as by replay."""
     common = ("--corruptions", "clean", "--limit", "4", "--predictions")
@@ -391,15 +406,42 @@ def test_doctor_names_a_device_that_is_not_there(ttc):
 
 
 def test_state_shows_what_was_saved(ttc, serve, pictures, tmp_path):
-    """One line a stream: its method, its model, its counters."""
-    with serve(method="tent", state_dir=tmp_path) as running:
-        for _ in range(2):
-            sent = running.http.post("/predict?stream=gate", content=pictures[0])
-            assert sent.status_code == 200
+    """An aligned line a stream, with its camera's fault; and all of it as JSON."""
+    with serve("ttc_stream", state_dir=tmp_path) as running:
+        for stream, sent in (("gate", pictures[:3]), ("a-much-longer-name", pictures[:1] * 12)):
+            for picture in sent:
+                answer = running.http.post(f"/predict?stream={stream}&label=1", content=picture)
+                assert answer.status_code == 200
     status, out, _ = ttc("state", tmp_path)
     assert status == 0
-    assert "gate.safetensors: tent on bundled" in out
-    assert "steps 2" in out
+    title, *lines = [line for line in out.splitlines() if line.strip()]
+    assert title.strip() == "ttc_stream on bundled"
+    assert len({len(line) for line in lines}) == 1  # all columns are aligned
+    assert "last act" not in out  # nobody did anything: no column for it
+    (long, gate) = [line for line in lines if "not held" in line]
+    assert re.search(
+        r"a-much-longer-name  +12 .* frozen since \d{4}-.*, 11 in a row +\d+ of 12", long
+    )
+    assert re.search(r"gate +3 +0 +not held +\S +\d of 3", gate)
+    status, out, _ = ttc("state", tmp_path, "--json")
+    long, gate = map(json.loads, out.splitlines())
+    assert (status, gate["stream"], gate["images"], gate["labelled"]) == (0, "gate", 3, 3)
+    assert (gate["method"], gate["model"], gate["suspect"]) == ("ttc_stream", "bundled", None)
+    assert gate["settings"]["lr"] > 0
+    assert (long["suspect"], long["suspects"]) == ("frozen", {"frozen": 11})
+
+
+def test_state_tells_methods_apart_where_there_are_several(ttc, serve, pictures, tmp_path):
+    """A column of its own; a file alone is shown, too."""
+    for method in ("tent", "norm"):
+        with serve(method=method, state_dir=tmp_path) as running:
+            sent = running.http.post(f"/predict?stream=of-{method}", content=pictures[0])
+            assert sent.status_code == 200
+    _, out, _ = ttc("state", tmp_path)
+    assert re.search(r"of-norm .* norm on bundled .* 1 ", out)
+    assert re.search(r"of-tent .* tent on bundled .* 1 ", out)
+    status, out, _ = ttc("state", tmp_path / "of-tent.safetensors")
+    assert (status, out.split()[:3]) == (0, ["tent", "on", "bundled"])
 
 
 def test_a_module_of_ones_own_in_the_working_directory_is_found(ttc, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ OFFER = (
     b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
     b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
 )
-GETS = ("/healthz", "/readyz", "/metrics", "/status", "/docs", "/openapi.json")
+GETS = ("/healthz", "/readyz", "/metrics", "/status", "/docs", "/docs/start.js", "/openapi.json")
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
 
 

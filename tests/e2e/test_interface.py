@@ -3,6 +3,7 @@
 import hmac
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -111,6 +112,25 @@ def test_metrics_follow_what_happened(serve, pictures, labels):
         )
         assert open_metrics.headers["Content-Type"].startswith("application/openmetrics-text")
         assert open_metrics.text.endswith("# EOF\n")
+
+
+def test_the_page_of_the_interface_asks_for_nothing_from_elsewhere(source_server):
+    """Behind a firewall it is whole: what it names is relative, and served; no other page is."""
+    http = source_server.http
+    page = http.get("/docs")
+    assert page.headers["Content-Type"].startswith("text/html")
+    names = re.findall(r"""(?:src|href)=["']([^"']+)""", page.text)
+    assert len(names) == 4
+    for name in names:
+        assert re.fullmatch(r"docs/[a-z0-9.-]+", name)
+        answer = http.get(f"/{name}")
+        assert (answer.status_code, len(answer.content) > 100) == (200, True), name
+    assert "http" not in page.text + http.get("/docs/start.js").text
+    policy = page.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self';")
+    assert "http" not in policy
+    assert http.get("/redoc").status_code == 404
+    assert http.get("/docs/main.py").status_code == 404
 
 
 def test_the_description_of_the_interface_is_complete(source_server):

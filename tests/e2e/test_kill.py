@@ -32,7 +32,7 @@ def steps(folder):
     """The optimizer steps that each stream's file has."""
     found = {}
     for path in folder.glob("*.safetensors"):
-        found[int(path.stem[1:])] = int(describe(path).split("steps ")[1].split(",")[0])
+        found[int(path.stem[1:])] = describe(path).steps
         counts = json.loads(read_header(path)["stream"])
         assert counts["images"] == counts["batches"] >= found[int(path.stem[1:])]
     return found

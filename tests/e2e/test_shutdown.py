@@ -1,5 +1,6 @@
 """SIGTERM: what was accepted is answered, streams are saved, the exit status is 0."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -80,10 +81,9 @@ def test_sigterm_in_mid_load_answers_every_accepted_image(slow_method, pictures,
         versions = sorted(answer.result(60).version for answer in answers)
         assert versions == list(range(12))
         assert server.process.wait(30) == 0
-    cli.main(["state", str(states)], standalone_mode=False)
-    saved = capsys.readouterr().out
-    assert "slow:SlowTent" in saved
-    assert "steps 12" in saved
+    cli.main(["state", str(states), "--json"], standalone_mode=False)
+    saved = json.loads(capsys.readouterr().out)
+    assert (saved["method"], saved["counters"]["counters"]["steps"]) == ("slow:SlowTent", 12)
     assert any("1 of 1 streams saved" in line for line in server.lines)
 
 

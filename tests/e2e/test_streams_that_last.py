@@ -42,16 +42,27 @@ def test_a_stream_goes_on_where_it_stood_after_a_restart(
 
 
 def test_a_state_of_another_method_is_left_aside(serve, pictures, tmp_path):
-    """The stream starts at the source, the service starts, and the file is kept for its owner."""
+    """The start says so, the stream starts at the source, and its file leads back to it."""
     with serve(method="ttc", state_dir=tmp_path, max_batch=64) as running:
         ask(running, pictures[:8])
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
     with serve(method="tent", state_dir=tmp_path) as running:
+        unfit = running.wait_for(
+            lambda: (found := running.status()["saved_unfit"])["streams"] == 2 and found
+        )
+        assert unfit["reasons"] == {"method ttc, not tent": 1, "no state that can be read": 1}
         for name in ("default", "broken"):
             ask(running, pictures[:1], params={"stream": name})
+        assert running.at_rest()["saved_unfit"]["streams"] == 0
+        said = [event for event in running.status()["events"] if event["event"] == "saved_unfit"]
+        assert [event["streams"] for event in said] == [2]
     assert {path.name for path in tmp_path.glob("*.rejected")} == {
         *("default.rejected", "broken.rejected")
     }
+    (tmp_path / "default.rejected").rename(tmp_path / "default.safetensors")
+    with serve(method="ttc", state_dir=tmp_path, max_batch=64) as running:
+        ask(running, pictures[:8])
+        assert running.at_rest()["streams"]["default"]["images"] == 16
 
 
 def test_streams_are_bounded(serve, pictures):

@@ -7,8 +7,10 @@ import signal
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from service.cli import cli
 from service.client import ServiceError
 from service.replay import ReplayPlan, load, outbox, to_png
 from tests.fixtures.fake_service import CLASSES, pictures, pixels_of, plain_view, register, run
@@ -247,6 +249,23 @@ def test_refused_images_are_counted_by_status_and_not_sent_again(fake, data, opt
     assert row["errors"] == {"500": 5}
     assert row["images"] == 10
     assert row["retries"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ("", [25]),
+        ("--mode closed", [25]),
+        ("--mode open --rate 1000", [1] * 25),
+        ("--mode open --rate 1000 --batch-size 10", [10, 10, 5]),
+    ],
+)
+def test_a_request_of_a_camera_has_one_image_unless_asked_otherwise(fake, data, options, sizes):
+    """`--rate 30` is thirty requests a second; lockstep has the batches of `ttc evaluate`."""
+    words = ["replay", data, "--url", fake.url, "--corruptions", "clean", *options.split()]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    assert [len(images) for images in fake.requests] == sizes
 
 
 def test_open_loop_latency_counts_from_the_schedule(fake, data):

@@ -224,7 +224,7 @@ def test_a_state_beside_which_nonsense_is_kept_is_set_aside(engine, guarded, tmp
     file = tmp_path / "gate.safetensors"
     save_state(file, guarded, name="ttc", model="small", of_stream=kept)
     table = engine(tmp_path, source=guarded)
-    asyncio.run(table.find_doubted())
+    asyncio.run(table.look_at_saved())
     assert table.saved_doubted() == {}
     request(table, "gate")
     (rejected,) = events(table, "rejected")
@@ -373,7 +373,7 @@ def test_a_held_stream_whose_file_is_gone_is_held_no_more(
     """Once it was looked for; a file that cannot be read now may be good."""
     file = save_held()
     table = engine(tmp_path, source=guarded)
-    asyncio.run(table.find_doubted())
+    asyncio.run(table.look_at_saved())
     assert list(table.saved_doubted()) == ["gate"]
     if change == "removed":
         file.unlink()
@@ -390,22 +390,17 @@ def test_a_held_stream_whose_file_is_gone_is_held_no_more(
 
 
 @pytest.mark.parametrize("guard", ["on", "off", "observe"])
-def test_files_are_looked_at_only_where_there_is_a_guard(
-    engine, guarded, save_held, tmp_path, monkeypatch, guard
+def test_a_stream_is_doubted_only_where_there_is_a_guard(
+    engine, guarded, save_held, tmp_path, guard
 ):
-    """Else thousands are read at each start for nothing. One that only observes holds nobody."""
+    """Whatever its file says; it fits with each of them. One that only observes holds nobody."""
     save_held()
-    looked, read = [], state_folder.read_of_stream
-    monkeypatch.setattr(
-        state_folder,
-        "read_of_stream",
-        lambda path, *a, **k: looked.append(path) or read(path, *a, **k),
-    )
     table = engine(tmp_path, source=watched(guarded.inner.inner, guard))
-    asyncio.run(table.find_doubted())
+    asyncio.run(table.look_at_saved())
     found = [] if guard == "off" else ["gate"]
     told = table.saved_doubted()
-    assert ([path.stem for path in looked], list(told)) == (found, found)
+    assert list(told) == found
+    assert table.saved_unfit().streams == 0
     assert {(each.mode, each.doubted_since, each.held_since) for each in told.values()} == {
         "on": {("held", 1.4e9, 1.5e9)},
         "observe": {("adapting", 1.4e9, None)},
@@ -413,6 +408,50 @@ def test_files_are_looked_at_only_where_there_is_a_guard(
     }[guard]
     assert value(table, "ttc_doubted_streams") == len(found)
     assert value(table, "ttc_held_streams") == (guard == "on")
+
+
+def test_a_start_says_how_many_saved_streams_do_not_fit_and_why(engine, tmp_path, source, caplog):
+    """Once, before their cameras send; what is set aside, reset or written since counts no more."""
+    first = engine(tmp_path)
+    for name in ("a", "b", "c", "d"):
+        request(first, name)
+    assert stop(first)
+    (tmp_path / "e.safetensors").write_bytes(b"somebody's")
+    other = create("ttc", source.model, statistics="moving", samples_per_step=4)
+    second = engine(tmp_path, source=other)
+    request(second, "d")  # whose camera was faster
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(second.look_at_saved())
+    difference = "samples_per_step=8, not 4"
+    (event,) = events(second, "saved_unfit")
+    assert (event["streams"], event["reason"]) == (
+        4,
+        f"{difference} (3); no state that can be read (1)",
+    )
+    (line,) = [each.getMessage() for each in caplog.records if "do not fit" in each.getMessage()]
+    assert line.startswith(f"4 of 4 saved streams in {tmp_path} do not fit")
+    assert "NAME.rejected" in line
+    assert second.saved_unfit().reasons == {difference: 3, "no state that can be read": 1}
+    request(second, "a")
+    reset(second, "b")
+    reset(second, "e")
+    assert second.saved_unfit().reasons == {difference: 1}
+    assert sorted(path.name for path in tmp_path.glob("*.rejected")) == [
+        f"{name}.rejected" for name in "abde"
+    ]
+
+
+def test_a_start_says_nothing_of_saved_streams_that_fit(engine, tmp_path):
+    """Nor of a folder without any, nor where there is no folder."""
+    first = engine(tmp_path)
+    request(first, "a")
+    assert stop(first)
+    for folder in (tmp_path, tmp_path / "new", None):
+        table = engine(folder)
+        asyncio.run(table.look_at_saved())
+        assert events(table, "saved_unfit") == []
+        assert table.saved_unfit().streams == 0
+        table.close()
 
 
 def test_a_file_that_cannot_be_looked_at_hides_no_other(
@@ -429,7 +468,7 @@ def test_a_file_that_cannot_be_looked_at_hides_no_other(
 
     monkeypatch.setattr(state_folder, "read_of_stream", fail)
     table = engine(tmp_path, source=guarded)
-    asyncio.run(table.find_doubted())
+    asyncio.run(table.look_at_saved())
     assert sorted(looked) == ["a", "b", "c"]
     assert sorted(table.saved_doubted()) == sorted(looked[1:])
     (event,) = events(table, "not_looked_at")

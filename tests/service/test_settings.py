@@ -1,6 +1,8 @@
 """A flag goes before its TTC_ variable, that before the default; what is refused names the flag."""
 
 import os
+import re
+from contextlib import nullcontext
 
 import pytest
 from click import UsageError
@@ -16,6 +18,7 @@ from service.settings import (
     SECRETS,
     SWITCHES,
     Settings,
+    accepted,
     flag,
     read_settings,
     unknown_variables,
@@ -188,6 +191,17 @@ def test_every_setting_is_a_flag_with_its_variable_and_default_in_the_help():
         assert field.description
         assert options[name].opts == [flag(name)]
         assert f"TTC_{name.upper()}" in options[name].help
+        # A switch has two values, and a choice stands beside its flag.
+        stands_beside = name in SWITCHES or options[name].metavar.startswith("[")
+        assert stands_beside or accepted(name) in options[name].help
+
+
+def test_the_bounds_that_are_told_are_those_that_are_kept():
+    """Of the token, which is no number."""
+    fewest, most = (int(number) for number in re.findall(r"\d+", accepted("token")))
+    for length, is_taken in ((fewest - 1, False), (fewest, True), (most, True), (most + 1, False)):
+        with nullcontext() if is_taken else pytest.raises(ValueError, match="are expected"):
+            read_settings({"token": "x" * length})
 
 
 def test_the_help_tells_what_follows_the_images_without_learning():

@@ -3,7 +3,7 @@
 import ast
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ttc_core.methods.contract import (
@@ -57,6 +57,7 @@ __all__ = [
     "State",
     "UnsuitableNetworkError",
     "create",
+    "far_off",
     "method_class",
     "settings_for",
 ]
@@ -140,6 +141,19 @@ def settings_for(name: str, given: Mapping[str, str], *, statistics: str | None)
         if moving:
             settings["moving"] = moving
     return settings
+
+
+def far_off(name: str, method: Method) -> Iterator[str]:
+    """Say of each setting of a method of ours that is accepted, and so far off that it does harm.
+
+    Args:
+        name: the method's; of one's own methods nothing is known.
+    """
+    kind: type[MethodSettings] | None = getattr(METHODS.get(name), "Settings", None)
+    if kind is not None:
+        used = {key: value for key, value in method.settings.items() if key in kind.model_fields}
+        for what in kind(**used).far_off(method.model.classes):
+            yield f"{name}: {what}."
 
 
 def _fields(method: MethodClass | None) -> Mapping[str, Any]:

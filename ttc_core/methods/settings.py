@@ -1,7 +1,7 @@
 """The hyperparameters that methods share, each once, with bounds. METHOD §4 names them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -32,6 +32,11 @@ CONFIG = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 CIFAR100_CLASSES, IMAGENET_CLASSES = 100, 1000
 # What torch computes with is in single precision.
 LARGEST = 3e38
+# Ten times the usual learning rate costs up to 36 points, three times it 4 (docs/default.md).
+FAR = 10
+USUAL_MOMENTUM = 0.9
+# Beyond these a value is accepted, and does harm.
+MOST_FLOOR, MOST_DECAY = 0.2, 0.1
 
 
 class MethodSettings(BaseModel):
@@ -60,6 +65,10 @@ class MethodSettings(BaseModel):
         """Defaults that depend on the data set (by its classes) or on other settings."""
         return {}
 
+    def far_off(self, classes: int) -> Iterator[str]:
+        """Say of each value that is accepted, and so far off that it does harm, what is usual."""
+        yield from ()
+
 
 class MovingSettings(BaseModel):
     """How fast moving statistics follow the stream (METHOD §1.8)."""
@@ -80,6 +89,14 @@ class StatisticsSettings(MethodSettings):
     def prior_images(self) -> int:
         """How many images the source's statistics are worth beside a batch's own."""
         return 0
+
+    def far_off(self, classes: int) -> Iterator[str]:
+        yield from super().far_off(classes)
+        if self.statistics == "moving" and self.moving.floor > MOST_FLOOR:
+            yield (
+                f"moving.floor={self.moving.floor:g} has single images outweigh the stream; usual "
+                "is 0.0001 to 0.05"
+            )
 
 
 # Numbers of batches are added to it, and torch takes 64 bits.
@@ -105,7 +122,7 @@ class OptimizerSettings(MethodSettings):
 
     optimizer: Literal["adam", "sgd"] = "adam"
     lr: float = Field(1e-3, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    momentum: float = Field(USUAL_MOMENTUM, ge=0, lt=1, description="of SGD")
     nesterov: bool = Field(False, description="of SGD")
     betas: Betas = Field((0.9, 0.999), description="of Adam")
     eps: float = Field(1e-8, gt=0, description="of Adam")
@@ -115,6 +132,27 @@ class OptimizerSettings(MethodSettings):
     def defaults(cls, classes: int, given: dict[str, Any]) -> dict[str, Any]:
         optimizer = given.get("optimizer", "sgd" if classes >= IMAGENET_CLASSES else "adam")
         return {"optimizer": optimizer, "lr": 2.5e-4 if optimizer == "sgd" else 1e-3}
+
+    def far_off(self, classes: int) -> Iterator[str]:
+        yield from super().far_off(classes)
+        usual, named = (
+            self.defaults(classes, {"optimizer": self.optimizer})["lr"],
+            f"lr={self.lr:g}",
+        )
+        times = self.lr / usual
+        if self.optimizer == "sgd":  # steps in one direction add up to 1 / (1 - momentum) of one
+            times *= (1 - USUAL_MOMENTUM) / (1 - self.optimizer_momentum)
+            named += f" with a momentum of {self.optimizer_momentum:g}"
+        if times >= FAR:
+            yield (
+                f"{named} makes steps {times:,.0f} times as long as usual, by which learning does "
+                f"harm; usual is lr={usual / 10:g} to {3 * usual:g}"
+            )
+        if self.weight_decay > MOST_DECAY:
+            yield (
+                f"weight_decay={self.weight_decay:g} draws scales towards 0, whatever is seen; "
+                "usual is 0 to 0.01"
+            )
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Self:

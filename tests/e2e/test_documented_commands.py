@@ -1,0 +1,120 @@
+"""The commands of README, docs and runbooks do what is said of them, with tokens and without."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service.cli import cli
+from tests.fixtures.requests import ask
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docker" / "runbooks").glob("*.md")),
+]
+BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
+TOKEN, ADMIN = "open sesame", "open the safe"
+OURS = re.compile(r"(http://127\.0\.0\.1:800[02]|\blocalhost:8000)(?=/)")
+
+
+def blocks(page):
+    return BLOCK.findall(page.read_text())
+
+
+def curls(page):
+    """What asks the service by curl: the end of a block, or a line within a sentence."""
+    found = [block[block.index("curl ") :] for block in blocks(page) if "curl " in block]
+    return found + re.findall(r"`(curl [^`]+)`", page.read_text())
+
+
+@pytest.fixture
+def shell(tmp_path, pictures):
+    """Run a page's command against a server; its standard output, of what has not failed."""
+    if not os.environ.get("CI") and not (shutil.which("curl") and shutil.which("jq")):
+        pytest.skip("no curl, or no jq, here")
+    (tmp_path / "photo.jpg").write_bytes(pictures[0])
+
+    def run(command, url, **tokens):
+        command = OURS.sub(url, command).replace("NAME", "gate").replace(" -fsS ", " -sS ")
+        strict = 'set -o pipefail\ncurl() { command curl --fail-with-body "$@"; }\n'
+        done = subprocess.run(
+            ["bash", "-c", strict + command],
+            cwd=tmp_path,
+            env={**os.environ, **tokens},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize("guarded", [True, False], ids=["tokens", "no-token"])
+def test_what_runbooks_ask_the_service_is_answered(
+    serve, make_method, pictures, shell, often_kept, guarded
+):
+    """One after another, where both tokens are asked for, also by what is read; and where none."""
+    protected = {"token": TOKEN, "admin_token": ADMIN, "token_reads": True} if guarded else {}
+    given = {"TTC_TOKEN": TOKEN, "TOKEN": ADMIN} if guarded else {"TTC_TOKEN": "", "TOKEN": ""}
+    commands = [each for page in PAGES[1:] for each in curls(page)]
+    assert len(commands) > 15
+    method = make_method("ttc", guard="on", samples_per_step=10)
+    with serve(source=method, max_batch=10, **protected) as running:
+        running.http.headers["Authorization"] = f"Bearer {TOKEN}"
+        for command in commands:
+            if "/snapshots" in command or "/rollback" in command:
+                for at in range(0, 120, 10):
+                    ask(running, pictures[at : at + 10], params={"stream": "gate"})
+                running.at_rest()
+            shell(command, running.url, **given)
+
+
+def test_what_the_readme_asks_the_service_is_answered_as_it_says(serve, shell):
+    """The answers have the fields that stand below the commands, and a label finds its image."""
+    predict, feedback = curls(ROOT / "README.md")
+    shapes = [
+        json.loads(text.replace(", …]", "]"))
+        for text in re.findall(
+            r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S
+        )
+    ]
+    with serve("ttc_stream") as running:
+        answers = [json.loads(shell(each, running.url)) for each in (predict, feedback)]
+    assert [shape(answer) for answer in answers] == [shape(each) for each in shapes]
+    assert answers[1]["taken"] == 1
+
+
+def shape(answer):
+    """The names in an answer, whatever their values."""
+    if isinstance(answer, dict):
+        return {name: shape(value) for name, value in answer.items()}
+    return [shape(answer[0])] if isinstance(answer, list) and answer else None
+
+
+def lines_of_ttc():
+    """The command lines of ttc in blocks, and in sentences, which may leave out what is clear."""
+    for page in PAGES:
+        whole = "\n".join(blocks(page)).replace("\\\n", " ")
+        found = dict.fromkeys(re.findall(r"^\s*ttc (.+)$", whole, re.MULTILINE), False)
+        said = re.findall(r"`ttc ([a-z]+ [^`]+)`", page.read_text().replace("\n", " "))
+        for line, is_partial in {**dict.fromkeys(said, True), **found}.items():
+            words = shlex.split(line.removesuffix("&"), comments=True)
+            yield pytest.param(words, is_partial, id=f"{page.stem}: {' '.join(words)}")
+
+
+@pytest.mark.parametrize(("words", "is_partial"), list(lines_of_ttc()))
+def test_a_documented_command_line_is_one(words, is_partial, tmp_path, monkeypatch):
+    """Its options exist and take what they are given; what it names in capitals is the reader's."""
+    monkeypatch.chdir(tmp_path)
+    words = ["DATA" if word == "$to" else word for word in words if word != "--help"]
+    command = cli.commands[words[0]]
+    command.make_context(words[0], words[1:], resilient_parsing=is_partial).close()
