@@ -1,6 +1,7 @@
 """`ttc replay`: a data set sent to a running service."""
 
 import asyncio
+import sys
 from typing import Any
 
 import click
@@ -62,6 +63,10 @@ def replay(asked: DataOptions, mode: Any, concurrency: int | None, **plan: Any) 
 
     Utility under time goes image by image unless --batch-size says otherwise.
     """
+    # httpx asks for sniffio several times a request, and a module that is not installed is looked
+    # for in all folders each time. Without it httpx takes asyncio, which is right here.
+    sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]
+
     from rich.console import Console
 
     from service.replay import ReplayPlan
