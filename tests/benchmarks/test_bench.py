@@ -27,7 +27,16 @@ from benchmarks.closed_loop import LoadError, Measured, Request, closed_loop, re
 from benchmarks.open_loop import open_loop
 from benchmarks.passes import Pass, has_both_views, recorded
 from benchmarks.peers import compare
-from benchmarks.peers.compare import OURS, PEERS, Cells, Plan, closed, saturation, tables
+from benchmarks.peers.compare import (
+    CONNECTIONS,
+    OURS,
+    PEERS,
+    Cells,
+    Plan,
+    closed,
+    saturation,
+    tables,
+)
 from benchmarks.peers.model import Asked
 from benchmarks.pictures import photographs
 from benchmarks.processes import StartError, peak_mib, processor_seconds, running, tree
@@ -205,11 +214,12 @@ def test_measured_cells_are_there_again_whatever_cut_the_file(tmp_path: Path):
     assert Cells(path, SETTINGS).values("rate", "resnet20", "mosec", closed(64)) == {0: 10, 1: 20}
 
 
-def test_only_what_is_missing_is_measured_closed_loops_first(monkeypatch):
-    plan = Plan((OURS, "mosec"), ["resnet20"], 2, 1.0, 32, 0.0, 1, Path("nowhere"))
+@pytest.mark.parametrize("connections", [(1, 16, 64), (16,)])
+def test_only_what_is_missing_is_measured_closed_loops_first(monkeypatch, connections):
+    plan = Plan((OURS, "mosec"), ["resnet20"], connections, 2, 1.0, 32, 0.0, 1, Path("nowhere"))
     cells = Cells(None, plan.settings)
-    for connections in (1, 16, 64):
-        cells.add(row(OURS, 0, 10.0, connections))
+    for count in (1, 16, 64):
+        cells.add(row(OURS, 0, 10.0, count))
     visits: list[tuple[str, int, tuple[str, ...]]] = []
     monkeypatch.setattr(
         compare,
@@ -219,7 +229,7 @@ def test_only_what_is_missing_is_measured_closed_loops_first(monkeypatch):
         ),
     )
     compare.measure(plan, cells, print)
-    closed_loops = (closed(1), closed(16), closed(64))
+    closed_loops = tuple(map(closed, connections))
     open_loops = ("open-0.3", "open-0.7")
     assert visits == [
         ("mosec", 0, closed_loops),
@@ -237,14 +247,16 @@ def test_the_table_has_ratios_within_rounds_and_the_rate_of_the_best_peer():
         cells.add(row("mosec", number, 100 / slow))
         cells.add(row("litserve", number, 200 / slow, connections=16))
     assert saturation(cells, "resnet20") == 100
-    lines = tables(cells, "resnet20", [OURS, "mosec", "ray"]).splitlines()
+    lines = tables(cells, "resnet20", [OURS, "mosec", "ray"], CONNECTIONS).splitlines()
     (mosec,) = (line.split(" | ") for line in lines[3:8] if line.startswith("| mosec"))
     assert mosec[5:7] == ["50 (10 to 100)", "3 (3 to 3)"]
     assert "30 %, 30/s" in "\n".join(lines)
     slow = {"p50_ms": 5.0, "p99_ms": None, "unanswered": 2, "lateness_p99_ms": 0.5}
     cells.add({**row("mosec", 0, 0.0), "cell": "open-0.7", **slow})
-    *_, told = tables(cells, "resnet20", [OURS, "mosec"]).splitlines()
+    *_, told = tables(cells, "resnet20", [OURS, "mosec"], CONNECTIONS).splitlines()
     assert told == "| mosec |  |  |  | 5 | inf | 2 | 0.5 |"
+    head, *_ = tables(cells, "resnet20", [OURS], [16]).splitlines()[2:]
+    assert head == "| | 16 connections | ours / theirs | processor s / 1,000 | peak MiB |"
     assert saturation(Cells(None, SETTINGS), "resnet20") == 0
 
 
@@ -411,17 +423,14 @@ def test_streams_cost_what_their_smaller_batches_do(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="needs Debian's wrk")
 def test_streams_are_measured_as_they_have_grown(monkeypatch, tmp_path: Path):
-    """From the state of one that has, saved under their names."""
-    monkeypatch.setattr(curves, "SECONDS", 0.2)
+    """From the state of one that has, saved under all their names."""
+    monkeypatch.setattr(curves, "GROWN", 16)
     arguments = ("--adapt", "always", "--state-dir", str(tmp_path))
     curves._grow(tmp_path, 2, arguments)
-    found = curves._streams([1, 2], 1, arguments)
-    assert all(rate > 0 for rates in found.values() for rate in rates)
     with launch(*arguments) as server, Client(server.url) as client:
         client.predict(photographs(1), stream="1")
-        assert client.status().streams["1"].images > curves.GROWN
+        assert client.status().streams["1"].images == 17
 
 
 def test_ratios_end_in_time_but_have_a_round(monkeypatch):
