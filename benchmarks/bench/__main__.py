@@ -1,6 +1,6 @@
 """How near the service is to its limit, and what it costs: `make bench`, under ten minutes.
 
-    python -m benchmarks.bench [--rounds 5] [--size 32|224]... [--streams 1000] [--minutes 5]
+    python -m benchmarks.bench [--rounds 5] [--size 32|224]... [--streams 1000] [--minutes 4]
         [--out docs]
 
 The limit is a bare loop of the same arithmetic on the same arrays in plain PyTorch (`bare_loop`).
@@ -52,9 +52,9 @@ SHARES = {32: 0.3, 224: 0.7}
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
+    default=4.0,
     show_default=True,
-    help="of the ratios: after them no further round begins",
+    help="of the ratios: rounds that do not fit are left out",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="docs")
 def main(rounds: int, sides: tuple[str, ...], most_streams: int, minutes: float, out: Path) -> None:
@@ -82,13 +82,12 @@ def main(rounds: int, sides: tuple[str, ...], most_streams: int, minutes: float,
                 said(f"{side} pixels, {job.method}")
             click.echo(f"\n{ratios_table(side, by_side[side])}")
         click.echo(f"\n{goals_table(by_side)}")
-        some = min(rounds, 3)
-        by_batch = curves.batches(processes, some)
+        by_batch = curves.batches(processes, min(rounds, 3))
         said("curve over batches")
         by_pixels = curves.sides(processes, 1)
         said("curve over image sizes")
     groups = {"images a batch": by_batch, "pixels a side": by_pixels}
-    groups["streams, 64 clients"] = curves.streams(most_streams, some, by_batch)
+    groups["streams, 64 clients"] = curves.streams(most_streams, min(rounds, 2), by_batch)
     said("curve over streams")
     for head, group in groups.items():
         click.echo(f"\n{curve_table(head, group)}")

@@ -68,7 +68,7 @@ def ratios(
     """All ways of a method, round after round: way -> what each round took.
 
     Args:
-        seconds: after which no further round begins.
+        seconds: of all rounds; the first is made in any case, another where there is time for it.
     """
     found: dict[str, list[Took]] = defaultdict(list)
     # Nothing is shed: what is measured is the whole method.
@@ -88,10 +88,12 @@ def ratios(
             reset_between=True,
         )
         _round(replace(job, images=job.size), replace(plan, limit=job.size), processes, pid)
-        until = time.monotonic() + seconds
+        began = last = time.monotonic()
         for number in range(rounds):
-            if number and time.monotonic() > until:
+            now = time.monotonic()
+            if number and now + (now - last) > began + seconds:
                 break
+            last = now
             took = _round(job, plan, processes, pid)
             # Where all batches are full, all repeats with each of them.
             period = job.size if job.size < CLIENTS / 2 else CLIENTS
