@@ -41,8 +41,7 @@ from benchmarks.peers.model import Asked
 from benchmarks.pictures import photographs
 from benchmarks.processes import StartError, peak_mib, processor_seconds, running, tree
 from benchmarks.telling import spread
-from service.client import Client
-from service.launch import launch
+from service.state_folder import StateFolder
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch
 from ttc_core.load import load
@@ -426,11 +425,12 @@ def test_streams_cost_what_their_smaller_batches_do(monkeypatch):
 def test_streams_are_measured_as_they_have_grown(monkeypatch, tmp_path: Path):
     """From the state of one that has, saved under all their names."""
     monkeypatch.setattr(curves, "GROWN", 16)
-    arguments = ("--adapt", "always", "--state-dir", str(tmp_path))
-    curves._grow(tmp_path, 2, arguments)
-    with launch(*arguments) as server, Client(server.url) as client:
-        client.predict(photographs(1), stream="1")
-        assert client.status().streams["1"].images == 17
+    curves._grow(tmp_path, 2, ("--adapt", "always", "--state-dir", str(tmp_path)))
+    method = Variant(DEFAULT_METHOD).create(load("bundled"), {})
+    folder = StateFolder(tmp_path, method=DEFAULT_METHOD, model="bundled")
+    assert folder.load("1", method) is not None
+    assert method.state()["shadow"]["seen"] == 16
+    folder.close()
 
 
 def test_ratios_end_in_time_but_have_a_round(monkeypatch):
