@@ -35,6 +35,8 @@ GROWN = 128
 """Images after which a stream is asked about: the source answers its first ones, too."""
 SECONDS = 2.0
 """Of each measurement of the clients, at least."""
+MOST_SECONDS = 600.0
+"""Of one, with asking about a thousand streams first."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,9 @@ def _streams(
                     for each in range(max(count, len(files)))
                 ]
                 first = None if new or number else max(count, 2 * CLIENTS)
-                measured = closed_loop(server.url, requests, CLIENTS, SECONDS, warm=first)
+                measured = closed_loop(
+                    server.url, requests, CLIENTS, SECONDS, warm=first, most=MOST_SECONDS
+                )
                 found[count].append(measured.rate)
     return found
 
