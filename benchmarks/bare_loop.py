@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.algorithm_1 import Algorithm1
-from benchmarks.passes import Passes
+from benchmarks.passes import Pass, Passes
 from benchmarks.tent import Tent
 from ttc_core.methods.ttc_stream import LEARNED_FROM, LEARNING_RATE
 from ttc_core.model import SourceModel
@@ -33,7 +33,8 @@ class Repeated:
     """The passes that the served default made over the same batches, and no more.
 
     Statistics that follow a stream are those of a network in training mode: moments of each batch
-    into running ones. The first layers keep their scales and shifts, as the default's do.
+    into running ones. The first layers keep their scales and shifts, as the default's do. What the
+    source was asked, it is asked as it is.
 
     Args:
         network: is changed in place.
@@ -44,6 +45,7 @@ class Repeated:
     def __init__(
         self, network: nn.Module, mean: Tensor, std: Tensor, made: Sequence[tuple[Passes, bool]]
     ) -> None:
+        self.source = copy.deepcopy(network).eval()
         self.network, self.mean, self.std = network.train().requires_grad_(False), mean, std
         layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
         learned = [
@@ -60,24 +62,29 @@ class Repeated:
         """Answer the next batch."""
         passes, stepped = next(self._made)
         x = (images / 255 - self.mean) / self.std
-        both = torch.cat((x, x.flip(3)))
-        # The others are of a few images, whose answers are compared.
-        main = max(passes.forward, key=lambda made: (made[1], made[0]))
+        answers: list[tuple[Pass, Tensor]] = []
         for made in passes.forward:
-            count, keeps_graph = made
-            with torch.set_grad_enabled(keeps_graph):
-                logits = self.network(both[:count])
-            if made == main:
-                views = logits.split(len(x))
-                answer: Tensor = sum(views[1:], views[0]) / len(views)
+            # Of a few images only, where their answers are compared or the others are kept out.
+            rows = x[: made.images]
+            if made.both_views:
+                rows = torch.cat((rows, rows.flip(3)))
+            if made.by_source:
+                with torch.no_grad():
+                    self.source(rows)
+                continue
+            with torch.set_grad_enabled(made.keeps_graph):
+                logits = self.network(rows)
+            answers.append((made, sum(logits.chunk(2)) / 2 if made.both_views else logits))
+        # The largest answers the images, but for those that were kept out: another answers them.
+        answers.sort(key=lambda each: (each[0].keeps_graph, each[0].images), reverse=True)
         if passes.backward:
-            log_p = answer.log_softmax(1)
+            log_p = answers[0][1].log_softmax(1)
             loss: Tensor = -(log_p.exp() * log_p).sum(1).mean()
             loss.backward()  # type: ignore[no-untyped-call]
             if stepped:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-        return answer.detach()
+        return torch.cat([answer.detach() for _, answer in answers])[: len(images)]
 
 
 def bare(

@@ -56,16 +56,18 @@ def closed_loop(
     seconds: float,
     *,
     period: int | None = None,
+    warm: int | None = None,
     pids: Iterable[int] = (),
     most: float = 120.0,
 ) -> Measured:
     """Send the requests in turn over so many connections, at least for so many seconds.
 
-    Time runs from an answer, once two or three periods are warmed up, to one a whole number of
-    periods later, since answers that come in batches come all at once.
+    Time runs from an answer, once all is warm, to one a whole number of periods later, since
+    answers that come in batches come all at once.
 
     Args:
         period: answers after which all repeats; None: as many as there are connections.
+        warm: answers before time runs; None: two or three periods.
         pids: whose processor time counts.
         most: seconds, all told.
 
@@ -87,8 +89,9 @@ def closed_loop(
         listed = Path(name) / "requests"
         listed.write_text("".join(lines))
         period = period or connections
-        # At first as many requests are decoded at once as there are connections.
-        warm = max(2 * period, min(3 * period, connections))
+        if warm is None:
+            # At first as many requests are decoded at once as there are connections.
+            warm = max(2 * period, min(3 * period, connections))
         command = [wrk, "-t1", f"-c{connections}", f"-d{max(1, round(most))}s", "--timeout", "120s"]
         command += ["-s", str(SCRIPT), f"{host.scheme}://{host.netloc}", "--", str(seconds)]
         command += [str(period), str(warm), ",".join(map(str, pids)), str(listed)]

@@ -12,7 +12,6 @@ differentiated.
 import multiprocessing
 import resource
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.clock import timed
 from benchmarks.passes import recorded
 from benchmarks.pictures import CORRUPTION
 from service.cli.options import keep_freed_memory
@@ -53,6 +53,7 @@ class Measured(NamedTuple):
     Attributes:
         wall, processor: seconds.
         peak: MiB of memory, of the whole process.
+        device_peak: MiB of the GPU's memory that torch had at most; 0 without one.
         state: KiB that would be saved of the stream behind it.
         forward, backward: passes for a batch at its end.
     """
@@ -60,6 +61,7 @@ class Measured(NamedTuple):
     wall: float
     processor: float
     peak: float
+    device_peak: float
     state: float
     forward: float
     backward: float
@@ -118,25 +120,26 @@ def measure(spec: str, variant: Variant, size: int, images: int) -> Measured:
     batches = [as_batch(images).contiguous() for images, _ in stream.batches(size)]
     method = variant.create(model, {})
     warm_up(method, images=size)
-    started, processor = time.perf_counter(), time.process_time()
-    for batch in batches:
-        prediction = method.predict(batch)
-        prediction.to_host()
-        method.adapt(prediction)
+    with timed() as seconds:
+        for batch in batches:
+            prediction = method.predict(batch)
+            prediction.to_host()
+            method.adapt(prediction)
     took = (
-        time.perf_counter() - started,
-        time.process_time() - processor,
+        seconds.wall,
+        seconds.processor,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0,
         state_bytes(method) / 1024,
     )
     return Measured(*took, *_passes(method, batches[-1]))
 
 
 def _passes(method: Method, batch: Tensor) -> tuple[float, float]:
-    """Forward passes for a batch, over as many images as it has, and backward passes."""
+    """Forward passes for a batch, in rows an image of it, and backward passes."""
     with recorded() as made:
         method.adapt(method.predict(batch))
-    return made.images / len(batch), made.backward
+    return made.rows / len(batch), made.backward
 
 
 if __name__ == "__main__":

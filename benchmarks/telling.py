@@ -1,4 +1,4 @@
-"""What benchmarks say of themselves: what they ran on, and how far measurements lie apart."""
+"""What benchmarks say: what they ran on, of which methods, how far measurements lie apart."""
 
 import os
 import platform
@@ -8,6 +8,9 @@ from pathlib import Path
 
 import torch
 
+from ttc_core.methods import DEFAULT_METHOD
+from ttc_core.presets import Variant
+
 
 def device_name() -> str:
     """The GPU's name where torch sees one, else the processor's and how many cores it has."""
@@ -15,6 +18,14 @@ def device_name() -> str:
         return torch.cuda.get_device_name()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{_processor()}, {cores} cores"
+
+
+def method_name(variant: Variant) -> str:
+    """As tables name it."""
+    if variant.method == DEFAULT_METHOD:
+        still = variant.settings.get("learn") == "never"
+        return "the default, not learning" if still else "the default"
+    return variant.method.upper()
 
 
 def spread(values: Iterable[float], digits: int = 3) -> str:

@@ -3,11 +3,12 @@
 Both send the same `Call`s and read answers by the same function; they differ in waiting only.
 """
 
+import asyncio
 import base64
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any, Generic, Self, TypeVar
@@ -205,6 +206,8 @@ class _Connection:
                 **({} if token is None else _bearer(token)),
             },
             "timeout": timeout,
+            # Certificates are read once, not for each connection.
+            "verify": httpx.create_ssl_context(),
             "limits": httpx.Limits(
                 max_connections=connections,
                 max_keepalive_connections=connections,
@@ -383,7 +386,11 @@ class Client(_Connection):
 
 
 class AsyncClient(_Connection):
-    """Ask the service from asyncio: as `Client`, with `await` and `async with`."""
+    """Ask the service from asyncio: as `Client`, with `await` and `async with`.
+
+    Args:
+        connections: at once, at most; further calls wait for one, as long as for an answer.
+    """
 
     def __init__(
         self,
@@ -395,7 +402,11 @@ class AsyncClient(_Connection):
         admin_token: str | None = None,
     ) -> None:
         super().__init__(url, token, timeout, connections, admin_token)
-        self._http = httpx.AsyncClient(**self._options)
+        self._places = asyncio.Semaphore(connections)
+        # One for each connection, since a pool of httpx looks at all of its own with each request.
+        self._all: list[httpx.AsyncClient] = []
+        # The last used first: the server is the least likely to have closed it.
+        self._idle: list[httpx.AsyncClient] = []
 
     async def send(self, call: Call[Reply]) -> Reply:
         """Send a prepared call and wait for its answer."""
@@ -403,9 +414,31 @@ class AsyncClient(_Connection):
 
     async def _respond(self, call: Call[Any]) -> httpx.Response:
         try:
-            return await self._http.request(**self._request(call))
+            async with self._connection() as connection:
+                return await connection.request(**self._request(call))
         except (httpx.RequestError, *UNSENDABLE) as error:
             raise self._no_answer(error) from error
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[httpx.AsyncClient]:
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self._places.acquire()
+        except TimeoutError:
+            raise httpx.PoolTimeout("all connections are in use") from None
+        try:
+            connection = self._idle.pop() if self._idle else self._another()
+            try:
+                yield connection
+            finally:
+                self._idle.append(connection)
+        finally:
+            self._places.release()
+
+    def _another(self) -> httpx.AsyncClient:
+        connection = httpx.AsyncClient(**self._options)
+        self._all.append(connection)
+        return connection
 
     async def predict(
         self,
@@ -464,7 +497,8 @@ class AsyncClient(_Connection):
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        for connection in self._all:
+            await connection.aclose()
 
     async def __aenter__(self) -> Self:
         return self

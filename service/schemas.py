@@ -363,6 +363,8 @@ class SheddingStatus(BaseModel):
     since: float = Field(description="when learning was given up, in seconds since 1970")
     evidence: dict[str, float] = Field(description="what led to the last step, up or back")
     now: dict[str, float] = Field(description="the same, as it is now")
+
+
 class SavedUnfit(BaseModel):
     """Saved streams that do not fit what is served."""
 

@@ -1,7 +1,7 @@
 """The service beside other servers: the same network, the same JPEG files, the same limits.
 
-    python -m benchmarks.peers.compare [--only NAME]... [--model NAME]... [--rounds 5]
-        [--seconds 10] [--rows results/peers.jsonl]
+    python -m benchmarks.peers.compare [--only NAME]... [--model NAME]... [--connections N]...
+        [--rounds 5] [--seconds 10] [--rows results/peers.jsonl]
 
 Each server in turn, round after round: images a second over 1, 16 and 64 connections that each wait
 for their answer (wrk), then latencies at 30 and 70 % of what the best peer could do at most, in an
@@ -102,12 +102,14 @@ class Plan:
 
     Attributes:
         names: of servers, ours among them.
+        connections: of the closed loops, one after another.
         seconds: of each measurement.
         environments: the folder that has a virtual environment a peer.
     """
 
     names: Sequence[str]
     models: Sequence[str]
+    connections: Sequence[int]
     rounds: int
     seconds: float
     max_batch: int
@@ -195,7 +197,7 @@ def saturation(cells: Cells, model: str) -> float:
 def measure(plan: Plan, cells: Cells, say: Callable[[str], None]) -> None:
     """Measure what is missing; a server that fails is said and left out of the round."""
     loads: Iterator[tuple[str, Sequence[str]]] = itertools.chain(
-        ((model, [closed(count) for count in CONNECTIONS]) for model in plan.models),
+        ((model, [closed(count) for count in plan.connections]) for model in plan.models),
         ((model, [opened(share) for share in SHARES]) for model in plan.models),
     )
     for model, names in loads:
@@ -314,24 +316,24 @@ def free_port() -> int:
         return port
 
 
-def tables(cells: Cells, model: str, names: Sequence[str]) -> str:
+def tables(cells: Cells, model: str, names: Sequence[str], connections: Sequence[int]) -> str:
     """Markdown: images a second with ours as a multiple, then latencies; medians and spreads."""
     lines = [
         f"**{model}: images a second, and ours / theirs**",
         "",
         "| | "
-        + " | ".join(f"{count} connections | ours / theirs" for count in CONNECTIONS)
+        + " | ".join(f"{count} connections | ours / theirs" for count in connections)
         + " | processor s / 1,000 | peak MiB |",
-        "|---" * (2 * len(CONNECTIONS) + 3) + "|",
+        "|---" * (2 * len(connections) + 3) + "|",
     ]
     for name in names:
         line = [name]
-        for count in CONNECTIONS:
+        for count in connections:
             rates = cells.values("rate", model, name, closed(count))
             ours = cells.values("rate", model, OURS, closed(count))
             ratios = [ours[number] / rates[number] for number in rates.keys() & ours.keys()]
             line += [spread(rates.values()), "" if name == OURS else spread(ratios)]
-        last = closed(CONNECTIONS[-1])
+        last = closed(connections[-1])
         line += [
             spread(cells.values(f, model, name, last).values()) for f in ("processor", "peak_mib")
         ]
@@ -389,6 +391,12 @@ def prepare(environments: Path, names: Sequence[str]) -> None:
 @click.command()
 @click.option("--only", type=click.Choice([OURS, *PEERS]), multiple=True, help="a server [all]")
 @click.option("--model", "models", type=click.Choice(list(SPECS)), multiple=True, help="[both]")
+@click.option(
+    "--connections",
+    type=click.Choice([str(count) for count in CONNECTIONS]),
+    multiple=True,
+    help="of a closed loop [all of them]",
+)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @click.option(
     *("--seconds", "seconds"),
@@ -407,6 +415,7 @@ def prepare(environments: Path, names: Sequence[str]) -> None:
 def main(
     only: tuple[str, ...],
     models: tuple[str, ...],
+    connections: tuple[str, ...],
     rounds: int,
     seconds: float,
     max_batch: int,
@@ -421,6 +430,7 @@ def main(
     plan = Plan(
         names,
         models or list(SPECS),
+        sorted({int(count) for count in connections}) or CONNECTIONS,
         rounds,
         seconds,
         max_batch,
@@ -433,7 +443,7 @@ def main(
     began = time.monotonic()
     measure(plan, cells, click.echo)
     for model in plan.models:
-        click.echo(f"\n{tables(cells, model, names)}")
+        click.echo(f"\n{tables(cells, model, names, plan.connections)}")
     click.echo(
         f"\n{device_name()}; SOURCE, batches of at most {max_batch} after at most {max_wait:g} s, "
         f"{threads} threads of torch; medians of {rounds} rounds (least to most), measured in "

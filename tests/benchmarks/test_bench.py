@@ -8,29 +8,45 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import bench
 from benchmarks.bare_loop import bare
-from benchmarks.bench import Took, against, goal, ratios_table
-from benchmarks.closed_loop import LoadError, Request, closed_loop, read_output
+from benchmarks.bench import curves, ratios
+from benchmarks.bench.curves import Curve, curve_table
+from benchmarks.bench.drawing import draw
+from benchmarks.bench.ratios import against, goal, goals_table, ratios_table
+from benchmarks.bench.work import Job, Took
+from benchmarks.closed_loop import LoadError, Measured, Request, closed_loop, read_output
 from benchmarks.open_loop import open_loop
-from benchmarks.passes import recorded
+from benchmarks.passes import Pass, has_both_views, recorded
 from benchmarks.peers import compare
-from benchmarks.peers.compare import OURS, PEERS, Cells, Plan, closed, saturation, tables
+from benchmarks.peers.compare import (
+    CONNECTIONS,
+    OURS,
+    PEERS,
+    Cells,
+    Plan,
+    closed,
+    saturation,
+    tables,
+)
 from benchmarks.peers.model import Asked
 from benchmarks.pictures import photographs
 from benchmarks.processes import StartError, peak_mib, processor_seconds, running, tree
 from benchmarks.telling import spread
+from service.state_folder import StateFolder
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch
 from ttc_core.load import load
-from ttc_core.methods import METHODS, create
+from ttc_core.methods import DEFAULT_METHOD, METHODS, create
+from ttc_core.presets import Variant
 
 SETTINGS = {"seconds": 1.0, "threads": 1}
 ANSWER_SECONDS = 0.01
@@ -197,11 +213,12 @@ def test_measured_cells_are_there_again_whatever_cut_the_file(tmp_path: Path):
     assert Cells(path, SETTINGS).values("rate", "resnet20", "mosec", closed(64)) == {0: 10, 1: 20}
 
 
-def test_only_what_is_missing_is_measured_closed_loops_first(monkeypatch):
-    plan = Plan((OURS, "mosec"), ["resnet20"], 2, 1.0, 32, 0.0, 1, Path("nowhere"))
+@pytest.mark.parametrize("connections", [(1, 16, 64), (16,)])
+def test_only_what_is_missing_is_measured_closed_loops_first(monkeypatch, connections):
+    plan = Plan((OURS, "mosec"), ["resnet20"], connections, 2, 1.0, 32, 0.0, 1, Path("nowhere"))
     cells = Cells(None, plan.settings)
-    for connections in (1, 16, 64):
-        cells.add(row(OURS, 0, 10.0, connections))
+    for count in (1, 16, 64):
+        cells.add(row(OURS, 0, 10.0, count))
     visits: list[tuple[str, int, tuple[str, ...]]] = []
     monkeypatch.setattr(
         compare,
@@ -211,7 +228,7 @@ def test_only_what_is_missing_is_measured_closed_loops_first(monkeypatch):
         ),
     )
     compare.measure(plan, cells, print)
-    closed_loops = (closed(1), closed(16), closed(64))
+    closed_loops = tuple(map(closed, connections))
     open_loops = ("open-0.3", "open-0.7")
     assert visits == [
         ("mosec", 0, closed_loops),
@@ -229,14 +246,16 @@ def test_the_table_has_ratios_within_rounds_and_the_rate_of_the_best_peer():
         cells.add(row("mosec", number, 100 / slow))
         cells.add(row("litserve", number, 200 / slow, connections=16))
     assert saturation(cells, "resnet20") == 100
-    lines = tables(cells, "resnet20", [OURS, "mosec", "ray"]).splitlines()
+    lines = tables(cells, "resnet20", [OURS, "mosec", "ray"], CONNECTIONS).splitlines()
     (mosec,) = (line.split(" | ") for line in lines[3:8] if line.startswith("| mosec"))
     assert mosec[5:7] == ["50 (10 to 100)", "3 (3 to 3)"]
     assert "30 %, 30/s" in "\n".join(lines)
     slow = {"p50_ms": 5.0, "p99_ms": None, "unanswered": 2, "lateness_p99_ms": 0.5}
     cells.add({**row("mosec", 0, 0.0), "cell": "open-0.7", **slow})
-    *_, told = tables(cells, "resnet20", [OURS, "mosec"]).splitlines()
+    *_, told = tables(cells, "resnet20", [OURS, "mosec"], CONNECTIONS).splitlines()
     assert told == "| mosec |  |  |  | 5 | inf | 2 | 0.5 |"
+    head, *_ = tables(cells, "resnet20", [OURS], [16]).splitlines()[2:]
+    assert head == "| | 16 connections | ours / theirs | processor s / 1,000 | peak MiB |"
     assert saturation(Cells(None, SETTINGS), "resnet20") == 0
 
 
@@ -280,31 +299,65 @@ def test_the_bare_loop_answers_as_the_method_does(method: str):
         ours.adapt(prediction)
 
 
-def test_the_bare_loop_of_the_default_makes_its_passes():
-    """As many forward passes, of as many images, and gradients where it had them."""
+def black_among(batch: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """As a camera whose picture fails now and then; the guard keeps it out of what is learned."""
+    with_black = batch.clone()
+    with_black[places] = 0
+    return with_black
+
+
+@pytest.mark.parametrize("black", [[], [3], [0, 1, 49]], ids=["none", "one", "three"])
+def test_the_bare_loop_of_the_default_makes_its_passes(black: list[int]):
+    """As many, of as many images, with gradients where it had them, and the source's by the source;
+    whatever the guard keeps out, each image has an answer."""
     model = load("bundled")
     stream = open_data("bundled", Geometry(32)).open("gaussian_noise", 5, limit=200)
-    batches = [as_batch(images) for images, _ in stream.batches(50)]
-    method, made = METHODS["ttc_stream"](model), []
+    batches = [black_among(as_batch(images), black) for images, _ in stream.batches(50)]
+    method, made = Variant(DEFAULT_METHOD).create(model, {}), []
     for batch in batches:
         with recorded() as passes:
             outcome = method.adapt(method.predict(batch))
         made.append((passes, outcome.stepped))
     assert any(passes.backward for passes, _ in made)
-    loop = bare("ttc_stream", model, 50, made)
+    loop = bare(DEFAULT_METHOD, model, 50, made)
     before = [parameter.clone() for parameter in loop.network.parameters()]
-    seen: list[tuple[int, bool]] = []
-    loop.network.register_forward_pre_hook(
-        lambda _, inputs: seen.append((len(inputs[0]), torch.is_grad_enabled()))
-    )
+    seen: list[Pass] = []
+
+    def note(network: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        by_source = network is loop.source
+        assert network.training != by_source
+        both = has_both_views(inputs[0])
+        seen.append(Pass(len(inputs[0]), torch.is_grad_enabled(), by_source, both))
+
+    for network in (loop.network, loop.source):
+        network.register_forward_pre_hook(note)
     for batch in batches:
         assert loop(batch).shape == (50, 10)
     assert seen == [one for passes, _ in made for one in passes.forward]
+    assert {each.by_source for each in seen} == {True, False}
+    assert {50 - len(black), len(black) or 50} <= {each.images for each in seen}
     layers = [layer for layer in loop.network.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert not layers[0].weight.requires_grad
     pairs = zip(before, loop.network.parameters(), strict=True)
     moved = [not torch.equal(old, new) for old, new in pairs]
     assert any(moved) == any(stepped for _, stepped in made)
+    sources = zip(
+        model.module.state_dict().values(), loop.source.state_dict().values(), strict=True
+    )
+    assert all(torch.equal(theirs, its) for theirs, its in sources)
+
+
+def test_passes_tell_the_sources_from_those_that_follow_a_stream():
+    """The first images are asked of the source, too, in a pass of one view."""
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    with recorded() as passes:
+        METHODS["ttc_stream"](load("bundled")).predict(images)
+    assert Pass(4, by_source=True) in passes.forward
+    assert Pass(8, both_views=True) in passes.forward
+    with recorded() as passes:
+        METHODS["source"](load("bundled")).predict(images)
+    assert passes.forward == [Pass(4, by_source=True)]
+    assert passes.rows == 4
 
 
 def test_a_ratio_is_of_one_round_and_has_its_goal_beside_it():
@@ -322,17 +375,87 @@ def test_a_ratio_is_of_one_round_and_has_its_goal_beside_it():
     assert table.splitlines()[2].strip("| ").split(" | ") == [
         "TTC",
         "55 (10 to 100) images/s",
-        "0.98 (0.98 to 0.98), goal 0.98",
-        "0.9 (0.9 to 0.9), goal 0.95",
-        "0.8 (0.8 to 0.8), goal 0.85",
-        "1.1 (1.1 to 1.1), at most 1.05",
+        "0.98 (0.98 to 0.98)",
+        "0.9 (0.9 to 0.9)",
+        "0.8 (0.8 to 0.8)",
+        "1.1 (1.1 to 1.1)",
     ]
+    lines = goals_table({224: {"ttc": found}, 32: {"tent": found}}).splitlines()[2:]
+    assert [line.strip("| ").split(" | ")[1:] for line in lines] == [
+        ["at least 0.98", "0.98 (0.98 to 0.98)", "reached"],
+        ["at least 0.95", "0.9 (0.9 to 0.9)", "**missed**"],
+        ["at least 0.85", "0.8 (0.8 to 0.8)", "**missed**"],
+        ["at most 1.05", "1.1 (1.1 to 1.1)", "**missed**"],
+    ]
+
+
+def test_time_that_grows_faster_than_its_work_is_told():
+    """Against what an image of that size, or in a batch of that size, has to cost."""
+    in_step = Curve("TTC", {32: [100.0], 64: [25.0, 24.0, 26.0]}, {32: 1.0, 64: 4.0})
+    assert in_step.growth() == pytest.approx({64: 1.0})
+    faster = Curve("slow", {1: [10.0], 4: [20.0], 16: [5.0]}, dict.fromkeys((1, 4, 16), 1.0))
+    assert faster.growth() == pytest.approx({4: 0.5, 16: 4.0})
+    later = Curve("new", {16: [2.0]}, {16: 1.0})
+    assert curve_table("images", [faster, later]).splitlines()[2:] == [
+        "| slow | 10 | 20 | 5 | 4.00, to 16 |",
+        "| new |  |  | 2 |  |",
+    ]
+
+
+def test_streams_cost_what_their_smaller_batches_do(monkeypatch):
+    """64 clients have 64 images at once, be they of one stream or of as many."""
+    by_batch = [
+        Curve(name, {1: [10.0], 64: [40.0]}, {1: 1.0, 64: 1.0})
+        for name in ("SOURCE", "the default")
+    ]
+    monkeypatch.setattr(curves, "_grow", lambda *_: None)
+    rates = {1: [40.0], 10: [20.0], 100: [10.0], 1000: [10.0]}
+    monkeypatch.setattr(
+        curves, "_streams", lambda counts, *_, new=False: {c: rates[c] for c in counts}
+    )
+    source, grown, new = curves.streams(1000, 1, by_batch)
+    assert list(new.rates) == [100, 1000]
+    assert grown.rates == source.rates == rates
+    growth = grown.growth()
+    assert growth[100] * growth[10] == pytest.approx(1.0)
+    assert growth[1000] == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_streams_are_measured_as_they_have_grown(monkeypatch, tmp_path: Path):
+    """From the state of one that has, saved under all their names."""
+    monkeypatch.setattr(curves, "GROWN", 16)
+    curves._grow(tmp_path, 2, ("--adapt", "always", "--state-dir", str(tmp_path)))
+    method = Variant(DEFAULT_METHOD).create(load("bundled"), {})
+    folder = StateFolder(tmp_path, method=DEFAULT_METHOD, model="bundled")
+    assert folder.load("1", method) is not None
+    assert method.state()["shadow"]["seen"] == 16
+    folder.close()
+
+
+def test_ratios_end_in_time_but_have_a_round(monkeypatch):
+    """On a slow machine, too, the whole is to take less than ten minutes."""
+
+    @contextmanager
+    def no_server(*_: str) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(process=SimpleNamespace(pid=1), url="http://127.0.0.1:1")
+
+    took = Took(1.0, 1.0)
+    rounds = {"bare loop": took, "evaluate": took, "lockstep": took}
+    monkeypatch.setattr(ratios, "launch", no_server)
+    monkeypatch.setattr(ratios, "_round", lambda *_: dict(rounds))
+    monkeypatch.setattr(ratios, "closed_loop", lambda *_, **__: Measured(10, 1.0, 1.0))
+    job = Job("ttc", "bundled", "bundled", "fog", 20, 10, 1.0)
+    for seconds, count in ((0.0, 1), (60.0, 3)):
+        found = ratios.ratios(job, [b"a"], 3, None, seconds=seconds)
+        assert {way: len(each) for way, each in found.items()} == dict.fromkeys(ratios.WAYS, count)
 
 
 def test_what_was_found_is_drawn(tmp_path: Path):
     """As PNG and SVG, both small."""
-    took = {way: [Took(10, 1), Took(12, 1)] for way in bench.WAYS}
-    bench.draw(tmp_path, {32: {"ttc": took}}, {"streams": [("TTC", {1: [5.0, 6.0], 10: [7.0]})]})
+    took = {way: [Took(10, 1), Took(12, 1)] for way in ratios.WAYS}
+    group = [Curve("TTC", {1: [5.0, 6.0], 10: [7.0]}, {}), Curve("new", {10: [2.0]}, {})]
+    draw(tmp_path, {32: {"ttc": took}}, {"streams": group})
     for kind in ("png", "svg"):
         assert 1000 < (tmp_path / f"bench.{kind}").stat().st_size < 200_000
 

@@ -44,6 +44,7 @@ class FakeService(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.status, self.body, self.headers = 200, b"{}", {}
         self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.connections = 0
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def will_answer(self, content: Any, status: int = 200, **headers: str) -> None:
@@ -54,6 +55,10 @@ class FakeService(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: FakeService
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections += 1
 
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -207,6 +212,43 @@ def test_no_answer_in_time_says_how_long_it_waited(ask):
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ServiceError, match=r"did not answer within 0\.2 seconds"):
             ask(url, "status", timeout=0.2)
+
+
+@pytest.mark.parametrize(("calls", "connections"), [(1, 1), (3, 3), (20, 3)])
+def test_calls_at_once_share_the_connections_that_are_allowed(service, calls, connections):
+    """And a connection that is free is used again before there is another."""
+    service.will_answer(RESET)
+
+    async def ask_twice():
+        async with AsyncClient(service.url, connections=3) as client:
+            for _ in range(2):
+                await asyncio.gather(*(client.reset() for _ in range(calls)))
+
+    asyncio.run(ask_twice())
+    assert len(service.asked) == 2 * calls
+    assert service.connections == connections
+
+
+def test_who_waits_too_long_for_a_connection_is_told(service):
+    """And who is called off leaves its connection to others."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+
+        async def ask_twice():
+            async with AsyncClient(url, connections=1, timeout=0.2) as client:
+                first, second = (asyncio.create_task(client.status()) for _ in range(2))
+                await asyncio.sleep(0.05)
+                first.cancel()
+                with pytest.raises(ServiceError, match=r"did not answer within 0\.2 seconds"):
+                    await second
+                held = asyncio.create_task(client.status())
+                await asyncio.sleep(0.1)
+                client.timeout = 0.01
+                with pytest.raises(ServiceError, match=r"did not answer within 0\.01 seconds"):
+                    await client.status()
+                held.cancel()
+
+        asyncio.run(ask_twice())
 
 
 @both
