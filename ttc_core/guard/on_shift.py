@@ -31,9 +31,10 @@ from ttc_core.methods.parts import MOST, Numbers, bounded
 
 # Images learned from before a stream is settled.
 WINDOW = 100
-# Images that the latest look runs over, and how far it may be from what was learned, in standard
-# deviations of single images: of the look in the root mean square, of entropy alone.
-LATEST, CHANGED = 64, 0.35
+# Images that the latest numbers run over, and how far their look may be from what was learned, in
+# standard deviations of single images, in the root mean square; their entropy, which is one number
+# and so by chance further away, by how much more.
+LATEST, CHANGED, UNSURE = 64, 0.35, 2.0
 # Differences between neighbours are taken of the picture, of its half, and of its quarter.
 SCALES = 3
 # A picture's numbers: the level of each channel, contrast, differences; and the answer's entropy.
@@ -67,7 +68,8 @@ class Learned:
         if not self.settled:
             return 0.0
         away = (self.latest - self.mean) / np.sqrt(self.variance + LEAST_VARIANCE)
-        return max(float(np.sqrt(np.square(away[:LOOK]).mean())), float(away[LOOK]))
+        look, unsure = float(np.sqrt(np.square(away[:LOOK]).mean())), float(away[LOOK])
+        return max(look, unsure / UNSURE)
 
     def after(self, seen: Numbers, *, learned: bool) -> "Learned":
         """With a batch, (N, NUMBERS), that was learned from or not."""
