@@ -424,7 +424,8 @@ ADAPTATION = Section(
         Panel(
             "Batches that nothing was learned from",
             "none_selected: no image qualified. non_finite: the loss was no number. shed: for lack "
-            "of time, or by --adapt idle or never.",
+            "of time, or by --adapt idle or never. settled: with --adapt on-shift the stream is as "
+            "it was when it last learned.",
             (Query(Q.rate(M.skipped, by=("reason",)), "{{reason}} {{instance}}"),),
             unit="batches/s",
         ),

@@ -90,7 +90,9 @@ def build(settings: Settings, source: Method) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        adapt = settings.adapt if source.adapts else "never"
+        # What a stream that has not changed need not learn, its method knows.
+        asked = "auto" if settings.adapt == "on-shift" else settings.adapt
+        adapt = asked if source.adapts else "never"
         shedding = Shedding(engine.events) if adapt == "auto" else None
         batcher: Batcher[Image, ImageAnswer] = Batcher(
             engine,

@@ -32,7 +32,7 @@ BATCH_REASONS = ("full", "wait", "drain")
 # Sent nothing; did not finish a request; did not take its answer; made room for another.
 CLOSE_REASONS = ("silent", "slow", "unread", "crowded")
 # A method of a user's own may have others: they are "other".
-SKIP_REASONS = ("none_selected", "non_finite", "shed", "suspect", "failed", "other")
+SKIP_REASONS = ("none_selected", "non_finite", "shed", "settled", "suspect", "failed", "other")
 RESET_CAUSES = ("request", "failure", "guard")
 ROLLBACK_CAUSES = ("request", "guard")
 # What a guard does, and why.

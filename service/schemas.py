@@ -125,8 +125,9 @@ class ImagePrediction(ClassScore):
     mode: str = Field(
         "source",
         description="what answered: source (nothing adapts: the method, or --adapt never), "
-        "adapting, held (the source, since it is safer) or rolled_back (brought back to a good "
-        "state of late)",
+        "adapting, settled (what has adapted, and with --adapt on-shift learns no more while the "
+        "stream stays as it is), held (the source, since it is safer) or rolled_back (brought back "
+        "to a good state of late)",
     )
     suspect: str | None = Field(
         None,
@@ -136,7 +137,7 @@ class ImagePrediction(ClassScore):
     shed: Literal["learning", "second_view"] | None = Field(
         None,
         description="what it went without since the queue stands: learning, or that and the "
-        "second view; null with another --adapt than auto",
+        "second view; null with another --adapt than auto and on-shift",
     )
 
 

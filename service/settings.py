@@ -111,11 +111,12 @@ class Settings(BaseSettings):
         60.0, ge=1, le=DAY, description="seconds without a request before a stream can be silent"
     )
     # Behind `paper`: what is measured against the paper is to be exact.
-    adapt: Literal["auto", "always", "idle", "never"] = Field(
+    adapt: Literal["auto", "on-shift", "always", "idle", "never"] = Field(
         default_factory=lambda given: "always" if given.get("paper") else "auto",
-        description="learn from every batch while the queue does not stand, from every, from those "
-        "with none waiting (idle), or from none; moving statistics follow the images with each; "
-        "always with --paper",
+        description="learn from every batch while the queue does not stand (auto), likewise but "
+        "only while the stream differs from what was last learned (on-shift), from every, from "
+        "those with none waiting (idle), or from none; moving statistics follow the images with "
+        "each; always with --paper",
     )
     shed_after: float = Field(
         0.5,

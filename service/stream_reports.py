@@ -27,7 +27,7 @@ from ttc_core.guard.estimate import LATEST
 from ttc_core.methods import Act, Adaptation
 
 # Why nothing is learned from a batch by intent, or was told already; the metric counts them all.
-UNREMARKABLE = (None, "shed", "none_selected", "suspect", "failed")
+UNREMARKABLE = (None, "shed", "settled", "none_selected", "suspect", "failed")
 # Of an act of the guard: it was not the guard.
 BY_HAND = "by_hand"
 # A camera that failed is well after so many ordinary images.

@@ -174,6 +174,8 @@ def run_stream(
         tally.add(columns)
         tally.seconds += seconds
         tally.steps += outcome.stepped
+        if outcome.skipped is None and method.adapts - {"moments"}:
+            tally.learned += len(labels)
         tally.held += answers.modes.count(HELD)
         tally.acts += [
             {"images": tally.images, "action": act.action, "reason": act.reason}
@@ -280,6 +282,8 @@ class Evaluation:
                     references |= _earlier_reference(rows, key)
                 row |= tally.results(selects=run.method.selects) | tally.windows()
                 row |= tally.calibration()
+                if run.method.adapts - {"moments"}:
+                    row["learned_images"] = tally.learned
                 if not self.goes_on:  # else it would be of the passes before as well
                     row |= _estimated(run.method)
                 if run.guard != "off":

@@ -37,12 +37,13 @@ class Variant:
         *,
         guard: str | None = None,
         watching: Mapping[str, Any] | None = None,
+        on_shift: bool = False,
     ) -> Method:
         """Make the method, at the source.
 
         Args:
             settings: more of them; the variant's own count where both name one.
-            guard, watching: as in `methods.create`; None: what is usual for the method.
+            guard, watching, on_shift: as in `methods.create`; None: what is usual for the method.
 
         Raises:
             ValueError: as in `methods.create`.
@@ -51,7 +52,7 @@ class Variant:
         if self.method == SUPERVISED:
             return Supervised(model, **own)
         guard = guard or default_mode(self.method)
-        return create(self.method, model, guard=guard, watching=watching, **own)
+        return create(self.method, model, guard=guard, watching=watching, on_shift=on_shift, **own)
 
 
 @dataclass(frozen=True)

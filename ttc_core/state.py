@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ttc_core.errors import UserError, shown
 from ttc_core.flat import NamedTensors, tensor_bytes
-from ttc_core.methods.contract import HELD, WATCHING, Method, State
+from ttc_core.methods.contract import AROUND, HELD, Method, State
 from ttc_core.normalization import shared_parameters
 
 FORMAT = "ttc-state-2"
@@ -488,7 +488,7 @@ def _identity(
     method: Method, name: str, model: str, code: Mapping[str, str] | None
 ) -> dict[str, str]:
     """What a state belongs to; a state of anything else is not to be taken up."""
-    settings = {key: value for key, value in method.settings.items() if key not in WATCHING}
+    settings = {key: value for key, value in method.settings.items() if key not in AROUND}
     return {
         "method": name,
         "model": model,

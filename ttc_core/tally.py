@@ -22,6 +22,8 @@ class Tally:
         judged: images answered whose label counts; others have the label -1.
         entropy_sum: nats, over the images answered.
         selected: images that the method learned from.
+        learned: images of the batches that something was learned from: of a method that learns by
+            gradients each had a backward pass.
         seconds: that it took.
         held: images that the source answered in a method's place.
         acts: what a guard did, and after how many images.
@@ -34,6 +36,7 @@ class Tally:
     correct: int = 0
     entropy_sum: float = 0.0
     selected: int = 0
+    learned: int = 0
     steps: int = 0
     seconds: float = 0.0
     held: int = 0

@@ -54,6 +54,13 @@ FIGURE_1 = "figure1"
     "adapting does harm; or only tell both [on with ttc_stream, else off]",
 )
 @click.option(
+    "--adapt",
+    type=click.Choice(("always", "on-shift")),
+    default="always",
+    show_default=True,
+    help="learn from every batch, or only while the stream differs from what was last learned",
+)
+@click.option(
     "--preset",
     metavar="NAME",
     help="what a table or figure of the paper needs: table1 … table7, figure1 … figure3",
@@ -69,6 +76,7 @@ def evaluate(
     mix: str | None,
     unknown: str | None,
     guard: str | None,
+    adapt: str,
     preset: str | None,
 ) -> None:
     """Answer DATA batch by batch with each method, adapting, without a server."""
@@ -118,6 +126,7 @@ def evaluate(
         "moving" if served else None,
         asked.batch_size or BATCH_SIZE,
         guard,
+        on_shift=adapt == "on-shift",
         named=methods not in (None, "all"),
     )
     for sentence in sets_nothing(pairs_of(settings), {run.name: run.method for run in runs}):
@@ -202,6 +211,7 @@ def _runs(
     batch_size: int,
     guard: str | None,
     *,
+    on_shift: bool,
     named: bool,
 ) -> list["Run"]:
     """Make the methods; one that the network does not allow is an error only if it was named."""
@@ -222,7 +232,7 @@ def _runs(
                 raise click.UsageError(
                     f"The preset sets {variant.method}.{taken[0]} itself; leave it out."
                 )
-            method = variant.create(model, given, guard=guard, watching=watching)
+            method = variant.create(model, given, guard=guard, watching=watching, on_shift=on_shift)
         except UnsuitableNetworkError as error:
             if named:
                 raise click.UsageError(str(error)) from error

@@ -92,6 +92,7 @@ def _serve(settings: Settings) -> None:
                 model,
                 guard=settings.guard,
                 watching=watching,
+                on_shift=settings.adapt == "on-shift",
                 **settings_for(settings.method, pairs, statistics=settings.statistics),
             )
         except (ValueError, TypeError) as error:

@@ -150,11 +150,11 @@ def model():
 def make_method(model):
     """Make a method as `ttc serve` would from the same settings."""
 
-    def make(name="ttc", *, paper=False, guard=None, **settings):
+    def make(name="ttc", *, paper=False, guard=None, on_shift=False, **settings):
         given = {f"{name}.{key}": str(value) for key, value in settings.items()}
         chosen = settings_for(name, given, statistics=None if paper else "moving")
         guard = guard or default_mode(name, paper=paper)
-        return create(name, model, guard=guard, **chosen)
+        return create(name, model, guard=guard, on_shift=on_shift, **chosen)
 
     return make
 

@@ -31,22 +31,23 @@ def ttc(*arguments):
 def compare(serve, make_method, tmp_path):
     """Evaluate and replay the same stream with one method, and hold all that came of it equal."""
 
-    def run(method, data, corruptions, *stream_options, served=True, **settings):
+    def run(method, data, corruptions, *stream_options, served=True, adapt="always", **settings):
         pairs = [f"{method}.{key}={value}" for key, value in settings.items()]
         stream = ["--limit", IMAGES, "--batch-size", BATCH, *stream_options]
-        source = make_method(method, paper=not served, **settings)
-        with serve(method=method, source=source, paper=not served, set=pairs) as running:
+        source = make_method(method, paper=not served, on_shift=adapt == "on-shift", **settings)
+        asked = {"adapt": adapt} if adapt != "always" else {}
+        with serve(method=method, source=source, paper=not served, set=pairs, **asked) as running:
             return [
-                compare_one(corruption, running.url, method, data, stream, served, pairs)
+                compare_one(corruption, running.url, method, data, stream, served, pairs, adapt)
                 for corruption in corruptions
             ]
 
-    def compare_one(corruption, url, method, data, stream, served, pairs):
+    def compare_one(corruption, url, method, data, stream, served, pairs, adapt):
         offline, online = tmp_path / "offline.npz", tmp_path / "online.npz"
         rows = [tmp_path / f"{corruption}-{way}.jsonl" for way in ("offline", "online")]
         ttc(
             *("evaluate", data, "--methods", method, "--device", "cpu", "--threads", 1),
-            *("--corruptions", corruption, *stream, *(["--served"] * served)),
+            *("--corruptions", corruption, *stream, *(["--served"] * served), "--adapt", adapt),
             *(word for pair in pairs for word in ("--set", pair)),
             *("--predictions", offline, "--json", rows[0]),
         )
@@ -104,6 +105,24 @@ def test_the_default_agrees_at_every_batch_size(compare, batch_size, order):
     )
     assert (row["images"], row["batch_size"]) == (150, int(batch_size))
     assert versions != {0}
+
+
+@pytest.mark.parametrize("method", ["ttc_stream", "tent"])
+def test_they_agree_on_when_a_stream_has_changed(compare, monkeypatch, method):
+    """`--adapt on-shift`: what each learns from, skips and takes up again, to the last image."""
+    monkeypatch.setattr("ttc_core.guard.on_shift.WINDOW", 30)
+    # So little that chance opens it again: else nothing would happen within so few images.
+    monkeypatch.setattr("ttc_core.guard.on_shift.CHANGED", 0.06)
+    settings = {"learn": "always", "samples_per_step": 10} if method == "ttc_stream" else {}
+    ((row, _),) = compare(
+        *(method, "bundled", ["mixed:fog+contrast"], "--batch-size", "10", "--limit", "200"),
+        adapt="on-shift",
+        **settings,
+    )
+    assert row["settings"]["on_shift"]
+    # It was settled, and began anew.
+    assert 30 < row["learned_images"] < 200
+    assert 0 < row["selection_rate"] < 1
 
 
 @pytest.mark.parametrize("order", ["iid", "sorted", "dirichlet:0.3"])

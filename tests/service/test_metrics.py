@@ -93,7 +93,7 @@ FROM_THE_START = {
     ("ttc_batches_total", "reason"): {"full", "wait", "drain"},
     ("ttc_loss", "term"): {"entropy", "similarity", "total"},
     ("ttc_adaptation_skipped_total", "reason"): {
-        *("none_selected", "non_finite", "shed", "suspect", "failed", "other"),
+        *("none_selected", "non_finite", "shed", "settled", "suspect", "failed", "other"),
     },
     ("ttc_shed_images_total", "what"): {"learning", "second_view"},
     ("ttc_shedding", "what"): {"learning", "second_view"},

@@ -2,7 +2,7 @@
 
 `watched` puts it around any method. `on`: frames of a camera that fails are kept out of all
 learning, and the source answers where adapting does harm; `observe`: both are told, and nothing is
-done; `off`: nothing is looked at.
+done; `off`: nothing is looked at. `OnShift` has a method learn only while its stream changes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from ttc_core.frames import FrameSettings
 from ttc_core.guard.estimate import Estimates
 from ttc_core.guard.guarded import Guarded, GuardSettings, saved_snapshots
+from ttc_core.guard.on_shift import OnShift
 from ttc_core.guard.screened import Screened
 from ttc_core.guard.unwatched import Unwatched
 from ttc_core.guard.wrapper import Wrapper
@@ -23,6 +24,7 @@ __all__ = [
     "MODES",
     "SETTINGS",
     "WATCHED_METHODS",
+    "OnShift",
     "Unwatched",
     "calibrated",
     "default_mode",

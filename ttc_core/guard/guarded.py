@@ -23,7 +23,6 @@ from ttc_core.guard.snapshots import MOST, Snapshot
 from ttc_core.guard.watch import CLEAR, GAIN, LABELLED, SUSPECT, Turn, Watch, within
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods.contract import (
-    ADAPTING,
     HELD,
     ROLLED_BACK,
     Act,
@@ -139,7 +138,7 @@ class Guarded(Wrapper):
         watch = self._watch
         if watch.by_source and self.holds:
             return HELD
-        return ROLLED_BACK if self._acts and watch.images < watch.told_until else ADAPTING
+        return ROLLED_BACK if self._acts and watch.images < watch.told_until else self.inner.mode
 
     @property
     def estimates(self) -> Estimates | None:
@@ -172,7 +171,7 @@ class Guarded(Wrapper):
         held = self.holds and (before.by_source or self._seen(pending, count)[0].by_source)
         told_until = before.told_until if self._acts else 0
         modes = tuple(
-            HELD if held else ROLLED_BACK if number < told_until else ADAPTING
+            HELD if held else ROLLED_BACK if number < told_until else self.inner.mode
             for number in range(before.images, before.images + count)
         )
         said = replace(

@@ -86,6 +86,7 @@ def create(
     *,
     guard: str = "off",
     watching: Mapping[str, Any] | None = None,
+    on_shift: bool = False,
     **settings: Any,
 ) -> Method:
     """Make a method on the shared model, at the source.
@@ -94,15 +95,19 @@ def create(
         name: as in `method_class`.
         guard: `on`, `off` or `observe`: whether it is watched, see `ttc_core.guard`.
         watching: settings of what watches it, `frames.NAME` or `guard.NAME` → value.
+        on_shift: have it learn only while the stream differs from what it last learned, see
+            `ttc_core.guard.on_shift`; nothing else than learning is left out.
         settings: hyperparameters by name; strings are understood as on the command line.
 
     Raises:
         ValueError: no such method or setting, a value out of range, or a network it cannot adapt.
     """
-    from ttc_core.guard import watched  # it knows the contract, and so this package
+    from ttc_core.guard import OnShift, watched  # they know the contract, and so this package
 
     made, own = method_class(name), name not in METHODS
     method = wrapped(name, made, model, settings) if own else made(model, **settings)
+    if on_shift and method.adapts - {"moments"}:
+        method = OnShift(method)
     return watched(method, guard, watching)
 
 

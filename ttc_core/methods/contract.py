@@ -23,12 +23,16 @@ from ttc_core.objective import entropy
 if TYPE_CHECKING:
     from ttc_core.guard.estimate import Estimates
 
-# How an image was answered: by what adapts, by the source since that is safer, or by a state from
-# before to which the stream was brought back lately.
-MODES = ADAPTING, HELD, ROLLED_BACK = "adapting", "held", "rolled_back"
+# How an image was answered: by what adapts, by the source since that is safer, by a state from
+# before to which the stream was brought back lately, or by what has adapted and learns no more
+# while the stream stays as it is.
+MODES = ADAPTING, HELD, ROLLED_BACK, SETTLED = "adapting", "held", "rolled_back", "settled"
 
-# Of the settings, those of what watches over a method: a saved state fits whatever they are.
+# Of settings and of a state's sections, those of what watches over a method; and of all that is
+# around it: a saved state fits whatever they are.
 WATCHING = ("frames", "guard")
+ON_SHIFT = "on_shift"
+AROUND = (*WATCHING, ON_SHIFT)
 
 # Tensors, numbers and texts, by section.
 State = Mapping[str, Mapping[str, Any]]
@@ -245,8 +249,8 @@ class Adaptation:
         entropy, similarity: its terms, means over the selected images; None where there is none.
         selected: how many images were learned from.
         stepped: whether the optimizer moved the parameters.
-        skipped: None, or why nothing was learned: "none_selected", "non_finite", "shed" or
-            "suspect".
+        skipped: None, or why nothing was learned: "none_selected", "non_finite", "shed",
+            "suspect" or "settled".
         drift: ‖θ − θ_source‖₂ / ‖θ_source‖₂ over the adapted parameters afterwards.
         acts: what a guard did then.
     """

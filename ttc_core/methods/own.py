@@ -16,7 +16,8 @@ from ttc_core.errors import PluginError, UserError, told
 from ttc_core.flat import NamedTensors
 from ttc_core.methods.contract import (
     ADAPTING,
-    WATCHING,
+    AROUND,
+    ON_SHIFT,
     Adaptation,
     Method,
     Prediction,
@@ -29,7 +30,7 @@ from ttc_core.model import SourceModel
 # What a class of a user's own must have.
 VERBS = ("predict", "adapt", "reset", "state", "restore", "fork")
 # Sections of a state named as those of what watches a method stand behind one "own." more.
-_OURS = re.compile(rf"(own\.)*({'|'.join(WATCHING)})(\..*)?", re.DOTALL)
+_OURS = re.compile(rf"(own\.)*({'|'.join(AROUND)})(\..*)?", re.DOTALL)
 
 
 class OwnMethod:
@@ -148,7 +149,9 @@ class OwnMethod:
 
     def restore(self, state: State) -> None:
         with self._contained("restore"):
-            self._inner.restore({_inside(section): each for section, each in state.items()})
+            # Saved of a stream that learned on shifts only, and taken up by one that always does.
+            own = {name: each for name, each in state.items() if name != ON_SHIFT}
+            self._inner.restore({_inside(name): each for name, each in own.items()})
 
     def fork(self) -> Self:
         with self._contained("fork"):
