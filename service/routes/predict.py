@@ -104,7 +104,7 @@ async def answer(service: Service, http: Request, asked: Asked) -> Response:
     started = time.perf_counter()
     content = await _encode(service, asked, answered, [image.id for image in images])
     encode_seconds = time.perf_counter() - started
-    service.metrics.stage_seconds.labels("encode").observe(encode_seconds)
+    service.metrics.spent("encode", encode_seconds)
     timing = _server_timing(answered, encode_seconds, service.engine.last_adapt_seconds)
     return Response(
         bytes(content), media_type="application/json", headers={"Server-Timing": timing}
