@@ -329,7 +329,7 @@ class Engine:
         self._reports.adapted(stream, outcome)
         tracing.note(selected=outcome.selected, stepped=outcome.stepped, skipped=outcome.skipped)
         self.last_adapt_seconds = time.perf_counter() - started
-        self._metrics.stage_seconds.labels("adapt").observe(self.last_adapt_seconds)
+        self._metrics.spent("adapt", self.last_adapt_seconds)
 
     def _learn(
         self, stream: str, record: StreamRecord, prediction: Prediction, learn: bool
@@ -358,7 +358,7 @@ class Engine:
             failed = {"stream": part.stream, "images": int((~sound).sum())}
             log.error("the model's scores are not finite numbers", extra={"fields": failed})
             return
-        self._metrics.stage_seconds.labels("forward").observe(part.seconds)
+        self._metrics.spent("forward", part.seconds)
         self._metrics.count_shed(part.shed)
         selects = learn and part.record.method.selects
         self._metrics.count_answers(part.answers, selects=selects)

@@ -340,7 +340,7 @@ class Submission:
         _check(images, intake.model)
         self._hold(sum(image.pixels.nbytes for image in images))
         decode_seconds = time.monotonic() - place.arrived
-        intake.metrics.stage_seconds.labels("decode").observe(decode_seconds)
+        intake.metrics.spent("decode", decode_seconds)
         tracing.stage("decode", decode_seconds)
         place.fill(images)
         answers = await place.answers()

@@ -4,6 +4,8 @@ Modules call `logging` as ever; with `extra={"fields": {…}}` a line has fields
 stays one line whatever a stranger sent: control characters are escaped, texts are cut.
 """
 
+import asyncio
+import contextlib
 import io
 import json
 import logging
@@ -42,11 +44,46 @@ def configure(log_format: LogFormat) -> None:
 
 
 class _Lines(logging.StreamHandler[TextIO]):
-    """Lines for a reader who may go away: the service goes on without one."""
+    """Lines for a reader who may go away: the service goes on without one.
+
+    Those of one turn of an event loop are written together, at its end: with every write it lets
+    other threads run, and waits for them. Warnings are written at once, and what waits before them.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._waiting: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._waiting.append(self.format(record) + self.terminator)
+            if record.levelno < logging.WARNING:
+                with contextlib.suppress(RuntimeError):  # no loop runs in this thread
+                    loop = asyncio.get_running_loop()
+                    if len(self._waiting) == 1:
+                        loop.call_soon(self.flush)
+                    return
+            self.flush()
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        self.acquire()
+        try:
+            lines, self._waiting = self._waiting, []
+            if lines:
+                self.stream.write("".join(lines))
+            super().flush()
+        except BrokenPipeError:
+            self._let_go()
+        finally:
+            self.release()
 
     def handleError(self, record: logging.LogRecord) -> None:
-        if isinstance(sys.exc_info()[1], BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        """A line that cannot be written is lost."""
+
+    def _let_go(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
 def formatter(log_format: LogFormat) -> logging.Formatter:

@@ -4,9 +4,9 @@ Not Starlette's BaseHTTPMiddleware, behind which a route cannot see its client g
 """
 
 import logging
+import random
 import re
 import time
-import uuid
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
@@ -26,12 +26,14 @@ METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"}
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 # In the request's state: there are more connections than are kept, and all of them are at work.
 CROWDED = "ttc.crowded"
+# Its own: a user's code may seed the module's. Drawn without a call of the system.
+_drawn = random.Random()
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 def request_id_of(given: str) -> str:
     """The client's name for its request if it is well-formed, or one of ours."""
-    return given if _WELL_FORMED.fullmatch(given) else uuid.uuid4().hex[:16]
+    return given if _WELL_FORMED.fullmatch(given) else f"{_drawn.getrandbits(64):016x}"
 
 
 class RequestContext:

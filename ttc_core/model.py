@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ttc_core.calibration_record import CalibrationRecord
 from ttc_core.errors import ModelError, told
 from ttc_core.flat import Layout, tensor_bytes
+from ttc_core.fused import Network, fused
 from ttc_core.normalization import (
     Look,
     Routing,
@@ -145,6 +146,7 @@ class SourceModel:
 
     def _place(self) -> None:
         """Look up what depends on the device the module is on."""
+        self.__dict__.pop("_fused", None)
         self.device = next(self.module.parameters()).device
         first = next(precisions(self.module))
         if first != self._first_precision:  # the module was converted since the trial run
@@ -208,6 +210,11 @@ class SourceModel:
         return digest.hexdigest()[:16]
 
     @cached_property
+    def _fused(self) -> Network | None:
+        """The network in fewer operations, with its own scales, shifts and statistics."""
+        return fused(self.module, self.trial_side)
+
+    @cached_property
     def takes_one(self) -> bool:
         """Whether it answers a lone image: a network that drops the axis of one wants two."""
         one = torch.zeros(1, 3, self.trial_side, self.trial_side, device=self.device)
@@ -267,8 +274,11 @@ class SourceModel:
         ]
         _passing.features = None
         try:
-            with torch_kept(), Routing(self.batch_norms, look, own, rows), _without_checkpoints():
-                logits = self.module(inputs.clone())  # a copy, into which it may write
+            logits = None
+            if look is source_look and not (own or rows or torch.is_grad_enabled()):
+                logits = self._run_fused(inputs)
+            if logits is None:
+                logits = self._run_as_written(inputs, look, own, rows)
         except (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
             raise  # fewer images may fit
         except BaseException as error:  # a network of somebody's own may raise anything
@@ -293,6 +303,22 @@ class SourceModel:
         return Output(
             logits.to(wide(logits.dtype), copy=True), features.to(wide(features.dtype), copy=True)
         )
+
+    def _run_fused(self, inputs: Tensor) -> Tensor | None:
+        """The logits; None where it cannot be run so, or fails: as written it says why."""
+        with contextlib.suppress(Exception):
+            return None if self._fused is None else self._fused(inputs)
+        return None
+
+    def _run_as_written(
+        self,
+        inputs: Tensor,
+        look: Look,
+        own: Sequence[tuple[Tensor, Tensor]],
+        rows: Rows | None,
+    ) -> Any:
+        with torch_kept(), Routing(self.batch_norms, look, own, rows), _without_checkpoints():
+            return self.module(inputs.clone())  # a copy, into which it may write
 
 
 def _note_features(_head: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -104,7 +104,7 @@ async def answer(service: Service, http: Request, asked: Asked) -> Response:
     started = time.perf_counter()
     content = await _encode(service, asked, answered, [image.id for image in images])
     encode_seconds = time.perf_counter() - started
-    service.metrics.stage_seconds.labels("encode").observe(encode_seconds)
+    service.metrics.spent("encode", encode_seconds)
     timing = _server_timing(answered, encode_seconds, service.engine.last_adapt_seconds)
     return Response(
         bytes(content), media_type="application/json", headers={"Server-Timing": timing}
@@ -195,8 +195,11 @@ async def _encode(
     return content
 
 
+_write = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
 def _json(content: object) -> bytes:
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _write(content).encode()
 
 
 def _one_or_list(batches: list[HostPrediction], values: list[int]) -> int | list[int]:
@@ -215,7 +218,11 @@ def _prediction(
     answers, row = answer.answers, answer.row
     probabilities = answers.probabilities[row]
     # Of equals as `predicted` has it: the client's and the server's count must agree.
-    best = np.lexsort((-answers.logits[row], -probabilities))[: asked.top_k].tolist()
+    best = (
+        [int(answers.predicted[row])]
+        if asked.top_k == 1
+        else np.lexsort((-answers.logits[row], -probabilities))[: asked.top_k].tolist()
+    )
 
     def scores(indices: list[int]) -> list[dict[str, Any]]:
         return [

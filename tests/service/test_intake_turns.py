@@ -198,9 +198,15 @@ def with_text(image):
     return image[:33] + struct.pack(">I", len(chunk) - 4) + chunk + sum_of + image[33:]
 
 
+def with_comments(image):
+    """A JPEG with a thousand of them before its frame."""
+    return image[:2] + 1000 * b"\xff\xfe\0\2" + image[2:]
+
+
 @pytest.mark.parametrize(
     "post",
     [
+        pytest.param((with_comments(tiny(32, 24, "JPEG")),), id="comments"),
         pytest.param((tiny(65, 64, "PNG"),), id="larger PNG"),
         pytest.param((tiny(65, 64, "JPEG"),), id="larger JPEG"),
         pytest.param((GOOD + bytes(TINY_BYTES),), id="many bytes"),

@@ -150,6 +150,38 @@ def test_warnings_other_loggers_and_mistakes_come_in_the_same_form(log_format):
         ] == ([True, True])
 
 
+LINES = """
+import asyncio, logging, os, sys
+from service import logs
+class Written(type(sys.stdout)):
+    def write(self, text):
+        os.write(2, b"%d " % text.count("\\n"))
+        return super().write(text)
+sys.stdout = Written(open(1, "wb", closefd=False))
+logs.configure("text")
+log = logging.getLogger("service")
+async def turns():
+    for number in range(3):
+        log.info("a"), log.info("b")
+        await asyncio.sleep(0)
+    log.info("c")
+    log.{last}("d")
+log.info("before")
+asyncio.run(turns())
+"""
+
+
+@pytest.mark.parametrize("last", ["info", "warning"])
+@pytest.mark.parametrize("end", ["", "os._exit(0)"])
+def test_lines_of_a_turn_are_written_together_and_none_is_lost(last, end):
+    """Also where the loop ends in the same turn, or after a warning the process at once."""
+    code = LINES.replace("{last}", last) + end
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.stderr.split() == [*"12222"]
+    said = [line.split()[2] for line in ended.stdout.splitlines()]
+    assert said == ["before", *"ababab", "c", "d"]
+
+
 def test_a_process_that_logs_already_keeps_its_own_form():
     """Here pytest's handlers are there: nothing is replaced."""
     before = logging.getLogger().handlers[:]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from tests.fixtures.networks import (
@@ -18,8 +19,12 @@ from tests.fixtures.networks import (
     make_network,
     without_normalization,
 )
+from ttc_core.fused import fused
 from ttc_core.methods import create
 from ttc_core.model import SourceModel
+from ttc_core.zoo.bottleneck_resnet import BottleneckResNet
+from ttc_core.zoo.resnet import ResNet
+from ttc_core.zoo.wide_resnet import WideResNet
 
 # The split, the names, the input
 
@@ -150,3 +155,86 @@ def test_the_input_is_normalised_as_stated():
     values = zip((0, 0.2, 1), MEAN, STD, strict=True)
     expected = torch.tensor([(value - mean) / std for value, mean, std in values])
     torch.testing.assert_close(got, expected)
+
+
+# The source in fewer operations
+
+
+def as_found(network: nn.Module) -> nn.Module:
+    """With statistics, scales and shifts that do something, in evaluation mode."""
+    drawn = torch.Generator().manual_seed(1)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for tensor in (layer.running_mean, layer.running_var, layer.weight, layer.bias):
+                tensor.data.uniform_(0.5, 1.5, generator=drawn)
+    return network.eval()
+
+
+FUSED = {
+    "ours": lambda: ResNet(1),
+    "ours, normalised before": lambda: WideResNet(10, 1),
+    "ours, bottlenecks": lambda: BottleneckResNet((1, 1, 1, 1)),
+    "torchvision": lambda: torchvision.models.resnet18(num_classes=CLASSES),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("images", [1, 5])
+def test_a_network_in_fewer_operations_answers_as_written(name, images):
+    """And the images are as they were, since others read them, too."""
+    network = as_found(FUSED[name]())
+    shorter = fused(network, 32)
+    assert shorter is not None
+    inputs = torch.randn(images, 3, 32, 32)
+    before = inputs.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(shorter(inputs), network(inputs), rtol=1e-4, atol=1e-5)
+    assert torch.equal(inputs, before)
+
+
+def with_hook(network: nn.Module) -> nn.Module:
+    network.layer1[0].conv1.register_forward_hook(lambda layer, given, made: 2 * made)
+    return network
+
+
+def with_own_forward(network: nn.Module) -> nn.Module:
+    network.layer2.forward = lambda x: network.layer2[0](x)
+    return network
+
+
+class OneMore(ResNet):
+    """A class of a user's own."""
+
+
+@pytest.mark.parametrize(
+    "network",
+    [with_hook(ResNet(1)), with_own_forward(ResNet(1)), OneMore(1), ResNet(1).double()],
+    ids=["hook", "forward", "class", "precision"],
+)
+def test_what_is_not_known_layer_by_layer_is_run_as_it_is_written(network):
+    assert fused(network.eval(), 32) is None
+
+
+def test_both_ways_through_a_model_say_the_same():
+    """As written with a graph, in fewer operations without: logits and features, of any size."""
+    model = SourceModel(as_found(ResNet(1, CLASSES)), mean=MEAN, std=STD, size=None)
+    for side in (32, 20):
+        inputs = torch.randn(3, 3, side, side)
+        written = model.run(inputs)
+        with torch.no_grad():
+            shorter = model.run(inputs)
+        torch.testing.assert_close(shorter.logits, written.logits.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(shorter.features, written.features, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_other_weights_answer_once_they_are_looked_at():
+    """`refresh` forgets what was made of the former ones."""
+    model = SourceModel(as_found(ResNet(1, CLASSES)), mean=MEAN, std=STD, size=32)
+    inputs = torch.randn(3, 3, 32, 32)
+    before = model.run(inputs).logits
+    model.module.layer1[0].conv1.weight.mul_(2)
+    model.refresh()
+    after = model.run(inputs).logits
+    assert not torch.allclose(before, after, atol=1e-3)
+    torch.testing.assert_close(after, model.module(inputs), rtol=1e-4, atol=1e-5)

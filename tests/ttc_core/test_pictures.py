@@ -29,7 +29,11 @@ def write(image, file_format, **options):
 
 
 def read(body):
-    return np.asarray(to_rgb(open_picture(body, FORMATS).load()))
+    """As `load` has it, which `plain` has to the bit, where it has pixels."""
+    picture = open_picture(body, FORMATS)
+    upright, plain = np.asarray(to_rgb(picture.load())), picture.plain()
+    assert plain is None or np.array_equal(plain, upright)
+    return upright
 
 
 def pillow(body):
@@ -66,6 +70,18 @@ ENDS = {
 def test_a_jpeg_decodes_as_pillow_has_it(name):
     """Bit for bit, whatever its kind: accuracy is compared to the last image."""
     assert np.array_equal(read(JPEGS[name]), pillow(JPEGS[name]))
+
+
+def test_pixels_are_plain_where_nothing_turns_or_converts_them():
+    """A whole JPEG in colour, and none that is grey, turned or damaged."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    bodies = [
+        *(JPEGS["baseline"], JPEGS["progressive"], JPEGS["grey"], JPEGS["cmyk"]),
+        *(write(SCENE, "JPEG", exif=turned), JPEGS["baseline"][:-900] + b"\xff\xd9"),
+    ]
+    plain = [open_picture(body, FORMATS).plain() is not None for body in bodies]
+    assert plain == [True, True, False, False, False, False]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])

@@ -215,7 +215,7 @@ class HostPrediction:
         table = (self.logits, self.probabilities, self.entropy[:, None])
         return np.asarray(np.isfinite(np.concatenate(table, axis=1)).all(axis=1))
 
-    @property
+    @cached_property
     def predicted(self) -> NDArray[np.int64]:
         """(N,) the most probable class of each image; of several, the one of the highest logit."""
         most = self.probabilities == self.probabilities.max(axis=1, keepdims=True)

@@ -59,7 +59,11 @@ def open_jpeg(body: Buffer) -> Picture:
     jpeg = _walk_jpeg(body)
     if not jpeg.frame:
         raise Damaged("it has no frame header")
-    return Picture("JPEG", jpeg.width, jpeg.height, lambda: _load_jpeg(jpeg))
+    return Picture(
+        *("JPEG", jpeg.width, jpeg.height),
+        load=lambda: _load_jpeg(jpeg),
+        plain=lambda: _plain_pixels(jpeg),
+    )
 
 
 def _walk_jpeg(body: Buffer) -> _Jpeg:
@@ -122,13 +126,23 @@ def _read_scan(jpeg: _Jpeg, content: bytes) -> None:
     if jpeg.scans > MAX_JPEG_SCANS:
         raise TooManyParts(f"it has more than {MAX_JPEG_SCANS} scans")
     first, last, precision = content[-3:]
-    if jpeg.frame not in _PROGRESSIVE:
-        first, last, precision = 0, 63, 0
     for number in range(content[0]):
-        coefficients = jpeg.missing.get(content[1 + 2 * number])
+        component = content[1 + 2 * number]
+        coefficients = jpeg.missing.get(component)
+        if coefficients and jpeg.frame not in _PROGRESSIVE:
+            jpeg.missing[component] = [0] * 64  # all at once
+            continue
         for place in range(first, min(last, 63) + 1):
             if coefficients and coefficients[place] in (99, precision >> 4):
                 coefficients[place] = precision & 15
+
+
+def _plain_pixels(jpeg: _Jpeg) -> NDArray[np.uint8] | None:
+    """The pixels of a colour picture, if its decoder says nothing and nothing turns them."""
+    if jpeg.info or len(jpeg.missing) != 3 or not jpeg.is_whole:
+        return None
+    pixels = np.empty((jpeg.height, jpeg.width, 3), np.uint8)
+    return None if _decode_jpeg(jpeg.parts, pixels) else pixels
 
 
 def _load_jpeg(jpeg: _Jpeg) -> Image.Image:

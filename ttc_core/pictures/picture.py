@@ -4,6 +4,8 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 Buffer = bytes | bytearray
@@ -32,6 +34,8 @@ class Picture:
         bytes_per_pixel: the most memory that `load` and the conversion to upright RGB take.
         load: decodes, and returns a Pillow image with the EXIF block in its `info`. Raises
             Damaged, or whatever Pillow raises for damaged bytes.
+        plain: decodes likewise, where nothing turns or converts the pixels: (H, W, 3) uint8; None
+            where something does, or `load` has more to say.
     """
 
     format: str
@@ -39,6 +43,7 @@ class Picture:
     height: int
     load: Callable[[], Image.Image]
     bytes_per_pixel: int = 12  # as decoded, in RGB and turned, at four bytes each
+    plain: Callable[[], NDArray[np.uint8] | None] = lambda: None
 
 
 def next_part(count: int) -> int:
