@@ -213,7 +213,7 @@ class Frames:
     def _captioned(self, pixels: Bytes, greys: Greys, side: int) -> Flags:
         """(N,) which are black but for what is burned in at their upper or lower edge."""
         rows = _between_captions(greys.shape[1])
-        black = greys[:, rows].mean(axis=(1, 2)) <= CHANNELS * DIM
+        black: Flags = greys[:, rows].mean(axis=(1, 2)) <= CHANNELS * DIM
         for number in np.flatnonzero(black).tolist():
             part = greys[number, None, rows]
             between = variance(sums(part, side)) / side**4
