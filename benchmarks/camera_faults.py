@@ -22,7 +22,7 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
@@ -130,6 +130,15 @@ def ordinary(size: int, count: int) -> Iterator[tuple[str, Callable[[], Images]]
         "still, the same, JPEG 75",
         lambda: resized(compressed(noisy(large, 1, draw), 75), size, size),
     )
+    yield (
+        "still, noise 1 at 640 × 480, with a clock",
+        lambda: resized(clocked(noisy(large, 1, draw)), size, size),
+    )
+    yield "a small thing moves, all else is the same", lambda: spotted(photos[: some // 2])
+    yield (
+        "night at 640 × 480, with a clock",
+        lambda: resized(clocked(nights(large, 1.0, draw)), size, size),
+    )
     for name, images in kinds.items():
         for gamma in (1.0, 2.2):
             yield f"night, {name}, gamma {gamma:g}", lambda i=images, g=gamma: nights(i, g, draw)
@@ -177,6 +186,27 @@ def cut_out(images: Images) -> Images:
     y, x = np.mgrid[-1 : 1 : images.shape[1] * 1j, -1 : 1 : images.shape[2] * 1j]
     inside = ((x / 0.7) ** 2 + (y / 0.85) ** 2 < 1)[..., None]
     return np.where(inside, images, np.uint8(255))
+
+
+def clocked(images: Images, quality: int = 75) -> Images:
+    """Each with the time burned in at the upper edge, a second on, and sent as JPEG."""
+    images, font = images.copy(), ImageFont.load_default(images.shape[1] // 16)
+    for second, image in enumerate(images):
+        picture = Image.fromarray(image)
+        text = f"2026-11-29  10:{second // 60 % 60:02}:{second % 60:02}  CAM 3"
+        ImageDraw.Draw(picture).text((12, 8), text, "white", font)
+        image[:] = np.asarray(picture)
+    return compressed(images, quality)
+
+
+def spotted(images: Images) -> Images:
+    """Ten of each, to the last bit, across the middle of which a spot moves."""
+    size, images = images.shape[1], np.repeat(images, 10, axis=0)
+    middle, side = size // 2, size // 28 + 1
+    for number, image in enumerate(images):
+        left = number % 10 * size // 10
+        image[middle : middle + side, left : left + side] ^= 128
+    return images
 
 
 def drawings(size: int, count: int) -> Images:
@@ -236,6 +266,14 @@ def faulty(size: int, count: int) -> Iterator[tuple[str, str, Callable[[], Image
         lambda: compressed(torn(photos, 0.25, None, draw), 75),
     )
     large = resized(photos[:200], 640, 480)
+    for noise in (0, 1, 2):
+        yield (
+            "black",
+            f"noise {noise} at 640 × 480, with a clock, JPEG 75",
+            lambda noise=noise: resized(
+                clocked(noisy(np.zeros_like(large[:50]), noise, draw)), size, size
+            ),
+        )
     for name, fill in {"grey": 128, "repeated": None}.items():
         yield (
             "torn",
@@ -272,6 +310,11 @@ def faulty(size: int, count: int) -> Iterator[tuple[str, str, Callable[[], Image
             f"JPEG {quality} twice at 640 × 480",
             lambda q=quality: resized(again(large, q), size, size),
         )
+    yield (
+        "frozen",
+        "but for its clock, at 640 × 480, JPEG 75",
+        lambda: resized(clocked(paired(large, large)), size, size),
+    )
     yield (
         "frozen",
         "JPEG 95, then 90",

@@ -4,17 +4,19 @@
 
 Methods that break on a stream, each without and with the guard, beside SOURCE on the same images:
 the paper's in batches of one, rates ten times too high, statistics that follow one class; and the
-default on streams made to break it. By the same walk as `ttc evaluate`; rows that are there are not
+default on streams made to break it: odd pictures again and again, two corruptions of which now one
+and now the other prevails. By the same walk as `ttc evaluate`; rows that are there are not
 run again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import click
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +25,9 @@ from service.cli.evaluate import row_fields
 from service.cli.options import corruptions_of, load_model
 from service.evaluation_view import EvaluationView, kind_of
 from service.view import View
-from ttc_core.datasets import Geometry, open_data
+from ttc_core.datasets import DataSet, Geometry, open_data
+from ttc_core.datasets.conditions import Shapes
+from ttc_core.datasets.stream import Shift, joined, mixed_corruptions
 from ttc_core.evaluate import Run
 from ttc_core.methods import settings_for
 from ttc_core.model import SourceModel
@@ -34,15 +38,62 @@ TEN_TIMES = {"lr": 0.02}
 MOVING = settings_for("ttc", {}, statistics="moving")
 
 
+# Images from where one of two corruptions prevails until it does again.
+SWING = 500
+# So many odd images, then so many of the stream's own, after so many at the start.
+ODD, OWN, BEFORE = 12, 20, 300
+
+
 @dataclass(frozen=True)
 class Case:
-    """What may go wrong: a method, its batch size, a stream."""
+    """What may go wrong: a method, its batch size, a stream.
+
+    Attributes:
+        data: made of the bundled images in the order of the files; None: these.
+        corruption: the only one, in the place of those asked for.
+    """
 
     said: str
     variant: Variant
     order: str = "iid"
     protocol: str = "episodic"
     mix: str = ""
+    data: type["Made"] | None = None
+    corruption: str = ""
+
+
+class Made(DataSet):
+    """Images, some of which become others by their place."""
+
+    def __init__(self, inner: DataSet) -> None:
+        self._inner = inner
+
+    def shift(self, corruption: str, severity: int, seed: int) -> Shift:
+        return self._inner.shift(corruption, severity, seed)
+
+
+class Swinging(Made):
+    """Of two corruptions, `mixed:A+B`, the share of the first falls from all to none and rises."""
+
+    def find(self, corruption: str, severity: int, seed: int) -> Shift:
+        parts = [self.shift(name, severity, seed) for name in mixed_corruptions(corruption)]
+        places = np.arange(len(parts[0].labels))
+        share = (1 + np.cos(2 * np.pi * places / SWING)) / 2
+        draws = np.random.default_rng(seed).random(len(places))
+        return joined(parts, (draws >= share).astype(np.int64))
+
+
+class OddInRows(Made):
+    """Drawn shapes in a row, again and again, which are not judged."""
+
+    def find(self, corruption: str, severity: int, seed: int) -> Shift:
+        own = self.shift(corruption, severity, seed)
+        height, width = own.read(np.arange(1)).shape[1:3]
+        odd = Shapes(height, width, seed).shift("clean", severity, seed)
+        places = np.arange(len(own.labels))
+        is_odd = (places >= BEFORE) & ((places - BEFORE) % (ODD + OWN) < ODD)
+        whole = joined([own, odd], is_odd.astype(np.int64))
+        return replace(whole, labels=np.where(is_odd, -1, own.labels))
 
 
 CASES = (
@@ -59,6 +110,17 @@ CASES = (
     Case("the default, 20 % of no class", Variant(DEFAULT, {}, 10), mix="unknown:0.2"),
     Case("the default, frozen frames", Variant(DEFAULT, {}, 10), mix="frozen:0.1"),
     Case("the default, 5 % poison", Variant(DEFAULT, {}, 10), mix="poison:0.05"),
+    Case("the default, 12 drawn before each 20", Variant(DEFAULT, {}, 10), "file", data=OddInRows),
+    *(
+        Case(
+            f"the default, {pair} swing",
+            Variant(DEFAULT, {}, 10),
+            "file",
+            data=Swinging,
+            corruption=f"mixed:{pair}",
+        )
+        for pair in ("gaussian_noise+fog", "brightness+contrast", "defocus_blur+clean")
+    ),
 )
 
 
@@ -74,7 +136,8 @@ def main(images: int, corruptions: str, rows_path: Path) -> None:
     for column in ("", "SOURCE", "unguarded", "guarded", "less SOURCE", "held", "done"):
         table.add_column(column, justify="left" if column in ("", "done") else "right")
     for case in CASES:
-        table.add_row(case.said, *_told(_rows_of(case, model, rows, names, images), len(names)))
+        found = _rows_of(case, model, rows, names, images)
+        table.add_row(case.said, *_told(found, len(found) // 3))
     Console(emoji=False, width=140).print(table)
 
 
@@ -91,6 +154,9 @@ def _rows_of(
     ]
     data = open_data("bundled", Geometry(model.size, model.crop), model.class_names)
     fields = row_fields("bundled", "bundled", model)
+    if case.data is not None:
+        data, fields = case.data(data), {**fields, "data": f"bundled, {case.data.__name__}"}
+    names = [case.corruption] if case.corruption else names
     evaluation = evaluation_of(scene, lines, data, names, 5, 0, fields)
     passes = [kind_of(run) for run in evaluation.runs for _ in evaluation.passes]
     view = View(Console(emoji=False, stderr=True))

@@ -10,7 +10,7 @@ again and again. With --settings: which lower all that, and what they cost. Some
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -31,7 +31,8 @@ from ttc_core.load import load
 from ttc_core.methods import DEFAULT_METHOD, Method, create
 from ttc_core.methods.contract import HELD
 from ttc_core.methods.parts import stream_statistics
-from ttc_core.methods.parts.stream_statistics import StreamLook
+from ttc_core.methods.parts.conditions import looks_of
+from ttc_core.methods.parts.stream_statistics import StreamLook, StreamShare
 from ttc_core.methods.ttc_stream import TTCStream
 from ttc_core.model import SourceModel
 from ttc_core.normalization import Call, Rows
@@ -64,11 +65,13 @@ class Apart:
 
     look: StreamLook
     rows: Rows
+    found: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, call: Call) -> Tensor:
         look, name = self.look, call.layer
         both = call.image_moments()
         found = both.view(2, len(both) // 2, *both.shape[1:]).mean(0)
+        self.found[name] = found
         mean, square = (look.kept[name] + look.moves[name] * found).unbind(1)
         variance = (square - mean.square()).clamp(min=0)
         twice = mean.repeat(2, 1), variance.repeat(2, 1)
@@ -88,10 +91,17 @@ def answers(watched: Method, images: Tensor) -> Others:
     look = statistics.look(1, classes, classes.opening, trust)
     rows = Rows.of([1] * len(inputs), inputs.device, views=2)
     both = torch.cat((inputs, inputs.flip(3)))
-    seen = model.run(both, affine=method._learner.affine, look=Apart(look, rows)).logits
+    apart = Apart(look, rows)
+    seen = model.run(both, affine=method._learner.affine, look=apart).logits
     first, second = seen.view(2, len(inputs), -1)
     logits = first if method._second_view.bet.suspicious else (first + second) / 2
-    told = [method._prior.answers(row[None], [method.contextual])[0] for row in logits]
+    looks = looks_of(model, StreamShare(len(images), apart.found))
+    assert looks is not None
+    cuts = [method._scenes.scene.after(each)[1] for each in looks]
+    told = [
+        method._prior.answers(row[None], [method.contextual], [cut])[0]
+        for row, cut in zip(logits, cuts, strict=True)
+    ]
     return Others(logits, torch.cat(told).argmax(dim=1))
 
 

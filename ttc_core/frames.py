@@ -25,6 +25,7 @@ from ttc_core.grain import (
     LEAST_BLOCKS,
     TILE,
     Grain,
+    Numbers,
     greys_of,
     relation,
     structure_of,
@@ -37,6 +38,11 @@ KINDS = ("black", "white", "blank", "frozen", "torn", "noise")
 # Rows and columns of the sample that is kept of the last image, 3 KiB. Of 224 pixels it takes each
 # seventh: what moves and is smaller may fall between.
 SAMPLE = 32
+# What a camera burns in, the time or its name, stands in the first or the last of so many parts of
+# the rows.
+CAPTION = 8
+# The mean level of a black frame with sensor noise, at most.
+DIM = 16
 # A loop of so many images is frozen, seen by digests of so many bytes. With more of them, one class
 # of 200 images that is dealt anew would be called so at its seams.
 RECENT, DIGEST = 8, 8
@@ -112,7 +118,7 @@ class Look:
     Attributes:
         kinds: N, one of KINDS or None for an ordinary image.
         last: (3, h, w), a sample of the last image; empty: there was none.
-        digests: of the samples of the last RECENT images of the batch.
+        digests: of the last RECENT images of the batch, of their samples between captions.
     """
 
     kinds: list[str | None]
@@ -152,7 +158,8 @@ class Frames:
         pixels: Bytes = images.cpu().numpy()
         greys: Greys = greys_of(pixels.swapaxes(0, 1))
         samples = _sampled(pixels)
-        digests = [blake2b(each.tobytes(), digest_size=DIGEST).digest() for each in samples]
+        between = samples[:, :, _between_captions(samples.shape[2])]
+        digests = [blake2b(each.tobytes(), digest_size=DIGEST).digest() for each in between]
         found = {
             **self._unstructured(pixels, greys, grains),
             "frozen": self._same(samples) | self._again(digests),
@@ -174,12 +181,13 @@ class Frames:
         side = max(BLOCK, min(height, width) // BLOCKS)
         if (height // side) * (width // side) >= LEAST_BLOCKS:
             between = variance(sums(greys, side)) / side**4
-            flat = between - of_pixels / side**2 <= (CHANNELS * s.flat) ** 2
+            flat = self._are_flat(between, of_pixels, side)
             even = structure_of(between, of_pixels, side) <= s.noise_structure
             even &= of_pixels >= (CHANNELS * s.noise_deviation) ** 2
             for number in np.flatnonzero(even).tolist():
                 related = relation(greys[number], TILE)
                 found["noise"][number] = related <= s.noise_relation
+            found["black"] |= self._captioned(pixels, greys, side)
         else:  # too small to tell a part from a pixel
             flat = of_pixels <= (CHANNELS * s.flat) ** 2
         # Once it is made smaller, noise is nearly of one colour, and so is a fine texture: what was
@@ -195,13 +203,32 @@ class Frames:
                 )
         for number in np.flatnonzero(flat).tolist():
             values = pixels[number]
-            grey = np.ptp(values.mean(axis=(1, 2))) <= COLOUR
-            dark = values.max() <= s.black_level or (grey and (values == 0).mean() > 0.5)
-            bright = values.min() >= s.white_level or (grey and (values == 255).mean() > 0.5)
-            found["black"][number], found["white"][number] = dark, bright
+            bright = bool(values.min() >= s.white_level) or _is_mostly(values, 255)
+            found["black"][number] |= self._is_dark(values)
+            found["white"][number] = bright
             found["blank"][number] = values.std(axis=(1, 2)).max() <= s.blank_deviation
         found["blank"] &= ~(found["noise"] | fine)
         return found
+
+    def _captioned(self, pixels: Bytes, greys: Greys, side: int) -> Flags:
+        """(N,) which are black but for what is burned in at their upper or lower edge."""
+        rows = _between_captions(greys.shape[1])
+        black: Flags = greys[:, rows].mean(axis=(1, 2)) <= CHANNELS * DIM
+        for number in np.flatnonzero(black).tolist():
+            part = greys[number, None, rows]
+            between = variance(sums(part, side)) / side**4
+            flat = self._are_flat(between, variance(part), side)
+            black[number] = flat[0] and self._is_dark(pixels[number][:, rows])
+        return black
+
+    def _are_flat(self, between: Numbers, of_pixels: Numbers, side: int) -> Flags:
+        """(N,) whether parts of a picture, `side` a side, differ as those of noise would."""
+        flat: Flags = between - of_pixels / side**2 <= (CHANNELS * self._settings.flat) ** 2
+        return flat
+
+    def _is_dark(self, values: Bytes) -> bool:
+        """Whether a flat picture (3, H, W) is black."""
+        return bool(values.max() <= self._settings.black_level) or _is_mostly(values, 0)
 
     def _same(self, samples: Bytes) -> Flags:
         """(N,) which samples (N, 3, h, w) show what the one before shows."""
@@ -217,7 +244,10 @@ class Frames:
         return same
 
     def _again(self, digests: Sequence[bytes]) -> Flags:
-        """(N,) which are, to the last bit, those of one of the RECENT images before, if asked."""
+        """(N,) which are, to the last bit, those of one of the RECENT images before, if asked.
+
+        A clock that ticks in a picture which stands still is in none of them.
+        """
         recent, again = self._recent.copy(), np.zeros(len(digests), np.bool_)
         for number, digest in enumerate(digests if self._settings.frozen_share else ()):
             again[number] = digest in recent
@@ -312,6 +342,16 @@ def _sampled(pixels: Bytes) -> Bytes:
     """(N, 3, h, w) of images (N, 3, H, W): on an even grid, a view of at most SAMPLE × SAMPLE."""
     down, across = (-(-side // SAMPLE) for side in pixels.shape[2:])
     return pixels[:, :, down // 2 :: down, across // 2 :: across]
+
+
+def _between_captions(height: int) -> slice:
+    return slice(height // CAPTION, height - height // CAPTION)
+
+
+def _is_mostly(values: Bytes, level: int) -> bool:
+    """Whether more than half of a picture (3, H, W) is of a level, and it is of no colour."""
+    grey = np.ptp(values.mean(axis=(1, 2))) <= COLOUR
+    return bool(grey and (values == level).mean() > 0.5)
 
 
 def _apart(one: Bytes, other: Bytes) -> Bytes:

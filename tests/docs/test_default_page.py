@@ -11,6 +11,7 @@ from ttc_core.methods.parts import (
     conditions,
     diversity,
     prior,
+    scene,
     second_view,
     shadow,
     stream_statistics,
@@ -20,7 +21,7 @@ from ttc_core.methods.parts import (
 PAGE = (Path(__file__).parents[2] / "docs" / "default.md").read_text()
 MODULES = (
     *(ttc_stream, stream_statistics, shadow, conditions),
-    *(diversity, prior, second_view, temperature),
+    *(diversity, prior, scene, second_view, temperature),
 )
 
 

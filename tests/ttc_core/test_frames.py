@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tests.fixtures.contract import same
@@ -175,12 +175,40 @@ def test_what_was_seen_before_the_size_changed_counts():
 @pytest.mark.parametrize("size", SIZES)
 def test_the_same_picture_again_is_frozen_and_a_still_scene_is_not(size):
     """Not with one level of sensor noise, or where something small moves."""
-    image = scenes(size, 1)[0]
+    image, spot = scenes(size, 1)[0], slice(size // 2, size // 2 + size // 28 + 1)
     moved = image.copy()
-    moved[: size // 28 + 1, : size // 28 + 1] = 255 - moved[: size // 28 + 1, : size // 28 + 1] // 2
+    moved[spot, spot] = 255 - moved[spot, spot] // 2
     sensor = [noisy(image, 1, seed) for seed in range(3)]
     found = kinds(np.stack([image, image, moved, *sensor, sensor[-1]]))
     assert found == [None, "frozen", None, None, None, None, "frozen"]
+
+
+def captioned(image: np.ndarray, second: int, place: str, size: int) -> np.ndarray:
+    """A frame of 480 × 640 with the time burned in, sent as JPEG and made smaller."""
+    picture = Image.fromarray(image)
+    text = f"2026-11-29  10:58:{second:02}  CAM 3"
+    font = ImageFont.load_default(30)
+    ImageDraw.Draw(picture).text((12, 8 if place == "top" else 436), text, "white", font)
+    sent = Image.fromarray(compressed(np.asarray(picture), 85))
+    return np.asarray(sent.resize((size, size), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("place", ["top", "bottom"])
+def test_a_clock_that_is_burned_in_hides_no_fault(size, place):
+    """Black is black without it, and who stands still but for it is frozen; who lives is not."""
+    black, scene = np.zeros((480, 640, 3), np.uint8), scenes(640, 1)[0][:480]
+    lamp = black.copy()
+    lamp[240:280, :160] = 200
+
+    def found(*images: np.ndarray) -> list[str | None]:
+        sent = [captioned(image, 7 + n, place, size) for n, image in enumerate(images)]
+        return kinds(np.stack(sent))
+
+    assert found(black, noisy(black, 1), noisy(black, 2)) == ["black"] * 3
+    assert found(scene, scene, scene) == [None, "frozen", "frozen"]
+    assert found(*(noisy(scene, 2, seed) for seed in range(3))) == [None] * 3
+    assert found(lamp) == [None]
 
 
 def test_a_frame_compressed_again_is_frozen():

@@ -14,7 +14,7 @@ from ttc_core.guard.evidence import Evidence
 from ttc_core.load import load
 from ttc_core.methods import create
 from ttc_core.methods.contract import Pending, Prediction
-from ttc_core.methods.parts.conditions import LATEST, Conditions
+from ttc_core.methods.parts.conditions import LATEST, Conditions, looks_of
 from ttc_core.methods.parts.diversity import LARGEST_WEIGHT, Classes, Diversity
 from ttc_core.methods.parts.learner import AffineLearner, Gradient
 from ttc_core.methods.parts.prior import HORIZONS, TemporalPrior
@@ -126,9 +126,10 @@ def test_an_image_weighs_an_eighth_in_how_the_latest_ones_look():
     influence.give(method, images)
     before = conditions._latest
     prediction = method.predict(torch.full((1, 3, 16, 16), 255, dtype=torch.uint8))
-    look = conditions._looks(prediction.pending.share.image_moments[conditions._first_layer])[0]
+    looks = looks_of(model, prediction.pending.share)
+    assert looks is not None
     method.adapt(prediction)
-    np.testing.assert_allclose(conditions._latest, before + (look - before) / LATEST)
+    np.testing.assert_allclose(conditions._latest, before + (looks[0] - before) / LATEST)
 
 
 @pytest.fixture(scope="module")

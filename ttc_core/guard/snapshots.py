@@ -13,7 +13,7 @@ MOST = 2
 _LEFT_OUT = frozenset({"optimizer", "gradients", "context"})
 _PENDING = ("pending_batches", "pending_images")
 # Known of the stream, whatever was adapted: they stay as they are.
-_KEPT = frozenset({"conditions", "second_view"})
+_KEPT = frozenset({"conditions", "scene", "second_view"})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ runs, of few classes, or under changing light:
   and only once the answers have been diverse (`stream_statistics`, `diversity`); where light or
   weather change they start anew, or from where they were when these were last seen (`conditions`);
   where the source is surer of the same images, they keep near to it (`shadow`);
-- a prior from the images just before, which has to earn its weight (`prior`);
+- a prior from the images just before, which has to earn its weight (`prior`), anew where they begin
+  to look other (`scene`);
 - the mirror image is left out where it means something else (`second_view`);
 - what is told is as sure as it is right, as far as one can see (`temperature`).
 METHOD §1.9.
@@ -30,6 +31,7 @@ from ttc_core.methods.parts.conditions import Conditions
 from ttc_core.methods.parts.diversity import Classes, Diversity
 from ttc_core.methods.parts.learner import Loss
 from ttc_core.methods.parts.prior import Context, TemporalPrior
+from ttc_core.methods.parts.scene import Scene, Scenes
 from ttc_core.methods.parts.second_view import Bet, SecondView
 from ttc_core.methods.parts.shadow import Compared, Shadow, answers_to
 from ttc_core.methods.parts.stream_statistics import StreamLook, StreamStatistics
@@ -84,6 +86,7 @@ class _Seen:
     answers: Tensor
     weights: Numbers
     context: Context
+    scene: Scene
     classes: Classes
     bet: Bet
     compared: Compared
@@ -110,6 +113,7 @@ class TTCStream(LearningMethod):
         self._conditions = Conditions(self.model, self._statistics, self._shadow)
         self._diversity = Diversity(self.model, s.window)
         self._prior = TemporalPrior(self.model.classes)
+        self._scenes = Scenes(self.model)
         self._second_view = SecondView(s.second_view)
         self._temperature = Temperature(self.record_temperature)
         if s.learn == "never":
@@ -121,6 +125,7 @@ class TTCStream(LearningMethod):
             self._statistics,
             self._diversity,
             self._prior,
+            self._scenes,
             self._second_view,
             self._temperature,
         )
@@ -202,6 +207,7 @@ class TTCStream(LearningMethod):
                 after={
                     "classes": seen.classes,
                     "context": seen.context,
+                    "scene": seen.scene,
                     "second_view": seen.bet,
                     "shadow": seen.compared,
                     "temperature": told.changed,
@@ -255,9 +261,10 @@ class TTCStream(LearningMethod):
         compared = self._shadow.after(len(inputs), *entropies)
         if not self.contextual:
             context = [False] * len(inputs)
-        answers, after, weights = self._prior.answers(logits, context)
+        scene, cuts = self._scenes.after(look.share(), context)
+        answers, after, weights = self._prior.answers(logits, context, cuts)
         classes = self._diversity.after(answers)
-        return _Seen(logits, answers, weights, after, classes, bet, compared, look)
+        return _Seen(logits, answers, weights, after, scene, classes, bet, compared, look)
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         used = self._second_view.used

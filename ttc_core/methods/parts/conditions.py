@@ -84,7 +84,6 @@ class Conditions:
 
     def __init__(self, model: SourceModel, statistics: StreamStatistics, shadow: Shadow) -> None:
         self._model, self._statistics, self._shadow = model, statistics, shadow
-        self._first_layer = next(iter(model.moments_layout.shapes), "")
         self.reset()
 
     def reset(self) -> None:
@@ -104,11 +103,11 @@ class Conditions:
         share, classes = prediction.pending.share, prediction.pending.after["classes"]
         assert isinstance(share, StreamShare)
         assert isinstance(classes, Classes)
-        moments = share.image_moments.get(self._first_layer)
-        if moments is None:
+        looks = looks_of(self._model, share)
+        if looks is None:
             return
         left = False
-        for look in self._looks(moments):
+        for look in looks:
             self._latest_images += 1
             weight = 1 / min(self._latest_images, LATEST)
             self._latest = self._latest + weight * (look - self._latest)
@@ -130,17 +129,6 @@ class Conditions:
                 left = True
             else:
                 self._condition = self._condition.after(look)
-
-    def _looks(self, moments: Tensor) -> Numbers:
-        """(N, D) how images look, of the first layer's moments (N, 2, C), in units of the source's
-        deviations."""
-        source = self._model.moments_layout.views(self._model.source_moments)
-        usual, deviation = _deviations(next(iter(source.values())))
-        means, deviations = _deviations(moments.transpose(0, 1))
-        looks: Numbers = np.concatenate(
-            [(means - usual) / deviation, np.log(deviations / deviation + 0.05)], axis=1
-        )
-        return looks
 
     def _leave(self, condition: Condition) -> None:
         moments = self._statistics.followed.moments
@@ -229,6 +217,21 @@ class Conditions:
         self._condition = conditions[-1] if known else None
         self._latest = latest.double().cpu().numpy().copy()
         self._latest_images = int(bounded(given["latest_images"]))
+
+
+def looks_of(model: SourceModel, share: StreamShare) -> Numbers | None:
+    """(N, D) how images look: mean and deviation of their first layer's channels, in units of the
+    source's deviations; None where that layer is never called."""
+    moments = share.image_moments.get(next(iter(model.moments_layout.shapes), ""))
+    if moments is None:
+        return None
+    source = model.moments_layout.views(model.source_moments)
+    usual, deviation = _deviations(next(iter(source.values())))
+    means, deviations = _deviations(moments.transpose(0, 1))
+    looks: Numbers = np.concatenate(
+        [(means - usual) / deviation, np.log(deviations / deviation + 0.05)], axis=1
+    )
+    return looks
 
 
 def _deviations(moments: Tensor) -> tuple[Numbers, Numbers]:

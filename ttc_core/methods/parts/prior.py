@@ -23,6 +23,8 @@ TEMPERATURES = (1.0, 3.0)
 # dealt out anew after each image.
 UNIFORM_WEIGHT = 0.8
 SHARE = 0.01
+# The same before an image that is a cut: it looks other than those that earned the weight.
+SHARE_AT_CUT = 0.5
 # An image moves the experts' weights by this factor at most: e⁵.
 MOST_EVIDENCE = 5.0
 # Images over which the usual answer runs, and how many an even one is worth at the start.
@@ -56,7 +58,9 @@ class TemporalPrior:
     evidence is how well what it expects fits the image's answer, over how well it fits the stream's
     usual answer: on images in no order that is 1 on average, whatever classes the network favours,
     so that the prior has no say. A stream of few classes has a usual answer that is very uneven;
-    only UNEVEN of that is taken for the network's own.
+    only UNEVEN of that is taken for the network's own. Where the images begin to look other, half
+    of what was earned is dealt out anew: twelve odd pictures answered alike would else have the
+    stream's own expected to be that, too.
     """
 
     def __init__(self, classes: int) -> None:
@@ -81,13 +85,17 @@ class TemporalPrior:
         return float(1 - self._context.weights[0, 0])
 
     def answers(
-        self, logits: Tensor, context: Sequence[bool] | None = None
+        self,
+        logits: Tensor,
+        context: Sequence[bool] | None = None,
+        cuts: Sequence[bool] | None = None,
     ) -> tuple[Tensor, Context, Numbers]:
         """Answer images in their order.
 
         Args:
             logits: (N, K), the network's.
             context: (N,) off, an image's answer is the network's, and the prior does not move.
+            cuts: (N,) which look other than the images before them (`scene`); None: none.
 
         Returns:
             (N, K) probabilities, the context after them, and (N,) what the experts that expect
@@ -106,6 +114,8 @@ class TemporalPrior:
             if context is not None and not context[number]:
                 answers[number] = said[0, number]
                 continue
+            if cuts is not None and cuts[number]:
+                weights = (1 - SHARE_AT_CUT) * weights + SHARE_AT_CUT * self._first[0]
             prior = (1 - self._any_class) * averages + self._any_class / self._classes
             joint = said[:, number, None, :] * prior  # (T, H, K)
             fit = joint.sum(axis=2)
