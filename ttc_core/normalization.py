@@ -10,7 +10,7 @@ several threads may run the network at once, each with its own.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -74,11 +74,11 @@ class Rows:
     counts: Tensor
 
     @classmethod
-    def of(cls, counts: Sequence[int], device: torch.device, *, views: int = 1) -> "Rows":
-        """Rows stream after stream, so many of each; then again for every further view of them."""
+    def of(cls, counts: Sequence[int], device: torch.device) -> "Rows":
+        """Rows stream after stream, so many of each."""
         each = torch.tensor(counts)
-        index = torch.arange(len(counts)).repeat_interleave(each).repeat(views)
-        return cls(index.to(device), (views * each).to(device))
+        index = torch.arange(len(counts)).repeat_interleave(each)
+        return cls(index.to(device), each.to(device))
 
     def mean(self, values: Tensor) -> Tensor:
         """(S, …): the mean over each stream's rows of (N, …)."""
@@ -136,13 +136,22 @@ class Call:
         return done.to(self.x.dtype)
 
     def moments(self) -> Tensor:
-        """Mean and mean square of each channel: (2, C), or (S, 2, C), each stream's of its rows."""
-        each = self.image_moments()
-        return each.mean(0) if self.rows is None else self.rows.mean(each)
+        """Mean and mean square of each channel: (2, C)."""
+        return self.image_moments().mean(0)
 
     def image_moments(self) -> Tensor:
         """Mean and mean square of each channel in each row: (N, 2, C)."""
         return image_moments(self.x)
+
+    def blended(self, moments: Tensor) -> Tensor:
+        """Normalise x with these moments: (2, C), or each stream's, (S, 2, C)."""
+        with torch.no_grad():
+            mean, square = moments.unbind(-2)
+            # Rounding may leave a constant channel's variance a little below 0.
+            variance = torch.addcmul(square, mean, mean, value=-1).clamp_(min=0)
+            if self.rows is not None and moments.ndim == 3:
+                mean, variance = mean[self.rows.index], variance[self.rows.index]
+        return self.normalized(mean, variance)
 
 
 def image_moments(x: Tensor) -> Tensor:
@@ -193,6 +202,96 @@ class BatchLook:
             torch.lerp(call.mean.to(batch_mean), batch_mean, share),
             torch.lerp(call.variance.to(batch_mean), batch_variance, share),
         )
+
+
+@runtime_checkable
+class OwnLook(Protocol):
+    """A stream's look at moments of its own, which its batch moves: it can share a pass.
+
+    Attributes:
+        images: of the batch; its rows are these, view after view.
+        kept: by layer, (2, C), what the batch's moments are added to; the source's statistics are
+            for layers that are not in it.
+        moves: by layer, what the batch's own moments weigh.
+    """
+
+    @property
+    def images(self) -> int: ...
+
+    @property
+    def kept(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def moves(self) -> Mapping[str, float]: ...
+
+    def __call__(self, call: Call) -> Tensor: ...
+
+    def saw(self, found: Tensor, parted: "Parted") -> None:
+        """Take note of a pass that was shared.
+
+        Args:
+            found: (images, 2, …) the moments in each image, of all calls one behind the other.
+            parted: takes (…, 2, …) like it apart.
+        """
+
+
+# By layer, (…, 2, C) of each call: the mean over it and those before.
+Parted = Callable[[Tensor], dict[str, list[Tensor]]]
+
+
+class JoinedLook:
+    """The looks of several streams at the rows of one pass, so many of each.
+
+    Args:
+        looks: of the same layers.
+    """
+
+    def __init__(self, looks: Sequence[OwnLook], counts: Sequence[int]) -> None:
+        self._looks, self._counts = looks, counts
+        kept, moves = [look.kept for look in looks], [look.moves for look in looks]
+        names = list(kept[0])
+        self._kept = {name: torch.stack([each[name] for each in kept]) for name in names}
+        weights = torch.tensor([[each[name] for name in names] for each in moves])
+        columns = weights[:, :, None, None].unbind(1)
+        self._moves = {
+            name: column.to(self._kept[name]) for name, column in zip(names, columns, strict=True)
+        }
+        # By layer, of each call: (N, 2, C), the mean in each row over it and those before.
+        self._found: dict[str, list[Tensor]] = {}
+
+    def __call__(self, call: Call) -> Tensor:
+        assert call.rows is not None
+        name = call.layer
+        if name not in self._kept:
+            return source_look(call)
+        with torch.no_grad():
+            found, before = call.image_moments(), self._found.setdefault(name, [])
+            if before:
+                found = torch.lerp(before[-1], found, 1 / (len(before) + 1))
+            before.append(found)
+            kept = self._kept[name]
+            blended = torch.addcmul(kept, self._moves[name], call.rows.mean(found).to(kept))
+        return call.blended(blended)
+
+    def tell(self) -> None:
+        """Let each look know what it would have seen alone; the pass is over."""
+        calls = [(name, each) for name, found in self._found.items() for each in found]
+        if not calls:
+            return
+        sizes = [each.shape[2] for _, each in calls]
+
+        def parted(moments: Tensor) -> dict[str, list[Tensor]]:
+            parts: dict[str, list[Tensor]] = {}
+            for (name, _), part in zip(calls, torch.split(moments, sizes, dim=-1), strict=True):
+                parts.setdefault(name, []).append(part)
+            return parts
+
+        whole = torch.cat([each for _, each in calls], dim=2)
+        for look, own in zip(self._looks, torch.split(whole, list(self._counts)), strict=True):
+            # An image and its view, which stand behind one another, are one look at it.
+            views = len(own) // look.images
+            by_image = own.view(views, look.images, *own.shape[1:])
+            look.saw(own if views == 1 else by_image.mean(0), parted)
 
 
 class Routing(TorchFunctionMode):
