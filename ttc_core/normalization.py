@@ -7,10 +7,11 @@ and hands on other scales and shifts than the network's own. It is the thread's 
 several threads may run the network at once, each with its own.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -204,8 +205,7 @@ class BatchLook:
         )
 
 
-@runtime_checkable
-class OwnLook(Protocol):
+class OwnLook(ABC):
     """A stream's look at moments of its own, which its batch moves: it can share a pass.
 
     Attributes:
@@ -215,17 +215,14 @@ class OwnLook(Protocol):
         moves: by layer, what the batch's own moments weigh.
     """
 
-    @property
-    def images(self) -> int: ...
+    images: int
+    kept: Mapping[str, Tensor]
+    moves: Mapping[str, float]
 
-    @property
-    def kept(self) -> Mapping[str, Tensor]: ...
-
-    @property
-    def moves(self) -> Mapping[str, float]: ...
-
+    @abstractmethod
     def __call__(self, call: Call) -> Tensor: ...
 
+    @abstractmethod
     def saw(self, found: Tensor, parted: "Parted") -> None:
         """Take note of a pass that was shared.
 

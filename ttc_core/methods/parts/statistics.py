@@ -18,7 +18,7 @@ from torch import Tensor
 from ttc_core.flat import Layout, NamedTensors
 from ttc_core.methods.contract import Prediction, Share, State
 from ttc_core.model import SourceModel
-from ttc_core.normalization import BatchLook, Call, Look, Parted, source_look
+from ttc_core.normalization import BatchLook, Call, Look, OwnLook, Parted, source_look
 
 
 class Statistics(Protocol):
@@ -167,7 +167,7 @@ class MovingStatistics:
         self.images_seen = int(moments["images_seen"])
 
 
-class MovingLook:
+class MovingLook(OwnLook):
     """Normalise with moving statistics, moved by the batch at hand.
 
     Args:
@@ -180,16 +180,13 @@ class MovingLook:
         self.images = images
         self._layout, self._flat, self._weight = layout, moments, weight
         self._moments = layout.views(moments)
+        self.moves = dict.fromkeys(self._moments, weight)
         # By layer, of each call: the mean of its moments and of those of the calls before.
         self._batch: dict[str, list[Tensor]] = {}
 
     @cached_property
-    def kept(self) -> Mapping[str, Tensor]:
+    def kept(self) -> Mapping[str, Tensor]:  # type: ignore[override]
         return self._layout.views((1 - self._weight) * self._flat)
-
-    @property
-    def moves(self) -> Mapping[str, float]:
-        return dict.fromkeys(self._moments, self._weight)
 
     def __call__(self, call: Call) -> Tensor:
         with torch.no_grad():

@@ -22,7 +22,7 @@ from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.parts import bounded
 from ttc_core.methods.parts.diversity import Classes
 from ttc_core.model import SourceModel
-from ttc_core.normalization import Call, Parted, image_moments, source_look
+from ttc_core.normalization import Call, OwnLook, Parted, image_moments, source_look
 
 # Images that the source's statistics are worth at the start.
 WARM_START = 16
@@ -225,7 +225,7 @@ def _weight(images: float, before: float, horizon: int) -> float:
     return float(1 - (1 - rate) ** images)
 
 
-class StreamLook:
+class StreamLook(OwnLook):
     """Normalise with blended statistics, moved by the batch at hand.
 
     Args:
