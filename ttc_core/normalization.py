@@ -130,10 +130,21 @@ class Call:
         if self.rows is None:
             done = F.batch_norm(wider, mean, variance, weight, bias, eps=self.eps)
         else:
-            scale = (variance + self.eps).rsqrt()
-            scale = scale if weight is None else scale * weight
-            shift = -mean * scale if bias is None else bias - mean * scale
-            done = torch.addcmul(_spread(shift, wider, 1, 1), wider, _spread(scale, wider, 1, 1))
+            # As one row, of which each channel of each row is a channel: half the time of a
+            # product and a sum, and less than half of their gradient's.
+            rows, channels = wider.shape[:2]
+
+            def by_row(each: Tensor) -> Tensor:
+                return each.expand(rows, channels).reshape(-1)
+
+            done = F.batch_norm(
+                wider.reshape(1, rows * channels, *wider.shape[2:]),
+                by_row(mean),
+                by_row(variance),
+                None if weight is None else by_row(weight),
+                None if bias is None else by_row(bias),
+                eps=self.eps,
+            ).view(wider.shape)
         return done.to(self.x.dtype)
 
     def moments(self) -> Tensor:
@@ -151,7 +162,9 @@ class Call:
             # Rounding may leave a constant channel's variance a little below 0.
             variance = torch.addcmul(square, mean, mean, value=-1).clamp_(min=0)
             if self.rows is not None and moments.ndim == 3:
-                mean, variance = mean[self.rows.index], variance[self.rows.index]
+                mean, variance = (
+                    each.index_select(0, self.rows.index) for each in (mean, variance)
+                )
         return self.normalized(mean, variance)
 
 
@@ -371,7 +384,7 @@ class Routing(TorchFunctionMode):
         moved = self._replaced.get(id(parameter))
         if moved is None:
             return parameter
-        return moved if self._rows is None else moved[self._rows.index]
+        return moved if self._rows is None else moved.index_select(0, self._rows.index)
 
     def _batch_norm(
         self,
