@@ -28,7 +28,7 @@ TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py docs \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
 .PHONY: install demo test test-lowest check lock tables small-batches streams harm estimate study ablation sensitivity bench \
-  bench-peers cost saving queue beside monitoring picture \
+  bench-peers cost saving queue shared beside monitoring picture \
   clean
 
 install: $(INSTALLED)
@@ -132,6 +132,9 @@ saving: $(INSTALLED)  ## what saving costs the cameras
 
 queue: $(INSTALLED)  ## what the queue costs, by the number of streams that wait
 	$(BIN)/python -m benchmarks.queue
+
+shared: $(INSTALLED)  ## images a second of many streams that share batches, beside those of one
+	$(BIN)/python -m benchmarks.shared
 
 beside: $(INSTALLED)  ## a lone camera's latency beside a client that sends large requests without end
 	$(BIN)/python -m benchmarks.beside

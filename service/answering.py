@@ -56,7 +56,6 @@ class Part:
     answers: HostPrediction
     labels: list[int | None]
     shed: list[Shed | None]
-    seconds: float
 
     @cached_property
     def predicted(self) -> list[int]:
@@ -66,10 +65,15 @@ class Part:
     def confidences(self) -> list[float]:
         return [float(each) for each in self.answers.probabilities.max(axis=1)]
 
-    @property
-    def rows(self) -> list[ImageAnswer | Refused]:
+    @cached_property
+    def is_sound(self) -> bool:
+        """Whether all its rows are answers."""
+        return bool(self.answers.sound.all())
+
+    def rows(self, seconds: float) -> list[ImageAnswer | Refused]:
+        """Its answers, of a pass that took so long."""
         return [
-            ImageAnswer(self.answers, row, self.seconds, self.shed[row])
+            ImageAnswer(self.answers, row, seconds, self.shed[row])
             if sound
             else PredictionFailed("the model's scores for it are not finite numbers.")
             for row, sound in enumerate(self.answers.sound)
@@ -78,10 +82,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Pass:
-    """Images that were answered, in parts by stream, and the rows of all in order."""
+    """Images that were answered, in parts by stream, and the seconds that they took."""
 
     parts: Sequence[Part]
-    rows: Sequence[ImageAnswer | Refused]
+    seconds: float
+
+    @cached_property
+    def rows(self) -> Sequence[ImageAnswer | Refused]:
+        return [row for part in self.parts for row in part.rows(self.seconds)]
 
 
 def ask(method: Method, items: Sequence[Image], learn: bool, shed: Shed | None) -> Said:

@@ -103,6 +103,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
             adapt=adapt,
             shedding=shedding,
             shed_after=settings.shed_after,
+            shares=source.shares,
         )
         intake = Intake(settings, model, engine, batcher, metrics)
         service = Service(settings, source, metrics, engine, batcher, intake)

@@ -39,7 +39,7 @@ class Observer(Protocol):
 
 
 class Batcher(Generic[Item, Result]):
-    """Group requests of one stream, in order of arrival, at most `max_batch` images together.
+    """Group requests, a stream's in order of arrival, at most `max_batch` images together.
 
     Every place ends: in its answers, an error, or left by its own request; on draining too. A
     request of at most `max_batch` images is never split; a longer one fills batches of its own.
@@ -52,6 +52,8 @@ class Batcher(Generic[Item, Result]):
             waiting behind, or from none.
         shedding: with `auto`, what is given up under load.
         shed_after: seconds beyond `max_wait` that somebody waits where the load is 1.
+        shares: whether the worker answers images of several streams at once. If not, a batch has
+            one stream's.
     """
 
     def __init__(
@@ -65,13 +67,16 @@ class Batcher(Generic[Item, Result]):
         adapt: AdaptPolicy = "always",
         shedding: Shedding | None = None,
         shed_after: float = 0.5,
+        shares: bool = False,
     ) -> None:
         if (adapt == "auto") == (shedding is None):
             raise ValueError(f"shedding goes with adapt=auto; got {shedding} with {adapt}")
         self._observer, self._adapt = observer, adapt
         self._shedding, self._shed_after = shedding, shed_after
         self._max_wait, self._max_images = max_wait, max_images
-        self._lines = Lines[Item, Result](max_batch, max_wait, max_images, self.retry_after)
+        self._lines = Lines[Item, Result](
+            max_batch, max_wait, max_images, self.retry_after, shares=shares
+        )
         self._passes = Passes[Item, Result](worker, self._learns, lambda: self.shed)
         self._draining = self._running = False
         # That waited within the last GROWTH_SECONDS, and since when that is counted.
@@ -215,11 +220,11 @@ class Batcher(Generic[Item, Result]):
             self._observe(batch, began)
             await self._passes.run(batch)
         except Exception:
-            log.exception("a batch of stream %s failed", batch.stream)
+            log.exception("a batch of %s failed", batch.whose)
             batch.fail(PredictionFailed("The service failed on this request."))
         finally:
             watch.cancel()
-            self._lines.served(batch.stream, began)
+            self._lines.served(batch, began)
 
     def _look(self) -> None:
         if self._shedding is None:

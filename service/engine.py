@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -37,6 +38,7 @@ from ttc_core.methods import Act, Adaptation, Method, Prediction
 from ttc_core.methods.contract import Right, SnapshotError
 from ttc_core.plugins import source_digest
 from ttc_core.state import StateError
+from ttc_core.together import Failed, together
 
 log = logging.getLogger(__name__)
 
@@ -221,26 +223,41 @@ class Engine:
     def _predict(
         self, parts: Sequence[tuple[str, Sequence[Image]]], learn: bool, shed: Shed | None
     ) -> Pass:
-        answered = [self._answer(stream, items, learn, shed) for stream, items in parts]
-        return Pass(answered, [row for part in answered for row in part.rows])
+        started = time.perf_counter()
+        with tracing.span("forward"):
+            answered = self._hand_in_hand(
+                [partial(self._answer, stream, items, learn, shed) for stream, items in parts]
+            )
+        # Else the queue asks anew, without whose fault it is.
+        if all(part.is_sound for part in answered):
+            for part, (_, items) in zip(answered, parts, strict=True):
+                self._remember(part, items)
+        return Pass(answered, time.perf_counter() - started)
+
+    def _hand_in_hand(self, works: Sequence[Callable[[], T]]) -> list[T]:
+        """Do what is to be done for each stream of a pass, and raise what the first failed with."""
+        if not self._source.shares:
+            return [work() for work in works]
+        found = []
+        for outcome in together(works):
+            if isinstance(outcome, Failed):
+                raise outcome.error
+            found.append(outcome.value)
+        return found
 
     def _answer(self, stream: str, items: Sequence[Image], learn: bool, shed: Shed | None) -> Part:
-        started = time.perf_counter()
         # It is kept once it is adapted: nothing that fails takes a stream's place.
         record = self.table.get(stream)
         lacks = [shed_of(record.method, item, shed) for item in items]
-        with tracing.span("forward"):
-            said = self._ask(stream, record, items, learn, shed)
-        seconds = time.perf_counter() - started
-        labels = [item.label for item in items]
-        part = Part(stream, record, *said, labels, lacks, seconds)
-        if part.answers.sound.all():
-            compared = zip(items, part.answers.compared, strict=False)  # there may be none
-            # One image again and again, of which nothing is to come, is no sign of the stream.
-            both = [each if item.learn else None for item, each in compared]
-            ids = [item.id for item in items]
-            self.truth.remember(stream, ids, part.predicted, labels, part.confidences, both)
-        return part
+        said = self._ask(stream, record, items, learn, shed)
+        return Part(stream, record, *said, [item.label for item in items], lacks)
+
+    def _remember(self, part: Part, items: Sequence[Image]) -> None:
+        compared = zip(items, part.answers.compared, strict=False)  # there may be none
+        # One image again and again, of which nothing is to come, is no sign of the stream.
+        both = [each if item.learn else None for item, each in compared]
+        ids = [item.id for item in items]
+        self.truth.remember(part.stream, ids, part.predicted, part.labels, part.confidences, both)
 
     def _ask(
         self,
@@ -290,22 +307,39 @@ class Engine:
 
     async def adapt(self, answered: Pass, *, learn: bool) -> None:
         """Count what was answered and learn from it."""
-        for part in answered.parts:
-            await self._on_device(self._adapt, part, learn)
+        await self._on_device(self._adapt, answered, learn)
 
     async def count(self, answered: Pass) -> None:
         """Count what was answered; nothing is learned from it, and nothing moves."""
-        for part in answered.parts:
-            await self._on_device(self._count, part, learn=False)
+        await self._on_device(self._count, answered, learn=False)
 
-    def _adapt(self, part: Part, learn: bool) -> None:
+    def _adapt(self, answered: Pass, learn: bool) -> None:
+        self._count(answered, learn=True)
         started = time.perf_counter()
-        self._count(part)
+        works = [partial(self._adapt_part, part, learn) for part in answered.parts]
+        with (
+            tracing.span("adapt"),
+            self.table.at_work(part.stream for part in answered.parts),
+        ):
+            outcomes = [each for each in self._hand_in_hand(works) if each is not None]
+        if not outcomes:
+            return
+        skipped = {each.skipped for each in outcomes}
+        tracing.note(
+            selected=sum(each.selected for each in outcomes),
+            stepped=any(each.stepped for each in outcomes),
+            skipped=skipped.pop() if len(skipped) == 1 else None,
+        )
+        self.last_adapt_seconds = time.perf_counter() - started
+        self._metrics.spent("adapt", self.last_adapt_seconds)
+
+    def _adapt_part(self, part: Part, learn: bool) -> Adaptation | None:
+        """What came of a stream's part; None if it is the stream's no more."""
         stream, record = part.stream, part.record
         if not self.table.is_current(stream, record):  # a reset came between
             self.truth.forget([stream])
-            return
-        if not part.answers.sound.all():
+            return None
+        if not part.is_sound:
             outcome = Adaptation(skipped="non_finite")  # it answers nobody, and moves nothing
         else:
             if record.is_new:
@@ -327,9 +361,7 @@ class Engine:
                 self._reports.no_memory(stream)
             self._saving.note_change(stream)
         self._reports.adapted(stream, outcome)
-        tracing.note(selected=outcome.selected, stepped=outcome.stepped, skipped=outcome.skipped)
-        self.last_adapt_seconds = time.perf_counter() - started
-        self._metrics.spent("adapt", self.last_adapt_seconds)
+        return outcome
 
     def _learn(
         self, stream: str, record: StreamRecord, prediction: Prediction, learn: bool
@@ -337,10 +369,9 @@ class Engine:
         """Have a stream's method learn; if it fails, the stream is as it was before."""
         method, before = record.method, None
         try:
-            with tracing.span("adapt"):
-                with contextlib.suppress(Exception):  # then a failure leads back to the source
-                    before = method.state()
-                return method.adapt(prediction, learn=learn)
+            with contextlib.suppress(Exception):  # then a failure leads back to the source
+                before = method.state()
+            return method.adapt(prediction, learn=learn)
         except Exception as error:
             self._reports.failed(stream, error)
         try:
@@ -351,14 +382,18 @@ class Engine:
             self._put_back(stream, record, self._source.fork())
         return Adaptation(skipped="failed")
 
-    def _count(self, part: Part, *, learn: bool = True) -> None:
-        """Count a part's answers, once the clients have them."""
-        sound = part.answers.sound
-        if not sound.all():  # then nobody has an answer
-            failed = {"stream": part.stream, "images": int((~sound).sum())}
+    def _count(self, answered: Pass, *, learn: bool) -> None:
+        """Count answers, once the clients have them."""
+        if any(part.is_sound for part in answered.parts):
+            self._metrics.spent("forward", answered.seconds)
+        for part in answered.parts:
+            self._count_part(part, learn)
+
+    def _count_part(self, part: Part, learn: bool) -> None:
+        if not part.is_sound:  # then nobody has an answer
+            failed = {"stream": part.stream, "images": int((~part.answers.sound).sum())}
             log.error("the model's scores are not finite numbers", extra={"fields": failed})
             return
-        self._metrics.spent("forward", part.seconds)
         self._metrics.count_shed(part.shed)
         selects = learn and part.record.method.selects
         self._metrics.count_answers(part.answers, selects=selects)

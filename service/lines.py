@@ -135,14 +135,27 @@ class Place(Generic[Item, Result]):
 
 @dataclass(frozen=True)
 class Batch(Generic[Item, Result]):
-    """Parts of requests of one stream, in order of arrival: (place, first image, last + 1).
+    """Parts of requests: (place, first image, last + 1), stream after stream in order of arrival.
 
     All of them are to be learned from, or none.
     """
 
-    stream: str
     parts: Sequence[tuple[Place[Item, Result], int, int]]
     reason: str
+
+    @property
+    def streams(self) -> dict[str, list[Item]]:
+        """By stream, its images."""
+        found: dict[str, list[Item]] = {}
+        for place, start, stop in self.parts:
+            found.setdefault(place.stream, []).extend((place.items or ())[start:stop])
+        return found
+
+    @property
+    def whose(self) -> str:
+        """For people: the stream, or how many there are."""
+        names = dict.fromkeys(place.stream for place in self.places)
+        return f"stream {next(iter(names))}" if len(names) == 1 else f"{len(names)} streams"
 
     @property
     def learn(self) -> bool:
@@ -151,12 +164,6 @@ class Batch(Generic[Item, Result]):
     @property
     def places(self) -> list[Place[Item, Result]]:
         return [place for place, _, _ in self.parts]
-
-    @property
-    def items(self) -> list[Item]:
-        return [
-            item for place, start, stop in self.parts for item in (place.items or ())[start:stop]
-        ]
 
     @property
     def images(self) -> int:
@@ -198,22 +205,32 @@ class Lines(Generic[Item, Result]):
     what nobody else wanted costs nothing later, and who comes new overtakes only those that had
     more than they left to others, and those for `LATELY_SECONDS` at most: no stream starves.
 
+    Where streams share, those whose turns come next join a batch in this order, as long as each
+    fits in whole, with all that its own batch would hold. So nobody waits for company of others,
+    nor has less of its own for them, and no turn is passed over.
+
     Args:
         retry_after: tells the seconds in which there should be room again.
+        shares: whether a batch may hold images of several streams.
 
     Attributes:
         images: how many wait, decoded or not; a request not yet counted is one.
-        batches: how many batches the waiting images make, by size.
         taken: how many batches were taken out so far.
     """
 
     def __init__(
-        self, max_batch: int, max_wait: float, max_images: int, retry_after: Callable[[], float]
+        self,
+        max_batch: int,
+        max_wait: float,
+        max_images: int,
+        retry_after: Callable[[], float],
+        *,
+        shares: bool = False,
     ) -> None:
         self._max_batch, self._max_wait, self._max_images = max_batch, max_wait, max_images
-        self._retry_after = retry_after
+        self._retry_after, self._shares = retry_after, shares
         self.images = 0
-        self.batches: Counter[int] = Counter()
+        self._batches: Counter[int] = Counter()  # of streams that do not share
         self.taken = 0
         self._lines: dict[str, _Line[Item, Result]] = {}
         self._places: OrderedDict[Place[Item, Result], None] = OrderedDict()
@@ -233,6 +250,14 @@ class Lines(Generic[Item, Result]):
     def __iter__(self) -> Iterator[Place[Item, Result]]:
         """The places in order of arrival, whatever their stream."""
         return iter(self._places)
+
+    @property
+    def batches(self) -> Counter[int]:
+        """How many batches the waiting images make, by size."""
+        if not self._shares:
+            return self._batches
+        full, rest = divmod(self.images, self._max_batch)
+        return Counter({self._max_batch: full, rest: 1} if rest else {self._max_batch: full})
 
     def may_run(self, place: Place[Item, Result]) -> bool:
         """Whether it is the next of its stream, whose turn may come."""
@@ -316,16 +341,19 @@ class Lines(Generic[Item, Result]):
             self._wakes_at = -math.inf
         return batch
 
-    def served(self, stream: str, began: float) -> None:
-        """Note that the batch taken of a stream had the device from `began` until now."""
-        now = monotonic()
-        waiting = len(self._lines) + (stream not in self._lines)
-        turn = max(began, self._turns.get(stream, began)) + waiting * (now - began)
-        self._turns[stream] = min(turn, now + LATELY_SECONDS)
-        self._turns.move_to_end(stream)
+    def served(self, batch: Batch[Item, Result], began: float) -> None:
+        """Note that a batch had the device from `began` until now, each stream by its images."""
+        now, streams = monotonic(), batch.streams
+        for stream, items in streams.items():
+            seconds = (now - began) * len(items) / batch.images
+            waiting = len(self._lines) + (stream not in self._lines)
+            turn = max(began, self._turns.get(stream, began)) + waiting * seconds
+            self._turns[stream] = min(turn, now + LATELY_SECONDS)
+            self._turns.move_to_end(stream)
         while self._turns and next(iter(self._turns.values())) <= now:
             self._turns.popitem(last=False)
-        self.look(stream, anew=True)
+        for stream in streams:
+            self.look(stream, anew=True)
 
     def drain(self) -> None:
         """Have nobody wait for company any more."""
@@ -339,23 +367,39 @@ class Lines(Generic[Item, Result]):
         now = monotonic()
         while self._due and self._due[0][0] <= now:
             self.look(heappop(self._due)[1])
-        while self._ready:
-            entry = heappop(self._ready)
-            line = self._lines.get(entry[-1])
-            if line is not None and line.entry is entry:
+        batch: list[tuple[Place[Item, Result], int, int]] = []
+        room, full = self._max_batch, False
+        while room and (line := self._next_line()) is not None:
+            parts, is_full = self._compose(line.places)
+            images = sum(stop - start for _, start, stop in parts)
+            full |= is_full or images >= room
+            if batch and (images > room or parts[0][0].learn != batch[0][0].learn):
                 break
-        else:
+            heappop(self._ready)
+            for place, _, stop in parts:
+                place.taken = stop
+                if stop == place.images:
+                    line.places.popleft()
+                    self._strike(line, place)
+            self._recount(line, -images)
+            batch += parts
+            room -= images
+            if not self._shares:
+                break
+        if not batch:
             return None
         self.taken += 1
-        parts, full = self._compose(line.places)
-        for place, _, stop in parts:
-            place.taken = stop
-            if stop == place.images:
-                line.places.popleft()
-                self._strike(line, place)
-        batch = Batch(entry[-1], parts, "full" if full else "drain" if self._draining else "wait")
-        self._recount(line, -batch.images)
-        return batch
+        return Batch(batch, "full" if full else "drain" if self._draining else "wait")
+
+    def _next_line(self) -> _Line[Item, Result] | None:
+        """The line whose turn is next, if there is one; its entry is the first of the heap."""
+        while self._ready:
+            entry = self._ready[0]
+            line = self._lines.get(entry[-1])
+            if line is not None and line.entry is entry:
+                return line
+            heappop(self._ready)
+        return None
 
     def _strike(self, line: _Line[Item, Result], place: Place[Item, Result]) -> None:
         del self._places[place]
@@ -368,9 +412,9 @@ class Lines(Generic[Item, Result]):
         """Note that so many more images wait in a line."""
         for images, sign in ((line.images, -1), (line.images + change, 1)):
             full, rest = divmod(images, self._max_batch)
-            self.batches[self._max_batch] += sign * full
+            self._batches[self._max_batch] += sign * full
             if rest:
-                self.batches[rest] += sign
+                self._batches[rest] += sign
         line.images += change
         self.images += change
 

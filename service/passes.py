@@ -115,7 +115,8 @@ class Passes(Generic[Item, Result]):
             return
         batch = replace(batch, parts=parts)
         contexts = [place.context for place in batch.places]
-        with tracing.batch(contexts, stream=batch.stream, images=batch.images, reason=batch.reason):
+        streams = list(batch.streams)
+        with tracing.batch(contexts, streams=streams, images=batch.images, reason=batch.reason):
             answered = await self._run_together(batch)
         if not answered:
             for half in (parts[: len(parts) // 2], parts[len(parts) // 2 :]):
@@ -123,18 +124,20 @@ class Passes(Generic[Item, Result]):
 
     async def _run_together(self, batch: Batch[Item, Result]) -> bool:
         """Predict, hand out the answers, then adapt; return whether its requests are answered."""
-        began = monotonic()
+        began, parts = monotonic(), list(batch.streams.items())
         shed = self._sheds()
         learn = shed is None and self._learns(batch)
         try:
-            answered = await self._predict(batch.stream, batch.items, learn, shed)
-        except Refused as error:  # of the whole stream, whoever asks
+            answered = await self._predict(parts, learn, shed)
+        except Refused as error:  # of a whole stream, whoever asks
+            if len(parts) > 1:
+                return False
             batch.fail(error)
             return True
         except Exception as error:
             if len(batch.parts) > 1:
                 return False
-            log.error("the model failed on a request of stream %s: %s", batch.stream, told(error))
+            log.error("the model failed on a request of %s: %s", batch.whose, told(error))
             # A network's failure comes with a sentence; anything else is for the log alone.
             sentence = str(error) if isinstance(error, UserError) else "the model failed on it."
             await self._refuse(batch, PredictionFailed(sentence), None)
@@ -161,14 +164,13 @@ class Passes(Generic[Item, Result]):
         return True
 
     async def _predict(
-        self, stream: str, items: Sequence[Item], learn: bool, shed: Shed | None
+        self, parts: Sequence[tuple[str, Sequence[Item]]], learn: bool, shed: Shed | None
     ) -> Pass[Result]:
-        self.began, self.images = monotonic(), len(items)
-        answered: Pass[Result] = await self._worker.predict(
-            [(stream, items)], learn=learn, shed=shed
-        )
-        if len(answered.rows) != len(items):
-            raise ValueError(f"{len(items)} images were to be answered, {len(answered.rows)} were")
+        images = sum(len(items) for _, items in parts)
+        self.began, self.images = monotonic(), images
+        answered: Pass[Result] = await self._worker.predict(parts, learn=learn, shed=shed)
+        if len(answered.rows) != images:
+            raise ValueError(f"{images} images were to be answered, {len(answered.rows)} were")
         return answered
 
     async def _take_note(
@@ -181,7 +183,7 @@ class Passes(Generic[Item, Result]):
             else:
                 await self._worker.count(answered)
         except Exception:
-            log.exception("what follows a batch of stream %s failed", batch.stream)
+            log.exception("what follows a batch of %s failed", batch.whose)
 
     async def _count(self, batch: Batch[Item, Result], answered: Pass[Result]) -> None:
         with tracing.span("count"):
@@ -208,12 +210,13 @@ class Passes(Generic[Item, Result]):
         Returns:
             Its place in the batch; None where the images fail together only.
         """
-        items, shed = batch.items, self._sheds()
+        ((stream, items),) = batch.streams.items()
+        shed = self._sheds()
         learn = shed is None and self._learns(batch)
 
         async def fails(start: int, stop: int) -> bool:
             try:
-                answered = await self._predict(batch.stream, items[start:stop], learn, shed)
+                answered = await self._predict([(stream, items[start:stop])], learn, shed)
             except Exception:
                 return True
             return any(isinstance(row, Refused) for row in answered.rows)

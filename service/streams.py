@@ -7,11 +7,12 @@ another's already, and until it is saved it comes back as it is. Without a folde
 is not thrown away for another's sake before it has been idle for `expiry`.
 """
 
+import contextlib
 import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from weakref import WeakValueDictionary
 
@@ -63,6 +64,7 @@ class Streams:
         # Answering their first images, as long as somebody has them; `keep` puts them in the table.
         self._new: WeakValueDictionary[str, StreamRecord] = WeakValueDictionary()
         self._pins: Counter[str] = Counter()
+        self._at_work: frozenset[str] = frozenset()
         # What `admit` was told last for a stream that was not in memory.
         self._wait = 1.0
         self._lock = threading.Lock()  # held for moments
@@ -238,6 +240,15 @@ class Streams:
         record.used = time.monotonic()
         return fits
 
+    @contextlib.contextmanager
+    def at_work(self, names: Iterable[str]) -> Iterator[None]:
+        """While streams learn, have none of them make room for another."""
+        self._at_work = frozenset(names)
+        try:
+            yield
+        finally:
+            self._at_work = frozenset()
+
     def load(self, name: str) -> StreamRecord:
         """Make a stream as it was saved, or at the source where nothing fitting was."""
         return self._saving.load(name, pinned=bool(self._pins[name]))
@@ -250,7 +261,7 @@ class Streams:
         for other, record in list(self._records.items()):
             if self._fits(count, total):
                 return True
-            if other == name or self._pins[other]:
+            if other == name or other in self._at_work or self._pins[other]:
                 continue
             if self.evict(other):
                 count, total = count - 1, total - record.bytes

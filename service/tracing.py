@@ -72,12 +72,16 @@ def answered(
 
 
 @contextlib.contextmanager
-def batch(contexts: Sequence[Context], *, stream: str, images: int, reason: str) -> Iterator[None]:
+def batch(
+    contexts: Sequence[Context], *, streams: Sequence[str], images: int, reason: str
+) -> Iterator[None]:
     """Mark what happens inside as a batch's.
 
     Args:
         contexts: in which its requests took their places.
+        streams: whose it is; where it is one, the span has its name.
     """
+    whose = {"ttc.stream": streams[0]} if len(streams) == 1 else {"ttc.streams": len(streams)}
     ids = dict.fromkeys(name for context in contexts for name in context.get(request_ids, ()))
     token = request_ids.set(tuple(ids)[:MOST_IDS])
     try:
@@ -88,7 +92,7 @@ def batch(contexts: Sequence[Context], *, stream: str, images: int, reason: str)
         with _tracer.start_as_current_span(
             "batch",
             links=[Link(request) for request in requests if request.is_valid],
-            attributes={"ttc.stream": stream, "ttc.images": images, "ttc.reason": reason},
+            attributes={**whose, "ttc.images": images, "ttc.reason": reason},
         ):
             yield
     finally:

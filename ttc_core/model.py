@@ -7,7 +7,7 @@ normalisation statistics of its own. Knows nothing of methods or files.
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -20,7 +20,9 @@ from ttc_core.errors import ModelError, told
 from ttc_core.flat import Layout, tensor_bytes
 from ttc_core.fused import Network, fused
 from ttc_core.normalization import (
+    JoinedLook,
     Look,
+    OwnLook,
     Routing,
     Rows,
     affine_parameters,
@@ -29,6 +31,7 @@ from ttc_core.normalization import (
     wide,
 )
 from ttc_core.plugins import torch_kept
+from ttc_core.together import Failed, answered, attempted
 from ttc_core.trial import Trial, first_tensor, precisions
 
 # What the head reads in a pass, by thread: several may be at once.
@@ -189,7 +192,7 @@ class SourceModel:
             ValueError: as when it was made.
         """
         Trial(self.module, self.trial_side, self.split)
-        for name in ("digest", "takes_one"):
+        for name in ("digest", "takes_one", "shares"):
             self.__dict__.pop(name, None)
         self.calibration = None
         self._place()
@@ -220,10 +223,34 @@ class SourceModel:
         one = torch.zeros(1, 3, self.trial_side, self.trial_side, device=self.device)
         try:
             with torch.no_grad():
-                self.run(self.normalize(one))
+                self._pass(self.normalize(one), None, source_look)
         except ModelError:
             return False
         return True
+
+    @cached_property
+    def shares(self) -> bool:
+        """Whether several streams may share a pass: a row's answer depends on its stream alone."""
+        side = self.trial_side
+        noise = torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(0))
+        inputs = self.normalize(noise.to(self.device))
+        others = {name: 1.1 * each + 0.1 for name, each in self.affine.items()}
+        stacked = {name: torch.stack((self.affine[name], others[name])) for name in others}
+        try:
+            with torch.no_grad():
+                rows = Rows.of((2, 2), self.device)
+                joined = self._pass(inputs, stacked, source_look, rows)
+                plain = self._pass(inputs, None, source_look)
+                alone = [self._pass(inputs[:2], None, source_look)]
+                alone += [self._pass(inputs[2:], each, source_look) for each in (others, None)]
+        except ModelError:
+            return False
+        least = max(1e-3, 10 * torch.finfo(self.dtype).eps)
+        return all(
+            _alike(got, torch.cat((getattr(alone[0], name), getattr(other, name))), least)
+            for name in ("logits", "features")
+            for got, other in ((getattr(joined, name), alone[1]), (getattr(plain, name), alone[2]))
+        )
 
     def to_unit(self, images: Tensor) -> Tensor:
         """Bring images (N, 3, H, W), uint8 or float in [0, 1], to floats in [0, 1] on the device.
@@ -252,21 +279,36 @@ class SourceModel:
         *,
         affine: Mapping[str, Tensor] | None = None,
         look: Look = source_look,
-        rows: Rows | None = None,
     ) -> Output:
         """Run the network on normalised inputs (N, 3, H, W). Any number of threads may at once.
+
+        Where streams are at work `together`, one pass answers what several of them ask for.
 
         Args:
             affine: replaces the source's normalisation parameters of these names; of any precision,
                 the network sees its own.
             look: where the BatchNorm layers take their statistics from (`normalization`).
-            rows: whose row is whose, where several streams share the pass: then each tensor of
-                `affine` holds every stream's, (S, …). An answer is the one that its stream alone
-                would have got, up to rounding.
 
         Raises:
             ModelError: the network failed on them, or answered with something else than N rows of
                 K logits.
+        """
+        output: Output = answered(_Pass(self, inputs, affine, look, torch.is_grad_enabled()))
+        return output
+
+    def _pass(
+        self,
+        inputs: Tensor,
+        affine: Mapping[str, Tensor] | None,
+        look: Look,
+        rows: Rows | None = None,
+    ) -> Output:
+        """A pass of the network.
+
+        Args:
+            rows: whose row is whose, where several streams share it: then each tensor of `affine`
+                holds every stream's, (S, …). An answer is the one that its stream alone would have
+                got, up to rounding.
         """
         own = [
             (self.affine[name], moved.to(self.affine[name].dtype))
@@ -319,6 +361,70 @@ class SourceModel:
     ) -> Any:
         with torch_kept(), Routing(self.batch_norms, look, own, rows), _without_checkpoints():
             return self.module(inputs.clone())  # a copy, into which it may write
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """A pass that is wanted of a model; see `SourceModel.run`."""
+
+    model: SourceModel
+    inputs: Tensor
+    affine: Mapping[str, Tensor] | None
+    look: Look
+    graph: bool
+
+    @property
+    def turn(self) -> int:
+        """What a stream may want before it is answered, its answer, and then what is compared."""
+        if self.affine is not None:
+            return 1
+        return 0 if self.look is source_look else 2
+
+    @property
+    def group(self) -> Hashable:
+        layers: tuple[str, ...] | None = None
+        if self.look is not source_look and self.model.batch_norms:
+            if not isinstance(self.look, OwnLook):
+                return None
+            layers = tuple(self.look.kept)
+        if not self.model.shares:
+            return None
+        replaced = None if self.affine is None else tuple(self.affine)
+        shape, dtype = self.inputs.shape[1:], self.inputs.dtype
+        return id(self.model), shape, dtype, replaced, layers, self.graph
+
+    def alone(self) -> Output:
+        return self.model._pass(self.inputs, self.affine, self.look)
+
+    @classmethod
+    def at_once(cls, wanted: Sequence[Self]) -> Sequence[Output | Failed]:
+        """One pass for all; where that fails, one for each, so that it is its own failure."""
+        try:
+            return cls._joined(wanted)
+        except ModelError:
+            return [attempted(each.alone) for each in wanted]
+
+    @classmethod
+    def _joined(cls, wanted: Sequence[Self]) -> Sequence[Output]:
+        model, counts = wanted[0].model, [len(each.inputs) for each in wanted]
+        own = [each.affine for each in wanted if each.affine is not None]
+        affine = {n: torch.stack([each[n] for each in own]) for n in own[0]} if own else None
+        looks = [each.look for each in wanted if isinstance(each.look, OwnLook)]
+        look = JoinedLook(looks, counts) if looks and model.batch_norms else None
+        # Without anything of their own, whose rows they are makes no difference.
+        rows = Rows.of(counts, model.device) if own or look else None
+        inputs = torch.cat([each.inputs for each in wanted])
+        with torch.set_grad_enabled(wanted[0].graph):
+            output = model._pass(inputs, affine, look or source_look, rows)
+        if look is not None:
+            look.tell()
+        each_of = (torch.split(each, counts) for each in (output.logits, output.features))
+        return [Output(*each) for each in zip(*each_of, strict=True)]
+
+
+def _alike(got: Tensor, expected: Tensor, least: float) -> bool:
+    """Whether they differ by `least` of the largest number at most."""
+    return bool((got - expected).abs().max() <= least * expected.abs().max())
 
 
 def _note_features(_head: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -31,6 +31,15 @@ def pack(tensor: Tensor, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return codes.to(torch.int8).flatten()[: way.numel()].reshape(way.shape), scales
 
 
+def packed_none(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and scales, as `pack` has them, of no tensors like this: (0, …) each."""
+    blocks = -(-like.numel() // BLOCK)
+    return (
+        like.new_zeros((0, *like.shape), dtype=torch.int8),
+        like.new_zeros((0, blocks), dtype=torch.float32),
+    )
+
+
 def unpack(codes: Tensor, scales: Tensor, like: Tensor | None = None) -> Tensor:
     """The numbers, about, of codes and scales that `pack` gave.
 

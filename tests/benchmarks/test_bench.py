@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import shared
 from benchmarks.bare_loop import bare
 from benchmarks.bench import curves, ratios
 from benchmarks.bench.curves import Curve, curve_table
@@ -471,3 +472,13 @@ def test_no_two_photographs_are_alike():
     files = photographs(16)
     assert len(set(files)) == 16
     assert all(20_000 < len(file) < 300_000 for file in files)
+
+
+@pytest.mark.parametrize("streams", shared.STREAMS)
+def test_streams_that_share_take_turns(streams):
+    """Each batch is a hundred images, each stream's equally many, and all have their turn."""
+    images = list(range(shared.BATCH))
+    batches = [shared.parts_of(images, streams, batch) for batch in range(10)]
+    assert all([i for _, part in parts for i in part] == images for parts in batches)
+    assert len({len(part) for parts in batches for _, part in parts}) == 1
+    assert len({stream for parts in batches for stream, _ in parts}) == streams

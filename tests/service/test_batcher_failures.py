@@ -72,6 +72,39 @@ def test_a_failed_row_fails_its_own_request_only():
     in_loop(walk())
 
 
+def test_whoever_fails_costs_the_streams_beside_it_nothing():
+    """What is wrong with a stream as a whole, a request or an image is told to whose it is."""
+
+    class Full(FakeWorker):
+        async def predict(self, parts, *, learn, shed):
+            answered = await super().predict(parts, learn=learn, shed=shed)
+            if "full" in dict(parts):
+                raise OutOfRange("There are too many streams.")
+            return answered
+
+    async def walk():
+        async with Queue(Full(), max_batch=16, shares=True) as queue:
+            await queue.make_busy()
+            plan = [
+                ("a", "x"),
+                ("b", "full"),
+                (["poison"], "y"),
+                ("c", "full"),
+                (["d", "nan"], "z"),
+            ]
+            tasks = [
+                queue.ask(images, stream) for images, stream in [*plan, ("e", "x"), ("f", "y")]
+            ]
+            queue.worker.gate.set()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            kinds = [end if isinstance(end, list) else type(end) for end in ends]
+            assert kinds[:4] == [["a!"], OutOfRange, PredictionFailed, OutOfRange]
+            assert kinds[4:] == [PredictionFailed, ["e!"], ["f!"]]
+            assert ends[4].index == 1
+
+    in_loop(walk())
+
+
 def passes_of_sixteen(bad):
     """Run sixteen requests of one image in a batch; return the passes, the answers, the queue."""
 

@@ -50,6 +50,78 @@ def test_a_batch_holds_one_stream_only():
     in_loop(walk())
 
 
+def test_streams_share_a_batch_where_the_worker_answers_several():
+    """A thousand cameras of an image each are full batches, in order of arrival."""
+
+    async def walk():
+        async with Queue(shares=True, max_images=2000) as queue:
+            await queue.make_busy()
+            tasks = [queue.ask([number], f"camera {number}") for number in range(1000)]
+            queue.worker.gate.set()
+            answers = await asyncio.gather(*tasks)
+            assert answers == [[f"{number}!"] for number in range(1000)]
+            assert [len(parts) for parts in queue.passes] == [4] * 250
+            images = [items for _, items in queue.batches]
+            assert images == [[number] for number in range(1000)]
+            assert queue.observer.closed[1:] == [("full", 4)] * 250
+
+    in_loop(walk())
+
+
+@pytest.mark.parametrize(
+    ("requests", "passes"),
+    [
+        pytest.param("xa yb xc", "xac+yb", id="a-stream's-images-stay-together"),
+        pytest.param("xa ybcd ze", "xa+ybcd ze", id="until-it-is-full"),
+        pytest.param("xab ycde zf", "xab ycde+zf", id="who-does-not-fit-is-next"),
+        pytest.param("xa ybc ydef", "xa+ybc ydef", id="with-all-of-its-own-batch"),
+        pytest.param("xabcd xe yf", "xabcd yf+xe", id="who-had-much-is-behind"),
+    ],
+)
+def test_which_streams_share_a_batch(requests, passes):
+    """In their turns, each as it would be alone: nobody is overtaken, or has less for others."""
+
+    async def walk():
+        async with Queue(shares=True) as queue:
+            await queue.make_busy()
+            tasks = [queue.ask(request[1:], request[0]) for request in requests.split()]
+            queue.worker.gate.set()
+            await asyncio.gather(*tasks)
+            found = ["+".join(s + "".join(i) for s, i in parts) for parts in queue.passes]
+            assert " ".join(found) == passes
+
+    in_loop(walk())
+
+
+def test_only_what_is_due_shares_a_batch():
+    """Who waits for company of its own has it all the same."""
+
+    async def walk():
+        async with Queue(shares=True, max_wait=60.0) as queue:
+            waiting = queue.ask("a", "waits")
+            await settle()
+            assert await queue.ask("bcde", "full") == ["b!", "c!", "d!", "e!"]
+            assert not waiting.done()
+            queue.batcher.drain()
+            assert await waiting == ["a!"]
+
+    in_loop(walk())
+
+
+def test_what_teaches_and_what_does_not_share_no_batch():
+    """It is the batch that is learned from, or not."""
+
+    async def walk():
+        async with Queue(shares=True) as queue:
+            await queue.make_busy()
+            tasks = [queue.ask(s, s, learn=learn) for s, learn in (("a", True), ("b", False))]
+            queue.worker.gate.set()
+            await asyncio.gather(*tasks)
+            assert [len(parts) for parts in queue.passes] == [1, 1]
+
+    in_loop(walk())
+
+
 def test_a_place_is_taken_on_arrival_not_when_decoding_ends():
     """A first request that is slow to decode keeps its turn before a quick second one."""
 

@@ -23,6 +23,9 @@ def assert_counted(lines):
         for images in waiting.values()
         for size in [lines._max_batch] * (images // lines._max_batch) + [images % lines._max_batch]
     ]
+    if lines._shares:
+        full, rest = divmod(lines.images, lines._max_batch)
+        sizes = [lines._max_batch] * full + [rest]
     assert lines.images == sum(waiting.values())
     assert +lines.batches == Counter(size for size in sizes if size)
     assert len(lines) == len(waiting)
@@ -43,13 +46,18 @@ REQUEST = st.fixed_dictionaries(
 
 
 @settings(max_examples=150, deadline=None)
-@given(requests=st.lists(REQUEST, max_size=14), max_batch=st.integers(1, 6), drain=st.booleans())
-def test_whatever_arrives_every_request_ends_in_order(requests, max_batch, drain):
+@given(
+    requests=st.lists(REQUEST, max_size=14),
+    max_batch=st.integers(1, 6),
+    drain=st.booleans(),
+    shares=st.booleans(),
+)
+def test_whatever_arrives_every_request_ends_in_order(requests, max_batch, drain, shares):
     """Random arrivals, sizes, decoding times, failures and departures: the rules hold together.
 
-    Each request ends (answered, failed, left or refused); a batch has one stream and at most
-    max_batch images; images of a stream are run in order of arrival; a request that fits is not
-    cut, and nobody's failure is another's.
+    Each request ends (answered, failed, left or refused); a batch has at most max_batch images, of
+    one stream or, where they share, of each stream at most one part; images of a stream are run in
+    order of arrival; a request that fits is not cut, and nobody's failure is another's.
     """
     arrivals = defaultdict(list)
     outcomes = {}
@@ -94,7 +102,7 @@ def test_whatever_arrives_every_request_ends_in_order(requests, max_batch, drain
             ]
 
     async def walk():
-        async with Queue(Worker(), max_batch=max_batch) as queue:
+        async with Queue(Worker(), max_batch=max_batch, shares=shares) as queue:
             queue.worker.lines = queue.batcher._lines
             async with asyncio.TaskGroup() as group:
                 for number, plan in enumerate(requests):
@@ -106,10 +114,10 @@ def test_whatever_arrives_every_request_ends_in_order(requests, max_batch, drain
                         await asyncio.sleep(0)
                     queue.batcher.drain()
             assert queue.batcher.waiting_images == 0
-        return queue.worker.batches
+        return queue.worker.batches, queue.worker.passes
 
     with no_logs():
-        batches = in_loop(walk())
+        batches, passes = in_loop(walk())
 
     for number, plan in enumerate(requests):
         outcome = outcomes.get(number, "left")  # left before it came
@@ -120,6 +128,10 @@ def test_whatever_arrives_every_request_ends_in_order(requests, max_batch, drain
             assert outcome in ("left", "refused") or isinstance(outcome, PredictionFailed)
         if outcome not in ("left", "refused") and plan["leaves"] is None and not drain:
             assert outcome == whole or plan["kind"] != "good"
+    for parts in passes:
+        assert len(parts) == 1 or shares
+        assert len({stream for stream, _ in parts}) == len(parts)
+        assert sum(len(images) for _, images in parts) <= max_batch
     for stream, images in batches:
         assert 1 <= len(images) <= max_batch
         assert {requests[number]["stream"] for number, _ in images} == {stream}
@@ -138,15 +150,15 @@ def test_whatever_arrives_every_request_ends_in_order(requests, max_batch, drain
     for number, plan in enumerate(requests):
         run = [item for _, images in batches for item in images if item[0] == number]
         if plan["kind"] == "good" and outcomes.get(number) not in ("left", None):
-            assert sorted(set(run)) == sorted(run) or _was_run_apart(requests, batches, number)
+            assert sorted(set(run)) == sorted(run) or _was_run_apart(requests, passes, number)
 
 
-def _was_run_apart(requests, batches, number):
+def _was_run_apart(requests, passes, number):
     """Whether a batch of the request failed for another's sake, so that it was run again."""
+    together = [{n for _, images in parts for n, _ in images} for parts in passes]
     return any(
-        number in (n for n, _ in images)
-        and {requests[n]["kind"] for n, _ in images} & {"poison", "nan"}
-        for _, images in batches
+        number in numbers and {requests[n]["kind"] for n in numbers} & {"poison", "nan"}
+        for numbers in together
     )
 
 

@@ -112,6 +112,21 @@ def test_with_a_folder_the_least_recently_used_is_saved_and_makes_room(engine, t
     assert np.array_equal(request(table, "b"), request(free, "b"))
 
 
+def test_who_shares_a_batch_does_not_make_room_for_another_of_it(engine, tmp_path):
+    """Though nobody used it longer ago: it has not learned yet from what it was asked."""
+    table = engine(tmp_path, max_streams=2)
+    for name in ("a", "b"):
+        request(table, name)
+    images = [Image(one) for one in PIXELS]
+
+    async def run():
+        answered = await table.predict([("c", images), ("a", images)])
+        await table.adapt(answered, learn=True)
+
+    asyncio.run(run())
+    assert {name: record.images for name, record in table.streams.items()} == {"c": 4, "a": 8}
+
+
 def test_a_pinned_stream_does_not_make_room(engine, tmp_path):
     """With all places pinned a new one is told when the requests in flight will have ended."""
     table = engine(tmp_path, max_streams=2)

@@ -17,7 +17,6 @@ from ttc_core.methods.contract import State
 from ttc_core.methods.parts import MOST, bounded
 from ttc_core.methods.parts.stream_statistics import EARLY, WARM_START, StreamLook, StreamShare
 from ttc_core.model import SourceModel
-from ttc_core.normalization import Call, source_look
 
 # The stream's part of what an early layer is normalised with; and images that it runs over.
 BLEND, HORIZON = 0.7, 50
@@ -63,13 +62,9 @@ class Restyled:
             for name, each in followed.items()
         }
         look = StreamLook(count, kept, dict.fromkeys(kept, BLEND * weight))
-
-        def early_follow(call: Call) -> Tensor:
-            return look(call) if call.layer in followed else source_look(call)
-
         rows = inputs if count > 1 or self._model.takes_one else torch.cat((inputs, inputs))
         with torch.no_grad():
-            logits = self._model.run(rows, look=early_follow).logits[:count]
+            logits = self._model.run(rows, look=look).logits[:count]
         moments = self._moved(followed, look.share(), weight)
         if not moments.isfinite().all():
             return logits, self.style

@@ -53,6 +53,10 @@ class Wrapper:
         return self.inner.looks_twice
 
     @property
+    def shares(self) -> bool:
+        return self.inner.shares
+
+    @property
     def record_temperature(self) -> float | None:
         return self.inner.record_temperature
 

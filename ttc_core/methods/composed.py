@@ -79,6 +79,10 @@ class ComposedMethod(ABC):
         return False
 
     @property
+    def shares(self) -> bool:
+        return self.model.shares
+
+    @property
     def record_temperature(self) -> float | None:
         return None
 
@@ -155,6 +159,11 @@ class StatisticsMethod(ComposedMethod):
 
     adapts = frozenset({"moments"})
     _settings: StatisticsSettings
+
+    @property
+    def shares(self) -> bool:
+        of_the_batch = self._settings.statistics == "batch" and self.model.batch_norms
+        return super().shares and not of_the_batch
 
     def _compose(self) -> Sequence[Part]:
         self._statistics = STATISTICS[self._settings.statistics](self.model, self._settings)

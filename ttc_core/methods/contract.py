@@ -322,6 +322,10 @@ class Method(Protocol):
         told."""
 
     @property
+    def shares(self) -> bool:
+        """Whether its passes may have rows of other streams (`ttc_core.together`)."""
+
+    @property
     def record_temperature(self) -> float | None:
         """That of the calibration record its probabilities are told with; None: without one."""
 

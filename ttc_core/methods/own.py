@@ -62,6 +62,7 @@ class OwnMethod:
             self.settings: Mapping[str, Any] = dict(getattr(inner, "settings", {}))
             self.adapts = frozenset(getattr(inner, "adapts", ()))
             self.selects = bool(getattr(inner, "selects", True))
+            self.shares = bool(getattr(inner, "shares", False)) and model.shares
             missing = [verb for verb in VERBS if not callable(getattr(inner, verb, None))]
             if missing:
                 raise PluginError(

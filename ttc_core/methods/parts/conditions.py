@@ -18,7 +18,7 @@ from ttc_core.methods.parts.diversity import Classes
 from ttc_core.methods.parts.shadow import Shadow
 from ttc_core.methods.parts.stream_statistics import StreamShare, StreamStatistics
 from ttc_core.model import SourceModel
-from ttc_core.packing import pack, unpack
+from ttc_core.packing import pack, packed_none, unpack
 
 # Images that tell how it looks at present, and those that a condition's look runs over.
 LATEST, HORIZON = 8, 64
@@ -157,12 +157,13 @@ class Conditions:
         conditions = [each.condition for each in self._remembered]
         if self._condition is not None:
             conditions.append(self._condition)
-        none = pack(self._model.source_moments)
         codes, scales = (
             torch.stack([getattr(each, name) for each in self._remembered])
             if self._remembered
-            else like.new_zeros((0, *like.shape))
-            for name, like in zip(("codes", "scales"), none, strict=True)
+            else none
+            for name, none in zip(
+                ("codes", "scales"), packed_none(self._model.source_moments), strict=True
+            )
         )
         return {
             "conditions": {
@@ -178,7 +179,7 @@ class Conditions:
 
     def restore(self, state: State) -> None:
         given, like = state["conditions"], self._model.source_moments
-        blocks = pack(like)[1].shape
+        blocks = packed_none(like)[1].shape[1:]
         if not isinstance(given, Mapping):
             raise ValueError("its conditions are none")
         tensors = means, variances, images, codes, scales, latest = tuple(

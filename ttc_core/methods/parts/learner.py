@@ -1,10 +1,10 @@
 """Scales and shifts that a loss moves, step by step, and the gradients that wait for a step."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ttc_core.flat import NamedTensors
 from ttc_core.methods.contract import Adaptation, Prediction, State
 from ttc_core.methods.settings import OptimizerSettings
 from ttc_core.model import SourceModel
+from ttc_core.together import answered
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,49 @@ class Gradient:
 def differentiated(loss: Tensor, given: Tensor, called: str) -> Tensor:
     """The gradient of a loss with respect to `given`; zeros where it does not depend on it.
 
+    Of streams whose passes were one, the gradients are to be taken together: the graph is one, too.
+
     Raises:
         ModelError: the network lets no gradient through to what is `called` so.
     """
-    try:
-        (found,) = torch.autograd.grad(loss, [given], allow_unused=True)
-    except RuntimeError as error:
-        raise ModelError(
-            f"The network lets no gradient through to {called} ({told(error)}); its forward must "
-            "not run under no_grad or inference_mode, nor detach what it computes."
-        ) from error
-    return torch.zeros_like(given) if found is None else found
+    found: Tensor = answered(_Slope(loss, given, called))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Slope:
+    """A gradient that is wanted; see `differentiated`."""
+
+    loss: Tensor
+    given: Tensor
+    called: str
+
+    # Behind all passes: a graph of several streams is gone once it was used.
+    turn: ClassVar[int] = 3
+
+    @property
+    def group(self) -> Hashable:
+        return self.called if self.loss.requires_grad else None
+
+    def alone(self) -> Tensor:
+        (found,) = self.at_once([self])
+        return found
+
+    @classmethod
+    def at_once(cls, wanted: Sequence[Self]) -> Sequence[Tensor]:
+        """The gradients of the losses' sum, of which each has its own part."""
+        losses, given = [each.loss for each in wanted], [each.given for each in wanted]
+        try:
+            slopes = torch.autograd.grad(losses, given, allow_unused=True)
+        except RuntimeError as error:
+            raise ModelError(
+                f"The network lets no gradient through to {wanted[0].called} ({told(error)}); its "
+                "forward must not run under no_grad or inference_mode, nor detach what it computes."
+            ) from error
+        return [
+            torch.zeros_like(each) if slope is None else slope
+            for each, slope in zip(given, slopes, strict=True)
+        ]
 
 
 def gradient(loss: Loss, parameters: Tensor) -> Gradient:

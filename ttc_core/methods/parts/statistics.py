@@ -9,15 +9,16 @@ probabilities.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ttc_core.flat import NamedTensors
+from ttc_core.flat import Layout, NamedTensors
 from ttc_core.methods.contract import Prediction, Share, State
 from ttc_core.model import SourceModel
-from ttc_core.normalization import BatchLook, Call, Look, source_look
+from ttc_core.normalization import BatchLook, Call, Look, OwnLook, Parted, source_look
 
 
 class Statistics(Protocol):
@@ -128,28 +129,16 @@ class MovingStatistics:
         return self._model.moments_layout.views(self._moments)
 
     def look(self, images: int) -> "MovingLook":
-        return MovingLook(self.moments, self._weight(images), images)
-
-    @classmethod
-    def look_together(
-        cls, streams: Sequence["MovingStatistics"], images: Sequence[int]
-    ) -> "MovingLook":
-        """A look for a pass whose rows belong to several streams, so many images of each."""
-        moments = torch.stack([stream._moments for stream in streams])
-        weights = [s._weight(count) for s, count in zip(streams, images, strict=True)]
-        weight = torch.tensor(weights, dtype=moments.dtype, device=moments.device)
-        layout = streams[0]._model.moments_layout
-        return MovingLook(layout.views(moments), weight[:, None, None], *images)
+        return MovingLook(self._model.moments_layout, self._moments, self._weight(images), images)
 
     def repeated(self, look: Look) -> Look:
         """Normalise as the finished pass did; nothing more moves."""
         assert isinstance(look, MovingLook)
         return look.again
 
-    def share(self, look: Look, stream: int | None = None) -> MovingShare:
-        """What the batch of a finished pass adds; `stream` says whose in a pass of several."""
+    def share(self, look: Look) -> MovingShare:
         assert isinstance(look, MovingLook)
-        return look.share(stream)
+        return look.share()
 
     def commit(self, prediction: Prediction, *, learned: bool) -> None:
         share = prediction.pending.share
@@ -178,55 +167,53 @@ class MovingStatistics:
         self.images_seen = int(moments["images_seen"])
 
 
-class MovingLook:
+class MovingLook(OwnLook):
     """Normalise with moving statistics, moved by the batch at hand.
 
     Args:
-        moments: by layer, (2, C), or (S, 2, C) for rows of S streams.
-        weight: of the batch's own moments; (S, 1, 1) likewise.
-        images: of the batch, of each stream.
+        moments: (2, P) of all layers, as the layout has them.
+        weight: of the batch's own moments.
+        images: of the batch.
     """
 
-    def __init__(self, moments: Mapping[str, Tensor], weight: float | Tensor, *images: int) -> None:
-        self._moments, self._weight, self._images = moments, weight, images
-        # By layer: the mean of its calls' moments, and the moments that each call used.
-        self._batch: dict[str, Tensor] = {}
-        self._used: dict[str, list[Tensor]] = {}
+    def __init__(self, layout: Layout, moments: Tensor, weight: float, images: int) -> None:
+        self.images = images
+        self._layout, self._flat, self._weight = layout, moments, weight
+        self._moments = layout.views(moments)
+        self.moves = dict.fromkeys(self._moments, weight)
+        # By layer, of each call: the mean of its moments and of those of the calls before.
+        self._batch: dict[str, list[Tensor]] = {}
+
+    @cached_property
+    def kept(self) -> Mapping[str, Tensor]:  # type: ignore[override]
+        return self._layout.views((1 - self._weight) * self._flat)
 
     def __call__(self, call: Call) -> Tensor:
         with torch.no_grad():
-            batch = call.moments().to(self._moments[call.layer].dtype)
-            if call.number > 0:
-                batch = torch.lerp(self._batch[call.layer], batch, 1 / (call.number + 1))
-            self._batch[call.layer] = batch
-            used = torch.lerp(self._moments[call.layer], batch, self._weight)
-        self._used.setdefault(call.layer, []).append(used)
-        return _normalized(call, used)
+            batch = call.moments().to(self._flat.dtype)
+            before = self._batch[call.layer] if call.number else []
+            if before:
+                batch = torch.lerp(before[-1], batch, 1 / (call.number + 1))
+            self._batch[call.layer] = [*before, batch]
+        return call.blended(self._used(call.layer, -1))
+
+    def saw(self, found: Tensor, parted: Parted) -> None:
+        self._batch = parted(found.mean(0).to(self._flat.dtype))
 
     def again(self, call: Call) -> Tensor:
         """A look of its own: the mean and variance that the finished pass used, call by call."""
-        used = self._used.get(call.layer)
-        if used is None:  # a pass over altered images may take other turns
-            return _normalized(call, self._moments[call.layer])
-        return _normalized(call, used[min(call.number, len(used) - 1)])
+        calls = self._batch.get(call.layer)
+        if calls is None:  # a pass over altered images may take other turns
+            return call.blended(self._moments[call.layer])
+        return call.blended(self._used(call.layer, min(call.number, len(calls) - 1)))
 
-    def share(self, stream: int | None = None) -> MovingShare:
-        """What the batch adds to a stream's; complete after the forward pass."""
-        if stream is None:
-            return MovingShare(self._images[0], self._batch)
-        own = {name: moments[stream] for name, moments in self._batch.items()}
-        return MovingShare(self._images[stream], own)
+    def _used(self, layer: str, number: int) -> Tensor:
+        """(2, C), what a call was normalised with."""
+        return torch.lerp(self._moments[layer], self._batch[layer][number], self._weight)
 
-
-def _normalized(call: Call, moments: Tensor) -> Tensor:
-    """Normalise with moments (2, C), or each stream's (S, 2, C)."""
-    with torch.no_grad():
-        mean, square = moments.unbind(-2)
-        # Rounding may leave a constant channel's variance a little below 0.
-        variance = (square - mean.square()).clamp_(min=0)
-        if call.rows is not None and moments.ndim == 3:
-            mean, variance = mean[call.rows.index], variance[call.rows.index]
-    return call.normalized(mean, variance)
+    def share(self) -> MovingShare:
+        """What the batch adds; complete after the forward pass."""
+        return MovingShare(self.images, {name: calls[-1] for name, calls in self._batch.items()})
 
 
 def _moving(model: SourceModel, settings: Any) -> Statistics:

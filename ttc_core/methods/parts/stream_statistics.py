@@ -22,7 +22,7 @@ from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.parts import bounded
 from ttc_core.methods.parts.diversity import Classes
 from ttc_core.model import SourceModel
-from ttc_core.normalization import Call, image_moments
+from ttc_core.normalization import Call, OwnLook, Parted, image_moments, source_look
 
 # Images that the source's statistics are worth at the start.
 WARM_START = 16
@@ -225,39 +225,42 @@ def _weight(images: float, before: float, horizon: int) -> float:
     return float(1 - (1 - rate) ** images)
 
 
-class StreamLook:
+class StreamLook(OwnLook):
     """Normalise with blended statistics, moved by the batch at hand.
 
     Args:
-        kept: by layer, (2, C), the blend without the batch's own moments.
+        images: of the batch, each of which may come in several views.
+        kept: by layer, (2, C), the blend without the batch's own moments. A layer that is not in it
+            is normalised with the source's.
         moves: by layer, what those weigh in it.
     """
 
     def __init__(self, images: int, kept: Mapping[str, Tensor], moves: Mapping[str, float]) -> None:
-        self._images, self.kept, self.moves = images, kept, moves
+        self.images, self.kept, self.moves = images, kept, moves
         # By layer, in each image, the mean over its calls.
         self._found: dict[str, Tensor] = {}
 
     def __call__(self, call: Call) -> Tensor:
         name = call.layer
+        if name not in self.kept:
+            return source_look(call)
         found = self._by_image(image_moments(call.x.detach()))
         if call.number > 0:
             found = torch.lerp(self._found[name], found, 1 / (call.number + 1))
         self._found[name] = found
         kept = self.kept[name]
-        blended = torch.add(kept, found.mean(0).to(kept), alpha=self.moves[name])
-        mean, square = blended.unbind()
-        # Rounding may leave a constant channel's variance a little below 0.
-        variance = torch.addcmul(square, mean, mean, value=-1).clamp_(min=0)
-        return call.normalized(mean, variance)
+        return call.blended(torch.add(kept, found.mean(0).to(kept), alpha=self.moves[name]))
+
+    def saw(self, found: Tensor, parted: Parted) -> None:
+        self._found = {name: calls[-1] for name, calls in parted(found).items()}
 
     def share(self) -> StreamShare:
         """What the batch adds; complete after the forward pass."""
-        return StreamShare(self._images, self._found)
+        return StreamShare(self.images, self._found)
 
     def _by_image(self, found: Tensor) -> Tensor:
         """(N, 2, C) of a layer's rows (R, 2, C)."""
-        if len(found) not in (self._images, 2 * self._images):  # it sees other things than images
-            return found.mean(0).expand(self._images, *found.shape[1:])
+        if len(found) not in (self.images, 2 * self.images):  # it sees other things than images
+            return found.mean(0).expand(self.images, *found.shape[1:])
         # An image and its view, which stand behind one another, are one look at it.
-        return found.view(-1, self._images, *found.shape[1:]).mean(0)
+        return found.view(-1, self.images, *found.shape[1:]).mean(0)
