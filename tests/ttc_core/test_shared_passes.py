@@ -333,8 +333,8 @@ class Contrasting(nn.Module):
     ],
     ids=["scale-by-hand", "batch-norm-without-running", "folded", "contrasting"],
 )
-def test_a_network_that_cannot_be_shared_answers_each_stream_apart(make_one):
-    """Found by trying; rather as many passes than one with somebody else's numbers."""
+def test_what_cannot_be_shared_is_refused_not_mixed(make_one):
+    """Found by trying; each stream is answered apart, rather than by somebody else's numbers."""
     model = make_one()
     assert not model.shares
     methods = [create("tent", model, statistics="source") for _ in range(2)]
