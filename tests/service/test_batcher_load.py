@@ -139,7 +139,7 @@ def test_many_who_wait_for_each_answer_lose_nothing_for_long(clock):
             await asyncio.gather(*(client(queue, number) for number in range(300)))
             assert set(queue.worker.shed[-15_000:]) == {None}
 
-    in_loop(walk())
+    in_loop(walk(), seconds=200)  # 45,000 questions: 15 of an idle processor
 
 
 def test_behind_a_picture_that_is_being_decoded_nobody_waits_for_the_device(clock):

@@ -106,10 +106,10 @@ def test_a_line_names_the_request_or_those_of_the_batch():
         with tracing.request(f"r{number}", {}):
             contexts.append(contextvars.copy_context())
             assert json.loads(line("json"))["request_id"] == f"r{number}"
-    with tracing.batch(contexts[:1], stream="s", images=1, reason="full"):
+    with tracing.batch(contexts[:1], streams=["s"], images=1, reason="full"):
         assert json.loads(line("json"))["request_id"] == "r0"
         assert "request_id=r0" in line("text")
-    with tracing.batch(contexts, stream="s", images=25, reason="full"):
+    with tracing.batch(contexts, streams=["s"], images=25, reason="full"):
         said = json.loads(line("json"))
         assert said["request_ids"] == [f"r{number}" for number in range(tracing.MOST_IDS)]
         assert "request_id" not in said
