@@ -217,7 +217,11 @@ class Engine:
         learn: bool = True,
         shed: Shed | None = None,
     ) -> Pass:
-        """Answer images of streams; what fails, fails alone. Nothing is learned before `adapt`."""
+        """Answer images of streams. Nothing is learned before `adapt`.
+
+        Raises what the first stream failed with, for all: the queue asks anew, in halves. An image
+        whose scores are not finite has its error as its row.
+        """
         return await self._on_device(self._predict, parts, learn, shed)
 
     def _predict(
