@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import math
 import os
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import TypeVar
 
 from service.answering import Image
 from service.errors import ClientGone, of_image
-from service.images import decode, is_tiny, memory_needed, read_header
+from service.images import TINY_PIXELS, decode, is_tiny, memory_needed, read_header
 from service.memory import Share
 from service.settings import Settings
 from service.uploads import Upload, check_upload
@@ -91,21 +92,23 @@ class Decoding:
         self._small = len(body) <= SMALL_BYTES
         needed = memory(body) if self._small else await self._run(partial(memory, body), 0)
 
-        def first() -> tuple[Upload, Sequence[Image]]:
+        def first(most_pixels: float = math.inf) -> tuple[Upload, Sequence[Image]]:
             upload, s = parse(body), self._settings
             check_upload(upload, self._model.classes, s.max_images, s.max_image_bytes)
             self.images = len(upload.images)
             if self.images == 1 and self._share.lent >= AT_ONCE_BYTES:
                 (picture,) = self._each(self._open, upload.images)
                 takes = needed + len(upload.images[0]) + sum(self._memory(picture))
-                if takes <= AT_ONCE_BYTES:
+                # Not all decoders find the size where `is_tiny` does.
+                fits = picture.width * picture.height <= most_pixels
+                if fits and takes <= AT_ONCE_BYTES:
                     given = (picture, upload.labels[0], upload.ids[0])
                     return upload, self._each(self._decode, [given])
             return upload, ()
 
         if is_tiny(body) and self._share.memory.has(AT_ONCE_BYTES):
             with self._share.lend_now(AT_ONCE_BYTES):
-                upload, images = first()
+                upload, images = first(TINY_PIXELS)
         else:
             upload, images = await self._run(first, needed, AT_ONCE_BYTES if self._small else 0)
         self._share.take(sum(image.pixels.nbytes for image in images))

@@ -217,17 +217,26 @@ class Engine:
         learn: bool = True,
         shed: Shed | None = None,
     ) -> Pass:
-        """Answer images of streams; what fails, fails alone. Nothing is learned before `adapt`."""
+        """Answer images of streams. Nothing is learned before `adapt`.
+
+        Raises what the first stream failed with, for all: the queue asks anew, in halves. An image
+        whose scores are not finite has its error as its row.
+        """
         return await self._on_device(self._predict, parts, learn, shed)
 
     def _predict(
         self, parts: Sequence[tuple[str, Sequence[Image]]], learn: bool, shed: Shed | None
     ) -> Pass:
         started = time.perf_counter()
-        with tracing.span("forward"):
-            answered = self._hand_in_hand(
-                [partial(self._answer, stream, items, learn, shed) for stream, items in parts]
-            )
+        # Until what follows the batch is done: none loses its place, and so what it would learn.
+        self.table.at_work(stream for stream, _ in parts)
+        works = [partial(self._answer, stream, items, learn, shed) for stream, items in parts]
+        try:
+            with tracing.span("forward"):
+                answered = self._hand_in_hand(works)
+        except Exception:
+            self.table.at_work(())
+            raise
         # Else the queue asks anew, without whose fault it is.
         if all(part.is_sound for part in answered):
             for part, (_, items) in zip(answered, parts, strict=True):
@@ -311,17 +320,17 @@ class Engine:
 
     async def count(self, answered: Pass) -> None:
         """Count what was answered; nothing is learned from it, and nothing moves."""
-        await self._on_device(self._count, answered, learn=False)
+        await self._on_device(self._count, answered)
 
     def _adapt(self, answered: Pass, learn: bool) -> None:
-        self._count(answered, learn=True)
-        started = time.perf_counter()
         works = [partial(self._adapt_part, part, learn) for part in answered.parts]
-        with (
-            tracing.span("adapt"),
-            self.table.at_work(part.stream for part in answered.parts),
-        ):
-            outcomes = [each for each in self._hand_in_hand(works) if each is not None]
+        try:
+            self._count_parts(answered, learn=True)
+            started = time.perf_counter()
+            with tracing.span("adapt"):
+                outcomes = [each for each in self._hand_in_hand(works) if each is not None]
+        finally:
+            self.table.at_work(())
         if not outcomes:
             return
         skipped = {each.skipped for each in outcomes}
@@ -382,7 +391,13 @@ class Engine:
             self._put_back(stream, record, self._source.fork())
         return Adaptation(skipped="failed")
 
-    def _count(self, answered: Pass, *, learn: bool) -> None:
+    def _count(self, answered: Pass) -> None:
+        try:
+            self._count_parts(answered, learn=False)
+        finally:
+            self.table.at_work(())
+
+    def _count_parts(self, answered: Pass, *, learn: bool) -> None:
         """Count answers, once the clients have them."""
         if any(part.is_sound for part in answered.parts):
             self._metrics.spent("forward", answered.seconds)

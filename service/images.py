@@ -26,6 +26,8 @@ TINY_PIXELS = 64 * 64
 TINY_BYTES = 3 * TINY_PIXELS
 # Tables, comments and the camera's own: of what has more the size takes a while to find.
 MOST_PARTS_BEFORE_FRAME = 32
+# Markers without a length (TEM, RSTn, SOI, EOI), a scan, whose data follow, and bytes that fill.
+_NO_PART = frozenset((0x00, 0x01, *range(0xD0, 0xDB), 0xFF))
 # Marker, length, then of a frame: bits, height, width.
 _PART = struct.Struct(">BBHBHH")
 _ACCEPTED = "JPEG, PNG, WebP, GIF and BMP"
@@ -110,7 +112,7 @@ def _pixels_of_jpeg(body: Buffer) -> float:
         if at + _PART.size > len(body):
             break
         mark, code, length, _, height, width = _PART.unpack_from(body, at)
-        if mark != 0xFF or length < 2:
+        if mark != 0xFF or length < 2 or code in _NO_PART:
             break
         if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
             return float(width * height)

@@ -187,13 +187,17 @@ class _Line(Generic[Item, Result]):
     """A stream's places in order of arrival.
 
     Its `entry` is the one that counts among those whose turn may come, None if it may not. `due`
-    is until when it waits for company, as the lines know.
+    is until when it waits for company, as the lines know. Meanwhile others may be its company:
+    `early` is its entry among those that wait, with so many images, to be learned from or not.
     """
 
     places: deque[Place[Item, Result]] = field(default_factory=deque)
     images: int = 0
     entry: tuple[float, float, str] | None = None
     due: float = -math.inf
+    early: tuple[float, float, str] | None = None
+    early_images: int = 0
+    early_learn: bool = True
 
 
 class Lines(Generic[Item, Result]):
@@ -206,8 +210,8 @@ class Lines(Generic[Item, Result]):
     more than they left to others, and those for `LATELY_SECONDS` at most: no stream starves.
 
     Where streams share, those whose turns come next join a batch in this order, as long as each
-    fits in whole, with all that its own batch would hold. So nobody waits for company of others,
-    nor has less of its own for them, and no turn is passed over.
+    fits in whole, with all that its own batch would hold. So no turn is passed over. Those that
+    still wait for company join behind them; where they fill a batch by themselves, they are one.
 
     Args:
         retry_after: tells the seconds in which there should be room again.
@@ -237,6 +241,10 @@ class Lines(Generic[Item, Result]):
         # Heaps. What no longer holds of a stream stays in them until it comes up.
         self._ready: list[tuple[float, float, str]] = []  # turn, arrival of the oldest, stream
         self._due: list[tuple[float, str]] = []
+        # Of streams that share and still wait for company, by whether they are learned from: as
+        # `_ready`, and how many images their batches would hold.
+        self._early: dict[bool, list[tuple[float, float, str]]] = {True: [], False: []}
+        self._early_images = {True: 0, False: 0}
         # Before when a stream's turn does not come, in the order in which they were served.
         self._turns: OrderedDict[str, float] = OrderedDict()
         self._draining = False
@@ -301,6 +309,7 @@ class Lines(Generic[Item, Result]):
         if place in self._places:
             line = self._lines[place.stream]
             line.places.remove(place)
+            self._not_early(line)
             self._recount(line, -place.waiting)
             self._strike(line, place)
             self.look(place.stream, anew=True)
@@ -310,20 +319,37 @@ class Lines(Generic[Item, Result]):
         line = self._lines.get(stream)
         if line is None or (line.entry is not None and not anew):
             return
+        self._not_early(line)
         line.entry, first = None, line.places[0]
         due = first.arrived + self._max_wait
         if first.items is None:
             return
-        if self._draining or due <= monotonic() or self._compose(line.places)[1]:
-            turn = max(first.arrived, self._turns.get(stream, first.arrived))
-            line.entry = (turn, first.arrived, stream)
+        entry = (max(first.arrived, self._turns.get(stream, first.arrived)), first.arrived, stream)
+        waits = not self._draining and due > monotonic()
+        parts, is_full = self._compose(line.places) if waits else ([], True)
+        if is_full:
+            line.entry = entry
             heappush(self._ready, line.entry)
             self._wake.set()
-        elif due != line.due:
+            return
+        if self._shares:
+            line.early, line.early_learn = entry, first.learn
+            line.early_images = sum(stop - start for _, start, stop in parts)
+            heappush(self._early[first.learn], entry)
+            self._early_images[first.learn] += line.early_images
+            if self._early_images[first.learn] >= self._max_batch:
+                self._wake.set()
+        if due != line.due:
             line.due = due
             heappush(self._due, (due, stream))
             if due < self._wakes_at:
                 self._wake.set()
+
+    def _not_early(self, line: _Line[Item, Result]) -> None:
+        """Note that a line is not among those that wait for company, or not as it was."""
+        if line.early is not None:
+            line.early = None
+            self._early_images[line.early_learn] -= line.early_images
 
     # What the loop does
 
@@ -369,13 +395,16 @@ class Lines(Generic[Item, Result]):
             self.look(heappop(self._due)[1])
         batch: list[tuple[Place[Item, Result], int, int]] = []
         room, full = self._max_batch, False
-        while room and (line := self._next_line()) is not None:
+        while room and (found := self._next_line(batch[0][0].learn if batch else None)) is not None:
+            line, heap = found
             parts, is_full = self._compose(line.places)
             images = sum(stop - start for _, start, stop in parts)
-            full |= is_full or images >= room
+            # The first that wait for company are a batch where they fill one, if not to the image.
+            full |= is_full or images >= room or (not batch and heap is not self._ready)
             if batch and (images > room or parts[0][0].learn != batch[0][0].learn):
                 break
-            heappop(self._ready)
+            line.entry = heappop(heap)
+            self._not_early(line)
             for place, _, stop in parts:
                 place.taken = stop
                 if stop == place.images:
@@ -391,15 +420,36 @@ class Lines(Generic[Item, Result]):
         self.taken += 1
         return Batch(batch, "full" if full else "drain" if self._draining else "wait")
 
-    def _next_line(self) -> _Line[Item, Result] | None:
-        """The line whose turn is next, if there is one; its entry is the first of the heap."""
+    def _next_line(
+        self, learn: bool | None
+    ) -> tuple[_Line[Item, Result], list[tuple[float, float, str]]] | None:
+        """The line whose turn is next, if there is one; its entry is the first of the heap with it.
+
+        Args:
+            learn: whether the batch begun is learned from; None: there is none yet. Who still
+                waits for company joins one that is like it, or begins one that will be full.
+        """
         while self._ready:
             entry = self._ready[0]
             line = self._lines.get(entry[-1])
             if line is not None and line.entry is entry:
-                return line
+                return line, self._ready
             heappop(self._ready)
-        return None
+        found = []
+        for kind, heap in self._early.items():
+            while heap:
+                line = self._lines.get(heap[0][-1])
+                if line is not None and line.early is heap[0]:
+                    if kind is learn or (
+                        learn is None and self._early_images[kind] >= self._max_batch
+                    ):
+                        found.append((heap[0], line, heap))
+                    break
+                heappop(heap)
+        if not found:
+            return None
+        _, line, heap = min(found, key=lambda each: each[0])
+        return line, heap
 
     def _strike(self, line: _Line[Item, Result], place: Place[Item, Result]) -> None:
         del self._places[place]

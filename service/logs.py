@@ -23,6 +23,8 @@ MOST_CHARACTERS = 2000
 MOST_TRACE_CHARACTERS = 20_000
 
 log = logging.getLogger(__name__)
+# Whose lines are one a request.
+ACCESS = "service.access"
 
 
 def configure(log_format: LogFormat) -> None:
@@ -46,8 +48,9 @@ def configure(log_format: LogFormat) -> None:
 class _Lines(logging.StreamHandler[TextIO]):
     """Lines for a reader who may go away: the service goes on without one.
 
-    Those of one turn of an event loop are written together, at its end: with every write it lets
-    other threads run, and waits for them. Warnings are written at once, and what waits before them.
+    Those of the requests that one turn of an event loop answers are written together, at its end:
+    with every write it lets other threads run, and waits for them. Any other line is written at
+    once, and what waits before it.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -57,7 +60,7 @@ class _Lines(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._waiting.append(self.format(record) + self.terminator)
-            if record.levelno < logging.WARNING:
+            if record.name == ACCESS and record.levelno < logging.WARNING:
                 with contextlib.suppress(RuntimeError):  # no loop runs in this thread
                     loop = asyncio.get_running_loop()
                     if len(self._waiting) == 1:

@@ -15,11 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import tracing
 from service.errors import NotReady
 from service.intake import DELIVERED, NOTES
+from service.logs import ACCESS
 from service.metrics import Metrics
 from service.problems import MOST_PATH_CHARACTERS, REQUEST_ID, form_of, refusal
 
 log = logging.getLogger(__name__)
-access_log = logging.getLogger("service.access")
+access_log = logging.getLogger(ACCESS)
 
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
 # Asked every few seconds by machines: their requests have metrics, but no log lines and no spans.

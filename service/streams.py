@@ -7,12 +7,11 @@ another's already, and until it is saved it comes back as it is. Without a folde
 is not thrown away for another's sake before it has been idle for `expiry`.
 """
 
-import contextlib
 import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from weakref import WeakValueDictionary
 
@@ -240,14 +239,9 @@ class Streams:
         record.used = time.monotonic()
         return fits
 
-    @contextlib.contextmanager
-    def at_work(self, names: Iterable[str]) -> Iterator[None]:
-        """While streams learn, have none of them make room for another."""
+    def at_work(self, names: Iterable[str]) -> None:
+        """Have none of these streams make room for another, until others are named or none."""
         self._at_work = frozenset(names)
-        try:
-            yield
-        finally:
-            self._at_work = frozenset()
 
     def load(self, name: str) -> StreamRecord:
         """Make a stream as it was saved, or at the source where nothing fitting was."""

@@ -94,16 +94,46 @@ def test_which_streams_share_a_batch(requests, passes):
 
 
 def test_only_what_is_due_shares_a_batch():
-    """Who waits for company of its own has it all the same."""
+    """Or what fills one: who waits for company has it, be it of others, and none is overtaken."""
 
     async def walk():
         async with Queue(shares=True, max_wait=60.0) as queue:
             waiting = queue.ask("a", "waits")
+            still = queue.ask("x", "still", learn=False)
             await settle()
             assert await queue.ask("bcde", "full") == ["b!", "c!", "d!", "e!"]
             assert not waiting.done()
+            others = [queue.ask(image, image) for image in "fghi"]
+            assert await asyncio.gather(waiting, *others[:3]) == [["a!"], ["f!"], ["g!"], ["h!"]]
+            await settle()
+            assert not others[3].done()
+            assert queue.observer.closed == [("full", 4), ("full", 4)]
+            gone = [queue.ask(image, image) for image in "jk"]
+            await settle()
+            for task in gone:
+                task.cancel()
+            await settle()
+            last = queue.ask("l", "l")
+            await settle()
+            assert not last.done()
+            assert not still.done()
             queue.batcher.drain()
-            assert await waiting == ["a!"]
+            assert await asyncio.gather(still, others[3], last) == [["x!"], ["i!"], ["l!"]]
+
+    in_loop(walk())
+
+
+def test_what_still_waits_for_company_fills_a_batch_that_closes():
+    """It costs nobody anything."""
+
+    async def walk():
+        async with Queue(shares=True, max_wait=0.05) as queue:
+            tasks = [queue.ask("ab", "due")]
+            await asyncio.sleep(0.03)
+            tasks.append(queue.ask("c", "later"))
+            await asyncio.gather(*tasks)
+            assert queue.passes == [[("due", ["a", "b"]), ("later", ["c"])]]
+            assert queue.observer.closed == [("wait", 3)]
 
     in_loop(walk())
 

@@ -203,9 +203,32 @@ def with_comments(image):
     return image[:2] + 1000 * b"\xff\xfe\0\2" + image[2:]
 
 
+def with_another_size(image):
+    """A JPEG with a small frame in a part that some readers step over: TEM has no length."""
+    frame = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 8, 8, 3) + bytes(9)
+    part = b"\xff\xe5" + struct.pack(">H", 2 + len(frame)) + frame
+    return image[:2] + b"\xff\x01" + struct.pack(">H", 6) + part + image[2:]
+
+
+def test_what_proves_larger_than_it_seemed_is_decoded_elsewhere(threads, monkeypatch):
+    """Decoders find the size in ways of their own."""
+    monkeypatch.setattr("service.decoding.is_tiny", lambda _: True)
+    decoded_in, door, real = set(), Door(), decoding.decode
+
+    def decode(*arguments, **options):
+        decoded_in.add(threading.get_ident())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("service.decoding.decode", decode)
+    (answer,) = door.run(door.post(tiny(65, 64, "JPEG")))
+    assert len(answer) == 1
+    assert threading.get_ident() not in decoded_in
+
+
 @pytest.mark.parametrize(
     "post",
     [
+        pytest.param((with_another_size(tiny(65, 64, "JPEG")),), id="JPEG of two sizes"),
         pytest.param((with_comments(tiny(32, 24, "JPEG")),), id="comments"),
         pytest.param((tiny(65, 64, "PNG"),), id="larger PNG"),
         pytest.param((tiny(65, 64, "JPEG"),), id="larger JPEG"),

@@ -159,23 +159,24 @@ class Written(type(sys.stdout)):
         return super().write(text)
 sys.stdout = Written(open(1, "wb", closefd=False))
 logs.configure("text")
-log = logging.getLogger("service")
+log, access = logging.getLogger("service"), logging.getLogger("service.access")
 async def turns():
     for number in range(3):
-        log.info("a"), log.info("b")
+        access.info("a"), access.info("b")
         await asyncio.sleep(0)
-    log.info("c")
+    access.info("c")
     log.{last}("d")
-log.info("before")
+    {end}
+access.info("before")
 asyncio.run(turns())
 """
 
 
 @pytest.mark.parametrize("last", ["info", "warning"])
-@pytest.mark.parametrize("end", ["", "os._exit(0)"])
+@pytest.mark.parametrize("end", ["pass", "os._exit(0)"])
 def test_lines_of_a_turn_are_written_together_and_none_is_lost(last, end):
-    """Also where the loop ends in the same turn, or after a warning the process at once."""
-    code = LINES.replace("{last}", last) + end
+    """Requests' lines; any other at once, and in order, though the process dies in that turn."""
+    code = LINES.replace("{last}", last).replace("{end}", end)
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.stderr.split() == [*"12222"]
     said = [line.split()[2] for line in ended.stdout.splitlines()]

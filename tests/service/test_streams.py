@@ -127,6 +127,29 @@ def test_who_shares_a_batch_does_not_make_room_for_another_of_it(engine, tmp_pat
     assert {name: record.images for name, record in table.streams.items()} == {"c": 4, "a": 8}
 
 
+def test_whose_client_left_makes_no_room_for_another_of_its_batch(engine, tmp_path):
+    """It answers and learns with what it has; the other waits until that is done."""
+    table = engine(tmp_path, max_streams=1)
+    request(table, "a")
+    images = [Image(one, label=1) for one in PIXELS]
+
+    async def run():
+        table.table.admit("b")  # nobody has pinned a, so b may come in its place
+        with pytest.raises(TooManyStreams):
+            await table.predict([("a", images), ("b", images)])
+        for name in ("a", "b"):  # as the queue goes on
+            answered = await table.predict([(name, images)])
+            if name == "a":
+                with pytest.raises(TooManyStreams):
+                    table.table.get("b")
+            await table.adapt(answered, learn=True)
+            assert table.streams[name].images == (8 if name == "a" else 4)
+        table.table.release("b")
+
+    asyncio.run(run())
+    assert {name: said.labelled for name, said in table.truth.streams.items()} == {"a": 4, "b": 4}
+
+
 def test_a_pinned_stream_does_not_make_room(engine, tmp_path):
     """With all places pinned a new one is told when the requests in flight will have ended."""
     table = engine(tmp_path, max_streams=2)
