@@ -394,7 +394,9 @@ class _Pass:
         return id(self.model), shape, dtype, replaced, layers, self.graph
 
     def alone(self) -> Output:
-        return self.model._pass(self.inputs, self.affine, self.look)
+        # Of whoever asks: among others, the thread's mode is nobody's.
+        with torch.set_grad_enabled(self.graph):
+            return self.model._pass(self.inputs, self.affine, self.look)
 
     @classmethod
     def at_once(cls, wanted: Sequence[Self]) -> Sequence[Output | Failed]:

@@ -414,6 +414,24 @@ def test_each_goes_on_as_if_it_were_alone():
     assert together([]) == []
 
 
+@pytest.mark.parametrize("outside", [True, False])
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_pass_that_stands_alone_among_others_has_a_graph_where_its_stream_wants_one(
+    graph, outside
+):
+    """Nobody else asks for a pass, or for one of another size; whatever holds around all."""
+    model = make_model()
+    affine = {name: tensor.clone().requires_grad_() for name, tensor in model.affine.items()}
+
+    def work(count):
+        with torch.set_grad_enabled(graph):
+            return model.run(inputs_of(model, 1, 0)[..., count:], affine=affine).logits
+
+    with torch.set_grad_enabled(outside):
+        one, another, none = values(together([partial(work, 0), partial(work, 4), bool]))
+    assert (one.requires_grad, another.requires_grad, none) == (graph, graph, False)
+
+
 def test_layers_that_share_a_parameter_adapt_together():
     """It is one parameter, under its first name, and a pass has it in both places."""
     network = make_network("batch-norm")
