@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from benchmarks.passes import recorded
 from tests.fixtures.contract import OWN_METHOD, OWN_METHOD_THAT_SHARES, Case, eta, ttc, ttc_stream
 from tests.fixtures.networks import MEAN, SIZE, STD, make_images, make_model, make_network
+from ttc_core.errors import ModelError
 from ttc_core.methods import create
 from ttc_core.methods.parts.learner import differentiated
 from ttc_core.methods.parts.statistics import MovingStatistics
@@ -393,6 +394,55 @@ def test_what_one_stream_comes_to_is_its_own():
         twin = source.fork()
         twin.adapt(twin.predict(images[number]))
         assert_alike(methods[number].state(), twin.state())
+
+
+class Breaking(torch.autograd.Function):
+    """Its forward is nothing, its backward fails."""
+
+    @staticmethod
+    def forward(context, x, error):
+        context.error = error
+        return x.clone()
+
+    @staticmethod
+    def backward(context, _slope):
+        raise context.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mine"), LookupError("mine")])
+def test_whose_backward_fails_costs_the_streams_beside_it_nothing(error):
+    """Their gradients are taken apart, of the graph that they share."""
+    model = make_model()
+    affines = [moved(model, seed) for seed in range(3)]
+
+    def work(number, broken):
+        first = next(iter(affines[number].values())).requires_grad_()
+        loss = model.run(inputs_of(model, 2, number), affine=affines[number]).logits.square().sum()
+        loss = Breaking.apply(loss, error) if broken else loss
+        return differentiated(loss, first, "its first scale")
+
+    alone = [work(number, False) for number in range(3)]
+    outcomes = together([partial(work, number, number == 1) for number in range(3)])
+    with pytest.raises((ModelError, LookupError), match="mine"):
+        values(outcomes[1:2])
+    for number in (0, 2):
+        (slope,) = values(outcomes[number : number + 1])
+        torch.testing.assert_close(slope, alone[number], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_gradient_that_finds_no_memory_says_so(streams):
+    """It is not that the network lets no gradient through: fewer images may fit."""
+    model, error = make_model(), torch.OutOfMemoryError("out of memory")
+
+    def work():
+        affine = moved(model, 0)
+        first = next(iter(affine.values())).requires_grad_()
+        loss = Breaking.apply(model.run(inputs_of(model, 1, 0), affine=affine).logits.sum(), error)
+        return differentiated(loss, first, "its first scale")
+
+    outcomes = together([work] * streams)
+    assert [type(each.error) for each in outcomes] == [torch.OutOfMemoryError] * streams
 
 
 def test_each_goes_on_as_if_it_were_alone():
