@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.passes import recorded
-from tests.fixtures.contract import OWN_METHOD, OWN_METHOD_THAT_SHARES, Case, eta, ttc, ttc_stream
+from tests.fixtures.contract import OWN_METHOD, Case, eta, ttc, ttc_stream
 from tests.fixtures.networks import MEAN, SIZE, STD, make_images, make_model, make_network
 from ttc_core.errors import ModelError
 from ttc_core.methods import create
@@ -363,11 +363,12 @@ def test_statistics_of_the_batch_are_no_others():
         assert torch.equal(got.logits, expected.logits)
 
 
-def test_a_method_of_ones_own_shares_where_it_says_so():
-    """It has to know that its streams take turns."""
+@pytest.mark.parametrize("guard", ["off", "on"])
+def test_a_method_of_ones_own_never_shares(guard):
+    """What it sets of its thread while the network runs would be another stream's, too."""
     model = make_model()
-    assert not create(OWN_METHOD, model).shares
-    assert create(OWN_METHOD_THAT_SHARES, model).shares
+    assert model.shares
+    assert not create(OWN_METHOD, model, guard=guard).shares
 
 
 def test_what_one_stream_comes_to_is_its_own():
