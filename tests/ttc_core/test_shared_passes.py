@@ -19,7 +19,7 @@ from ttc_core.methods import create
 from ttc_core.methods.parts.learner import differentiated
 from ttc_core.methods.parts.statistics import MovingStatistics
 from ttc_core.model import SourceModel
-from ttc_core.together import Failed, together
+from ttc_core.together import Failed, answered, together
 
 NETWORKS = ["batch-norm", "batch-norm-on-1x1", "batch-norm-with-own-forward", "group-norm"]
 
@@ -444,6 +444,24 @@ def test_a_gradient_that_finds_no_memory_says_so(streams):
 
     outcomes = together([work] * streams)
     assert [type(each.error) for each in outcomes] == [torch.OutOfMemoryError] * streams
+    assert len({id(each.error) for each in outcomes}) == streams
+
+
+def test_what_a_wish_belongs_to_is_its_own_failure():
+    """Trying whether a network's passes may be shared can find no memory."""
+    model = make_model()
+    images = inputs_of(model, 1, 0)
+
+    class Full:
+        turn = 0
+
+        @property
+        def group(self):
+            raise MemoryError
+
+    failed, answer = together([lambda: answered(Full()), lambda: model.run(images).logits])
+    assert isinstance(failed.error, MemoryError)
+    assert values([answer])[0].shape == (1, model.classes)
 
 
 def test_each_goes_on_as_if_it_were_alone():
