@@ -7,6 +7,7 @@ torchvision's and our own classes, whose path depends on nothing but the images.
 """
 
 import operator
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +24,9 @@ _ADD = (operator.add, operator.iadd, torch.add)
 _RELU = (F.relu, torch.relu)
 _FUNCTIONS = (*_ADD, *_RELU, operator.getitem, F.pad, torch.flatten)
 _METHODS = ("mean", "flatten", "relu")
-# Of logits: how far rounding may lead from the network's own.
+# Two at once would each bring back what the other had put into nn.Module.
+_tracing = threading.Lock()
+# Of the largest logit: how far rounding may lead from the network's own.
 _TOLERANCE = 1e-4
 _IMAGES = 2
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -33,6 +36,9 @@ Network = Callable[[Tensor], Tensor]
 
 def fused(module: nn.Module, side: int) -> Network | None:
     """The network written so; None where it cannot be, or answers otherwise.
+
+    To be called as a model is made. torch.fx changes nn.Module for the whole process while it
+    traces: a pass of any network in another thread may fail then, or come into the trace.
 
     Args:
         module: on the CPU, in float32 and in evaluation mode; neither it nor its weights change
@@ -52,7 +58,7 @@ def fused(module: nn.Module, side: int) -> Network | None:
             wanted, found = module(images.clone()), network(images)
     except Exception:  # its path hangs on the images, or is of operations that are not known
         return None
-    limit = _TOLERANCE * max(1.0, float(wanted.abs().max()))
+    limit = _TOLERANCE * float(wanted.abs().max())
     return network if float((wanted - found).abs().max()) <= limit else None
 
 
@@ -74,7 +80,8 @@ class _Writer:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.network = fx.symbolic_trace(module)
+        with _tracing:
+            self.network = fx.symbolic_trace(module)
         self._graph = self.network.graph
         self._written: set[fx.Node] = set()
         nodes = list(self._graph.nodes)

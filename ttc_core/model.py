@@ -149,7 +149,6 @@ class SourceModel:
 
     def _place(self) -> None:
         """Look up what depends on the device the module is on."""
-        self.__dict__.pop("_fused", None)
         self.device = next(self.module.parameters()).device
         first = next(precisions(self.module))
         if first != self._first_precision:  # the module was converted since the trial run
@@ -161,6 +160,9 @@ class SourceModel:
             torch.tensor(numbers, device=self.device, dtype=wide(self.dtype))[:, None, None]
             for numbers in (self.mean, self.std)
         )
+        # In fewer operations, with its own scales, shifts and statistics. Now, not with the first
+        # pass: while it is written, no other thread may run a network (see `fused`).
+        self._fused: Network | None = fused(self.module, self.trial_side)
 
     def _flatten(self) -> None:
         """Lay scales and shifts, and the moments of the layers, one behind the other.
@@ -184,6 +186,14 @@ class SourceModel:
         )
         flat = [self.moments_layout.flattened(each) for each in (means, squares)]
         self.source_moments = torch.stack(flat).to(self.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the fused network, whose weights oneDNN alone can read."""
+        return {name: value for name, value in vars(self).items() if name != "_fused"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._fused = fused(self.module, self.trial_side)
 
     def refresh(self) -> None:
         """Look at the network anew after other weights were loaded into it.
@@ -211,11 +221,6 @@ class SourceModel:
             digest.update(name.encode())
             digest.update(_bytes(tensor))
         return digest.hexdigest()[:16]
-
-    @cached_property
-    def _fused(self) -> Network | None:
-        """The network in fewer operations, with its own scales, shifts and statistics."""
-        return fused(self.module, self.trial_side)
 
     @cached_property
     def takes_one(self) -> bool:
@@ -348,9 +353,12 @@ class SourceModel:
 
     def _run_fused(self, inputs: Tensor) -> Tensor | None:
         """The logits; None where it cannot be run so, or fails: as written it says why."""
-        with contextlib.suppress(Exception):
+        try:
             return None if self._fused is None else self._fused(inputs)
-        return None
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # as written it takes more
+        except Exception:
+            return None
 
     def _run_as_written(
         self,
@@ -394,7 +402,9 @@ class _Pass:
         return id(self.model), shape, dtype, replaced, layers, self.graph
 
     def alone(self) -> Output:
-        return self.model._pass(self.inputs, self.affine, self.look)
+        # Of whoever asks: among others, the thread's mode is nobody's.
+        with torch.set_grad_enabled(self.graph):
+            return self.model._pass(self.inputs, self.affine, self.look)
 
     @classmethod
     def at_once(cls, wanted: Sequence[Self]) -> Sequence[Output | Failed]:

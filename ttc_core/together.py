@@ -9,6 +9,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from contextvars import copy_context
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -54,6 +55,15 @@ class Failed:
     error: Exception
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """What a fiber waits for, and what it said of it."""
+
+    turn: int
+    group: Hashable
+    wanted: Wanted
+
+
 # Whom the fiber at work gives to, by thread; None where there is none.
 _running = threading.local()
 
@@ -65,7 +75,8 @@ def answered(wanted: Wanted) -> Any:
         return wanted.alone()
     # A thread's, which all its fibers share.
     grad = torch.is_grad_enabled()
-    reply = hub.switch(wanted)
+    # What it belongs to is found out here: where that fails, it is whose wish it is that fails.
+    reply = hub.switch(_Waiting(wanted.turn, wanted.group, wanted))
     torch.set_grad_enabled(grad)
     if isinstance(reply, Failed):
         raise reply.error
@@ -101,19 +112,18 @@ def together(works: Sequence[Callable[[], T]]) -> list[Done[T] | Failed]:
             waiting[number] = came
 
     outcomes: dict[int, Done[T] | Failed] = {}
-    waiting: dict[int, Wanted] = {}
+    waiting: dict[int, _Waiting] = {}
     for number, work in enumerate(works):
         go_on(number, work)
     while waiting:
         groups: dict[Hashable, list[int]] = defaultdict(list)
-        first = min(wanted.turn for wanted in waiting.values())
-        for number, wanted in waiting.items():
-            if wanted.turn == first:
-                groups[(type(wanted), number if wanted.group is None else wanted.group)].append(
-                    number
-                )
+        first = min(each.turn for each in waiting.values())
+        for number, each in waiting.items():
+            if each.turn == first:
+                group = number if each.group is None else each.group
+                groups[(type(each.wanted), group)].append(number)
         for numbers in groups.values():
-            replies = _carried_out([waiting.pop(number) for number in numbers])
+            replies = _carried_out([waiting.pop(number).wanted for number in numbers])
             for number, reply in zip(numbers, replies, strict=True):
                 go_on(number, reply)
     return [outcomes[number] for number in range(len(works))]
@@ -141,4 +151,14 @@ def _carried_out(wanted: Sequence[Wanted]) -> Sequence[Any]:
     try:
         return type(wanted[0]).at_once(wanted)
     except Exception as error:
-        return [Failed(error) for _ in wanted]
+        return [Failed(_own(error)) for _ in wanted]
+
+
+def _own(error: Exception) -> Exception:
+    """The error for one of several: each is raised, and told where, by itself."""
+    try:
+        own = copy(error)
+    except Exception:  # one of somebody's own need not let itself be copied
+        return error
+    own.__cause__ = error.__cause__
+    return own.with_traceback(error.__traceback__)

@@ -2,10 +2,12 @@
 
 import asyncio
 import math
+import sys
 from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from service import stream_reports
 from service.answering import Image
@@ -402,6 +404,23 @@ def test_streams_in_one_pass_are_answered_and_taught_as_alone(model, name, setti
             for engine in engines
         )
         assert one == other
+
+
+def test_what_a_method_of_ones_own_sets_of_its_thread_stays_with_it(model):
+    """Several streams in one batch: what it printed to, and torch's modes, are as before."""
+    engine = engine_of(create("tests.fixtures.methods:Modal", model))
+
+    async def walk():
+        before = sys.stdout
+        answered = await engine.predict([(name, pictures(2)) for name in "abc"])
+        assert sys.stdout is before
+        modes = engine._device.submit(torch.is_inference_mode_enabled)
+        casts = engine._device.submit(torch.is_autocast_enabled, "cpu")
+        assert not modes.result()
+        assert not casts.result()
+        assert len(logits_of(answered.rows)) == 6
+
+    run(engine, walk())
 
 
 def test_several_passes_may_wait_to_be_learned_from(model):

@@ -1,5 +1,7 @@
 """The source model: its split, names and input, and the networks that it refuses."""
 
+import pickle
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from tests.fixtures.networks import (
     make_network,
     without_normalization,
 )
+from ttc_core import fused as fused_module
 from ttc_core.fused import fused
 from ttc_core.methods import create
 from ttc_core.model import SourceModel
@@ -225,6 +228,56 @@ def test_both_ways_through_a_model_say_the_same():
             shorter = model.run(inputs)
         torch.testing.assert_close(shorter.logits, written.logits.detach(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(shorter.features, written.features, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("copied", [deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@torch.no_grad()
+def test_a_model_that_has_answered_can_be_copied(copied):
+    """The copy answers the same, in as few operations."""
+    model = SourceModel(as_found(ResNet(1, CLASSES)), mean=MEAN, std=STD, size=32)
+    inputs = torch.randn(3, 3, 32, 32)
+    expected = model.run(inputs).logits
+    assert torch.equal(copied(model).run(inputs).logits, expected)
+
+
+@torch.no_grad()
+def test_small_logits_are_held_against_their_own_size(monkeypatch):
+    """What is a hundredth off is no rounding, however small the logits are."""
+    network = as_found(ResNet(1, CLASSES)).eval()
+    network.linear.weight.mul_(1e-6)
+    network.linear.bias.mul_(1e-6)
+    assert fused(network, 32) is not None
+    plain = fused_module._folded
+
+    def wrong(layer, norm):
+        weight, bias = plain(layer, norm)
+        return 1.01 * weight, bias
+
+    monkeypatch.setattr(fused_module, "_folded", wrong)
+    assert fused(network, 32) is None
+
+
+@torch.no_grad()
+def test_what_finds_no_memory_is_not_run_as_written(monkeypatch):
+    """That takes more; fewer images may fit."""
+    model = SourceModel(as_found(ResNet(1, CLASSES)), mean=MEAN, std=STD, size=32)
+
+    def full(inputs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(model, "_fused", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        model.run(torch.randn(3, 3, 32, 32))
+
+
+@torch.no_grad()
+def test_nothing_is_traced_once_a_model_is_made(monkeypatch):
+    """While torch.fx traces, passes of other threads fail."""
+    model = SourceModel(as_found(ResNet(1, CLASSES)), mean=MEAN, std=STD, size=32)
+    traced = []
+    monkeypatch.setattr(torch.fx, "symbolic_trace", traced.append)
+    model.run(torch.randn(1, 3, 32, 32))
+    assert traced == []
 
 
 @torch.no_grad()

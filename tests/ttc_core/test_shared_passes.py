@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.passes import recorded
-from tests.fixtures.contract import OWN_METHOD, OWN_METHOD_THAT_SHARES, Case, eta, ttc, ttc_stream
+from tests.fixtures.contract import OWN_METHOD, Case, eta, ttc, ttc_stream
 from tests.fixtures.networks import MEAN, SIZE, STD, make_images, make_model, make_network
+from ttc_core.errors import ModelError
 from ttc_core.methods import create
 from ttc_core.methods.parts.learner import differentiated
 from ttc_core.methods.parts.statistics import MovingStatistics
 from ttc_core.model import SourceModel
-from ttc_core.together import Failed, together
+from ttc_core.together import Failed, answered, together
 
 NETWORKS = ["batch-norm", "batch-norm-on-1x1", "batch-norm-with-own-forward", "group-norm"]
 
@@ -362,11 +363,12 @@ def test_statistics_of_the_batch_are_no_others():
         assert torch.equal(got.logits, expected.logits)
 
 
-def test_a_method_of_ones_own_shares_where_it_says_so():
-    """It has to know that its streams take turns."""
+@pytest.mark.parametrize("guard", ["off", "on"])
+def test_a_method_of_ones_own_never_shares(guard):
+    """What it sets of its thread while the network runs would be another stream's, too."""
     model = make_model()
-    assert not create(OWN_METHOD, model).shares
-    assert create(OWN_METHOD_THAT_SHARES, model).shares
+    assert model.shares
+    assert not create(OWN_METHOD, model, guard=guard).shares
 
 
 def test_what_one_stream_comes_to_is_its_own():
@@ -395,6 +397,73 @@ def test_what_one_stream_comes_to_is_its_own():
         assert_alike(methods[number].state(), twin.state())
 
 
+class Breaking(torch.autograd.Function):
+    """Its forward is nothing, its backward fails."""
+
+    @staticmethod
+    def forward(context, x, error):
+        context.error = error
+        return x.clone()
+
+    @staticmethod
+    def backward(context, _slope):
+        raise context.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mine"), LookupError("mine")])
+def test_whose_backward_fails_costs_the_streams_beside_it_nothing(error):
+    """Their gradients are taken apart, of the graph that they share."""
+    model = make_model()
+    affines = [moved(model, seed) for seed in range(3)]
+
+    def work(number, broken):
+        first = next(iter(affines[number].values())).requires_grad_()
+        loss = model.run(inputs_of(model, 2, number), affine=affines[number]).logits.square().sum()
+        loss = Breaking.apply(loss, error) if broken else loss
+        return differentiated(loss, first, "its first scale")
+
+    alone = [work(number, False) for number in range(3)]
+    outcomes = together([partial(work, number, number == 1) for number in range(3)])
+    with pytest.raises((ModelError, LookupError), match="mine"):
+        values(outcomes[1:2])
+    for number in (0, 2):
+        (slope,) = values(outcomes[number : number + 1])
+        torch.testing.assert_close(slope, alone[number], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_gradient_that_finds_no_memory_says_so(streams):
+    """It is not that the network lets no gradient through: fewer images may fit."""
+    model, error = make_model(), torch.OutOfMemoryError("out of memory")
+
+    def work():
+        affine = moved(model, 0)
+        first = next(iter(affine.values())).requires_grad_()
+        loss = Breaking.apply(model.run(inputs_of(model, 1, 0), affine=affine).logits.sum(), error)
+        return differentiated(loss, first, "its first scale")
+
+    outcomes = together([work] * streams)
+    assert [type(each.error) for each in outcomes] == [torch.OutOfMemoryError] * streams
+    assert len({id(each.error) for each in outcomes}) == streams
+
+
+def test_what_a_wish_belongs_to_is_its_own_failure():
+    """Trying whether a network's passes may be shared can find no memory."""
+    model = make_model()
+    images = inputs_of(model, 1, 0)
+
+    class Full:
+        turn = 0
+
+        @property
+        def group(self):
+            raise MemoryError
+
+    failed, answer = together([lambda: answered(Full()), lambda: model.run(images).logits])
+    assert isinstance(failed.error, MemoryError)
+    assert values([answer])[0].shape == (1, model.classes)
+
+
 def test_each_goes_on_as_if_it_were_alone():
     """Gradients are on or off, and variables of the context set, for each by itself."""
     model, name = make_model(), ContextVar("name", default="nobody")
@@ -412,6 +481,24 @@ def test_each_goes_on_as_if_it_were_alone():
         assert not torch.is_grad_enabled()
     assert name.get() == "nobody"
     assert together([]) == []
+
+
+@pytest.mark.parametrize("outside", [True, False])
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_pass_that_stands_alone_among_others_has_a_graph_where_its_stream_wants_one(
+    graph, outside
+):
+    """Nobody else asks for a pass, or for one of another size; whatever holds around all."""
+    model = make_model()
+    affine = {name: tensor.clone().requires_grad_() for name, tensor in model.affine.items()}
+
+    def work(count):
+        with torch.set_grad_enabled(graph):
+            return model.run(inputs_of(model, 1, 0)[..., count:], affine=affine).logits
+
+    with torch.set_grad_enabled(outside):
+        one, another, none = values(together([partial(work, 0), partial(work, 4), bool]))
+    assert (one.requires_grad, another.requires_grad, none) == (graph, graph, False)
 
 
 def test_layers_that_share_a_parameter_adapt_together():

@@ -51,6 +51,9 @@ class OwnMethod:
     contextual = False
     second_view_off = False
     looks_twice = False
+    # What it sets of a thread or of the process around a pass (inference_mode, autocast, where it
+    # prints to) would hold for the streams beside it, too, and might never be undone.
+    shares = False
     mode = ADAPTING
     estimates = None
     record_temperature = None
@@ -62,7 +65,6 @@ class OwnMethod:
             self.settings: Mapping[str, Any] = dict(getattr(inner, "settings", {}))
             self.adapts = frozenset(getattr(inner, "adapts", ()))
             self.selects = bool(getattr(inner, "selects", True))
-            self.shares = bool(getattr(inner, "shares", False)) and model.shares
             missing = [verb for verb in VERBS if not callable(getattr(inner, verb, None))]
             if missing:
                 raise PluginError(

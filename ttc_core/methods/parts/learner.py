@@ -4,6 +4,7 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -14,7 +15,7 @@ from ttc_core.flat import NamedTensors
 from ttc_core.methods.contract import Adaptation, Prediction, State
 from ttc_core.methods.settings import OptimizerSettings
 from ttc_core.model import SourceModel
-from ttc_core.together import answered
+from ttc_core.together import Failed, answered, attempted
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,32 @@ class _Slope:
         return self.called if self.loss.requires_grad else None
 
     def alone(self) -> Tensor:
-        (found,) = self.at_once([self])
+        (found,) = self._joined([self], again=False)
         return found
 
     @classmethod
-    def at_once(cls, wanted: Sequence[Self]) -> Sequence[Tensor]:
-        """The gradients of the losses' sum, of which each has its own part."""
+    def at_once(cls, wanted: Sequence[Self]) -> Sequence[Tensor | Failed]:
+        """All in one; where that fails, one for each, so that it is its own failure."""
+        try:
+            return cls._joined(wanted, again=True)
+        except torch.OutOfMemoryError:
+            raise  # one of a shared graph takes as much
+        except Exception:  # a backward of somebody's own may raise anything
+            found = [attempted(partial(cls._joined, [each], again=True)) for each in wanted]
+            return [each if isinstance(each, Failed) else each[0] for each in found]
+
+    @classmethod
+    def _joined(cls, wanted: Sequence[Self], *, again: bool) -> Sequence[Tensor]:
+        """The gradients of the losses' sum, of which each has its own part.
+
+        Args:
+            again: whether their graph may be asked once more.
+        """
         losses, given = [each.loss for each in wanted], [each.given for each in wanted]
         try:
-            slopes = torch.autograd.grad(losses, given, allow_unused=True)
+            slopes = torch.autograd.grad(losses, given, retain_graph=again, allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise  # fewer images may fit
         except RuntimeError as error:
             raise ModelError(
                 f"The network lets no gradient through to {wanted[0].called} ({told(error)}); its "
