@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from service.launch import launch
+from tests.fixtures.load import load_of
 from tests.fixtures.requests import ask
 
 
@@ -47,7 +48,7 @@ def test_a_settled_stream_is_told_and_learns_again_when_its_pictures_change(
 def test_learning_is_shed_under_load_as_with_auto(serve, source, pictures):
     """It is told as that, and what was to be learned is learned later."""
     with serve(method="ttc", source=source, adapt="on-shift") as running:
-        running.service.batcher._shedding.look(1.0)
+        running.service.batcher._shedding.look(load_of(1.0))
         answer = ask(running, pictures[:8])
         assert {each["shed"] for each in answer["predictions"]} == {"learning"}
         running.at_rest()
