@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -327,7 +328,7 @@ def test_a_users_method_that_fails_once_it_is_restored_starts_at_the_source(
 def save_held(guarded, tmp_path):
     """Save a held stream; what is said to be known of its guard is known in its place."""
 
-    def save(stream="gate", **known):
+    def save(stream="gate", of_stream=None, **known):
         method = guarded.fork()
         method.adapt(method.predict(as_batch(PIXELS)))
         method.weigh([(False, True)] * 100)
@@ -340,7 +341,8 @@ def save_held(guarded, tmp_path):
             name="ttc",
             model="small",
             state={**state, "guard": {**state["guard"], **known}},
-            of_stream={"mode": "held", "images": len(PIXELS)}
+            of_stream=of_stream
+            or {"mode": "held", "images": len(PIXELS)}
             | {"doubted_since": 1.4e9, "held_since": 1.5e9},
         )
         return file
@@ -408,6 +410,23 @@ def test_a_stream_is_doubted_only_where_there_is_a_guard(
     }[guard]
     assert value(table, "ttc_doubted_streams") == len(found)
     assert value(table, "ttc_held_streams") == (guard == "on")
+
+
+@pytest.mark.parametrize(("mode", "held_since"), [("held", 1.4e9), ("adapting", None)])
+def test_a_file_of_a_former_version_says_since_when_its_stream_is_doubted(
+    engine, guarded, save_held, tmp_path, mode, held_since
+):
+    """It has one moment, when it was held or would have been; before it is loaded and after."""
+    save_held(of_stream={"mode": mode, "held_since": 1.4e9, "images": len(PIXELS)})
+    table = engine(tmp_path, source=guarded)
+    asyncio.run(table.look_at_saved())
+    saved = table.saved_doubted()["gate"]
+    assert (saved.doubted_since, saved.held_since) == (1.4e9, held_since)
+    began = time.time()
+    request(table, "gate")
+    record = table.streams["gate"]
+    assert record.doubted_since == 1.4e9
+    assert record.held_since == held_since or (held_since is None and record.held_since >= began)
 
 
 def test_a_start_says_how_many_saved_streams_do_not_fit_and_why(engine, tmp_path, source, caplog):
