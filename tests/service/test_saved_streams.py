@@ -460,6 +460,28 @@ def test_a_start_says_how_many_saved_streams_do_not_fit_and_why(engine, tmp_path
     ]
 
 
+@pytest.mark.parametrize("learn", [True, False], ids=["learning", "asking"])
+def test_a_file_that_does_not_fit_counts_as_long_as_it_is_there(
+    engine, tmp_path, monkeypatch, learn
+):
+    """Whoever asks about its stream, and where it cannot be moved out of the way."""
+    file = tmp_path / "gate.safetensors"
+    file.write_bytes(b"somebody's")
+    table = engine(tmp_path)
+    asyncio.run(table.look_at_saved())
+    with monkeypatch.context() as stuck:
+        stuck.setattr("service.state_folder.set_aside", refuse)
+        if learn:
+            table.table.admit("gate")
+        asyncio.run(table.predict([("gate", [Image(one) for one in PIXELS])], learn=learn))
+    assert file.exists()
+    assert table.saved_unfit().reasons == {"no state that can be read": 1}
+
+
+def refuse(path):
+    raise PermissionError(13, "Permission denied")
+
+
 def test_a_start_says_nothing_of_saved_streams_that_fit(engine, tmp_path):
     """Nor of a folder without any, nor where there is no folder."""
     first = engine(tmp_path)
