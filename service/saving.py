@@ -307,7 +307,7 @@ class Saving:
         if is_none:
             with self._lock:
                 self._doubted.pop(name, None)
-                self._unfit[name] = _unfit_reason(why)
+                self._unfit[name] = unfit_reason(why)
         if not pinned:  # asked about, and forgotten with the answer
             self._events.note_repeated(
                 "rejected", level=logging.WARNING, stream=name, reason=_reason(why)
@@ -382,7 +382,7 @@ class Saving:
                 raise
             except StateError as error:
                 with self._lock:
-                    self._unfit[name] = _unfit_reason(error)
+                    self._unfit[name] = unfit_reason(error)
 
     def _note_file(self, name: str, kept: KeptOfStream | None) -> None:
         """Know what a stream's file keeps, if it is doubted; None: there is none of it."""
@@ -520,7 +520,8 @@ def state_bytes(method: Method) -> int:
         return 0
 
 
-def _unfit_reason(error: Exception) -> str:
+def unfit_reason(error: Exception) -> str:
+    """Why a file is none of what is served; it does not say where the file lies."""
     return error.difference if isinstance(error, StateOfAnother) else UNREADABLE
 
 
