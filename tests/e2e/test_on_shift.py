@@ -56,6 +56,18 @@ def test_learning_is_shed_under_load_as_with_auto(serve, source, pictures):
         assert [modes_of(running, pictures[at : at + 8]) for at in (8, 16)] == ["adapting"] * 2
 
 
+def test_a_settled_stream_loses_nothing_under_load(serve, source, pictures):
+    """It would not have learned."""
+    with serve(method="ttc", source=source, adapt="on-shift") as running:
+        assert [modes_of(running, pictures[at : at + 8]) for at in (0, 8)] == ["adapting"] * 2
+        running.at_rest()
+        running.service.batcher._shedding.look(load_of(1.0))
+        answer = ask(running, pictures[16:24])
+        assert {(each["mode"], each["shed"]) for each in answer["predictions"]} == {
+            ("settled", None)
+        }
+
+
 def test_a_settled_stream_stays_so_over_a_restart(serve, source, pictures, tmp_path):
     settings = {"method": "ttc", "source": source, "adapt": "on-shift", "state_dir": tmp_path}
     with serve(**settings) as running:
