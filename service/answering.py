@@ -15,6 +15,7 @@ from ttc_core.evaluate import as_batch
 from ttc_core.grain import Grain
 from ttc_core.guard import mode_of
 from ttc_core.methods import HostPrediction, Method, Prediction
+from ttc_core.methods.contract import SETTLED
 
 Said = tuple[Prediction, HostPrediction]
 
@@ -111,5 +112,5 @@ def shed_of(method: Method, item: Image, shed: Shed | None) -> Shed | None:
     """What an image goes without of what its stream would have done with it."""
     if shed == "second_view" and method.looks_twice:
         return shed
-    learns = item.learn and method.adapts - {"moments"}
+    learns = item.learn and method.adapts - {"moments"} and method.mode != SETTLED
     return STEPS[0] if shed is not None and learns else None

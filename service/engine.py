@@ -20,11 +20,11 @@ import torch
 
 from service import tracing
 from service.answering import Image, Part, Pass, Said, ask, shed_of
-from service.errors import NoSnapshot, NotBroughtBack, StateNotRemoved
+from service.errors import NoSnapshot, NotBroughtBack, SavedDoesNotFit, StateNotRemoved
 from service.events import Events
 from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
-from service.saving import Saving, StreamRecord
+from service.saving import Saving, StreamRecord, unfit_reason
 from service.schemas import Discarded, DoubtedStatus, ResetResponse, SavedUnfit, StreamTruth
 from service.shedding import Shed
 from service.silence import Silence
@@ -540,14 +540,17 @@ class Engine:
         was. One that is on disk stays there.
 
         Raises:
-            NoSnapshot: it is neither in memory nor saved, or what is saved is none of its.
+            NoSnapshot: it is neither in memory nor saved.
+            SavedDoesNotFit: what is saved is none of its.
         """
         kept = await self._on_device(self._kept_in_memory, stream)
         if kept is None:
             try:
                 kept = await asyncio.to_thread(self._saving.snapshots, stream)
             except StateError as error:
-                raise NoSnapshot(str(error)) from error
+                raise SavedDoesNotFit(
+                    f"What is saved of stream {stream} does not fit: {unfit_reason(error)}."
+                ) from error
         if kept is None:
             raise NoSnapshot(f"Stream {stream} has had no images; it is at the source.")
         return kept

@@ -5,6 +5,7 @@ Refused                   its text is the sentence that the client reads
 ├── Unauthorized          401  the token is missing or wrong
 ├── Forbidden             403  sent by a web page of another origin
 ├── NoSnapshot            404  nothing that a stream could be brought back to
+│   └── SavedDoesNotFit   404  what is saved of a stream is none of its
 ├── ReceiveTimeout        408  the request did not arrive whole in time
 ├── TooLarge              413  bytes, pixels or count over a limit
 ├── UnknownType           415  a media type that is not taken
@@ -83,6 +84,10 @@ class NoSnapshot(Refused):
     """A stream cannot be brought back: it has no snapshot, or none of that version."""
 
 
+class SavedDoesNotFit(NoSnapshot):
+    """What is saved of a stream is damaged, or of another method, model or settings."""
+
+
 class NotBroughtBack(Refused):
     """A stream has the snapshot, and its method does not take it up."""
 
@@ -154,6 +159,7 @@ _ANSWERS: dict[type[Refused], tuple[int, str]] = {
     Unauthorized: (401, "Unauthorized"),
     Forbidden: (403, "Forbidden"),
     NoSnapshot: (404, "No such snapshot"),
+    SavedDoesNotFit: (404, "Saved stream does not fit"),
     ReceiveTimeout: (408, "Request timeout"),
     TooLarge: (413, "Too large"),
     UnknownType: (415, "Unsupported media type"),

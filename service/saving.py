@@ -304,9 +304,11 @@ class Saving:
         assert self.folder is not None
         # What could not be read or taken up may be good: it is left until the place is needed.
         is_none = isinstance(why, StateError) and not isinstance(why, StateUnreadable)
+        if is_none:
+            with self._lock:
+                self._doubted.pop(name, None)
+                self._unfit[name] = unfit_reason(why)
         if not pinned:  # asked about, and forgotten with the answer
-            if is_none:
-                self._note_file(name, None)
             self._events.note_repeated(
                 "rejected", level=logging.WARNING, stream=name, reason=_reason(why)
             )
@@ -315,8 +317,8 @@ class Saving:
         if is_none:
             try:
                 with self._writing:
-                    self._note_file(name, None)
                     where = f"is now {self.folder.set_aside(name)}"
+                    self._note_file(name, None)
             except (OSError, UserError) as error:
                 where = f"stays where it is ({_reason(error)})"
         self._events.note(
@@ -380,9 +382,7 @@ class Saving:
                 raise
             except StateError as error:
                 with self._lock:
-                    self._unfit[name] = (
-                        error.difference if isinstance(error, StateOfAnother) else UNREADABLE
-                    )
+                    self._unfit[name] = unfit_reason(error)
 
     def _note_file(self, name: str, kept: KeptOfStream | None) -> None:
         """Know what a stream's file keeps, if it is doubted; None: there is none of it."""
@@ -518,6 +518,11 @@ def state_bytes(method: Method) -> int:
         return size_bytes(method.state())
     except Exception:  # a user's own method may raise anything
         return 0
+
+
+def unfit_reason(error: Exception) -> str:
+    """Why a file is none of what is served; it does not say where the file lies."""
+    return error.difference if isinstance(error, StateOfAnother) else UNREADABLE
 
 
 def _reason(error: Exception) -> str:

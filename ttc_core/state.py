@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeGuard, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
@@ -321,9 +321,11 @@ def _held(watch: Mapping[str, object], of_stream: Mapping[str, Any]) -> str:
 
 
 def _since(moment: object) -> str:
-    if isinstance(moment, int | float) and 0 <= moment < _LATEST:
-        return f" since {datetime.fromtimestamp(moment, UTC):%FT%TZ}"
-    return ""
+    return f" since {datetime.fromtimestamp(moment, UTC):%FT%TZ}" if _is_moment(moment) else ""
+
+
+def _is_moment(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and 0 <= value < _LATEST
 
 
 def read_counters(
@@ -481,7 +483,13 @@ def _text(path: Path, texts: Mapping[str, str], key: str, kind: TypeAdapter[T]) 
 
 def _of_stream(path: Path, texts: Mapping[str, str]) -> dict[str, Any]:
     # Files of former versions have none.
-    return _text(path, {"stream": "{}", **texts}, "stream", _OF_STREAM)
+    kept = _text(path, {"stream": "{}", **texts}, "stream", _OF_STREAM)
+    if "doubted_since" not in kept and _is_moment(kept.get("held_since")):
+        # A former version has one moment for both, and says by its mode which it was.
+        kept["doubted_since"] = kept["held_since"]
+        if kept.get("mode") not in (None, HELD):
+            del kept["held_since"]
+    return kept
 
 
 def _identity(

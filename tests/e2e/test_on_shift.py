@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from service.launch import launch
+from tests.fixtures.load import load_of
 from tests.fixtures.requests import ask
 
 
@@ -47,12 +48,24 @@ def test_a_settled_stream_is_told_and_learns_again_when_its_pictures_change(
 def test_learning_is_shed_under_load_as_with_auto(serve, source, pictures):
     """It is told as that, and what was to be learned is learned later."""
     with serve(method="ttc", source=source, adapt="on-shift") as running:
-        running.service.batcher._shedding.look(1.0)
+        running.service.batcher._shedding.look(load_of(1.0))
         answer = ask(running, pictures[:8])
         assert {each["shed"] for each in answer["predictions"]} == {"learning"}
         running.at_rest()
         assert running.metric('ttc_adaptation_skipped_total{reason="shed"}') == 1
         assert [modes_of(running, pictures[at : at + 8]) for at in (8, 16)] == ["adapting"] * 2
+
+
+def test_a_settled_stream_loses_nothing_under_load(serve, source, pictures):
+    """It would not have learned."""
+    with serve(method="ttc", source=source, adapt="on-shift") as running:
+        assert [modes_of(running, pictures[at : at + 8]) for at in (0, 8)] == ["adapting"] * 2
+        running.at_rest()
+        running.service.batcher._shedding.look(load_of(1.0))
+        answer = ask(running, pictures[16:24])
+        assert {(each["mode"], each["shed"]) for each in answer["predictions"]} == {
+            ("settled", None)
+        }
 
 
 def test_a_settled_stream_stays_so_over_a_restart(serve, source, pictures, tmp_path):

@@ -8,10 +8,12 @@ from service import errors
 from service.errors import (
     STATUS,
     TITLE,
+    NoSnapshot,
     NotBroughtBack,
     PredictionFailed,
     QueueFull,
     Refused,
+    SavedDoesNotFit,
     StateNotRemoved,
     TooManyStreams,
 )
@@ -34,11 +36,12 @@ def test_every_refusal_has_a_status_and_a_title():
 def test_statuses_are_distinct_errors():
     """A client can tell by status alone what to do; 429 has two causes, and one cure: later.
 
-    500 has three, of different routes.
+    500 has three, of different routes; 404 says in its title which of two it is.
     """
     assert STATUS[QueueFull] == STATUS[TooManyStreams] == 429
     assert STATUS[PredictionFailed] == STATUS[StateNotRemoved] == STATUS[NotBroughtBack] == 500
-    assert len(set(STATUS.values())) == len(STATUS) - 3
+    assert STATUS[NoSnapshot] == STATUS[SavedDoesNotFit] == 404
+    assert len(set(STATUS.values())) == len(STATUS) - 4
     assert all(400 <= status <= 599 for status in STATUS.values())
 
 

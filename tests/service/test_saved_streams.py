@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -327,7 +328,7 @@ def test_a_users_method_that_fails_once_it_is_restored_starts_at_the_source(
 def save_held(guarded, tmp_path):
     """Save a held stream; what is said to be known of its guard is known in its place."""
 
-    def save(stream="gate", **known):
+    def save(stream="gate", of_stream=None, **known):
         method = guarded.fork()
         method.adapt(method.predict(as_batch(PIXELS)))
         method.weigh([(False, True)] * 100)
@@ -340,7 +341,8 @@ def save_held(guarded, tmp_path):
             name="ttc",
             model="small",
             state={**state, "guard": {**state["guard"], **known}},
-            of_stream={"mode": "held", "images": len(PIXELS)}
+            of_stream=of_stream
+            or {"mode": "held", "images": len(PIXELS)}
             | {"doubted_since": 1.4e9, "held_since": 1.5e9},
         )
         return file
@@ -410,6 +412,23 @@ def test_a_stream_is_doubted_only_where_there_is_a_guard(
     assert value(table, "ttc_held_streams") == (guard == "on")
 
 
+@pytest.mark.parametrize(("mode", "held_since"), [("held", 1.4e9), ("adapting", None)])
+def test_a_file_of_a_former_version_says_since_when_its_stream_is_doubted(
+    engine, guarded, save_held, tmp_path, mode, held_since
+):
+    """It has one moment, when it was held or would have been; before it is loaded and after."""
+    save_held(of_stream={"mode": mode, "held_since": 1.4e9, "images": len(PIXELS)})
+    table = engine(tmp_path, source=guarded)
+    asyncio.run(table.look_at_saved())
+    saved = table.saved_doubted()["gate"]
+    assert (saved.doubted_since, saved.held_since) == (1.4e9, held_since)
+    began = time.time()
+    request(table, "gate")
+    record = table.streams["gate"]
+    assert record.doubted_since == 1.4e9
+    assert record.held_since == held_since or (held_since is None and record.held_since >= began)
+
+
 def test_a_start_says_how_many_saved_streams_do_not_fit_and_why(engine, tmp_path, source, caplog):
     """Once, before their cameras send; what is set aside, reset or written since counts no more."""
     first = engine(tmp_path)
@@ -439,6 +458,28 @@ def test_a_start_says_how_many_saved_streams_do_not_fit_and_why(engine, tmp_path
     assert sorted(path.name for path in tmp_path.glob("*.rejected")) == [
         f"{name}.rejected" for name in "abde"
     ]
+
+
+@pytest.mark.parametrize("learn", [True, False], ids=["learning", "asking"])
+def test_a_file_that_does_not_fit_counts_as_long_as_it_is_there(
+    engine, tmp_path, monkeypatch, learn
+):
+    """Whoever asks about its stream, and where it cannot be moved out of the way."""
+    file = tmp_path / "gate.safetensors"
+    file.write_bytes(b"somebody's")
+    table = engine(tmp_path)
+    asyncio.run(table.look_at_saved())
+    with monkeypatch.context() as stuck:
+        stuck.setattr("service.state_folder.set_aside", refuse)
+        if learn:
+            table.table.admit("gate")
+        asyncio.run(table.predict([("gate", [Image(one) for one in PIXELS])], learn=learn))
+    assert file.exists()
+    assert table.saved_unfit().reasons == {"no state that can be read": 1}
+
+
+def refuse(path):
+    raise PermissionError(13, "Permission denied")
 
 
 def test_a_start_says_nothing_of_saved_streams_that_fit(engine, tmp_path):

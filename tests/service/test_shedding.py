@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.events import Events
-from service.shedding import CALM_SECONDS, LOW, STEPS, Load, Shedding
+from service.shedding import CALM_SECONDS, LOW, STEPS, Shedding
 from tests.fixtures.clock import Clock
+from tests.fixtures.load import load_of
 
 
 @pytest.fixture
@@ -19,11 +20,6 @@ def clock():
 @pytest.fixture
 def shedding(clock):
     return Shedding(Events(), clock=clock)
-
-
-def load_of(value, more=0):
-    """A queue whose oldest waits that many times as long as is allowed."""
-    return Load(waited=value / 2, most_waited=0.5, more=more, most_more=200.0, waiting=300)
 
 
 def told(shedding):

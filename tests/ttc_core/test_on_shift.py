@@ -52,14 +52,36 @@ def outcomes(method: Method, images: list[Tensor]) -> list[str | None]:
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_a_stream_that_stays_is_learned_from_at_its_start_and_again_when_it_changes(name):
-    """As many images each time, whatever the method; in between nothing is."""
+    """As many images each time, whatever the method, and on to its step; in between nothing is."""
     method, per_window = make(name), WINDOW // BATCH
     found = outcomes(method, batches(30))
     assert found == [None] * per_window + ["settled"] * (30 - per_window)
     found = outcomes(method, [dark(each) for each in batches(30, seed=1)])
     changed = found.index(None)
     assert changed < 10
-    assert found[changed:] == [None] * per_window + ["settled"] * (30 - per_window - changed)
+    learned = found.count(None)
+    assert found[changed:] == [None] * learned + ["settled"] * (30 - learned - changed)
+    # The default counts to its step what it has chosen.
+    assert learned == per_window or (name == "ttc_stream" and per_window < learned < 2 * per_window)
+    assert method.pending_batches == 0
+
+
+@pytest.mark.parametrize("guard", ["on", "off"])
+def test_it_is_settled_once_a_step_has_taken_in_what_was_learned(guard, monkeypatch):
+    """A method may step less often, as TTC does by default; nothing then waits for what comes."""
+    monkeypatch.undo()
+    model = make_model("batch-norm")
+    method = create("ttc", model, statistics="moving", on_shift=True, guard=guard)
+    images = [make_images(50, seed=number) for number in range(6)]
+    assert outcomes(method, images) == [None] * 4 + ["settled"] * 2
+    assert (method.version, method.pending_batches) == (1, 0)
+
+
+def test_one_that_takes_no_step_is_settled_all_the_same():
+    """After ten times as many images."""
+    method = make("ttc", samples_per_step=10**6)
+    most = 10 * WINDOW // BATCH
+    assert outcomes(method, batches(most + 2)) == [None] * most + ["settled"] * 2
 
 
 def test_what_is_settled_answers_as_one_that_may_not_learn():

@@ -88,6 +88,11 @@ def test_numbers_texts_and_nothing_come_back_as_they_were(path):
             {"mode": "adapting", "doubted_since": 1.5e9},
             "not held, but doubted since 2017-07-14T02:40:00Z, held with its guard on",
         ),
+        (
+            True,
+            {"mode": "adapting", "held_since": 1.5e9},
+            "not held, but doubted since 2017-07-14T02:40:00Z, held with its guard on",
+        ),
         (False, {"mode": "adapting"}, "not held"),
         (
             True,

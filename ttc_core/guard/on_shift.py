@@ -1,9 +1,10 @@
 """A method that learns only while its stream differs from what it last learned.
 
-It learns from a number of images at the start, and again from as many once the latest images look
-otherwise, or are answered less surely, than those did. In between it looks only: no graph is kept
-and no gradient taken; statistics, prior and all else that follows a stream follow on. The look is
-of the pixels, so that it is the same for every method and network. All is counted in images.
+It learns from a number of images at the start, and on to its next step; and again once the latest
+images look otherwise, or are answered less surely, than those did. In between it looks only: no
+graph is kept and no gradient taken; statistics, prior and all else that follows a stream follow on.
+The look is of the pixels, so that it is the same for every method and network. All is counted in
+images.
 """
 
 import math
@@ -29,8 +30,9 @@ from ttc_core.methods.contract import (
 )
 from ttc_core.methods.parts import MOST, Numbers, bounded
 
-# Images learned from before a stream is settled.
-WINDOW = 100
+# Images learned from before a stream is settled, at least: with the step that takes them in. One
+# that takes no step is settled all the same, after so many times as many.
+WINDOW, MOST_WINDOWS = 100, 10
 # Images that the latest numbers run over, and how far their look may be from what was learned, in
 # standard deviations of single images, in the root mean square; their entropy, which is one number
 # and so by chance further away, by how much more.
@@ -71,8 +73,9 @@ class Learned:
         look, unsure = float(np.sqrt(np.square(away[:LOOK]).mean())), float(away[LOOK])
         return max(look, unsure / UNSURE)
 
-    def after(self, seen: Numbers, *, learned: bool) -> "Learned":
-        """With a batch, (N, NUMBERS), that was learned from or not."""
+    def after(self, seen: Numbers, *, learned: bool, pending: bool = False) -> "Learned":
+        """With a batch, (N, NUMBERS), that was learned from or not; what is `pending` no step has
+        taken in yet."""
         if self.settled:
             latest = self.latest
             for each in seen:
@@ -88,7 +91,8 @@ class Learned:
         # Of both together: each one's own, and how far their means are apart.
         apart = np.square(seen.mean(axis=0) - self.mean) * self.images * count / total
         variance = (self.variance * self.images + seen.var(axis=0) * count + apart) / total
-        return Learned(mean, variance, total, mean, settled=total >= WINDOW)
+        settled = total >= WINDOW * (MOST_WINDOWS if pending else 1)
+        return Learned(mean, variance, total, mean, settled)
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,11 @@ class OnShift(Wrapper):
         if outcome.skipped == "non_finite":
             return outcome
         if pending.settled == self._learned.settled:  # else it was answered before that turned
-            learned = outcome.skipped is None
-            self._learned = self._learned.after(pending.numbers, learned=learned)
+            self._learned = self._learned.after(
+                pending.numbers,
+                learned=outcome.skipped is None,
+                pending=self.inner.pending_batches > 0,
+            )
         if learn and pending.settled and outcome.skipped == "shed":
             return replace(outcome, skipped="settled")
         return outcome
