@@ -151,6 +151,8 @@ def build(settings: Settings, source: Method) -> FastAPI:
         redirect_slashes=False,  # a redirect would be followed by few clients, and hide the mistake
         # Routes of ours, to which the rules for every route apply.
         openapi_url=None,
+        # Where the description is, so that it is true under a proxy's prefix, too.
+        servers=[{"url": "."}],
         dependencies=EVERY_ROUTE,
         responses=problems(400, 403, 408, 422, 431, 501),
         # Its own spans hold whole queries and cover health too; `tracing` has ours.

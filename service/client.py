@@ -402,7 +402,12 @@ class AsyncClient(_Connection):
         admin_token: str | None = None,
     ) -> None:
         super().__init__(url, token, timeout, connections, admin_token)
-        self._places = asyncio.Semaphore(connections)
+        self._connections = connections
+        self._begin(None)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Have no connections: those of another loop are of no use in this one."""
+        self._loop, self._places = loop, asyncio.Semaphore(self._connections)
         # One for each connection, since a pool of httpx looks at all of its own with each request.
         self._all: list[httpx.AsyncClient] = []
         # The last used first: the server is the least likely to have closed it.
@@ -421,19 +426,22 @@ class AsyncClient(_Connection):
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[httpx.AsyncClient]:
+        if self._loop is not (loop := asyncio.get_running_loop()):
+            self._begin(loop)
+        places, idle = self._places, self._idle
         try:
             async with asyncio.timeout(self.timeout):
-                await self._places.acquire()
+                await places.acquire()
         except TimeoutError:
             raise httpx.PoolTimeout("all connections are in use") from None
         try:
-            connection = self._idle.pop() if self._idle else self._another()
+            connection = idle.pop() if idle else self._another()
             try:
                 yield connection
             finally:
-                self._idle.append(connection)
+                idle.append(connection)
         finally:
-            self._places.release()
+            places.release()
 
     def _another(self) -> httpx.AsyncClient:
         connection = httpx.AsyncClient(**self._options)
@@ -496,9 +504,11 @@ class AsyncClient(_Connection):
         return True
 
     async def close(self) -> None:
-        """Close the connections."""
-        for connection in self._all:
-            await connection.aclose()
+        """Close the connections, each of them; the first that fails is told then."""
+        closing, self._all, self._idle = self._all, [], []
+        closed = await asyncio.gather(*(each.aclose() for each in closing), return_exceptions=True)
+        for failed in filter(None, closed):
+            raise failed
 
     async def __aenter__(self) -> Self:
         return self

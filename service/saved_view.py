@@ -88,7 +88,13 @@ def show(saved: Sequence[SavedStream], console: Console) -> None:
     table.width = Measurement.get(console, console.options.update(width=100_000), table).maximum
     if not is_mixed:
         console.print(Text(owners[0]))
-    console.print(table, crop=console.is_terminal)
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as printed:
+        console.print(table, crop=False)
+    for line in printed.get().splitlines():
+        console.out(line.rstrip(), highlight=False)
 
 
 def _labels(kept: KeptOfStream) -> str:

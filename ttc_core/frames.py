@@ -39,8 +39,8 @@ KINDS = ("black", "white", "blank", "frozen", "torn", "noise")
 # seventh: what moves and is smaller may fall between.
 SAMPLE = 32
 # What a camera burns in, the time or its name, stands in the first or the last of so many parts of
-# the rows.
-CAPTION = 8
+# the rows, and lights up so much of that part, at most.
+CAPTION, LIT = 8, 0.5
 # The mean level of a black frame with sensor noise, at most.
 DIM = 16
 # A loop of so many images is frozen, seen by digests of so many bytes. With more of them, one class
@@ -118,7 +118,8 @@ class Look:
     Attributes:
         kinds: N, one of KINDS or None for an ordinary image.
         last: (3, h, w), a sample of the last image; empty: there was none.
-        digests: of the last RECENT images of the batch, of their samples between captions.
+        digests: of the last RECENT images of the batch, of their samples, between captions where
+            there is a picture.
     """
 
     kinds: list[str | None]
@@ -158,8 +159,9 @@ class Frames:
         pixels: Bytes = images.cpu().numpy()
         greys: Greys = greys_of(pixels.swapaxes(0, 1))
         samples = _sampled(pixels)
-        between = samples[:, :, _between_captions(samples.shape[2])]
-        digests = [blake2b(each.tobytes(), digest_size=DIGEST).digest() for each in between]
+        digests = [
+            blake2b(each.tobytes(), digest_size=DIGEST).digest() for each in self._pictures(samples)
+        ]
         found = {
             **self._unstructured(pixels, greys, grains),
             "frozen": self._same(samples) | self._again(digests),
@@ -214,6 +216,8 @@ class Frames:
         """(N,) which are black but for what is burned in at their upper or lower edge."""
         rows = _between_captions(greys.shape[1])
         black: Flags = greys[:, rows].mean(axis=(1, 2)) <= CHANNELS * DIM
+        for edge in (greys[:, : rows.start], greys[:, rows.stop :]):
+            black &= (edge > CHANNELS * DIM).sum(axis=(1, 2)) <= LIT * edge[0].size
         for number in np.flatnonzero(black).tolist():
             part = greys[number, None, rows]
             between = variance(sums(part, side)) / side**4
@@ -242,6 +246,19 @@ class Frames:
             apart = _apart(samples[number], samples[number - 1] if number else before)
             same[number] = apart.max() <= level and (apart > 0).mean() <= share
         return same
+
+    def _pictures(self, samples: Bytes) -> list[Bytes]:
+        """N samples (3, h, w) without captions, where that leaves a picture.
+
+        Most of an even sky above moving trees is always the same: all of such a sample counts.
+        """
+        between = samples[:, :, _between_captions(samples.shape[2])]
+        greys = greys_of(between.swapaxes(0, 1)).reshape(len(samples), -1)
+        apart = np.abs(greys - np.median(greys, axis=1, keepdims=True))
+        even = (apart <= CHANNELS * self._settings.blank_deviation).mean(axis=1) > 0.5
+        return [
+            samples[number] if is_even else between[number] for number, is_even in enumerate(even)
+        ]
 
     def _again(self, digests: Sequence[bytes]) -> Flags:
         """(N,) which are, to the last bit, those of one of the RECENT images before, if asked.

@@ -1,7 +1,6 @@
 """`ttc replay`: a data set sent to a running service."""
 
 import asyncio
-import sys
 from typing import Any
 
 import click
@@ -69,10 +68,6 @@ def replay(asked: DataOptions, mode: Any, concurrency: int | None, **plan: Any) 
     one in the open loop and under time, as from a camera; --batch-size N: N in any mode. Of a rate
     of images a second, requests are the N-th part.
     """
-    # httpx asks for sniffio several times a request, and a module that is not installed is looked
-    # for in all folders each time. Without it httpx takes asyncio, which is right here.
-    sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]
-
     from rich.console import Console
 
     from service.replay import ReplayPlan

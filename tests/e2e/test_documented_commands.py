@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
 from service.cli import cli
@@ -116,5 +117,19 @@ def test_a_documented_command_line_is_one(words, is_partial, tmp_path, monkeypat
     """Its options exist and take what they are given; what it names in capitals is the reader's."""
     monkeypatch.chdir(tmp_path)
     words = ["DATA" if word == "$to" else word for word in words if word != "--help"]
-    command = cli.commands[words[0]]
-    command.make_context(words[0], words[1:], resilient_parsing=is_partial).close()
+    parse(words, is_partial)
+
+
+@pytest.mark.parametrize("line", ["serve --gard off", "evaluate --adapt now", "stat FILE"])
+def test_a_sentence_may_leave_out_words_and_invent_none(line):
+    with pytest.raises((click.UsageError, KeyError)):
+        parse(line.split(), is_partial=True)
+
+
+def parse(words, is_partial):
+    """Options are read before what is missing is seen, so that all which stand there are."""
+    try:
+        cli.commands[words[0]].make_context(words[0], words[1:]).close()
+    except click.MissingParameter:
+        if not is_partial:
+            raise

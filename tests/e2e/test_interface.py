@@ -337,9 +337,9 @@ def test_the_answer_to_one_request_is_bounded(source_server, pictures, monkeypat
 
 def test_a_long_answer_is_written_image_by_image(source_server, pictures, monkeypatch):
     """The encoder lets no other thread run until it is done with what it was given."""
-    written, dumps = [], json.dumps
+    written, write = [], predict._write
     monkeypatch.setattr(
-        predict.json, "dumps", lambda *a, **k: written.append(text := dumps(*a, **k)) or text
+        predict, "_write", lambda given: written.append(text := write(given)) or text
     )
     answer = source_server.http.post(
         "/predict?top_k=10", **encoded(pictures[:50]), headers={"X-Request-Id": "x"}

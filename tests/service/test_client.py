@@ -229,6 +229,44 @@ def test_calls_at_once_share_the_connections_that_are_allowed(service, calls, co
     assert service.connections == connections
 
 
+def test_a_client_goes_on_in_another_loop(service):
+    """Also where calls had to wait for a connection in the first."""
+    service.will_answer(RESET)
+    client = AsyncClient(service.url, connections=2)
+
+    async def ask_together():
+        async with client:
+            await asyncio.gather(*(client.reset() for _ in range(6)))
+
+    for _ in range(3):
+        asyncio.run(ask_together())
+    assert len(service.asked) == 18
+
+
+def test_a_connection_that_does_not_close_holds_up_no_other(service, monkeypatch):
+    """It is told, once; the client is closed, and may be closed again."""
+    service.will_answer(RESET)
+    tried = []
+
+    async def break_off(connection):
+        tried.append(connection)
+        raise OSError("broken")
+
+    async def ask_and_close():
+        client = AsyncClient(service.url)
+        await asyncio.gather(*(client.reset() for _ in range(3)))
+        with monkeypatch.context() as patch:
+            patch.setattr("httpx.AsyncClient.aclose", break_off)
+            with pytest.raises(OSError, match="broken"):
+                await client.close()
+        await client.close()
+        for connection in tried:
+            await connection.aclose()
+
+    asyncio.run(ask_and_close())
+    assert len(tried) == 3
+
+
 def test_who_waits_too_long_for_a_connection_is_told(service):
     """And who is called off leaves its connection to others."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

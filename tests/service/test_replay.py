@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -266,6 +267,14 @@ def test_a_request_of_a_camera_has_one_image_unless_asked_otherwise(fake, data, 
     done = CliRunner().invoke(cli, words)
     assert done.exit_code == 0, done.output
     assert [len(images) for images in fake.requests] == sizes
+
+
+def test_the_command_hides_no_module(fake, data, monkeypatch):
+    """Some releases of httpx and anyio need sniffio, in the command and after it."""
+    monkeypatch.delitem(sys.modules, "sniffio", raising=False)
+    words = ["replay", data, "--url", fake.url, "--corruptions", "clean"]
+    assert CliRunner().invoke(cli, words).exit_code == 0
+    assert sys.modules.get("sniffio", sys) is not None
 
 
 def test_open_loop_latency_counts_from_the_schedule(fake, data):

@@ -297,6 +297,7 @@ def test_ttc_state_moves_no_cursor(tmp_path, folder, method, options):
     assert done.exit_code == 0, done.output
     assert all(line.isprintable() for line in done.stdout.splitlines())
     assert "[/red]" in done.stdout
+    assert not any(line.endswith(" ") for line in done.stdout.splitlines())
     if options:
         assert json.loads(done.stdout)["counters"]["a"]["b"] is None
 

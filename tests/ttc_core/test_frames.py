@@ -211,6 +211,34 @@ def test_a_clock_that_is_burned_in_hides_no_fault(size, place):
     assert found(lamp) == [None]
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("level", [0, 128, 255])
+@pytest.mark.parametrize("pole", [False, True])
+def test_what_moves_below_an_even_sky_is_alive(size, level, pole):
+    """Treetops below a bright sky, a thing on a belt, a lit street at night: none is a caption."""
+    draw, low = np.random.default_rng(0), size - size // 8
+    images = np.full((12, size, size, 3), level, np.uint8)
+    if pole:
+        images[:, size // 4 :, : size // 8] = 90
+    images[:, low:] = draw.integers(40, 220, (12, size - low, size, 3))
+    assert not {"frozen", "black"} & set(kinds(images))
+    if level == 128:
+        images[:, low:] = level
+        for image, left in zip(images, draw.permutation(size - 4), strict=False):
+            image[low:, left : left + size // 8] = draw.integers(0, 256, 3)
+        assert "frozen" not in kinds(images)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_dark_frame_with_lit_edges_is_not_black(size):
+    """Sensor noise between them changes nothing."""
+    draw, edge = np.random.default_rng(0), size // 8
+    images = draw.integers(0, 4, (4, size, size, 1), np.uint8).repeat(3, axis=3)
+    images[:, :edge] = draw.integers(20, 230, (4, edge, size, 3))
+    images[:, -edge:] = draw.integers(20, 230, (4, edge, size, 3))
+    assert kinds(images) == [None] * 4
+
+
 def test_a_frame_compressed_again_is_frozen():
     """As a relay of the same quality does it: at the model's size hardly anything is left of it."""
     once = compressed(scenes(640, 1)[0], 75)
