@@ -83,7 +83,7 @@ def test_any_precision_is_answered_learned_from_and_saved(network, name, statist
     assert prediction.logits.dtype == prediction.entropy.dtype == wide
     assert prediction.to_host().logits.shape == (6, model.classes)
     for section, entries in method.state().items():
-        if section in ("classes", "context"):  # of the answers, not of the network
+        if section in ("classes", "context", "scene"):  # of answers and pictures, not the network
             continue
         for key, value in entries.items():
             if section == "conditions" and key != "moments":  # of the images
