@@ -11,9 +11,10 @@ CHROMIUM = shutil.which("chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A real one. In CI it has to be there."""
+    """A real one. In CI it has to be there. No longer: as long as it is there, its event loop runs
+    in this thread, and no other can."""
     if not os.environ.get("CI"):
         pytest.importorskip("playwright", reason="playwright is not installed")
         if CHROMIUM is None:
