@@ -89,8 +89,8 @@ def answers(watched: Method, images: Tensor) -> Others:
         return Others(logits, logits.argmax(dim=1))
     trust = statistics.trust(method._shadow.doubt, statistics.followed)
     look = statistics.look(1, classes, classes.opening, trust)
-    rows = Rows.of([1] * len(inputs), inputs.device, views=2)
     both = torch.cat((inputs, inputs.flip(3)))
+    rows = Rows.of([1] * len(both), inputs.device)
     apart = Apart(look, rows)
     seen = model.run(both, affine=method._learner.affine, look=apart).logits
     first, second = seen.view(2, len(inputs), -1)
