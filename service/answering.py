@@ -1,6 +1,6 @@
 """Images on their way through the device: asked of their streams' methods, and answered."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -83,10 +83,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Pass:
-    """Images that were answered, in parts by stream, and the seconds that they took."""
+    """Images that were answered, in parts by stream, and the seconds that they took.
+
+    `failed` are the streams of the pass that have no part: they failed, and others did not.
+    """
 
     parts: Sequence[Part]
     seconds: float
+    failed: Collection[str] = ()
 
     @cached_property
     def rows(self) -> Sequence[ImageAnswer | Refused]:

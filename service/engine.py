@@ -38,7 +38,7 @@ from ttc_core.methods import Act, Adaptation, Method, Prediction
 from ttc_core.methods.contract import Right, SnapshotError
 from ttc_core.plugins import source_digest
 from ttc_core.state import StateError
-from ttc_core.together import Failed, together
+from ttc_core.together import Done, Failed, together
 
 log = logging.getLogger(__name__)
 
@@ -219,8 +219,9 @@ class Engine:
     ) -> Pass:
         """Answer images of streams. Nothing is learned before `adapt`.
 
-        Raises what the first stream failed with, for all: the queue asks anew, in halves. An image
-        whose scores are not finite has its error as its row.
+        Those that fail beside others cost them nothing: `failed` names them, and the queue asks
+        anew. Where no stream is sound, an image whose scores are not finite has its error as its
+        row; where none has a row either, what the first failed with is raised.
         """
         return await self._on_device(self._predict, parts, learn, shed)
 
@@ -233,26 +234,26 @@ class Engine:
         works = [partial(self._answer, stream, items, learn, shed) for stream, items in parts]
         try:
             with tracing.span("forward"):
-                answered = self._hand_in_hand(works)
+                outcomes = self._hand_in_hand(works)
+                answered = [each.value for each in outcomes if isinstance(each, Done)]
+                if not answered:
+                    raise next(each.error for each in outcomes if isinstance(each, Failed))
         except Exception:
             self.table.at_work(())
             raise
-        # Else the queue asks anew, without whose fault it is.
-        if all(part.is_sound for part in answered):
-            for part, (_, items) in zip(answered, parts, strict=True):
-                self._remember(part, items)
-        return Pass(answered, time.perf_counter() - started)
+        sound = [part for part in answered if part.is_sound]
+        kept = sound or answered
+        images = dict(parts)
+        for part in sound:
+            self._remember(part, images[part.stream])
+        failed = images.keys() - {part.stream for part in kept}
+        return Pass(kept, time.perf_counter() - started, failed)
 
-    def _hand_in_hand(self, works: Sequence[Callable[[], T]]) -> list[T]:
-        """Do what is to be done for each stream of a pass, and raise what the first failed with."""
-        if not self._source.shares:
-            return [work() for work in works]
-        found = []
-        for outcome in together(works):
-            if isinstance(outcome, Failed):
-                raise outcome.error
-            found.append(outcome.value)
-        return found
+    def _hand_in_hand(self, works: Sequence[Callable[[], T]]) -> Sequence[Done[T] | Failed]:
+        """Do what is to be done for each stream of a pass; what each came to."""
+        if self._source.shares:
+            return together(works)
+        return [outcome for work in works for outcome in together([work])]
 
     def _answer(self, stream: str, items: Sequence[Image], learn: bool, shed: Shed | None) -> Part:
         # It is kept once it is adapted: nothing that fails takes a stream's place.
@@ -328,9 +329,15 @@ class Engine:
             self._count_parts(answered, learn=True)
             started = time.perf_counter()
             with tracing.span("adapt"):
-                outcomes = [each for each in self._hand_in_hand(works) if each is not None]
+                found = self._hand_in_hand(works)
         finally:
             self.table.at_work(())
+        outcomes = []
+        for each in found:
+            if isinstance(each, Failed):
+                raise each.error
+            if each.value is not None:
+                outcomes.append(each.value)
         if not outcomes:
             return
         skipped = {each.skipped for each in outcomes}

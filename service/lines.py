@@ -133,14 +133,18 @@ class Place(Generic[Item, Result]):
         return self._done.done() and not self._done.cancelled()
 
 
+# Of requests: (place, first image, last + 1).
+Parts = Sequence[tuple[Place[Item, Result], int, int]]
+
+
 @dataclass(frozen=True)
 class Batch(Generic[Item, Result]):
-    """Parts of requests: (place, first image, last + 1), stream after stream in order of arrival.
+    """Parts of requests, stream after stream in order of arrival.
 
     All of them are to be learned from, or none.
     """
 
-    parts: Sequence[tuple[Place[Item, Result], int, int]]
+    parts: Parts[Item, Result]
     reason: str
 
     @property

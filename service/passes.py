@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
 from service import tracing
 from service.errors import DeadlineExpired, PredictionFailed, Refused
-from service.lines import Batch, Item, Place, Result
+from service.lines import Batch, Item, Parts, Place, Result
 from service.pace import Pace
 from service.shedding import Shed
 from ttc_core.errors import UserError, told
@@ -28,8 +28,13 @@ class Pass(Protocol[AnswerOut]):
     """Images that a worker has answered; what adapting needs of them is in it, and its own."""
 
     @property
+    def failed(self) -> Collection[str]:
+        """The streams that failed beside others that did not: nothing of them is in it."""
+
+    @property
     def rows(self) -> Sequence[AnswerOut | Refused]:
-        """The answer of each image in order; one that failed by itself has its error."""
+        """The answer of each of the other streams' images, in order; one that failed by itself has
+        its error."""
 
 
 PassMade = TypeVar("PassMade", bound=Pass[Any])
@@ -102,9 +107,10 @@ class Passes(Generic[Item, Result]):
             self.began = None
 
     async def _run(self, batch: Batch[Item, Result]) -> None:
-        """Run a batch; if a row fails, run its requests in halves: only the culprits fail.
+        """Run a batch; what fails of it is run in halves: only the culprits fail.
 
-        That takes at most twice as many passes as there are requests, and few for one culprit.
+        Of a batch of several streams those are answered and done that the worker answered. All that
+        takes at most twice as many passes as there are requests, and few for one culprit.
         """
         # A client that went away, or whose time is over, takes no place in this pass.
         for place in batch.places:
@@ -117,13 +123,12 @@ class Passes(Generic[Item, Result]):
         contexts = [place.context for place in batch.places]
         streams = list(batch.streams)
         with tracing.batch(contexts, streams=streams, images=batch.images, reason=batch.reason):
-            answered = await self._run_together(batch)
-        if not answered:
-            for half in (parts[: len(parts) // 2], parts[len(parts) // 2 :]):
-                await self._run(replace(batch, parts=half))
+            rest = await self._run_together(batch)
+        for half in (rest[: len(rest) // 2], rest[len(rest) // 2 :]):
+            await self._run(replace(batch, parts=half))
 
-    async def _run_together(self, batch: Batch[Item, Result]) -> bool:
-        """Predict, hand out the answers, then adapt; return whether its requests are answered."""
+    async def _run_together(self, batch: Batch[Item, Result]) -> Parts[Item, Result]:
+        """Predict, hand out the answers, then adapt; return what is to be run once more, apart."""
         began, parts = monotonic(), list(batch.streams.items())
         shed = self._sheds()
         learn = shed is None and self._learns(batch)
@@ -131,26 +136,29 @@ class Passes(Generic[Item, Result]):
             answered = await self._predict(parts, learn, shed)
         except Refused as error:  # of a whole stream, whoever asks
             if len(parts) > 1:
-                return False
+                return batch.parts
             batch.fail(error)
-            return True
+            return ()
         except Exception as error:
             if len(batch.parts) > 1:
-                return False
+                return batch.parts
             log.error("the model failed on a request of %s: %s", batch.whose, told(error))
             # A network's failure comes with a sentence; anything else is for the log alone.
             sentence = str(error) if isinstance(error, UserError) else "the model failed on it."
             await self._refuse(batch, PredictionFailed(sentence), None)
-            return True
+            return ()
         failed = [(at, row) for at, row in enumerate(answered.rows) if isinstance(row, Refused)]
         if failed and len(batch.parts) > 1:
-            return False
+            return batch.parts
         if failed:
             await self._take_note(batch, answered, learn=False)
             index, refusal = failed[0]
             all_failed = len(failed) == batch.images  # then it may be one image's fault
             await self._refuse(batch, refusal, None if all_failed else index)
-            return True
+            return ()
+        rest = [part for part in batch.parts if part[0].stream in answered.failed]
+        kept = [part for part in batch.parts if part[0].stream not in answered.failed]
+        batch = replace(batch, parts=kept)
         if not learn:
             # What the worker is to note is with it before the next batch is, which need not wait.
             await self.counted()
@@ -161,15 +169,15 @@ class Passes(Generic[Item, Result]):
             await _delivered(batch.places)
             await self._take_note(batch, answered, learn=self._learns(batch))
         self.pace.measured(batch.images, monotonic() - began)
-        return True
+        return rest
 
     async def _predict(
         self, parts: Sequence[tuple[str, Sequence[Item]]], learn: bool, shed: Shed | None
     ) -> Pass[Result]:
-        images = sum(len(items) for _, items in parts)
-        self.began, self.images = monotonic(), images
+        self.began, self.images = monotonic(), sum(len(items) for _, items in parts)
         answered: Pass[Result] = await self._worker.predict(parts, learn=learn, shed=shed)
-        if len(answered.rows) != images:
+        images = sum(len(items) for stream, items in parts if stream not in answered.failed)
+        if not images or len(answered.rows) != images:
             raise ValueError(f"{images} images were to be answered, {len(answered.rows)} were")
         return answered
 

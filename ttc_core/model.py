@@ -408,11 +408,16 @@ class _Pass:
 
     @classmethod
     def at_once(cls, wanted: Sequence[Self]) -> Sequence[Output | Failed]:
-        """One pass for all; where that fails, one for each, so that it is its own failure."""
+        """One pass for all; where that fails, in halves, until it is whose failure it is."""
+        if len(wanted) == 1:
+            return [attempted(wanted[0].alone)]
         try:
             return cls._joined(wanted)
-        except ModelError:
-            return [attempted(each.alone) for each in wanted]
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # fewer images may fit
+        except Exception:
+            middle = len(wanted) // 2
+            return [*cls.at_once(wanted[:middle]), *cls.at_once(wanted[middle:])]
 
     @classmethod
     def _joined(cls, wanted: Sequence[Self]) -> Sequence[Output]:

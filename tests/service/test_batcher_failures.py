@@ -105,6 +105,42 @@ def test_whoever_fails_costs_the_streams_beside_it_nothing():
     in_loop(walk())
 
 
+@pytest.mark.parametrize("learn", [True, False])
+def test_only_the_stream_that_failed_is_run_again(learn):
+    """Those beside it are answered and done with the pass that they shared, in one go."""
+
+    async def walk():
+        async with Queue(FakeWorker(keeps=True), max_batch=16, shares=True) as queue:
+            await queue.make_busy()
+            plan = [
+                (["a"], "x"),
+                (["b"], "y"),
+                (["poison"], "y"),
+                (["c"], "z"),
+                (["d", "nan"], "w"),
+            ]
+            tasks = [queue.ask(images, stream, learn=learn) for images, stream in plan]
+            queue.worker.gate.set()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            failed = PredictionFailed
+            kinds = [end if isinstance(end, list) else type(end) for end in ends]
+            assert kinds == [["a!"], ["b!"], failed, ["c!"], failed]
+            await settle()
+            assert queue.passes == [
+                [("x", ["a"]), ("y", ["b", "poison"]), ("z", ["c"]), ("w", ["d", "nan"])],
+                [("y", ["b"])],
+                [("y", ["poison"]), ("w", ["d", "nan"])],
+                [("y", ["poison"])],
+                [("w", ["d", "nan"])],
+            ]
+            adapted = [set(entry[1:]) for entry in queue.worker.log if entry[0] == "adapt"][1:]
+            assert adapted == ([{"a", "c"}, {"b"}, {"d", "nan"}] if learn else [])
+            assert queue.worker.counted == (0 if learn else 3)
+
+    with no_logs():
+        in_loop(walk())
+
+
 def passes_of_sixteen(bad):
     """Run sixteen requests of one image in a batch; return the passes, the answers, the queue."""
 

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from service import stream_reports
 from service.answering import Image
@@ -18,6 +19,7 @@ from tests.fixtures.engine import (
     CLASSES,
     WHITE,
     Careless,
+    Network,
     ask,
     engine_of,
     events_of,
@@ -31,6 +33,7 @@ from tests.fixtures.engine import (
 )
 from tests.fixtures.methods import Plain
 from ttc_core.methods import Adaptation, create
+from ttc_core.model import SourceModel
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,32 @@ def odd(model, monkeypatch):
 # One bad image, or a bad pass
 
 
+async def in_batches(engine, batches):
+    """Have the queue run batches, a stream's name and its image each; how the last one ended."""
+    batcher = Batcher(
+        engine,
+        engine._metrics,
+        max_batch=10,
+        max_wait=0,
+        max_images=100,
+        shares=engine._source.shares,
+    )
+    loop = asyncio.create_task(batcher.run())
+    await asyncio.sleep(0)
+    ends = []
+    for requests in batches:
+        places = [batcher.enter(stream) for stream, _ in requests]
+        for place in places:
+            place.count(1)
+        for place, (_, image) in zip(places, requests, strict=True):
+            place.fill([image])
+            place.delivered.set()
+        ends = await asyncio.gather(*(p.answers() for p in places), return_exceptions=True)
+    batcher.drain()
+    await loop
+    return ends
+
+
 @pytest.mark.parametrize("streams", ["ssssss", "abcdef", "aababa"])
 @pytest.mark.parametrize("statistics", ["source", "moving", "batch"])
 def test_an_image_that_overflows_costs_no_other_request_its_answer(model, statistics, streams):
@@ -54,31 +83,8 @@ def test_an_image_that_overflows_costs_no_other_request_its_answer(model, statis
     source = create("ttc", model, statistics=statistics)
     assert source.shares == (statistics != "batch")
     engine = engine_of(source)
-
-    async def walk():
-        batcher = Batcher(
-            engine,
-            engine._metrics,
-            max_batch=10,
-            max_wait=0,
-            max_images=100,
-            shares=source.shares,
-        )
-        loop = asyncio.create_task(batcher.run())
-        await asyncio.sleep(0)
-        images = [*pictures(3), WHITE, *pictures(2, seed=1)]
-        places = [batcher.enter(stream) for stream in streams]
-        for place in places:
-            place.count(1)
-        for place, image in zip(places, images, strict=True):
-            place.fill([image])
-            place.delivered.set()
-        ends = await asyncio.gather(*(p.answers() for p in places), return_exceptions=True)
-        batcher.drain()
-        await loop
-        return ends
-
-    ends = run(engine, walk())
+    images = [*pictures(3), WHITE, *pictures(2, seed=1)]
+    ends = run(engine, in_batches(engine, [list(zip(streams, images, strict=True))]))
     assert [isinstance(end, PredictionFailed) for end in ends] == [False] * 3 + [True, False, False]
     assert value(engine, "ttc_images_total") == 5
     ordinary = Counter(
@@ -89,6 +95,133 @@ def test_an_image_that_overflows_costs_no_other_request_its_answer(model, statis
     assert value(engine, "ttc_batches_total", reason="wait") + value(
         engine, "ttc_batches_total", reason="full"
     ) == value(engine, "ttc_batch_images_count")
+
+
+TEN = "abcdefghij"
+# By name and settings: a method of which two views of each image are one pass, and the default.
+SHARING = {
+    "ttc": {"statistics": "moving", "samples_per_step": 1},
+    "ttc_stream": {"learn": "always", "entropy_fraction": 1.0, "samples_per_step": 1},
+}
+
+
+class Failing(nn.Module):
+    """A network that fails in a way of its own, and notes how many rows each pass has."""
+
+    def __init__(self, fails=lambda x: x):
+        super().__init__()
+        self.network, self.fails, self.passes = Network(), fails, []
+
+    def forward(self, x):
+        self.passes.append(len(x))
+        return self.network(self.fails(x))
+
+
+def refuses_white(x):
+    if (x.mean((1, 2, 3)) > 0.99).any():
+        raise RuntimeError("an image that I do not know")
+    return x
+
+
+def overflows(x):
+    return x  # as the network within does
+
+
+def more_than_four(error):
+    """A failure that is nobody's, but of so many rows."""
+
+    def fails(x):
+        if len(x) > 4:
+            raise error
+        return x
+
+    return fails
+
+
+def beside_others(method, fails, bad):
+    """Ten streams of which one's third image is bad, in one batch each; and each of them alone.
+
+    Returns:
+        The engine, the ends of the last batch, how many rows its passes had; the other engine and
+        the ends there, of the sound streams only.
+    """
+    torch.manual_seed(0)
+    network = Failing(fails)
+    model = SourceModel(network, mean=(0,) * 3, std=(1,) * 3, size=16)
+    source = create(method, model, guard="off" if method == "ttc" else "on", **SHARING[method])
+    assert source.shares
+    engine, other = engine_of(source), engine_of(source)
+    batches = [list(zip(TEN, pictures(10, seed), strict=True)) for seed in range(3)]
+    if bad is not None:
+        batches[2][TEN.index(bad)] = (bad, WHITE)
+
+    async def together():
+        await in_batches(engine, batches[:2])
+        network.passes.clear()
+        ends = await in_batches(engine, batches[2:])
+        return ends, list(network.passes)
+
+    async def alone():
+        ends = {}
+        for stream, images in zip(TEN, zip(*batches, strict=True), strict=True):
+            for image in images if stream != bad else ():
+                (ends[stream],) = await in_batches(other, [[image]])
+        return ends
+
+    return engine, *run(engine, together()), other, run(other, alone())
+
+
+def assert_as_alone(engine, ends, other, alone):
+    """Answers and states of the streams that are sound, each adapted once an image."""
+    for stream, expected in alone.items():
+        got = ends[TEN.index(stream)]
+        np.testing.assert_allclose(logits_of(got), logits_of(expected), rtol=1e-4, atol=1e-4)
+        record, expected = engine.streams[stream], other.streams[stream]
+        assert (record.images, record.batches) == (3, 3)
+        assert record.version == expected.version
+        for section, entries in expected.method.state().items():
+            for name, entry in entries.items():
+                found = record.method.state()[section][name]
+                if not isinstance(entry, str):
+                    torch.testing.assert_close(
+                        found, entry, rtol=1e-4, atol=1e-4, check_dtype=False
+                    )
+
+
+@pytest.mark.parametrize("method", SHARING)
+@pytest.mark.parametrize("fails", [overflows, refuses_white], ids=["no-number", "raises"])
+def test_a_bad_image_costs_the_streams_of_its_batch_no_second_pass(method, fails):
+    """What was sound of the shared pass is answered and learned from; only the bad one is run
+    again. One that raises has the pass it is in run in halves, and no more."""
+    _, _, sound, _, _ = beside_others(method, fails, None)
+    engine, ends, passes, other, alone = beside_others(method, fails, "e")
+    assert [stream for stream, end in zip(TEN, ends, strict=True) if not isinstance(end, list)] == [
+        "e"
+    ]
+    assert isinstance(ends[4], PredictionFailed)
+    assert ends[4].index == 0
+    assert_as_alone(engine, ends, other, alone)
+    assert value(engine, "ttc_images_total") == 29
+    assert engine.streams["e"].images == 2
+    # In the shared pass the source is asked, too, where a stream has no answer; then it is run by
+    # itself. What raises is tried again at each.
+    tries = 3 if fails is overflows else 5
+    most = sum(sound) + tries * 2 * (1 if method == "ttc" else 2)
+    if fails is refuses_white:
+        most += 2 * (10 + 5 + 3 + 2)  # the halves of the pass that it was in
+    assert sum(passes) <= most
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("too many"), MemoryError(), torch.OutOfMemoryError("no memory")]
+)
+def test_a_pass_that_fails_for_its_size_costs_nobody_an_answer(error):
+    """It is no image's fault: with fewer rows each is answered and learned from once, as alone."""
+    engine, ends, passes, other, alone = beside_others("ttc", more_than_four(error), None)
+    assert len(alone) == 10
+    assert_as_alone(engine, ends, other, alone)
+    assert value(engine, "ttc_resets_total", cause="failure") == 0
+    assert max(passes) == 20
 
 
 def test_a_batch_with_a_bad_row_teaches_nothing_whatever_the_method(model):
