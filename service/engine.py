@@ -1,6 +1,6 @@
 """The device thread: it alone touches model, optimizer and statistics. Knows nothing of HTTP.
 
-Every stream is a method object forked from the source. Predicting, adapting, resetting, saving
+Every stream is a method object forked from the source. Predicting, adapting, undoing, saving
 are messages to the one thread; they run in the order in which they were sent.
 """
 
@@ -9,7 +9,6 @@ import contextlib
 import contextvars
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,24 +19,23 @@ import torch
 
 from service import tracing
 from service.answering import Image, Part, Pass, Said, ask, shed_of
-from service.errors import NoSnapshot, NotBroughtBack, SavedDoesNotFit, StateNotRemoved
 from service.events import Events
 from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
-from service.saving import Saving, StreamRecord, unfit_reason
-from service.schemas import Discarded, DoubtedStatus, ResetResponse, SavedUnfit, StreamTruth
+from service.saving import Saving, StreamRecord
+from service.schemas import DoubtedStatus, SavedUnfit
 from service.shedding import Shed
 from service.silence import Silence
 from service.state_folder import StateFolder
 from service.stream_reports import StreamReports
 from service.streams import Streams
 from service.truth import Truth
+from service.undoing import Undoing
 from ttc_core.evaluate import warm_up
-from ttc_core.guard import Unwatched, holds, kept_snapshots, mode_of, watching
+from ttc_core.guard import Unwatched, holds, mode_of, watching
 from ttc_core.methods import Act, Adaptation, Method, Prediction
-from ttc_core.methods.contract import Right, SnapshotError
+from ttc_core.methods.contract import Right
 from ttc_core.plugins import source_digest
-from ttc_core.state import StateError
 from ttc_core.together import Done, Failed, together
 
 log = logging.getLogger(__name__)
@@ -52,7 +50,8 @@ class Engine:
     """Runs the batches of all streams on one thread.
 
     `code` has digests of the method's and the model's code, where it is the user's own; `table` has
-    the streams' places: whoever wants an answer that teaches is admitted there first.
+    the streams' places: whoever wants an answer that teaches is admitted there first; `undoing`
+    takes streams back.
 
     Args:
         source: a method at the source; streams are forked from it.
@@ -133,6 +132,15 @@ class Engine:
             self.silence,
             watches=self.watches,
             holds=holds(source),
+        )
+        self.undoing = Undoing(
+            source,
+            self._on_device,
+            self.table,
+            self._saving,
+            self.truth,
+            self.silence,
+            self._reports,
         )
 
     @property
@@ -303,17 +311,8 @@ class Engine:
                 raise
             return said
         if learn and answer[1].sound.any():
-            self._put_back(stream, record, source)
+            self.undoing.put_back(stream, record, source)
         return answer
-
-    def _put_back(self, stream: str, record: StreamRecord, source: Method) -> None:
-        """Give a stream that cannot go on a method at the source."""
-        record.method, record.truth = source, StreamTruth()
-        record.answers_from = self.truth.newest
-        said, _ = self.truth.forget([stream])
-        self._saving.note_change(stream)
-        self._reports.put_back(stream, record, said.get(stream, StreamTruth()))
-        record.take_note()
 
     async def adapt(self, answered: Pass, *, learn: bool) -> None:
         """Count what was answered and learn from it."""
@@ -395,7 +394,7 @@ class Engine:
                 raise LookupError
             method.restore(before)
         except Exception:
-            self._put_back(stream, record, self._source.fork())
+            self.undoing.put_back(stream, record, self._source.fork())
         return Adaptation(skipped="failed")
 
     def _count(self, answered: Pass) -> None:
@@ -459,7 +458,7 @@ class Engine:
             except Exception as error:
                 self._reports.failed(stream, error)
                 with contextlib.suppress(Exception):  # the others' labels are taken, too
-                    self._put_back(stream, record, self._source.fork())
+                    self.undoing.put_back(stream, record, self._source.fork())
                 continue
             count += weighed.labels
             self._acted(stream, record, weighed.acts)
@@ -471,143 +470,6 @@ class Engine:
         if any(act.action in ("reset", "roll_back") and not act.observed for act in acts):
             record.answers_from = self.truth.newest
         self._reports.acted(stream, record, acts)
-
-    # Control
-
-    async def reset(self, stream: str | None) -> ResetResponse:
-        """Put a stream, or with None all, back to the source, and tell what that threw away.
-
-        A stream of which nothing is known is there already, and that is told.
-
-        Raises:
-            StateNotRemoved: they are at the source, but would come back after a restart.
-        """
-        names, problem = [stream or ""], None
-        if stream is None:
-            try:
-                names = await asyncio.to_thread(self.table.names)
-            except OSError as error:
-                names, problem = [], f"the state folder: {error.strerror}"
-        known, in_memory, said, whole = await self._on_device(self._forget, names, stream is None)
-        # Thousands of files: whoever asks for an answer does not wait for them.
-        saved, kept = await asyncio.to_thread(self._saving.remove, known or names)
-        known = list(dict.fromkeys([*known, *saved]))  # a file that could not be removed before
-        found = {
-            name: _discarded(
-                in_memory.get(name), saved.get(name), said.get(name), is_whole=name in whole
-            )
-            for name in known
-        }
-        await asyncio.to_thread(self._reports.reset, names if stream else known, found, kept)
-        for name, reason in kept.items():
-            problem = problem or f"stream {name}: {reason}"
-        if problem is not None:
-            raise StateNotRemoved(
-                "Reset, but what is saved could not be removed and would come back after a "
-                f"restart ({problem})."
-            )
-        return ResetResponse(
-            streams=[stream] if stream else known,
-            known=bool(known),
-            discarded=_sum(found.values()),
-        )
-
-    def _forget(
-        self, names: list[str], all_streams: bool
-    ) -> tuple[list[str], dict[str, Discarded], dict[str, StreamTruth], set[str]]:
-        """Put streams back to the source; return those of which something was known, and what."""
-        # Labels may have come for streams that are neither in memory nor saved.
-        labelled = self.truth.streams
-        if all_streams:
-            names = list(dict.fromkeys([*self.table.names(saved=False), *names, *labelled]))
-            known = names
-        else:
-            places = (self.table, labelled, self.silence)
-            known = [
-                name
-                for name in names
-                if self.table.in_memory(name) or any(name in place for place in places)
-            ]
-        # At the source a stream is as good as none: its place is free for another.
-        in_memory = self.table.forget(names)
-        said, whole = self.truth.forget(names)
-        self.silence.forget(None if all_streams else names)
-        self._reports.forgotten(known)
-        return known, in_memory, said, whole
-
-    @property
-    def no_roll_back(self) -> str | None:
-        """Why no stream can be brought back, whatever is kept of it; None: they can."""
-        if mode_of(self._source) != "off":
-            return None
-        return "No guard is on; saved ones come back with it."
-
-    async def snapshots(self, stream: str) -> Mapping[int, int]:
-        """What is kept of a stream to bring it back to: versions, and after how many images each
-        was. One that is on disk stays there.
-
-        Raises:
-            NoSnapshot: it is neither in memory nor saved.
-            SavedDoesNotFit: what is saved is none of its.
-        """
-        kept = await self._on_device(self._kept_in_memory, stream)
-        if kept is None:
-            try:
-                kept = await asyncio.to_thread(self._saving.snapshots, stream)
-            except StateError as error:
-                raise SavedDoesNotFit(
-                    f"What is saved of stream {stream} does not fit: {unfit_reason(error)}."
-                ) from error
-        if kept is None:
-            raise NoSnapshot(f"Stream {stream} has had no images; it is at the source.")
-        return kept
-
-    def _kept_in_memory(self, stream: str) -> Mapping[int, int] | None:
-        record = self.table.in_memory(stream) or self._saving.leaving().get(stream)
-        return None if record is None or record.is_new else kept_snapshots(record.method)
-
-    async def roll_back(self, stream: str, to: int | None) -> int:
-        """Bring a stream back to a snapshot, the last one if none is named; return its version.
-
-        Raises:
-            NoSnapshot: there is none.
-            NotBroughtBack: its method does not take it up, and is as it was.
-            TooManyStreams: it is on disk, and nobody makes room for it.
-        """
-        kept = await self.snapshots(stream)
-        # Nobody makes room for what is not there.
-        if self.no_roll_back or not kept or to not in (None, *kept):
-            raise self._no_snapshot(stream, kept)
-        return await self._on_device(self._roll_back, stream, to)
-
-    def _no_snapshot(self, stream: str, kept: Mapping[int, int]) -> NoSnapshot:
-        listed = ", ".join(map(str, kept)) or "none"
-        if self.no_roll_back is not None:
-            return NoSnapshot(
-                f"Stream {stream} can be brought back to none of its versions: {listed}. "
-                f"{self.no_roll_back}"
-            )
-        return NoSnapshot(f"Stream {stream} has no such snapshot; its versions are: {listed}.")
-
-    def _roll_back(self, stream: str, to: int | None) -> int:
-        self.table.admit(stream)  # it may be on disk only, and has to stay in memory
-        try:
-            record = self.table.get(stream)
-            version = record.method.roll_back(to)
-            self.table.keep(stream, record)
-        except LookupError:  # a reset came between, or what is saved was none
-            raise self._no_snapshot(stream, record.method.snapshots) from None
-        except SnapshotError as error:
-            raise NotBroughtBack(
-                f"Stream {stream} has the snapshot and stays as it is: {error}."
-            ) from error
-        finally:
-            self.table.release(stream)
-        record.answers_from = self.truth.newest
-        record.take_note()
-        self._reports.rolled_back(stream, record, version)
-        self._saving.note_change(stream)
-        return version
 
     # Saved state
 
@@ -657,34 +519,3 @@ class Engine:
         self.truth.close()
         if self._folder is not None:
             self._folder.close()
-
-
-def _discarded(
-    in_memory: Discarded | None,
-    saved: Discarded | None,
-    said: StreamTruth | None,
-    *,
-    is_whole: bool,
-) -> Discarded:
-    """What a reset threw away of a stream.
-
-    Args:
-        in_memory, saved: what there was of it; the first has gone on from the second.
-        said: what labels said of it; is_whole: with what its file says of that.
-    """
-    saved, said = saved or Discarded(), said or StreamTruth()
-    counts = in_memory or saved
-    of_file = Discarded() if is_whole else saved
-    return Discarded(
-        steps=counts.steps,
-        pending_batches=counts.pending_batches,
-        labelled=said.labelled + of_file.labelled,
-        correct=said.correct + of_file.correct,
-    )
-
-
-def _sum(parts: Iterable[Discarded]) -> Discarded:
-    totals = Counter[str]()
-    for part in parts:
-        totals.update(part.model_dump())
-    return Discarded(**totals)

@@ -56,7 +56,7 @@ async def reset(
     of which nothing is known nothing is done, and `known` says so.
     """
     name = stream_named(request, stream)
-    return await service.engine.reset(None if name == ALL_STREAMS else name)
+    return await service.engine.undoing.reset(None if name == ALL_STREAMS else name)
 
 
 @router.get("/snapshots", dependencies=MAY_READ, responses=problems(401, 404, 503))
@@ -68,11 +68,11 @@ async def snapshots(
 ) -> SnapshotsResponse:
     """List the good states that the guard has kept of a stream; one on disk stays there."""
     name = stream_named(request, stream)
-    kept = await service.engine.snapshots(name)
+    kept = await service.engine.undoing.snapshots(name)
     return SnapshotsResponse(
         stream=name,
         snapshots=[SnapshotStatus(version=each, images=images) for each, images in kept.items()],
-        unavailable=service.engine.no_roll_back,
+        unavailable=service.engine.undoing.no_roll_back,
     )
 
 
@@ -92,7 +92,7 @@ async def rollback(
 ) -> RollbackResponse:
     """Bring a stream back to a good state of its own."""
     name = stream_named(request, stream)
-    return RollbackResponse(stream=name, version=await service.engine.roll_back(name, to))
+    return RollbackResponse(stream=name, version=await service.engine.undoing.roll_back(name, to))
 
 
 @router.get("/status", dependencies=MAY_READ, responses=problems(401, 503))

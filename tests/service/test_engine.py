@@ -412,13 +412,13 @@ def test_resetting_a_stream_that_never_was_counts_nothing(model):
             await step(engine, pictures(20), stream="busy")
         share = value(engine, "ttc_dominant_class_ratio")
         assert share > 0
-        told = await engine.reset("nobody")
+        told = await engine.undoing.reset("nobody")
         assert (told.streams, told.known, told.discarded.steps) == (["nobody"], False, 0)
         assert [event["known"] for event in engine.events] == [False]
         assert value(engine, "ttc_dominant_class_ratio") == share
         assert value(engine, "ttc_resets_total", cause="request") == 0
-        assert (await engine.reset("busy")).known
-        assert not (await engine.reset("busy")).known
+        assert (await engine.undoing.reset("busy")).known
+        assert not (await engine.undoing.reset("busy")).known
         assert math.isnan(value(engine, "ttc_dominant_class_ratio"))
         assert value(engine, "ttc_resets_total", cause="request") == 1
 
@@ -434,7 +434,7 @@ def test_of_so_many_reset_streams_it_is_known_that_they_were(model, monkeypatch)
         for name in ("a", "b", "a", "c", "typo"):
             if name != "typo":
                 await step(engine, pictures(1), stream=name)
-            await engine.reset(name)
+            await engine.undoing.reset(name)
         for name in ("a", "b", "c", "typo"):
             await step(engine, pictures(1), stream=name)
         told = {name: [act.reason for act in each.acts] for name, each in engine.streams.items()}
@@ -456,7 +456,7 @@ def test_what_was_answered_before_a_reset_is_not_learned_after_it(model, batches
         for _ in range(batches):
             await step(engine, pictures(4))
         answered = await ask(engine, pictures(4))
-        await engine.reset("s" if named else None)
+        await engine.undoing.reset("s" if named else None)
         await engine.adapt(answered, learn=True)
         assert engine.streams == {}
         assert value(engine, "ttc_images_total") == 4 * (batches + 1)
@@ -474,7 +474,7 @@ def test_what_was_answered_before_a_reset_is_no_sign_of_after_it(model):
     async def walk():
         await step(engine, pictures(4))
         answered = await ask(engine, pictures(200))
-        await engine.reset("s")
+        await engine.undoing.reset("s")
         await engine.adapt(answered, learn=True)
         assert value(engine, "ttc_images_total") == 204
         assert math.isnan(value(engine, "ttc_dominant_class_ratio"))
@@ -488,7 +488,7 @@ def test_a_reset_stops_its_own_stream_only(model):
 
     async def walk():
         answered = await engine.predict([(name, pictures(4)) for name in "abc"])
-        await engine.reset("b")
+        await engine.undoing.reset("b")
         await engine.adapt(answered, learn=True)
         assert {name: record.version for name, record in engine.streams.items()} == {"a": 1, "c": 1}
 

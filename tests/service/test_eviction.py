@@ -135,7 +135,7 @@ def test_a_reset_of_a_stream_on_its_way_to_the_disk_holds(engine, tmp_path, disk
     assert disk.hangs.wait(10)
 
     async def walk():
-        work = asyncio.create_task(table.reset(stream))
+        work = asyncio.create_task(table.undoing.reset(stream))
         await asyncio.sleep(0.05)
         disk.works.set()
         return await asyncio.wait_for(work, 10)

@@ -50,7 +50,7 @@ def test_a_batch_that_was_answered_before_teaches_nothing_after(engine_of):
         for seed in range(BATCHES):
             await step(engine, scenes(5, seed))
         answered = await ask(engine, scenes(5, BATCHES))
-        version = await engine.roll_back("s", None)
+        version = await engine.undoing.roll_back("s", None)
         before = learned(engine)
         await engine.adapt(answered, learn=True)
         assert same(learned(engine), before)
@@ -73,8 +73,8 @@ def test_a_stream_on_disk_that_is_brought_back_stays_in_memory(engine_of, tmp_pa
         await step(engine, scenes(5), stream="other")
         engine.table.release("other")
         assert list(engine.streams) == ["other"]
-        first = min(await engine.snapshots("s"))
-        assert await engine.roll_back("s", first) == first
+        first = min(await engine.undoing.snapshots("s"))
+        assert await engine.undoing.roll_back("s", first) == first
         assert list(engine.streams) == ["s"]
         assert engine.streams["s"].version == first
         assert engine.streams["s"].mode == "rolled_back"
@@ -90,19 +90,19 @@ def test_who_asks_what_there_is_or_for_what_is_not_takes_nobodys_place(engine_of
     async def walk():
         for seed in range(BATCHES):
             await step(engine, scenes(5, seed))
-        kept = await engine.snapshots("s")
+        kept = await engine.undoing.snapshots("s")
         engine.table.admit("other")
         await step(engine, scenes(5), stream="other")
         engine.table.release("other")
         assert await engine.save()
         engine.table.admit("s")
-        assert await engine.snapshots("s") == kept
+        assert await engine.undoing.snapshots("s") == kept
         with pytest.raises(NoSnapshot, match=f"its versions are: {min(kept)}, {max(kept)}"):
-            await engine.roll_back("s", 10**6)
+            await engine.undoing.roll_back("s", 10**6)
         with pytest.raises(NoSnapshot, match="nobody has had no images"):
-            await engine.snapshots("nobody")
+            await engine.undoing.snapshots("nobody")
         with pytest.raises(NoSnapshot, match="nobody has had no images"):
-            await engine.roll_back("nobody", None)
+            await engine.undoing.roll_back("nobody", None)
         assert list(engine.streams) == ["other"]
         assert "restored" not in events_of(engine)
         engine.table.release("s")
@@ -116,8 +116,8 @@ def test_without_a_guard_it_is_told_what_there_is_and_that_nobody_goes_back(engi
     async def learn(engine):
         for seed in range(BATCHES):
             await step(engine, scenes(5, seed))
-        kept = await engine.snapshots("s")
-        assert (len(kept), engine.no_roll_back) == (2, None)
+        kept = await engine.undoing.snapshots("s")
+        assert (len(kept), engine.undoing.no_roll_back) == (2, None)
         assert await engine.save()
         return kept
 
@@ -126,19 +126,19 @@ def test_without_a_guard_it_is_told_what_there_is_and_that_nobody_goes_back(engi
         return pytest.raises(NoSnapshot, match=match)
 
     async def look(engine):
-        assert await engine.snapshots("s") == kept
+        assert await engine.undoing.snapshots("s") == kept
         for _ in range(2):
             for version in kept:
                 with refused(engine, version):
-                    await engine.roll_back("s", version)
+                    await engine.undoing.roll_back("s", version)
             await step(engine, scenes(5))  # which loads it
-            assert await engine.snapshots("s") == kept
-        assert engine.no_roll_back == "No guard is on; saved ones come back with it."
+            assert await engine.undoing.snapshots("s") == kept
+        assert engine.undoing.no_roll_back == "No guard is on; saved ones come back with it."
         assert await engine.save()
 
     async def go_back(engine):
-        assert await engine.snapshots("s") == kept
-        assert await engine.roll_back("s", min(kept)) == min(kept)
+        assert await engine.undoing.snapshots("s") == kept
+        assert await engine.undoing.roll_back("s", min(kept)) == min(kept)
 
     first = engine_of(state_dir=tmp_path)
     kept = run(first, learn(first))
@@ -155,9 +155,9 @@ def test_a_file_that_is_none_of_the_streams_is_told_as_that(engine_of, tmp_path)
 
     async def walk():
         with pytest.raises(SavedDoesNotFit, match=f"^{told}$"):
-            await engine.snapshots("s")
+            await engine.undoing.snapshots("s")
         with pytest.raises(SavedDoesNotFit, match=f"^{told}$"):
-            await engine.roll_back("s", None)
+            await engine.undoing.roll_back("s", None)
 
     run(engine, walk())
     assert (tmp_path / "s.safetensors").read_bytes() == b"not ours" * 100
@@ -181,10 +181,10 @@ def test_a_snapshot_that_cannot_be_taken_up_is_told_as_that(engine_of, monkeypat
 
         monkeypatch.setattr(inner, "restore", failing)
         with pytest.raises(NotBroughtBack, match=r"stays as it is: .* no room"):
-            await engine.roll_back("s", None)
+            await engine.undoing.roll_back("s", None)
         assert same(learned(engine), before)
         assert value(engine, "ttc_rollbacks_total", cause="request") == 0
         with pytest.raises(NoSnapshot, match="no such snapshot"):
-            await engine.roll_back("s", 10**6)
+            await engine.undoing.roll_back("s", 10**6)
 
     run(engine, walk())

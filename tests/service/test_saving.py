@@ -134,7 +134,9 @@ def test_answers_go_on_while_files_are_written_and_removed(engine, tmp_path, mon
             return real(*arguments, **options)
 
         async def walk(hangs=hangs, goes_on=goes_on, saves=slow == "fsync"):
-            work = asyncio.create_task(table._save_changed() if saves else table.reset(None))
+            work = asyncio.create_task(
+                table._save_changed() if saves else table.undoing.reset(None)
+            )
             assert await asyncio.to_thread(hangs.wait, 60)
             await asyncio.wait_for(batch(table, "lone"), 60)
             assert not work.done()
@@ -446,7 +448,7 @@ def test_a_stream_put_back_to_the_source_begins_its_counts_anew(engine, tmp_path
     table = engine(tmp_path)
     labelled(table, "gate", True)
     save_changed(table)
-    table._put_back("gate", table.streams["gate"], table._source.fork())
+    table.undoing.put_back("gate", table.streams["gate"], table._source.fork())
     labelled(table, "gate", True)
     save_changed(table)
     assert truth_of(table) == (1, 1)

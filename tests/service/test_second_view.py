@@ -92,7 +92,7 @@ def test_a_reset_stream_is_watched_anew(model):
 
     async def walk():
         await step(engine, ENOUGH)
-        await engine.reset("s")
+        await engine.undoing.reset("s")
         await step(engine, TOO_FEW)
         assert streams_without(engine) == 0
         await step(engine, ENOUGH)
