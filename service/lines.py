@@ -223,6 +223,8 @@ class Lines(Generic[Item, Result]):
 
     Attributes:
         images: how many wait, decoded or not; a request not yet counted is one.
+        batches: how many batches those make, by size: each stream's its own, or all together where
+            they share.
         taken: how many batches were taken out so far.
     """
 
@@ -237,9 +239,8 @@ class Lines(Generic[Item, Result]):
     ) -> None:
         self._max_batch, self._max_wait, self._max_images = max_batch, max_wait, max_images
         self._retry_after, self._shares = retry_after, shares
-        self.images = 0
-        self._batches: Counter[int] = Counter()  # of streams that do not share
-        self.taken = 0
+        self.images = self.taken = 0
+        self.batches: Counter[int] = Counter()
         self._lines: dict[str, _Line[Item, Result]] = {}
         self._places: OrderedDict[Place[Item, Result], None] = OrderedDict()
         # Heaps. What no longer holds of a stream stays in them until it comes up.
@@ -262,14 +263,6 @@ class Lines(Generic[Item, Result]):
     def __iter__(self) -> Iterator[Place[Item, Result]]:
         """The places in order of arrival, whatever their stream."""
         return iter(self._places)
-
-    @property
-    def batches(self) -> Counter[int]:
-        """How many batches the waiting images make, by size."""
-        if not self._shares:
-            return self._batches
-        full, rest = divmod(self.images, self._max_batch)
-        return Counter({self._max_batch: full, rest: 1} if rest else {self._max_batch: full})
 
     def may_run(self, place: Place[Item, Result]) -> bool:
         """Whether it is the next of its stream, whose turn may come."""
@@ -464,11 +457,12 @@ class Lines(Generic[Item, Result]):
 
     def _recount(self, line: _Line[Item, Result], change: int) -> None:
         """Note that so many more images wait in a line."""
-        for images, sign in ((line.images, -1), (line.images + change, 1)):
+        together = self.images if self._shares else line.images
+        for images, sign in ((together, -1), (together + change, 1)):
             full, rest = divmod(images, self._max_batch)
-            self._batches[self._max_batch] += sign * full
+            self.batches[self._max_batch] += sign * full
             if rest:
-                self._batches[rest] += sign
+                self.batches[rest] += sign
         line.images += change
         self.images += change
 
