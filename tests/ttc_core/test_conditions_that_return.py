@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.fixtures.networks import CLASSES, MEAN, SIZE, STD, make_images, make_model
 from ttc_core.methods import create
 from ttc_core.methods.contract import Pending, Prediction
-from ttc_core.methods.parts.conditions import LATEST, REMEMBERED, Conditions
+from ttc_core.methods.parts.conditions import PRESENT, REMEMBERED, Conditions
 from ttc_core.methods.parts.diversity import Classes
 from ttc_core.methods.parts.shadow import Shadow
 from ttc_core.methods.parts.stream_statistics import StreamShare, StreamStatistics
@@ -82,10 +82,10 @@ def test_a_condition_that_comes_back_is_taken_up_where_it_was_left(model):
     stream.see(DAY, 400)
     stream.see(NIGHT, 200)
     assert stream.light < 0.3
-    stream.see(DAY, 2 * LATEST)
+    stream.see(DAY, 2 * PRESENT)
     assert stream.light > 0.9
     assert stream.conditions.known == 2
-    assert stream.statistics.followed.early_images <= 2 * LATEST
+    assert stream.statistics.followed.early_images <= 2 * PRESENT
 
 
 def test_as_many_in_rotation_as_are_remembered_are_all_recognised(model):
@@ -167,7 +167,7 @@ def test_so_many_conditions_are_remembered_and_no_more(model):
     for light in (DAY, 3.0, 9.0, 27.0, 81.0, 243.0, 729.0):
         stream.see(light)
     assert stream.conditions.known == REMEMBERED + 1
-    stream.see(DAY, 2 * LATEST)
+    stream.see(DAY, 2 * PRESENT)
     assert stream.light > 10, "the first was forgotten"
 
 

@@ -326,7 +326,7 @@ def test_a_resnet_50s_snapshots_are_small():
     conditions._condition = conditions._recognised()
     for _ in range(REMEMBERED):
         conditions._leave(conditions._condition)
-        conditions._condition = Condition(conditions._latest, conditions._latest, 9)
+        conditions._condition = Condition(conditions._present, conditions._present, 9)
     assert len(conditions._remembered) == REMEMBERED
     assert torch.equal(conditions._statistics.followed.moments, moments)
     state = method.state()

@@ -14,7 +14,7 @@ from ttc_core.guard.evidence import Evidence
 from ttc_core.load import load
 from ttc_core.methods import create
 from ttc_core.methods.contract import Pending, Prediction
-from ttc_core.methods.parts.conditions import LATEST, Conditions, looks_of
+from ttc_core.methods.parts.conditions import PRESENT, Conditions, looks_of
 from ttc_core.methods.parts.diversity import LARGEST_WEIGHT, Classes, Diversity
 from ttc_core.methods.parts.learner import AffineLearner, Gradient
 from ttc_core.methods.parts.prior import HORIZONS, TemporalPrior
@@ -124,12 +124,12 @@ def test_an_image_weighs_an_eighth_in_how_the_latest_ones_look():
     conditions: Conditions = method._conditions
     images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
     influence.give(method, images)
-    before = conditions._latest
+    before = conditions._present
     prediction = method.predict(torch.full((1, 3, 16, 16), 255, dtype=torch.uint8))
     looks = looks_of(model, prediction.pending.share)
     assert looks is not None
     method.adapt(prediction)
-    np.testing.assert_allclose(conditions._latest, before + (looks[0] - before) / LATEST)
+    np.testing.assert_allclose(conditions._present, before + (looks[0] - before) / PRESENT)
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def test_less_sure_answers_are_a_change_too():
     method = make("tent")
     outcomes(method, batches(8))
     seen = method._learned
-    numbers = torch.from_numpy(seen.latest.copy()).expand(200, -1).numpy().copy()
+    numbers = torch.from_numpy(seen.since_settled.copy()).expand(200, -1).numpy().copy()
     assert seen.after(numbers, learned=False).settled
     numbers[:, LOOK] += 3 * (seen.variance[LOOK] + on_shift.LEAST_VARIANCE) ** 0.5
     assert not seen.after(numbers, learned=False).settled

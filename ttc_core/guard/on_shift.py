@@ -33,10 +33,10 @@ from ttc_core.methods.parts import MOST, Numbers, bounded
 # Images learned from before a stream is settled, at least: with the step that takes them in. One
 # that takes no step is settled all the same, after so many times as many.
 WINDOW, MOST_WINDOWS = 100, 10
-# Images that the latest numbers run over, and how far their look may be from what was learned, in
+# Images that the numbers since then run over; how far their look may be from what was learned, in
 # standard deviations of single images, in the root mean square; their entropy, which is one number
 # and so by chance further away, by how much more.
-LATEST, CHANGED, UNSURE = 64, 0.35, 2.0
+SINCE_SETTLED, CHANGED, UNSURE = 64, 0.35, 2.0
 # Differences between neighbours are taken of the picture, of its half, and of its quarter.
 SCALES = 3
 # A picture's numbers: the level of each channel, contrast, differences; and the answer's entropy.
@@ -54,14 +54,14 @@ class Learned:
     Attributes:
         mean, variance: (NUMBERS,) over the images that were learned from.
         images: how many those were.
-        latest: (NUMBERS,) of the latest images, since the method is settled.
+        since_settled: (NUMBERS,) of the latest images, since the method is settled.
         settled: whether it learns no more, for now.
     """
 
     mean: Numbers = field(default_factory=lambda: np.zeros(NUMBERS))
     variance: Numbers = field(default_factory=lambda: np.zeros(NUMBERS))
     images: int = 0
-    latest: Numbers = field(default_factory=lambda: np.zeros(NUMBERS))
+    since_settled: Numbers = field(default_factory=lambda: np.zeros(NUMBERS))
     settled: bool = False
 
     @property
@@ -69,7 +69,7 @@ class Learned:
         """How far the latest images are from those learned from; 0 while it learns."""
         if not self.settled:
             return 0.0
-        away = (self.latest - self.mean) / np.sqrt(self.variance + LEAST_VARIANCE)
+        away = (self.since_settled - self.mean) / np.sqrt(self.variance + LEAST_VARIANCE)
         look, unsure = float(np.sqrt(np.square(away[:LOOK]).mean())), float(away[LOOK])
         return max(look, unsure / UNSURE)
 
@@ -77,13 +77,13 @@ class Learned:
         """With a batch, (N, NUMBERS), that was learned from or not; what is `pending` no step has
         taken in yet."""
         if self.settled:
-            latest = self.latest
+            now = self.since_settled
             for each in seen:
-                latest = latest + (each - latest) / LATEST
-                moved = replace(self, latest=latest)
+                now = now + (each - now) / SINCE_SETTLED
+                moved = replace(self, since_settled=now)
                 if moved.distance > CHANGED:
                     return Learned()  # the next batch is the first to be learned from
-            return replace(self, latest=latest)
+            return replace(self, since_settled=now)
         if not learned:
             return self
         count, total = len(seen), self.images + len(seen)
@@ -173,10 +173,13 @@ class OnShift(Wrapper):
 
     def state(self) -> State:
         learned = self._learned
-        tensors = {
-            name: torch.from_numpy(getattr(learned, name).copy())
-            for name in ("mean", "variance", "latest")
+        # As saved states have them.
+        numbers = {
+            "mean": learned.mean,
+            "variance": learned.variance,
+            "latest": learned.since_settled,
         }
+        tensors = {name: torch.from_numpy(each.copy()) for name, each in numbers.items()}
         own = {**tensors, "images": learned.images, "settled": int(learned.settled)}
         return {**self.inner.state(), ON_SHIFT: own}
 
@@ -216,8 +219,8 @@ def _restored(given: Any) -> Learned:
         if not (sound and bool((value.double().abs() <= MOST).all())):
             raise ValueError("what it last learned is none")
         numbers.append(value.double().cpu().numpy().copy())
-    mean, variance, latest = numbers
+    mean, variance, since_settled = numbers
     if (variance < 0).any():
         raise ValueError("what it last learned is none")
     settled = bool(bounded(given["settled"], most=1))
-    return Learned(mean, variance, int(bounded(given["images"])), latest, settled)
+    return Learned(mean, variance, int(bounded(given["images"])), since_settled, settled)

@@ -21,7 +21,7 @@ from ttc_core.model import SourceModel
 from ttc_core.packing import pack, packed_none, unpack
 
 # Images that tell how it looks at present, and those that a condition's look runs over.
-LATEST, HORIZON = 8, 64
+PRESENT, HORIZON = 8, 64
 # Before so many images of a condition nothing is called a change.
 LEAST_IMAGES = 32
 # How far a look is from a condition's, in standard deviations of its images: the latest images are
@@ -91,7 +91,7 @@ class Conditions:
         self._condition: Condition | None = None
         sizes = [2 * channels for (channels,) in self._model.moments_layout.shapes.values()]
         # Never written in place, so that it takes no memory.
-        self._latest, self._latest_images = np.broadcast_to(0.0, (sizes or [0])[0]), 0
+        self._present, self._present_images = np.broadcast_to(0.0, (sizes or [0])[0]), 0
         self._remembered: tuple[Remembered, ...] = ()
 
     @property
@@ -108,22 +108,22 @@ class Conditions:
             return
         left = False
         for look in looks:
-            self._latest_images += 1
-            weight = 1 / min(self._latest_images, LATEST)
-            self._latest = self._latest + weight * (look - self._latest)
-            if self._latest_images < LATEST:
+            self._present_images += 1
+            weight = 1 / min(self._present_images, PRESENT)
+            self._present = self._present + weight * (look - self._present)
+            if self._present_images < PRESENT:
                 continue
             if self._condition is None:
                 if classes.diverse or not self._remembered:
                     self._condition = self._recognised()
                 else:
-                    self._latest_images = 0  # wait for as many anew
+                    self._present_images = 0  # wait for as many anew
             elif (
                 # What began within this batch has no moments yet to be remembered by.
                 not left
                 and classes.diverse
                 and self._condition.images >= LEAST_IMAGES
-                and self._condition.distance(self._latest) > CHANGED
+                and self._condition.distance(self._present) > CHANGED
             ):
                 self._leave(self._condition)
                 left = True
@@ -134,20 +134,20 @@ class Conditions:
         moments = self._statistics.followed.moments
         remembered = Remembered(condition, *pack(moments, self._model.source_moments))
         self._remembered = (*self._remembered, remembered)
-        self._condition, self._latest_images = None, 0
+        self._condition, self._present_images = None, 0
         self._statistics.restart(moments)
         self._shadow.reset()
 
     def _recognised(self) -> Condition:
         """The condition of the latest images: one from before, or a new one."""
         if not self._remembered:
-            variance = np.full_like(self._latest, START_VARIANCE)
-            return Condition(self._latest, variance, LATEST)
-        nearest = min(self._remembered, key=lambda each: each.condition.distance(self._latest))
-        if nearest.condition.distance(self._latest) > SAME:
+            variance = np.full_like(self._present, START_VARIANCE)
+            return Condition(self._present, variance, PRESENT)
+        nearest = min(self._remembered, key=lambda each: each.condition.distance(self._present))
+        if nearest.condition.distance(self._present) > SAME:
             variance = self._remembered[-1].condition.variance
             self._remembered = self._remembered[-REMEMBERED:]
-            return Condition(self._latest, variance, LATEST)
+            return Condition(self._present, variance, PRESENT)
         self._remembered = tuple(each for each in self._remembered if each is not nearest)
         source = self._model.source_moments
         self._statistics.restart(unpack(nearest.codes, nearest.scales, source))
@@ -167,13 +167,14 @@ class Conditions:
         )
         return {
             "conditions": {
-                "means": _stacked([each.mean for each in conditions], self._latest),
-                "variances": _stacked([each.variance for each in conditions], self._latest),
+                "means": _stacked([each.mean for each in conditions], self._present),
+                "variances": _stacked([each.variance for each in conditions], self._present),
                 "images": torch.tensor([each.images for each in conditions], dtype=torch.int64),
                 "codes": codes,
                 "scales": scales,
-                "latest": torch.from_numpy(self._latest.copy()),
-                "latest_images": self._latest_images,
+                # As saved states have them.
+                "latest": torch.from_numpy(self._present.copy()),
+                "latest_images": self._present_images,
             }
         }
 
@@ -187,7 +188,7 @@ class Conditions:
         )
         if not all(isinstance(each, Tensor) and each.ndim for each in tensors):
             raise ValueError("its conditions are none")
-        count, looks = len(codes), self._latest.shape
+        count, looks = len(codes), self._present.shape
         known = len(means) - count
         sound = (
             known in (0, 1)
@@ -216,8 +217,8 @@ class Conditions:
             for condition, code, scale in zip(conditions, codes, scales, strict=False)
         )
         self._condition = conditions[-1] if known else None
-        self._latest = latest.double().cpu().numpy().copy()
-        self._latest_images = int(bounded(given["latest_images"]))
+        self._present = latest.double().cpu().numpy().copy()
+        self._present_images = int(bounded(given["latest_images"]))
 
 
 def looks_of(model: SourceModel, share: StreamShare) -> Numbers | None:

@@ -23,7 +23,7 @@ from ttc_core.model import SourceModel
 
 # Images that tell how it looks just now; those that its spread runs over, and how many the spread
 # at the start is worth.
-LATEST, HORIZON, START = 8, 128, 8
+SINCE_CUT, HORIZON, START = 8, 128, 8
 # Before so many images nothing is called a cut.
 LEAST_IMAGES = 16
 # Standard deviations, in the root mean square of the look's numbers, from where on it is one.
@@ -35,29 +35,30 @@ class Scene:
     """How images look; never written in place.
 
     Attributes:
-        mean: (D,) of the latest since the cut.
+        mean: (D,) of the latest images since the cut.
         variance: (D,) of how far an image is from those before it, but for cuts.
-        latest: how many images the mean is of, at most LATEST.
+        since_cut: how many images the mean is of, at most SINCE_CUT.
         images: how many the variance is of.
     """
 
     mean: Numbers
     variance: Numbers
-    latest: int = 0
+    since_cut: int = 0
     images: int = 0
 
     def after(self, look: Numbers) -> tuple["Scene", bool]:
         """With one more image, and whether it is a cut."""
-        if self.latest == 0:
+        if self.since_cut == 0:
             return Scene(look, self.variance, 1, self.images), False
         # A mean of n images is itself off by a deviation's 1/√n.
-        away = (look - self.mean) ** 2 / (1 + 1 / self.latest)
+        away = (look - self.mean) ** 2 / (1 + 1 / self.since_cut)
         distance = float(np.sqrt((away / (self.variance + LEAST_VARIANCE)).mean()))
         if self.images >= LEAST_IMAGES and distance > CUT:
             return Scene(look, self.variance, 1, self.images), True
-        images, latest = self.images + 1, min(self.latest + 1, LATEST)
+        images, since_cut = self.images + 1, min(self.since_cut + 1, SINCE_CUT)
         variance = self.variance + (away - self.variance) / min(START + images, HORIZON)
-        return Scene(self.mean + (look - self.mean) / latest, variance, latest, images), False
+        mean = self.mean + (look - self.mean) / since_cut
+        return Scene(mean, variance, since_cut, images), False
 
 
 class Scenes:
@@ -96,7 +97,7 @@ class Scenes:
             "scene": {
                 "mean": torch.from_numpy(scene.mean.copy()),
                 "variance": torch.from_numpy(scene.variance.copy()),
-                "latest": scene.latest,
+                "latest": scene.since_cut,  # as saved states have it
                 "images": scene.images,
             }
         }
@@ -116,5 +117,5 @@ class Scenes:
         mean, variance = found
         if (variance < 0).any():
             raise ValueError("its scene is none of this network's")
-        latest = int(bounded(given["latest"], most=LATEST))
-        self.scene = Scene(mean, variance, latest, int(bounded(given["images"])))
+        since_cut = int(bounded(given["latest"], most=SINCE_CUT))
+        self.scene = Scene(mean, variance, since_cut, int(bounded(given["images"])))
