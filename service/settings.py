@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -25,6 +26,22 @@ _ORIGIN = re.compile(r"(?i)https?://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})
 _OF_KUBERNETES = re.compile(r"TTC_(SERVICE_(HOST|PORT)|PORT_[0-9]+_)")
 
 
+@dataclass(frozen=True)
+class Accepted:
+    """What a setting takes, where neither its bounds nor its choices say it."""
+
+    words: str
+
+
+Token = Annotated[
+    SecretStr | None,
+    Accepted(
+        f"{FEWEST_TOKEN_CHARACTERS} characters to {MOST_TOKEN_BYTES} bytes, no control characters, "
+        "no spaces around it"
+    ),
+]
+
+
 def plain_origin(origin: str) -> str:
     """An origin as a browser writes it: in small letters, without the port of its scheme."""
     origin = origin.lower()
@@ -45,19 +62,19 @@ class Settings(BaseSettings):
         env_prefix="TTC_", frozen=True, extra="ignore", allow_inf_nan=False
     )
 
-    model: str = Field(
+    model: Annotated[str, Accepted("a model's spec")] = Field(
         "bundled",
         min_length=1,
         description="bundled, torchvision/NAME, timm/NAME, cifar/NAME@FILE, module:factory",
     )
-    set: Annotated[tuple[str, ...], NoDecode] = Field(
+    set: Annotated[tuple[str, ...], NoDecode, Accepted("METHOD.PARAM=VALUE")] = Field(
         (), description="a hyperparameter of the method; may be repeated"
     )
     paper: bool = Field(
         False, description="as the paper has it: batch statistics; TTC where no method is named"
     )
     # Behind `paper`, which its default follows from.
-    method: str = Field(
+    method: Annotated[str, Accepted("a name, or package.module:Class")] = Field(
         default_factory=lambda given: "ttc" if given.get("paper") else "ttc_stream",
         min_length=1,
         description="ttc_stream, source, norm, t3a, eta, tipi, tent, ttc, or a class",
@@ -67,35 +84,37 @@ class Settings(BaseSettings):
         description="keep a faulty camera's frames out of what is learned, and let the source "
         "answer while adapting does harm; or only tell both; on with ttc_stream",
     )
-    mean: Annotated[tuple[float, ...], NoDecode] | None = Field(
+    mean: Annotated[tuple[float, ...] | None, NoDecode, Accepted("R,G,B: three numbers")] = Field(
         None, description="mean of the model's input, values in [0, 1]"
     )
-    std: Annotated[tuple[float, ...], NoDecode] | None = Field(
-        None, description="deviation of the model's input"
+    std: Annotated[tuple[float, ...] | None, NoDecode, Accepted("R,G,B: three numbers above 0")] = (
+        Field(None, description="deviation of the model's input")
     )
-    calibration: Path | None = Field(
+    calibration: Annotated[Path | None, Accepted("a file")] = Field(
         None, description="the model's calibration record, where it does not lie beside the weights"
     )
     max_batch: int = Field(100, ge=1, le=4096, description="images per forward pass")
     max_wait: float = Field(
         0.0, ge=0, le=60, description="seconds the oldest image waits for company on a free device"
     )
-    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    host: Annotated[str, Accepted("a name or an address")] = Field(
+        "127.0.0.1", min_length=1, description="address to listen on"
+    )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
-    device: str = Field("auto", min_length=1, description="auto, cpu, cuda or cuda:N")
+    device: Annotated[str, Accepted("auto, cpu, cuda, cuda:N")] = Field(
+        "auto", min_length=1, description="auto, cpu, cuda or cuda:N"
+    )
     threads: int = Field(
         0, ge=0, le=MOST_THREADS, description="torch's CPU threads; 0: torch's own choice"
     )
-    token: SecretStr | None = Field(
-        None, description="bearer token that whatever is posted then asks for"
-    )
-    admin_token: SecretStr | None = Field(
+    token: Token = Field(None, description="bearer token that whatever is posted then asks for")
+    admin_token: Token = Field(
         None, description="bearer token that /reset and /rollback ask for instead of --token"
     )
-    token_reads: bool = Field(
+    token_reads: Annotated[bool, Accepted("on, off; on with a token only")] = Field(
         False, description="/status, /snapshots and /metrics ask for one of the tokens too"
     )
-    state_dir: Path | None = Field(
+    state_dir: Annotated[Path | None, Accepted("a folder; it is made")] = Field(
         None, description="where streams are saved, and come back from when asked for; ids too"
     )
     save_interval: float = Field(
@@ -166,9 +185,11 @@ class Settings(BaseSettings):
     traces: bool = Field(
         False, description="send OpenTelemetry spans to where the OTEL_ variables say; extra otel"
     )
-    cors_origin: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="web origin that may call from a browser; may be repeated"
-    )
+    cors_origin: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Accepted("http://HOST or https://HOST, with :PORT where it has one"),
+    ] = Field((), description="web origin that may call from a browser; may be repeated")
 
     @field_validator("mean", "std", mode="before")
     @classmethod
@@ -251,33 +272,12 @@ OPTIONAL = LISTS | {
 """The settings that may have no value."""
 
 
-_TOKEN = (
-    f"{FEWEST_TOKEN_CHARACTERS} characters to {MOST_TOKEN_BYTES} bytes, no control characters, "
-    "no spaces around it"
-)
-# What of a setting's bounds is no number, and no choice.
-_ACCEPTED = {
-    "model": "a model's spec",
-    "set": "METHOD.PARAM=VALUE",
-    "method": "a name, or package.module:Class",
-    "mean": "R,G,B: three numbers",
-    "std": "R,G,B: three numbers above 0",
-    "calibration": "a file",
-    "host": "a name or an address",
-    "device": "auto, cpu, cuda, cuda:N",
-    "token": _TOKEN,
-    "admin_token": _TOKEN,
-    "token_reads": "on, off; on with a token only",
-    "state_dir": "a folder; it is made",
-    "cors_origin": "http://HOST or https://HOST, with :PORT where it has one",
-}
-
-
 def accepted(name: str) -> str:
     """The values that a setting takes, in words."""
     field = Settings.model_fields[name]
-    if name in _ACCEPTED:
-        return _ACCEPTED[name]
+    for each in field.metadata:
+        if isinstance(each, Accepted):
+            return each.words
     if name in SWITCHES:
         return "on, off"
     if get_origin(field.annotation) is Literal:
