@@ -111,10 +111,10 @@ def test_what_was_learned_fades(model, data, batch):
     assert steps == method.version > 0  # of one class nothing is learned
     assert drifts == sorted(drifts, reverse=True)
     half = len(drifts) // 2
-    assert drifts[-1] / drifts[half - 1] == pytest.approx(np.exp(-100 / FADES), rel=1e-5)
+    assert drifts[-1] / drifts[half - 1] == pytest.approx(np.exp(-100 / FADES), rel=1e-3)
     restored = method.fork()
     restored.restore(method.state())
-    assert restored.drift == pytest.approx(method.drift, rel=1e-3)
+    assert restored.drift == method.drift
 
 
 def test_what_is_learned_has_a_bound(model):

@@ -188,7 +188,8 @@ class AffineLearner:
             return
         source, moved = self._model.source_affine, self.parameters.detach()
         self._publish(moved + share * (source - moved))
-        self.drift *= 1 - share
+        # Measured, so that it is the same where a state is taken up.
+        self.drift = self._measure(self.parameters.detach(), ())[0]
 
     def try_out(self) -> None:
         """Step on nothing, once: torch imports a second's worth of modules for it, which no batch
