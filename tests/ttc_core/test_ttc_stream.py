@@ -1,5 +1,6 @@
 """The default on the bundled network: what a camera's stream gets, in whatever order it comes."""
 
+import math
 import weakref
 
 import numpy as np
@@ -11,7 +12,8 @@ from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch, run_stream
 from ttc_core.load import load
 from ttc_core.methods import create
-from ttc_core.methods.ttc_stream import TTCStream
+from ttc_core.methods.parts.learner import AffineLearner, Gradient
+from ttc_core.methods.ttc_stream import FADES, LEARNING_RATE, TTCStream, TTCStreamSettings
 
 IMAGES = 300
 CORRUPTIONS = ["fog", "gaussian_noise"]
@@ -82,7 +84,7 @@ def test_one_class_costs_nothing(accuracy, corruption):
 
 
 def test_one_class_after_diverse_images_costs_nothing(model, data):
-    """A camera that has seen much and then one thing only: what it learned lasts."""
+    """A camera that has seen much and then one thing only: what it follows lasts."""
     method = create("ttc_stream", model)
     for images, _ in data.open("gaussian_noise", 5, limit=200).batches(10):
         method.adapt(method.predict(as_batch(images)))
@@ -93,6 +95,41 @@ def test_one_class_after_diverse_images_costs_nothing(model, data):
         right += list(prediction.probabilities.argmax(dim=1).numpy() == labels)
         method.adapt(prediction)
     assert np.mean(right[-100:]) > 0.9
+
+
+@pytest.mark.parametrize("batch", [1, 10, 50])
+def test_what_was_learned_fades(model, data, batch):
+    """By the images that come, however they are grouped: what one condition taught is gone under
+    the next, of which it may be that nothing can be learned."""
+    method = create("ttc_stream", model)
+    for images, _ in data.open("gaussian_noise", 5, limit=200).batches(50):
+        method.adapt(method.predict(as_batch(images)))
+    steps, drifts = method.version, []
+    for images, _ in data.open("gaussian_noise", 5, order="one:1", limit=200).batches(batch):
+        method.adapt(method.predict(as_batch(images)))
+        drifts.append(method.drift)
+    assert steps == method.version > 0  # of one class nothing is learned
+    assert drifts == sorted(drifts, reverse=True)
+    half = len(drifts) // 2
+    assert drifts[-1] / drifts[half - 1] == pytest.approx(np.exp(-100 / FADES), rel=1e-3)
+    restored = method.fork()
+    restored.restore(method.state())
+    assert restored.drift == method.drift
+
+
+def test_what_is_learned_has_a_bound(model):
+    """However long a stream: even steps all in one direction end where as much fades meanwhile."""
+    learner = AffineLearner(model, TTCStreamSettings.create("ttc_stream", model.classes, {}))
+    always = Gradient(torch.ones_like(learner.parameters.detach()), 0.0, 0.0, None, 50, None)
+    furthest = []
+    for _ in range(100):
+        learner.fade(-math.expm1(-50 / FADES))
+        assert learner.learn(always, images=50, step=True).stepped
+        moved = learner.parameters.detach() - model.source_affine
+        furthest.append(float(moved.abs().max()))
+    bound = LEARNING_RATE / -math.expm1(-50 / FADES)
+    assert furthest[-1] == pytest.approx(bound, rel=1e-3)
+    assert furthest == pytest.approx(sorted(furthest))
 
 
 @pytest.mark.slow

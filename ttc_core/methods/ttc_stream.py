@@ -47,6 +47,8 @@ SUDDENLY = 0.25
 LEARNED_FROM = 0.25
 # Adam's learning rate.
 LEARNING_RATE = 2e-3
+# The images over which what was learned fades to 1 / e of it.
+FADES = 500
 
 
 class TTCStreamSettings(OptimizerSettings):
@@ -277,6 +279,9 @@ class TTCStream(LearningMethod):
         return outcome
 
     def _learn(self, prediction: Prediction) -> Adaptation:
+        # However long a stream, what was learned has a bound, and what one condition taught is gone
+        # under the next, of which nothing may be learned: what was learned may be why.
+        self._learner.fade(-math.expm1(-len(prediction) / FADES))
         count = int(prediction.selected.sum())
         if count == 0:  # nor is there a graph, where no image may teach
             return Adaptation(skipped="none_selected", drift=self.drift)

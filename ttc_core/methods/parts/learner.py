@@ -182,6 +182,15 @@ class AffineLearner:
         self.pending_batches = self.pending_images = self.steps = 0
         self.drift = 0.0
 
+    def fade(self, share: float) -> None:
+        """Let the parameters go a share, 0 to 1, of their way back to the source's."""
+        if self.drift == 0:
+            return
+        source, moved = self._model.source_affine, self.parameters.detach()
+        self._publish(moved + share * (source - moved))
+        # Measured, so that it is the same where a state is taken up.
+        self.drift = self._measure(self.parameters.detach(), ())[0]
+
     def try_out(self) -> None:
         """Step on nothing, once: torch imports a second's worth of modules for it, which no batch
         should wait for."""
