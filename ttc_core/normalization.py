@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from ttc_core.flat import stacked
+
 NORMALIZATION_LAYERS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -258,9 +260,8 @@ class JoinedLook:
 
     def __init__(self, looks: Sequence[OwnLook], counts: Sequence[int]) -> None:
         self._looks, self._counts = looks, counts
-        kept, moves = [look.kept for look in looks], [look.moves for look in looks]
-        names = list(kept[0])
-        self._kept = {name: torch.stack([each[name] for each in kept]) for name in names}
+        self._kept, moves = stacked([look.kept for look in looks]), [look.moves for look in looks]
+        names = list(self._kept)
         weights = torch.tensor([[each[name] for name in names] for each in moves])
         columns = weights[:, :, None, None].unbind(1)
         self._moves = {
