@@ -167,8 +167,10 @@ class Prediction:
     def can_teach(self) -> bool:
         """Whether every logit is a number, and all that the batch would add to the statistics."""
         share = self.pending.share
+        if share is None:
+            return self.is_finite()
         # One transfer for both: each would make a GPU wait.
-        tensors = [self.logits, *(share.tensors() if share is not None else ())]
+        tensors = [self.logits, *share.tensors()]
         return bool(get_total_norm(tensors, norm_type=math.inf).isfinite())
 
     def to_host(self) -> "HostPrediction":
