@@ -420,7 +420,9 @@ class _Pass:
         own = [each.affine for each in wanted if each.affine is not None]
         affine = stacked(own) if own else None
         looks = [each.look for each in wanted if isinstance(each.look, OwnLook)]
-        look = JoinedLook(looks, counts) if looks and model.batch_norms else None
+        look = None
+        if looks and model.batch_norms:
+            look = JoinedLook(looks, counts, stacked([each.kept for each in looks]))
         # Without anything of their own, whose rows they are makes no difference.
         rows = Rows.of(counts, model.device) if own or look else None
         inputs = torch.cat([each.inputs for each in wanted])

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from ttc_core.flat import stacked
-
 NORMALIZATION_LAYERS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -255,13 +253,15 @@ class JoinedLook:
     """The looks of several streams at the rows of one pass, so many of each.
 
     Args:
-        looks: of the same layers.
+        looks: S of them, of the same layers.
+        kept: by layer, (S, 2, C), what each keeps.
     """
 
-    def __init__(self, looks: Sequence[OwnLook], counts: Sequence[int]) -> None:
-        self._looks, self._counts = looks, counts
-        self._kept, moves = stacked([look.kept for look in looks]), [look.moves for look in looks]
-        names = list(self._kept)
+    def __init__(
+        self, looks: Sequence[OwnLook], counts: Sequence[int], kept: Mapping[str, Tensor]
+    ) -> None:
+        self._looks, self._counts, self._kept = looks, counts, kept
+        names, moves = list(kept), [look.moves for look in looks]
         weights = torch.tensor([[each[name] for name in names] for each in moves])
         columns = weights[:, :, None, None].unbind(1)
         self._moves = {
