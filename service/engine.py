@@ -382,17 +382,17 @@ class Engine:
         self, stream: str, record: StreamRecord, prediction: Prediction, learn: bool
     ) -> Adaptation:
         """Have a stream's method learn; if it fails, the stream is as it was before."""
-        method, before = record.method, None
+        method, undo = record.method, None
         try:
             with contextlib.suppress(Exception):  # then a failure leads back to the source
-                before = method.state()
+                undo = method.undo_point()
             return method.adapt(prediction, learn=learn)
         except Exception as error:
             self._reports.failed(stream, error)
         try:
-            if before is None:
+            if undo is None:
                 raise LookupError
-            method.restore(before)
+            undo()
         except Exception:
             self.undoing.put_back(stream, record, self._source.fork())
         return Adaptation(skipped="failed")

@@ -1,6 +1,7 @@
 """Every metric, declared once. Names, units and labels are those of docs/metrics.md."""
 
 import platform
+from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
@@ -300,6 +301,10 @@ class Metrics:
         self._present_from_the_start()
         # Looked up once: each request is observed in several.
         self._stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
+        predictions = self.predictions
+        self._answered = (
+            [predictions.labels(str(index)) for index in range(classes)] if predictions else []
+        )
 
     def _present_from_the_start(self) -> None:
         """Make every label value exist, so that a rate over it never misses its first event."""
@@ -369,10 +374,9 @@ class Metrics:
             self.entropy.observe(float(entropy))
         for confidence in answers.probabilities.max(axis=1):
             self.confidence.observe(float(confidence))
-        if self.predictions is not None:
-            counts = np.bincount(predicted, minlength=self._classes)
-            for index in np.flatnonzero(counts):
-                self.predictions.labels(str(index)).inc(int(counts[index]))
+        if self._answered:
+            for index, count in Tally(predicted.tolist()).items():
+                self._answered[index].inc(count)
         if selects:
             self.considered.inc(len(predicted))
             self.selected.inc(int(answers.selected.sum()))

@@ -1,6 +1,6 @@
 """Many small tensors kept as one: the scales and shifts of a network, the moments of its layers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -43,9 +43,14 @@ class Layout:
         parts = [tensors[name].flatten() for name in self.shapes]
         return torch.cat(parts) if parts else torch.zeros(0)
 
-    def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Each name's part of a flat tensor (…, P), in its shape, on the same memory."""
-        parts = torch.split(flat, self._sizes, dim=-1)
+    def views(self, flat: Tensor, constants: int = 0) -> dict[str, Tensor]:
+        """Each name's part of a flat tensor (…, P), in its shape, on the same memory.
+
+        Args:
+            constants: how many of the names, the first ones, no gradient goes to.
+        """
+        parts = list(torch.split(flat, self._sizes, dim=-1))
+        parts[:constants] = [part.detach() for part in parts[:constants]]
         return {
             name: part if len(shape) == 1 else part.reshape(*part.shape[:-1], *shape)
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
@@ -57,24 +62,35 @@ class NamedTensors(Mapping[str, Any]):
 
     Args:
         flat: (P,), all numbers of the layout; the parts are views of it.
+        constants: how many of the names, the first ones, no gradient goes to.
         others: numbers and texts by name.
     """
 
-    def __init__(self, layout: Layout, flat: Tensor, **others: Any) -> None:
-        self.layout, self.flat, self.others = layout, flat, others
+    def __init__(self, layout: Layout, flat: Tensor, *, constants: int = 0, **others: Any) -> None:
+        self.layout, self.flat, self.constants, self.others = layout, flat, constants, others
 
     @cached_property
     def _entries(self) -> dict[str, Any]:
-        return {**self.layout.views(self.flat), **self.others}
+        return {**self.layout.views(self.flat, self.constants), **self.others}
 
     def __getitem__(self, name: str) -> Any:
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        yield from self.layout.shapes
+        yield from self.others
 
     def __len__(self) -> int:
         return len(self.layout.shapes) + len(self.others)
+
+
+def stacked(rows: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """(S, …) by name, of S mappings that have the same names and shapes."""
+    flats = [each.flat for each in rows if isinstance(each, NamedTensors)]
+    if len(flats) == len(rows) and isinstance(rows[0], NamedTensors):
+        # Hundreds of streams with dozens of layers each: one call in place of all theirs.
+        return rows[0].layout.views(torch.stack(flats), rows[0].constants)
+    return {name: torch.stack([each[name] for each in rows]) for name in rows[0]}
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:

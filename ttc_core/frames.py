@@ -323,7 +323,7 @@ class Frames:
     def commit(self, look: Look) -> None:
         """Take note of a batch that was answered."""
         self._last = look.last
-        self._recent.extend(look.digests)
+        self._recent = deque((*self._recent, *look.digests), maxlen=RECENT)
 
     def state(self) -> Mapping[str, Mapping[str, Any]]:
         recent = torch.tensor([list(each) for each in self._recent], dtype=torch.uint8)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ttc_core.calibration_record import CalibrationRecord
 from ttc_core.errors import ModelError, told
-from ttc_core.flat import Layout, tensor_bytes
+from ttc_core.flat import Layout, stacked, tensor_bytes
 from ttc_core.fused import Network, fused
 from ttc_core.normalization import (
     JoinedLook,
@@ -423,9 +423,11 @@ class _Pass:
     def _joined(cls, wanted: Sequence[Self]) -> Sequence[Output]:
         model, counts = wanted[0].model, [len(each.inputs) for each in wanted]
         own = [each.affine for each in wanted if each.affine is not None]
-        affine = {n: torch.stack([each[n] for each in own]) for n in own[0]} if own else None
+        affine = stacked(own) if own else None
         looks = [each.look for each in wanted if isinstance(each.look, OwnLook)]
-        look = JoinedLook(looks, counts) if looks and model.batch_norms else None
+        look = None
+        if looks and model.batch_norms:
+            look = JoinedLook(looks, counts, stacked([each.kept for each in looks]))
         # Without anything of their own, whose rows they are makes no difference.
         rows = Rows.of(counts, model.device) if own or look else None
         inputs = torch.cat([each.inputs for each in wanted])

@@ -253,14 +253,15 @@ class JoinedLook:
     """The looks of several streams at the rows of one pass, so many of each.
 
     Args:
-        looks: of the same layers.
+        looks: S of them, of the same layers.
+        kept: by layer, (S, 2, C), what each keeps.
     """
 
-    def __init__(self, looks: Sequence[OwnLook], counts: Sequence[int]) -> None:
-        self._looks, self._counts = looks, counts
-        kept, moves = [look.kept for look in looks], [look.moves for look in looks]
-        names = list(kept[0])
-        self._kept = {name: torch.stack([each[name] for each in kept]) for name in names}
+    def __init__(
+        self, looks: Sequence[OwnLook], counts: Sequence[int], kept: Mapping[str, Tensor]
+    ) -> None:
+        self._looks, self._counts, self._kept = looks, counts, kept
+        names, moves = list(kept), [look.moves for look in looks]
         weights = torch.tensor([[each[name] for name in names] for each in moves])
         columns = weights[:, :, None, None].unbind(1)
         self._moves = {

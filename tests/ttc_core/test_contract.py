@@ -4,7 +4,11 @@ Cases: every name in METHODS as it comes, the statistics, flips and switches tha
 of a batch, networks without BatchNorm, and a class of a user's own.
 """
 
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -20,6 +24,7 @@ from tests.fixtures.contract import (
     walk,
 )
 from tests.fixtures.networks import SIZE, make_images, make_model
+from ttc_core.errors import UserError
 from ttc_core.methods import create
 from ttc_core.state import load_state, save_state
 
@@ -109,6 +114,61 @@ def test_a_state_file_repeats_itself(method, tmp_path: Path):
     other = method.fork()
     load_state(tmp_path / "stream.safetensors", other, name="m", model="small")
     assert same(walk(other, batches(4, seed=1)), ahead)
+
+
+def test_wherever_adapting_fails_it_can_be_undone(method):
+    """To the last bit: weights, gradients that wait, the optimizer's moments, statistics, prior,
+    what a guard saw and keeps. It fails as one function or another of ours is done, from the first
+    to the last; what had moved by then, and a reset, are undone, and it goes on as if nothing had
+    been."""
+    walk(method, batches(3))
+    state, images = method.state(), batches(1, seed=2)[0]
+    twin = method.fork()
+    twin.restore(state)
+    ends = ended(partial(twin.adapt, twin.predict(images)))
+    twin.restore(state)
+    moved = False
+    for end in {*range(1, ends, max(1, ends // 10)), ends}:
+        undo, prediction = method.undo_point(), method.predict(images)
+        with pytest.raises((Broken, UserError)):
+            ended(partial(method.adapt, prediction), break_at=end)
+        moved |= not same(method.state(), state)
+        undo()
+        assert same(method.state(), state), end
+    undo = method.undo_point()
+    method.reset()
+    undo()
+    assert same(method.state(), state)
+    assert moved == moves(method)
+    assert same(walk(method, batches(4, seed=1)), walk(twin, batches(4, seed=1)))
+
+
+class Broken(Exception):
+    """What fails in `ended`."""
+
+
+def ended(call: Callable[[], object], break_at: int = 0) -> int:
+    """Count the functions of ours, and of a method of one's own, that end within a call; the one
+    of that number fails as it does."""
+    count, ours = 0, ("ttc_core/", "tests/fixtures/methods")
+
+    def look(frame: FrameType, event: str, _: object) -> None:
+        nonlocal count
+        code = frame.f_code
+        # Generators end when they are collected, where nothing that fails is heard.
+        if code.co_name.startswith("<") or not any(each in code.co_filename for each in ours):
+            return
+        if event == "return":
+            count += 1
+            if count == break_at:
+                raise Broken
+
+    sys.setprofile(look)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return count
 
 
 def test_a_fork_is_at_the_source_and_on_its_own(method):

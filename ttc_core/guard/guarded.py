@@ -85,6 +85,8 @@ class Guarded(Wrapper):
         acts: off, what it sees is told, and nothing done about it.
     """
 
+    _parts: tuple[Restyled, Judge]
+
     def __init__(
         self, inner: Method, settings: GuardSettings | None = None, *, acts: bool = True
     ) -> None:
@@ -97,13 +99,14 @@ class Guarded(Wrapper):
             temperature=None if record is None else record.temperature,
             served_is_calibrated=inner.record_temperature is not None,
         )
+        self._parts = (self._restyled, self._judge)
         # A batch answered before the stream was set back by hand must not undo that.
         self._times_set_back = 0
         self._begin()
 
     def _begin(self) -> None:
         self._watch, self._snapshots = Watch(), tuple[Snapshot, ...]()
-        for part in (self._restyled, self._judge):
+        for part in self._parts:
             part.reset()
 
     @property

@@ -58,6 +58,7 @@ class Screened(Wrapper):
         self.keeps_out = keeps_out
         self._settings = settings or FrameSettings()
         self._frames = Frames(self._settings)
+        self._parts = (self._frames,)
 
     @property
     def settings(self) -> Mapping[str, Any]:

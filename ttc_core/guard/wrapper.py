@@ -7,10 +7,14 @@ from torch import Tensor
 
 from ttc_core.guard.estimate import Estimates
 from ttc_core.methods.contract import Adaptation, Method, Prediction, Right, State, Weighed
+from ttc_core.undo import Undo, undo_of
 
 
 class Wrapper:
     """The contract of a method, kept by the one inside."""
+
+    # What it is made of besides, that follows the stream: replaced, never written in place.
+    _parts: Sequence[object] = ()
 
     def __init__(self, inner: Method) -> None:
         self.inner = inner
@@ -99,6 +103,15 @@ class Wrapper:
 
     def restore(self, state: State) -> None:
         self.inner.restore(state)
+
+    def undo_point(self) -> Undo:
+        undo_inner, undo_own = self.inner.undo_point(), undo_of(self, *self._parts)
+
+        def undo() -> None:
+            undo_inner()
+            undo_own()
+
+        return undo
 
     def fork(self) -> Self:
         return type(self)(self.inner.fork())

@@ -28,12 +28,15 @@ from ttc_core.methods.settings import (
 )
 from ttc_core.model import SourceModel
 from ttc_core.normalization import Look
+from ttc_core.undo import Undo, undo_of
 
 
 class ComposedMethod(ABC):
     """A method made of parts. A subclass composes them and predicts.
 
-    Batches whose answers, or whose share in the statistics, are not finite move no part.
+    It and its parts replace what they hold and write nothing of it in place, so that whatever they
+    did is undone by what they held before. Batches whose answers, or whose share in the statistics,
+    are not finite move no part.
     """
 
     name: ClassVar[str]
@@ -144,6 +147,9 @@ class ComposedMethod(ABC):
     def restore(self, state: State) -> None:
         for part in self._parts:
             part.restore(state)
+
+    def undo_point(self) -> Undo:
+        return undo_of(self, *self._parts)
 
     def fork(self) -> Self:
         if not type(self).__module__.startswith("ttc_core."):

@@ -19,6 +19,7 @@ from torch.nn.utils import get_total_norm
 from ttc_core.errors import UserError
 from ttc_core.model import SourceModel
 from ttc_core.objective import entropy
+from ttc_core.undo import Undo
 
 if TYPE_CHECKING:
     from ttc_core.guard.estimate import Estimates
@@ -166,8 +167,10 @@ class Prediction:
     def can_teach(self) -> bool:
         """Whether every logit is a number, and all that the batch would add to the statistics."""
         share = self.pending.share
+        if share is None:
+            return self.is_finite()
         # One transfer for both: each would make a GPU wait.
-        tensors = [self.logits, *(share.tensors() if share is not None else ())]
+        tensors = [self.logits, *share.tensors()]
         return bool(get_total_norm(tensors, norm_type=math.inf).isfinite())
 
     def to_host(self) -> "HostPrediction":
@@ -387,6 +390,11 @@ class Method(Protocol):
 
     def restore(self, state: State) -> None:
         """Take up a state that a method of the same kind and settings gave."""
+
+    def undo_point(self) -> Undo:
+        """What puts the method back to how it is now, whatever moves or fails until then. It is
+        cheap enough to be asked for before every batch: ours keep what they replace, a user's own
+        gives its state."""
 
     def fork(self) -> Self:
         """Another stream on the same model, at the source, with the same settings."""

@@ -26,6 +26,7 @@ from ttc_core.methods.contract import (
     Weighed,
 )
 from ttc_core.model import SourceModel
+from ttc_core.undo import Undo
 
 # What a class of a user's own must have.
 VERBS = ("predict", "adapt", "reset", "state", "restore", "fork")
@@ -155,6 +156,10 @@ class OwnMethod:
             # Saved of a stream that learned on shifts only, and taken up by one that always does.
             own = {name: each for name, each in state.items() if name != ON_SHIFT}
             self._inner.restore({_inside(name): each for name, each in own.items()})
+
+    def undo_point(self) -> Undo:
+        before = self.state()
+        return lambda: self.restore(before)
 
     def fork(self) -> Self:
         with self._contained("fork"):

@@ -227,8 +227,7 @@ def looks_of(model: SourceModel, share: StreamShare) -> Numbers | None:
     moments = share.image_moments.get(next(iter(model.moments_layout.shapes), ""))
     if moments is None:
         return None
-    source = model.moments_layout.views(model.source_moments)
-    usual, deviation = _deviations(next(iter(source.values())))
+    usual, deviation = _deviations(model.source_moments[:, : moments.shape[-1]])
     means, deviations = _deviations(moments.transpose(0, 1))
     looks: Numbers = np.concatenate(
         [(means - usual) / deviation, np.log(deviations / deviation + 0.05)], axis=1

@@ -202,13 +202,10 @@ class AffineLearner:
         self.parameters = parameters.detach().requires_grad_()
 
     @property
-    def affine(self) -> dict[str, Tensor]:
+    def affine(self) -> Mapping[str, Tensor]:
         """Scales and shifts under the network's own names, as a pass takes them."""
-        views = self._model.affine_layout.views(self.parameters)
-        return {
-            name: each.detach() if place < self._kept else each
-            for place, (name, each) in enumerate(views.items())
-        }
+        layout = self._model.affine_layout
+        return NamedTensors(layout, self.parameters, constants=self._kept)
 
     def commit(self, prediction: Prediction, *, learned: bool) -> None:
         """`learn` has moved everything."""

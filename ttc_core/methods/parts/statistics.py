@@ -186,7 +186,7 @@ class MovingLook(OwnLook):
 
     @cached_property
     def kept(self) -> Mapping[str, Tensor]:  # type: ignore[override]
-        return self._layout.views((1 - self._weight) * self._flat)
+        return NamedTensors(self._layout, (1 - self._weight) * self._flat)
 
     def __call__(self, call: Call) -> Tensor:
         with torch.no_grad():

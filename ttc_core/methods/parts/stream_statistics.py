@@ -115,7 +115,7 @@ class StreamStatistics:
         names = self._model.moments_layout.shapes
         return StreamLook(
             images,
-            self._model.moments_layout.views(torch.cat(kept, dim=1)),
+            NamedTensors(self._model.moments_layout, torch.cat(kept, dim=1)),
             {n: early if place < len(self._early) else late for place, n in enumerate(names)},
         )
 
@@ -140,12 +140,12 @@ class StreamStatistics:
         moments, spreads = before.moments, before.spreads
         found, names = share.image_moments, list(self._model.moments_layout.shapes)
         if found:
-            known = self._model.moments_layout.views(moments)
             # A layer that the pass left out keeps its moments, and its spread.
+            known = NamedTensors(self._model.moments_layout, moments)
             left_out = [name for name in names if name not in found]
             rows = {name: known[name].expand(share.images, 2, -1) for name in left_out}
             whole = {**found, **rows}
-            early, late = self._parted(torch.cat([whole[n].to(moments) for n in names], dim=2))
+            early, late = self._parted(torch.cat([whole[n] for n in names], dim=2).to(moments))
             of_early, of_late = self._parted(moments)
             of_early = torch.lerp(of_early, early.mean(0), early_weight)
             mean = torch.tensordot(by_class, late, dims=1)
