@@ -66,6 +66,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
             "model": settings.model,
             "method": settings.method,
             "device": str(model.device),
+            "precision": model.precision,
             "classes": str(model.classes),
             "statistics": str(source.settings.get("statistics", follows)),
             # Whether there are optimizer steps to expect.

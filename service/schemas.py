@@ -346,6 +346,7 @@ class ModelStatus(BaseModel):
     class_names: list[str]
     size: int | None
     crop: int | None
+    precision: str = Field("float32", description="what its layers compute in, as torch names it")
     split: str = Field(description="the layer that is the head h of f = h∘g")
     adapted_parameters: int
     accuracy: float | None = Field(description="on clean test data, if the weights state it")

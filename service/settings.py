@@ -104,6 +104,11 @@ class Settings(BaseSettings):
     device: Annotated[str, Accepted("auto, cpu, cuda, cuda:N")] = Field(
         "auto", min_length=1, description="auto, cpu, cuda or cuda:N"
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="what convolutions and linear layers compute in: bfloat16 is faster where the "
+        "device has units for it (ttc doctor says), and rounds answers; what lasts is float32",
+    )
     threads: int = Field(
         0, ge=0, le=MOST_THREADS, description="torch's CPU threads; 0: torch's own choice"
     )

@@ -27,14 +27,14 @@ _METHODS = ("mean", "flatten", "relu")
 # Two at once would each bring back what the other had put into nn.Module.
 _tracing = threading.Lock()
 # Of the largest logit: how far rounding may lead from the network's own.
-_TOLERANCE = 1e-4
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 _IMAGES = 2
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 Network = Callable[[Tensor], Tensor]
 
 
-def fused(module: nn.Module, side: int) -> Network | None:
+def fused(module: nn.Module, side: int, dtype: torch.dtype = torch.float32) -> Network | None:
     """The network written so; None where it cannot be, or answers otherwise.
 
     To be called as a model is made. torch.fx changes nn.Module for the whole process while it
@@ -44,6 +44,9 @@ def fused(module: nn.Module, side: int) -> Network | None:
         module: on the CPU, in float32 and in evaluation mode; neither it nor its weights change
             afterwards. Linear layers are called as they are, hooks included.
         side: pixels of an image that it takes.
+        dtype: what it is to compute in, float32 or bfloat16. Of bfloat16 are what goes into a
+            convolution, its weights, and what comes out; it is to be run with autocast, which
+            linear layers need.
     """
     if not _HAS_ONEDNN or not all(map(_is_known, module.modules())):
         return None
@@ -51,14 +54,16 @@ def fused(module: nn.Module, side: int) -> Network | None:
     if kinds != {("cpu", torch.float32)}:
         return None
     try:
-        network: Network = _Writer(module).network
+        network: Network = _Writer(module, dtype).network
         drawn = torch.Generator().manual_seed(0)
         images = torch.randn((_IMAGES, 3, side, side), generator=drawn)
         with torch.no_grad():
-            wanted, found = module(images.clone()), network(images)
+            wanted = module(images.clone())
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                found = network(images)
     except Exception:  # its path hangs on the images, or is of operations that are not known
         return None
-    limit = _TOLERANCE * float(wanted.abs().max())
+    limit = _TOLERANCE[dtype] * float(wanted.abs().max())
     return network if float((wanted - found).abs().max()) <= limit else None
 
 
@@ -70,7 +75,7 @@ def _is_known(layer: nn.Module) -> bool:
 
 
 class _Writer:
-    """Writes a network's row of operations anew.
+    """Writes a network's row of operations anew, of convolutions in `dtype`.
 
     Attributes:
         network: the new one.
@@ -79,7 +84,8 @@ class _Writer:
         Exception: its path depends on the images, or an operation is not known.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         with _tracing:
             self.network = fx.symbolic_trace(module)
         self._graph = self.network.graph
@@ -114,9 +120,10 @@ class _Writer:
     def _lay_out(self, images: fx.Node) -> None:
         """Have the images copied, channels last: so all that follows is laid out."""
         with self._graph.inserting_after(images):
-            laid = self._graph.call_method("clone", (images,))
+            laid = self._graph.call_method("to", (images, self._dtype))
         images.replace_all_uses_with(laid)
-        laid.args, laid.kwargs = (images,), {"memory_format": torch.channels_last}
+        laid.args = (images, self._dtype)
+        laid.kwargs = {"memory_format": torch.channels_last, "copy": True}
 
     def _fuse(self, convolution: fx.Node, layer: nn.Conv2d) -> None:
         """Put a convolution and what follows it in one operation."""
@@ -135,10 +142,12 @@ class _Writer:
             row.append(user)
             cut = "relu"
         how = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
-        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *how)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight.to(self._dtype), *how)
         with self._graph.inserting_before(convolution):
             images, kernel = convolution.args[0], self._constant(convolution, "weight", packed)
-            shift = None if bias is None else self._constant(convolution, "bias", bias.detach())
+            shift = None
+            if bias is not None:
+                shift = self._constant(convolution, "bias", bias.detach().to(self._dtype))
         with self._graph.inserting_after(row[-1]):
             written = self._call(images, other, (kernel, shift, *how), cut, row)
         row[-1].replace_all_uses_with(written)

@@ -116,7 +116,8 @@ def fit(image: Image.Image, size: int | None, crop: int | None) -> Image.Image:
     target = resized_size(image.width, image.height, size=size, crop=crop)
     if image.size != target:
         # No reducing_gap, no JPEG draft: both are shortcuts that change pixels with the size and
-        # the format of what was sent, and accuracy is compared to the last image.
+        # the format of what was sent, and accuracy is compared to the last image. And noise, of
+        # which a draft is the average, would no longer be seen as such (`ttc_core.grain`).
         image = image.resize(target, Image.Resampling.BILINEAR)
     if crop is not None and image.size != (crop, crop):
         left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)

@@ -16,7 +16,7 @@ from torch import nn
 from ttc_core.calibration_record import SUFFIX, CalibrationRecord, RecordError
 from ttc_core.checkpoint import LoadError, fill, read_checkpoint
 from ttc_core.errors import PluginError, told
-from ttc_core.model import SourceModel
+from ttc_core.model import Precision, SourceModel
 from ttc_core.plugins import call_factory
 from ttc_core.zoo import ARCHITECTURES, CIFAR10_CLASSES
 
@@ -53,21 +53,23 @@ def load(
     device: torch.device | str = "cpu",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    precision: Precision = "float32",
     calibration: Path | None = None,
 ) -> SourceModel:
     """Load the model that `spec` names, frozen, onto `device`.
 
     Args:
         mean, std: per channel for values in [0, 1], in place of what the spec stands for.
+        precision: see `SourceModel.compute_in`.
         calibration: its calibration record; None: that beside its weights, if one is there. One
             that lies there and is of no use is a notice.
 
     Raises:
         LoadError: an unknown spec, a file that is missing, unreadable or does not fit, a network
-            that cannot be split or adapted.
+            that cannot be split or adapted, or not computed in this precision.
         RecordError: the record that was named cannot be read, or is another model's.
     """
-    model = _loaded(spec, device, mean, std)
+    model = _loaded(spec, device, mean, std, precision)
     beside = record_beside(spec)
     if calibration is not None:
         model.calibration = CalibrationRecord.read(calibration, model)
@@ -90,9 +92,10 @@ def _loaded(
     device: torch.device | str,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    precision: Precision,
 ) -> SourceModel:
     try:
-        return _load(spec, mean, std).to(device)
+        return _load(spec, mean, std).to(device).compute_in(precision)
     except (LoadError, KeyboardInterrupt):
         raise
     except PluginError as error:

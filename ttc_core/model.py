@@ -10,7 +10,7 @@ import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from ttc_core.trial import Trial, first_tensor, precisions
 _passing = threading.local()
 # Of a preprocessing for values in [0, 1]: beyond, pixels overflow.
 MOST = 1_000_000
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class SourceModel:
 
     Attributes:
         calibration: the record of its held-out answers, where there is one.
+        reduced: whether it computes in bfloat16 what its weights are float32 for (`compute_in`).
         notices: sentences about what was chosen for the user, to be shown when the model starts.
 
     Raises:
@@ -111,6 +113,7 @@ class SourceModel:
         self.size, self.crop = size, crop
         self.accuracy = accuracy
         self.calibration: CalibrationRecord | None = None
+        self.reduced = False
         # Before anything else looks at the layers: without one to adapt the rest is pointless.
         self.affine = affine_parameters(module)
         trial = Trial(module, crop or size, split)
@@ -162,7 +165,11 @@ class SourceModel:
         )
         # In fewer operations, with its own scales, shifts and statistics. Now, not with the first
         # pass: while it is written, no other thread may run a network (see `fused`).
-        self._fused: Network | None = fused(self.module, self.trial_side)
+        self._fuse()
+
+    def _fuse(self) -> None:
+        dtype = torch.bfloat16 if self.reduced else torch.float32
+        self._fused: Network | None = fused(self.module, self.trial_side, dtype)
 
     def _flatten(self) -> None:
         """Lay scales and shifts, and the moments of the layers, one behind the other.
@@ -193,7 +200,7 @@ class SourceModel:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._fused = fused(self.module, self.trial_side)
+        self._fuse()
 
     def refresh(self) -> None:
         """Look at the network anew after other weights were loaded into it.
@@ -212,6 +219,37 @@ class SourceModel:
         self.module.to(device)
         self._place()
         return self
+
+    def compute_in(self, precision: Precision) -> Self:
+        """Have convolutions and linear layers computed in `precision`; before any method is made.
+
+        In bfloat16 torch's autocast brings what they read to it, and what lies between layers is of
+        it. Weights, statistics, scales and shifts stay float32, as do losses and whatever lasts, so
+        that the digest is the same and what was learned in one precision goes on in the other.
+
+        Args:
+            precision: float32 leaves a network of another precision as it is.
+
+        Raises:
+            ValueError: bfloat16 is wanted of a network whose weights are not all float32.
+        """
+        self.reduced = precision == "bfloat16"
+        if self.reduced:
+            kinds = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
+            if others := sorted(map(_named, kinds - {torch.float32})):
+                raise ValueError(
+                    f"bfloat16 takes networks of float32, and this one has weights of "
+                    f"{', '.join(others)}; as float32, the default, it stays as it is."
+                )
+        for name in ("takes_one", "shares"):
+            self.__dict__.pop(name, None)
+        self._fuse()
+        return self
+
+    @property
+    def precision(self) -> str:
+        """What it computes in, as torch names it: float32, bfloat16, …."""
+        return _named(torch.bfloat16 if self.reduced else self.dtype)
 
     @cached_property
     def digest(self) -> str:
@@ -250,7 +288,8 @@ class SourceModel:
                 alone += [self._pass(inputs[2:], each, source_look) for each in (others, None)]
         except ModelError:
             return False
-        least = max(1e-3, 10 * torch.finfo(self.dtype).eps)
+        computed = torch.bfloat16 if self.reduced else self.dtype
+        least = max(1e-3, 10 * torch.finfo(computed).eps)
         return all(
             _alike(got, torch.cat((getattr(alone[0], name), getattr(other, name))), least)
             for name in ("logits", "features")
@@ -322,10 +361,11 @@ class SourceModel:
         _passing.features = None
         try:
             logits = None
-            if look is source_look and not (own or rows or torch.is_grad_enabled()):
-                logits = self._run_fused(inputs)
-            if logits is None:
-                logits = self._run_as_written(inputs, look, own, rows)
+            with self._computing():
+                if look is source_look and not (own or rows or torch.is_grad_enabled()):
+                    logits = self._run_fused(inputs)
+                if logits is None:
+                    logits = self._run_as_written(inputs, look, own, rows)
         except (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
             raise  # fewer images may fit
         except BaseException as error:  # a network of somebody's own may raise anything
@@ -350,6 +390,11 @@ class SourceModel:
         return Output(
             logits.to(wide(logits.dtype), copy=True), features.to(wide(features.dtype), copy=True)
         )
+
+    def _computing(self) -> contextlib.AbstractContextManager[Any]:
+        if not self.reduced:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def _run_fused(self, inputs: Tensor) -> Tensor | None:
         """The logits; None where it cannot be run so, or fails: as written it says why."""
@@ -446,6 +491,10 @@ def _alike(got: Tensor, expected: Tensor, least: float) -> bool:
 
 def _note_features(_head: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
     _passing.features = first_tensor((*inputs, *named.values()))
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _described(inputs: Tensor) -> str:

@@ -122,30 +122,28 @@ class Call:
     def normalized(self, mean: Tensor, variance: Tensor) -> Tensor:
         """Normalise x with these statistics: (C,), or (N, C) where each row has its own.
 
-        In float32 at least: squares of half precision overflow at 256.
+        In float32 at least, which torch computes in where all but x are.
         """
-        wider = widened(self.x)
-        weight, bias = _like(self.weight, wider), _like(self.bias, wider)
-        mean, variance = mean.to(wider.dtype), variance.to(wider.dtype)
+        x, wider = self.x, wide(self.x.dtype)
+        mean, variance = mean.to(wider), variance.to(wider)
+        weight, bias = (None if p is None else p.to(wider) for p in (self.weight, self.bias))
         if self.rows is None:
-            done = F.batch_norm(wider, mean, variance, weight, bias, eps=self.eps)
-        else:
-            # As one row, of which each channel of each row is a channel: half the time of a
-            # product and a sum, and less than half of their gradient's.
-            rows, channels = wider.shape[:2]
+            return F.batch_norm(x, mean, variance, weight, bias, eps=self.eps)
+        # As one row, of which each channel of each row is a channel: half the time of a product
+        # and a sum, and less than half of their gradient's.
+        rows, channels = x.shape[:2]
 
-            def by_row(each: Tensor) -> Tensor:
-                return each.expand(rows, channels).reshape(-1)
+        def by_row(each: Tensor) -> Tensor:
+            return each.expand(rows, channels).reshape(-1)
 
-            done = F.batch_norm(
-                wider.reshape(1, rows * channels, *wider.shape[2:]),
-                by_row(mean),
-                by_row(variance),
-                None if weight is None else by_row(weight),
-                None if bias is None else by_row(bias),
-                eps=self.eps,
-            ).view(wider.shape)
-        return done.to(self.x.dtype)
+        return F.batch_norm(
+            x.reshape(1, rows * channels, *x.shape[2:]),
+            by_row(mean),
+            by_row(variance),
+            None if weight is None else by_row(weight),
+            None if bias is None else by_row(bias),
+            eps=self.eps,
+        ).view(x.shape)
 
     def moments(self) -> Tensor:
         """Mean and mean square of each channel: (2, C)."""
@@ -426,10 +424,6 @@ def widened(tensor: Tensor) -> Tensor:
     return tensor.to(wide(tensor.dtype))
 
 
-def _like(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if parameter is None else parameter.to(x.dtype)
-
-
 def _spread(values: Tensor, x: Tensor, place: int, dimensions: int) -> Tensor:
     """Bring values (…), or each row's own (N, …), into a form that meets x (N, …) elementwise.
 
@@ -443,8 +437,10 @@ def _spread(values: Tensor, x: Tensor, place: int, dimensions: int) -> Tensor:
 
 
 def _batch_normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    wider = widened(x)
-    weight, bias = _like(weight, wider), _like(bias, wider)
+    # Beside a scale in float32 torch computes in it; else x is brought there, as squares of half
+    # precision overflow at 256.
+    wider = x if weight is not None and weight.dtype == wide(x.dtype) else widened(x)
+    weight, bias = (None if p is None else p.to(wide(x.dtype)) for p in (weight, bias))
     # Not F.batch_norm, which refuses one value a channel (a single image on a 1×1 map).
     return torch.batch_norm(
         wider, weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled

@@ -49,7 +49,7 @@ RESULT_FIELDS = frozenset(
 )
 """The fields of a row that are results, versions, times or follow from others; two rows that ask
 for the same may differ in them alone."""
-SERVER_FIELDS = ("adapt", "guard", "max_batch", "max_wait")
+SERVER_FIELDS = ("adapt", "guard", "max_batch", "max_wait", "precision")
 """Of a replay's `server`: what answers and their times depend on."""
 OPTIONAL_FIELDS = frozenset(
     {"severity", "limit", "concurrency", "rate", "arrivals", "stream", "channels", "history"}
@@ -74,13 +74,15 @@ def setting(row: Mapping[str, Any]) -> Row:
     Two rows with one setting are two measurements of the same. Everything that compares rows (what
     `evaluate` still has to run, each table and figure) goes by this: a field that is added to rows
     tells them apart everywhere. A row without a `mode` was not sent to a server: it is offline; one
-    whose guard is off is as those from before there was any.
+    whose guard is off is as those from before there was any, and so is one in float32.
     """
     told = {**row, "mode": row.get("mode") or "offline"}
     if isinstance(server := row.get("server"), Mapping):
         told |= {name: server.get(name) for name in SERVER_FIELDS}
     if told.get("guard") == "off":
         del told["guard"]
+    if told.get("precision") == "float32":
+        del told["precision"]
     return {
         name: value
         for name, value in told.items()

@@ -118,6 +118,7 @@ def evaluate(
         rgb(network.mean),
         rgb(network.std),
         network.calibration,
+        precision=network.precision,
     )
     runs = _runs(
         wanted,
@@ -177,6 +178,7 @@ def row_fields(
         "model_digest": model.digest,
         "model_code": source_digest(spec),
         "device": str(model.device),
+        "precision": "bfloat16" if model.reduced else "float32",
         "threads": torch.get_num_threads(),
         "mean": list(model.mean),
         "std": list(model.std),

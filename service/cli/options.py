@@ -18,7 +18,7 @@ from ttc_core.files import check_regular
 # torch takes seconds to import: a verb imports what it needs, so that --help comes at once.
 if TYPE_CHECKING:
     from ttc_core.methods import Method
-    from ttc_core.model import SourceModel
+    from ttc_core.model import Precision, SourceModel
 
 BATCH_SIZE = 100
 # No data set is as large: beyond, a number is a mistake, and no float either.
@@ -134,12 +134,20 @@ def load_model(
     std: tuple[float, ...] | None,
     calibration: Path | None = None,
     *,
+    precision: "Precision" = "float32",
     warn: Callable[[str], None] = partial(click.echo, err=True),  # noqa: B008  it holds no state
 ) -> "SourceModel":
     from ttc_core.load import load, pick_device
 
     keep_freed_memory()
-    model = load(spec, device=pick_device(device), mean=mean, std=std, calibration=calibration)
+    model = load(
+        spec,
+        device=pick_device(device),
+        mean=mean,
+        std=std,
+        precision=precision,
+        calibration=calibration,
+    )
     for notice in model.notices:
         warn(f"{spec}: {notice}")
     return model
@@ -245,6 +253,13 @@ class ModelOptions(NetworkOptions):
     model: str = option("--model", default="bundled", show_default=True, help="as in ttc serve")
     calibration: Path | None = option(  # noqa: RUF009  it makes a field
         "--calibration", type=FILE, help="the model's calibration record [that beside its weights]"
+    )
+    precision: Any = option(  # noqa: RUF009  it makes a field
+        "--precision",
+        type=click.Choice(("float32", "bfloat16")),
+        default="float32",
+        show_default=True,
+        help="what convolutions and linear layers compute in",
     )
 
 

@@ -83,6 +83,7 @@ def _serve(settings: Settings) -> None:
             settings.mean,
             settings.std,
             settings.calibration,
+            precision=settings.precision,
             warn=log.warning,
         )
         try:
@@ -132,7 +133,8 @@ def _introduce(settings: Settings, source: "Method") -> None:
     count = sum(tensor.numel() for tensor in adapted)
     threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
     log.info(
-        f"Model {settings.model} on {model.device}{threads}: {model.classes} classes, "
+        f"Model {settings.model} on {model.device}{threads}, in {model.precision}: "
+        f"{model.classes} classes, "
         f"features ({model.feature_dimension}) → {model.split} → logits, "
         f"{count:,} adapted parameters in {len(adapted)} tensors"
     )

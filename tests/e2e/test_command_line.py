@@ -396,6 +396,7 @@ def test_doctor_finds_this_installation_well(ttc):
     assert "PROBLEM" not in out
     assert "torch" in out
     assert "bundled model" in out
+    assert re.search(r"--precision bfloat16 takes \d+\.\d\d of float32's time here", out)
 
 
 def test_doctor_names_a_device_that_is_not_there(ttc):

@@ -187,16 +187,22 @@ def test_they_agree_on_a_folder_corrupted_as_it_is_read(compare, folder):
 
 
 @pytest.mark.slow
-def test_a_server_as_it_starts_agrees_with_evaluate_served(tmp_path):
-    """Two processes, nothing but the command line's defaults, 300 images in batches of 100."""
+@pytest.mark.parametrize("precision", [(), ("--precision", "bfloat16")], ids=["usual", "bfloat16"])
+def test_a_server_as_it_starts_agrees_with_evaluate_served(precision, tmp_path):
+    """Two processes, nothing but the command line's defaults, 300 images in batches of 100; and in
+    the other precision, which the server tells."""
     offline, online = tmp_path / "offline.npz", tmp_path / "online.npz"
     stream = ["bundled", "--corruptions", "gaussian_noise", "--limit", 300]
-    with launch("--device", "cpu", "--threads", "1") as server:
+    with launch("--device", "cpu", "--threads", "1", *precision) as server:
+        with Client(server.url) as client:
+            told = client.status().model.precision
+        assert told == (precision[1] if precision else "float32")
+        assert any(f"1 threads, in {told}:" in line for line in server.lines)
         ttc("replay", *stream, "--url", server.url, "--reset-between", "--predictions", online)
         assert server.stop() == 0
     ttc(
         *("evaluate", *stream, "--served", "--device", "cpu", "--threads", 1),
-        *("--predictions", offline),
+        *("--predictions", offline, *precision),
     )
     with np.load(offline) as expected, np.load(online) as got:
         for name in got.files:

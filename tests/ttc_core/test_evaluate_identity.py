@@ -23,7 +23,7 @@ from ttc_core.methods import Prediction, create
 from ttc_core.methods.own import OwnMethod
 from ttc_core.report.groups import groups
 from ttc_core.report.results import Result
-from ttc_core.rows import Rows
+from ttc_core.rows import Rows, setting
 from ttc_core.zoo import ARCHITECTURES
 
 
@@ -47,6 +47,18 @@ def test_other_weights_of_the_same_name_are_run(tmp_path):
         assert len(rows) == count
     assert rows[0]["model_digest"] != rows[1]["model_digest"]
     assert (rows[0]["device"], rows[0]["threads"]) == ("cpu", 1)
+
+
+def test_another_precision_is_run(tmp_path):
+    """In float32 a row is as those from before there was any other."""
+    asked = ("bundled", "--corruptions", "clean", "--json", tmp_path / "rows.jsonl")
+    for precision, count in (("float32", 1), ("bfloat16", 2), ("bfloat16", 2)):
+        rows = evaluate(*asked, "--precision", precision)
+        assert len(rows) == count
+    assert [row["precision"] for row in rows] == ["float32", "bfloat16"]
+    assert rows[0]["model_digest"] == rows[1]["model_digest"]
+    assert rows[0]["entropy"] != rows[1]["entropy"]
+    assert "precision" not in setting(rows[0])
 
 
 def test_other_images_under_the_same_name_are_run(tmp_path):

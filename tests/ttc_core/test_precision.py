@@ -1,15 +1,21 @@
 """Low and mixed precision anywhere in a network: what lasts is float32 at least."""
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.fixtures.networks import MEAN, SIZE, STD, make_images, make_network
+from tests.fixtures.networks import MEAN, SIZE, STD, make_images, make_model, make_network
+from ttc_core.checkpoint import LoadError
+from ttc_core.load import load
 from ttc_core.methods import METHODS, UnsuitableNetworkError, create
 from ttc_core.model import SourceModel
+from ttc_core.normalization import source_look
 from ttc_core.state import load_state, save_state
+from ttc_core.together import together
+from ttc_core.zoo.resnet import ResNet
 
 SETTINGS = {
     "eta": {"entropy_fraction": 1.0, "redundancy_margin": 1.01},
@@ -116,3 +122,124 @@ def test_digests_tell_half_precision_networks_apart():
         SourceModel(NETWORKS[name](), mean=MEAN, std=STD, size=SIZE).digest for name in NETWORKS
     }
     assert len(digests) == len(NETWORKS)
+
+
+WIDTH = 0.1  # of the largest logit: how far bfloat16 leads from float32 in these networks
+
+
+def asked_twice(name: str, model: SourceModel) -> tuple[Tensor, dict]:
+    """Logits behind a step of learning, and what the method then knows."""
+    method = create(name, model, **SETTINGS.get(name, {}))
+    assert method.adapt(method.predict(make_images(6, 0))).skipped is None
+    return method.predict(make_images(6, 1)).logits, method.state()
+
+
+REDUCED = ["batch-norm", "batch-norm-with-own-forward", "group-norm"]
+
+
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [each for each in product(METHODS, REDUCED) if each != ("norm", "group-norm")],
+)
+def test_a_float32_network_answers_in_bfloat16_and_all_that_lasts_is_float32(name, network, device):
+    """With answers near its own, but for rounding, on either device."""
+    model = make_model(network).to(device)
+    expected, _ = asked_twice(name, model)
+    logits, state = asked_twice(name, model.compute_in("bfloat16"))
+    assert model.precision == "bfloat16"
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, expected)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=WIDTH * float(expected.abs().max()))
+    for section in ("affine", "moments", "supports", "optimizer"):
+        for key, value in state.get(section, {}).items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                assert value.dtype == torch.float32, key
+    assert all(p.dtype == torch.float32 for p in model.module.parameters())
+
+
+@torch.no_grad()
+def test_the_source_in_fewer_operations_is_as_near(device):
+    """A residual network with its convolutions by oneDNN, where it is on the CPU."""
+    torch.manual_seed(0)
+    model = SourceModel(ResNet(1, 10), mean=MEAN, std=STD, size=32).to(device)
+    inputs = torch.randn(5, 3, 32, 32, device=device)
+    expected = model.run(inputs)
+    reduced = model.compute_in("bfloat16").run(inputs)
+    assert (model._fused is not None) == (device == "cpu")
+    for name in ("logits", "features"):
+        got, own = getattr(reduced, name), getattr(expected, name)
+        assert not torch.equal(got, own)
+        torch.testing.assert_close(got, own, rtol=0, atol=WIDTH * float(own.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["ttc", "ttc_stream"])
+@pytest.mark.parametrize("network", ["batch-norm", "group-norm", "layer-norm"])
+def test_streams_share_passes_in_bfloat16(name, network):
+    """Each gets what it would have got alone, but for rounding."""
+    model = make_model(network).compute_in("bfloat16")
+    assert model.shares
+    statistics = {"statistics": "moving"} if name == "ttc" else {}
+    methods = [create(name, model, **SETTINGS[name], **statistics) for _ in range(2)]
+    batches = [make_images(6, seed) for seed in (3, 4)]
+    alone = [method.fork().predict(images) for method, images in zip(methods, batches, strict=True)]
+    works = [
+        lambda method=method, images=images: method.predict(images)
+        for method, images in zip(methods, batches, strict=True)
+    ]
+    for done, expected in zip(together(works), alone, strict=True):
+        limit = WIDTH * float(expected.logits.abs().max())
+        torch.testing.assert_close(done.value.logits, expected.logits, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("name", ["ttc", "ttc_stream"])
+@pytest.mark.parametrize("saved", ["float32", "bfloat16"])
+def test_what_was_learned_in_one_precision_goes_on_in_the_other(name, saved, tmp_path):
+    """The same scales and shifts, moved by the one and run by the other."""
+    before, after = (make_model().compute_in(each) for each in (saved, "float32"))
+    if saved == "float32":
+        after.compute_in("bfloat16")
+    assert before.digest == after.digest
+    method, other = (create(name, model, **SETTINGS[name]) for model in (before, after))
+    source = other.predict(make_images(6, 1)).logits
+    for seed in range(20):
+        method.adapt(method.predict(make_images(6, seed)))
+    save_state(tmp_path / "stream.safetensors", method, name=name, model="small")
+    load_state(tmp_path / "stream.safetensors", other, name=name, model="small")
+    assert torch.equal(*(each.state()["affine"]["norm1.weight"] for each in (method, other)))
+    got, expected = (each.predict(make_images(6, 1)).logits for each in (other, method))
+    assert (got - expected).abs().max() < 0.2 * (source - expected).abs().max()
+
+
+@pytest.mark.parametrize("network", ["bfloat16-beside-float-norms", "half", "double"])
+def test_a_network_of_another_precision_stays_as_it_is(network):
+    """By default; asked for bfloat16 it is refused with a sentence."""
+    model = SourceModel(NETWORKS[network](), mean=MEAN, std=STD, size=SIZE)
+    inputs = model.normalize(make_images(6).float() / 255)
+    expected, precision = model.run(inputs).logits, model.precision
+    with pytest.raises(ValueError, match=r"bfloat16 takes networks of float32.*weights of"):
+        model.compute_in("bfloat16")
+    model.compute_in("float32")
+    assert torch.equal(model.run(inputs).logits, expected)
+    assert model.precision == precision == str(model.dtype).removeprefix("torch.")
+
+
+def half_network() -> nn.Module:
+    """A factory of a network of half precision."""
+    return make_network("batch-norm").half()
+
+
+def test_the_refusal_names_the_model():
+    spec = "tests.ttc_core.test_precision:half_network"
+    with pytest.raises(LoadError, match=f"{spec}: bfloat16 takes networks of float32"):
+        load(spec, precision="bfloat16")
+    assert load(spec).precision == "float16"
+
+
+def test_a_caller_in_autocast_of_its_own_is_left_in_it():
+    """A float32 model neither ends nor begins one."""
+    model = make_model()
+    inputs = model.normalize(make_images(2).float() / 255)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = model.run(inputs, look=lambda call: source_look(call)).logits
+        assert torch.is_autocast_enabled("cpu")
+    assert not torch.equal(inside, model.run(inputs).logits)

@@ -67,6 +67,8 @@ DIFFERENCES: list[dict[str, Any]] = [
     {"data": "other"},
     {"server": {"adapt": "never"}},
     {"server": {"max_batch": 10}},
+    {"precision": "bfloat16"},
+    {"server": {"precision": "bfloat16"}},
 ]
 
 
