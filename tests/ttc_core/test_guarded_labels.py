@@ -52,7 +52,7 @@ def test_harm_that_the_estimate_misses_is_found_by_labels(harm, differ, within):
     for seed in range(20):
         watch, found = turns(Watch(), labelled(harm, differ, within, seed))
         assert [what for what, _ in found].count(HARM) == 1
-        assert watch.by_labels
+        assert watch.kind is LABELLED
     _, found = turns(Watch(), labelled(harm, differ, within))
     assert found[0] == (SUSPECT, found[0][1])
     assert found[0][1] < found[-1][1] / 2

@@ -2,10 +2,10 @@
 
 The frozen source answers some images in the shadow of what is served (`Beside`). How likely both
 are right is estimated (`estimate`), and weighed by evidence that may be looked at at any time
-(`evidence`, `watch`), and so is what labels say of them, where some come. As soon as it speaks for
-harm the source answers, while the method goes on in its shadow; where it is enough to be sure, from
-the last good snapshot or from the source. Once the evidence says that the method is better, it
-answers again.
+(`evidence`, `watch`), and so is whether what is served follows the images (`order`), and what
+labels say of them, where some come. As soon as it speaks for harm the source answers, while the
+method goes on in its shadow; where it is enough to be sure, from the last good snapshot or from the
+source. Once the evidence says that the method is better, it answers again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,21 @@ from torch import Tensor
 
 from ttc_core.errors import told
 from ttc_core.guard.estimate import Estimates, Judge, Judged
+from ttc_core.guard.order import Order, Usual
 from ttc_core.guard.restyled import Restyled, Style
 from ttc_core.guard.snapshots import MOST, Snapshot
-from ttc_core.guard.watch import CLEAR, GAIN, LABELLED, SUSPECT, Turn, Watch, within
+from ttc_core.guard.watch import (
+    CLEAR,
+    ESTIMATED,
+    GAIN,
+    LABELLED,
+    ORDERED,
+    SUSPECT,
+    Kind,
+    Turn,
+    Watch,
+    within,
+)
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods.contract import (
     HELD,
@@ -46,6 +58,12 @@ SECTION = "guard"
 # Images between two snapshots, and what one may take: T3A's features, or what a user's own method
 # keeps, are not packed, and may be hundreds of megabytes. Then there is no snapshot to go back to.
 SNAPSHOT_EVERY, MOST_BYTES = 500, 500_000
+# What an act's evidence calls the images that were bet on.
+BETS_ON = {
+    ESTIMATED: "bets_on_compared",
+    LABELLED: "bets_on_labelled",
+    ORDERED: "bets_on_order",
+}
 
 
 class GuardSettings(MethodSettings):
@@ -65,15 +83,16 @@ class _Guarded(Pending):
 
     Attributes:
         asked: how many were compared while the method answered.
-        worse: of each compared image its place, and by how much likelier the source is right.
+        worse: of each compared image its place, a kind of evidence, and what that says of it.
         times_set_back: of the guard, when it answered.
     """
 
     inner: Prediction | None = None
     asked: int = 0
-    worse: Sequence[tuple[int, float]] = ()
+    worse: Sequence[tuple[int, Kind, float]] = ()
     compared: Sequence[Answers | None] = ()
     judged: Judged | None = None
+    usual: Usual | None = None
     style: Style | None = None
     times_set_back: int = 0
 
@@ -85,7 +104,7 @@ class Guarded(Wrapper):
         acts: off, what it sees is told, and nothing done about it.
     """
 
-    _parts: tuple[Restyled, Judge]
+    _parts: tuple[Restyled, Judge, Order]
 
     def __init__(
         self, inner: Method, settings: GuardSettings | None = None, *, acts: bool = True
@@ -99,7 +118,8 @@ class Guarded(Wrapper):
             temperature=None if record is None else record.temperature,
             served_is_calibrated=inner.record_temperature is not None,
         )
-        self._parts = (self._restyled, self._judge)
+        self._order = Order(self.model.classes)
+        self._parts = (self._restyled, self._judge, self._order)
         # A batch answered before the stream was set back by hand must not undo that.
         self._times_set_back = 0
         self._begin()
@@ -131,6 +151,7 @@ class Guarded(Wrapper):
             **self.inner.details,
             "harm": watch.estimated.harm.wealth,
             "harm_by_labels": watch.labelled.harm.wealth,
+            "harm_by_order": watch.ordered.harm.wealth,
             "alarms": watch.alarms,
             "compared_while_adapting": watch.asked,
             "labelled_of_compared": watch.judged,
@@ -210,26 +231,28 @@ class Guarded(Wrapper):
     def _after(self, images: Tensor, said: Prediction, beside: Beside) -> _Guarded:
         """What these answers tell, once they are committed."""
         before, rows = self._watch, list(beside.rows)
-        judged, style = self._judge.judged, self._restyled.style
-        worse: list[tuple[int, float]] = []
+        judged, usual, style = self._judge.judged, self._order.usual, self._restyled.style
+        worse: list[tuple[int, Kind, float]] = []
         compared: list[Answers | None] = [None] * len(said)
         if rows:
             inputs = self.model.normalize(self.model.to_unit(images[rows]))
             restyled, style = self._restyled.answers(inputs)
-            theirs, ours = (
-                _numbers(beside.logits.softmax(dim=1)),
-                _numbers(said.probabilities[rows]),
+            theirs, second, ours = (
+                _numbers(each)
+                for each in (
+                    beside.logits.softmax(dim=1),
+                    restyled.softmax(dim=1),
+                    said.probabilities[rows],
+                )
             )
             judged, chances = self._judge.after(
-                theirs,
-                _numbers(restyled.softmax(dim=1)),
-                ours,
-                by_source=self.holds and before.by_source,
+                theirs, second, ours, by_source=self.holds and before.by_source
             )
-            worse = [
-                (row, source - served)
-                for row, (served, source) in zip(rows, chances.tolist(), strict=True)
-            ]
+            usual, apart = self._order.after(theirs, second, ours)
+            for row, (served, source), by_order in zip(rows, chances.tolist(), apart, strict=True):
+                worse.append((row, ESTIMATED, source - served))
+                if by_order is not None and not self._restyled.is_source:
+                    worse.append((row, ORDERED, by_order))
             for row, own, source in zip(rows, ours.argmax(1), theirs.argmax(1), strict=True):
                 compared[row] = Answers(int(own), int(source))
         return _Guarded(
@@ -239,6 +262,7 @@ class Guarded(Wrapper):
             worse=worse,
             compared=compared,
             judged=judged,
+            usual=usual,
             style=style,
             times_set_back=self._times_set_back,
         )
@@ -247,8 +271,10 @@ class Guarded(Wrapper):
         """What is seen with so many images, and what they turn, in their order."""
         at, turns = self._watch.images, list[Turn]()
         watch = replace(self._watch, images=at + images, asked=self._watch.asked + pending.asked)
-        for row, worse in pending.worse:
-            watch, turn = watch.after(worse, at=at + row, false_alarms=self._settings.false_alarms)
+        for row, kind, worse in pending.worse:
+            watch, turn = watch.after(
+                worse, at=at + row, false_alarms=self._settings.false_alarms, kind=kind
+            )
             turns += [turn] if turn else []
         return watch, turns
 
@@ -267,13 +293,16 @@ class Guarded(Wrapper):
         if outcome.skipped == "non_finite":
             return outcome
         assert pending.judged is not None
+        assert pending.usual is not None
         assert pending.style is not None
         # Anew: labels may have come since it was answered.
         self._watch, turns = self._seen(pending, len(prediction))
         self._judge.judged, self._restyled.style = pending.judged, pending.style
+        self._order.usual = pending.usual
         if had_second_view and self.second_view_off:
             # What mirror images have taught is wrong, and the method is back at the source.
             self._snapshots, self._watch = (), self._watch.begun_anew()
+            self._order.reset()
         acts = [act for turn in turns for act in self._act(turn)]
         watch = self._watch
         if self._acts and watch.overdue:
@@ -320,9 +349,7 @@ class Guarded(Wrapper):
         evidence = turn.evidence
         numbers = {
             "gain" if turn.what == GAIN else "harm": evidence.wealth,
-            "bets_on_labelled" if turn.kind is LABELLED else "bets_on_compared": float(
-                evidence.observations
-            ),
+            BETS_ON[turn.kind]: float(evidence.observations),
             "mean": evidence.mean,
         }
         return Act(action, reason, numbers, observed=not self._acts)
@@ -344,7 +371,9 @@ class Guarded(Wrapper):
                 self._snapshots = ()
         if act is None:
             return []
-        self._times_set_back += self._acts
+        if self._acts:
+            self._times_set_back += 1
+            self._order.reset()  # of what was adapted before
         self._watch = replace(self._watch, brought_back=self._watch.images)
         return [act]
 
@@ -386,6 +415,7 @@ class Guarded(Wrapper):
             raise LookupError("there is no such snapshot of it")
         self._restore(found[-1])
         self._times_set_back += 1
+        self._order.reset()
         watch = replace(self._watch.begun_anew(), held=False, suspected=False)
         self._watch = replace(watch, brought_back=watch.images)
         return found[-1].version
@@ -401,7 +431,7 @@ class Guarded(Wrapper):
         found: dict[str, Mapping[str, Any]] = {
             SECTION: {**self._watch.state(), "snapshots": len(self._snapshots)}
         }
-        for part in (self._judge, self._restyled):
+        for part in (self._judge, self._restyled, self._order):
             found |= {f"{SECTION}.{name}": each for name, each in part.state().items()}
         for number, snapshot in enumerate(self._snapshots):
             name = f"{SECTION}.snapshot{number}"
@@ -420,6 +450,7 @@ class Guarded(Wrapper):
         source = self.inner.fork().state()
         self._judge.restore(own)
         self._restyled.restore(own)
+        self._order.restore(own)
         self._snapshots = tuple(_snapshot(own, number, source) for number in range(count))
         self._watch = watch
 

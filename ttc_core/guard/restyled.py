@@ -48,6 +48,11 @@ class Restyled:
         self._layout = Layout.of({name: moments[name] for name in early})
         self.reset()
 
+    @property
+    def is_source(self) -> bool:
+        """Whether it has nothing that follows, and is no second opinion."""
+        return not self._layout.shapes
+
     def reset(self) -> None:
         self.style = Style(self._layout.flattened(self._source))
 

@@ -1,8 +1,9 @@
 """Whether the source should answer in a method's place: suspected, held, released.
 
-Two kinds of evidence lead to the same turns: what is estimated of each compared image, and what its
-label says where one comes. Labels are exact, so that little harm is seen by them; an estimate is
-there at once. Who is held for what one kind says is released by that kind alone.
+Three kinds of evidence lead to the same turns: what is estimated of each compared image, how three
+order its classes (`order`), and what its label says where one comes. Labels are exact, so that
+little harm is seen by them; the others are there at once. Orders tell a collapse where the source
+is poor, too. Who is held for what one kind says is released by that kind alone.
 """
 
 from collections.abc import Mapping
@@ -57,6 +58,9 @@ class Kind:
 ESTIMATED = Kind("estimated", SLACK, margin=0.05, horizon=16)
 # Of single answers the mean of sixteen is noise.
 LABELLED = Kind("labelled", slack=0.02, margin=0.02, horizon=64)
+# What does no harm was at 0.03 at most, mostly below 0; a collapse at 0.1 to 0.6.
+ORDERED = Kind("ordered", slack=0.06, margin=0.02, horizon=16)
+KINDS = (ESTIMATED, LABELLED, ORDERED)
 
 
 @dataclass(frozen=True)
@@ -91,15 +95,15 @@ class Watch:
         asked: how many of them were compared while the method answered.
         judged: how many compared ones a label came for.
         judged_at: the image with which the latest of those labels came.
-        begun: how often evidence of harm has begun, of either kind.
+        begun: how often evidence of harm has begun, of whatever kind.
         alarms: how often harm was seen.
         waits: how often what was adapted in the shadow began anew, since it was held.
         suspected: whether the source answers for the time being.
         held: whether it answers until the method is seen to be better.
-        by_labels: whether it does so for what labels say.
+        by: the place in KINDS of the evidence for which it does so.
         since: the image from which on it does.
         brought_back: the image at which the stream last was; -1: it was never.
-        estimated, labelled: the evidence.
+        estimated, labelled, ordered: the evidence.
     """
 
     images: int = 0
@@ -111,16 +115,17 @@ class Watch:
     waits: int = 0
     suspected: bool = False
     held: bool = False
-    by_labels: bool = False
+    by: int = 0
     since: int = 0
     brought_back: int = -1
     estimated: Bets = field(default_factory=Bets)
     labelled: Bets = field(default_factory=Bets)
+    ordered: Bets = field(default_factory=Bets)
 
     @property
     def kind(self) -> Kind:
         """Of the evidence for which the source answers, if it does."""
-        return LABELLED if self.by_labels else ESTIMATED
+        return KINDS[self.by]
 
     def bets(self, kind: Kind) -> Bets:
         found: Bets = getattr(self, kind.name)
@@ -134,8 +139,8 @@ class Watch:
     @property
     def is_doubtful(self) -> bool:
         """Whether there is some evidence of harm; that of labels fades once they come no more."""
-        labelled = self.labelled.harm.wealth if self.labels_come else 0.0
-        return max(self.estimated.harm.wealth, labelled) > DOUBTFUL
+        told = (each for each in KINDS if each is not LABELLED or self.labels_come)
+        return any(self.bets(kind).harm.wealth > DOUBTFUL for kind in told)
 
     @property
     def labels_come(self) -> bool:
@@ -161,7 +166,7 @@ class Watch:
     @property
     def undecided(self) -> bool:
         """Whether labels that raised suspicion have not come on for long."""
-        return self.suspected and self.by_labels and not self.labels_come
+        return self.suspected and self.kind is LABELLED and not self.labels_come
 
     def chosen(self, images: int) -> list[int]:
         """Which of so many images to come the source has to answer."""
@@ -182,7 +187,8 @@ class Watch:
         """With what is known of a compared image, and what it turned.
 
         Args:
-            worse: by how much likelier the source is right about it; of a label, -1, 0 or 1.
+            worse: by how much likelier the source is right about it; of a label, -1, 0 or 1; by how
+                much further what is served is from the others.
             at: the image that this comes with.
             false_alarms: of streams that take no harm, those in which harm may be seen.
         """
@@ -199,16 +205,16 @@ class Watch:
         after = self._with(kind, Bets(harm, number=k), begun=max(self.begun, k))
         if harm.wealth >= k * (k + 1) / false_alarms:
             seen = replace(after, alarms=self.alarms + 1, suspected=False, held=True, since=at)
-            return replace(seen, by_labels=kind is LABELLED), Turn(HARM, kind, harm)
+            return replace(seen, by=KINDS.index(kind)), Turn(HARM, kind, harm)
         leads = self.suspected and kind is self.kind
         if leads and (harm.wealth < DOUBTFUL or harm.mean <= 0):
             clear = self._with(kind, Bets(), begun=after.begun, suspected=False, since=at)
             return clear, Turn(CLEAR, kind, harm)
-        # Evidence of before may be left, or the other kind's suspicion just over: what speaks for
+        # Evidence of before may be left, or another kind's suspicion just over: what speaks for
         # the method raises none.
         speaks = worse > kind.slack and harm.mean > 0
         if not self.suspected and harm.wealth >= SUSPICIOUS and speaks:
-            suspected = replace(after, suspected=True, by_labels=kind is LABELLED, since=at)
+            suspected = replace(after, suspected=True, by=KINDS.index(kind), since=at)
             return suspected, Turn(SUSPECT, kind, harm)
         return after, None
 
@@ -218,13 +224,13 @@ class Watch:
 
     def begun_anew(self) -> "Watch":
         """Without what the images before said."""
-        return replace(self, estimated=Bets(), labelled=Bets())
+        return replace(self, estimated=Bets(), labelled=Bets(), ordered=Bets())
 
     def state(self) -> dict[str, Any]:
         found: dict[str, Any] = {
             name: int(value) for name, value in vars(self).items() if isinstance(value, int)
         }
-        for kind in (ESTIMATED.name, LABELLED.name):
+        for kind in (each.name for each in KINDS):
             for name, value in asdict(getattr(self, kind)).items():
                 numbers = value.items() if isinstance(value, dict) else [("", value)]
                 found |= {f"{kind}.{name}{'.' * bool(k)}{k}": number for k, number in numbers}
@@ -255,11 +261,13 @@ class Watch:
             waits=count("waits", 30),
             suspected=bool(count("suspected", 1)),
             held=bool(count("held", 1)),
-            by_labels=bool(count("by_labels", 1)),
+            # A former version had two kinds.
+            by=count("by" if "by" in given else "by_labels", len(KINDS) - 1),
             since=count("since", MOST),
             brought_back=count("brought_back", MOST, -1),
             estimated=bets("estimated"),
             labelled=bets("labelled"),
+            ordered=bets("ordered") if "ordered.number" in given else Bets(),
         )
 
 
