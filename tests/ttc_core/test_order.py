@@ -1,167 +1,109 @@
-"""Whether what is served follows the images, as three order their classes."""
-
-import math
-from dataclasses import replace
+"""The orders of a stream: permutations with the shape that their names promise."""
 
 import numpy as np
 import pytest
-import torch
 
-from tests.fixtures.contract import same
-from tests.fixtures.networks import make_images, make_model
-from tests.ttc_core.test_guarded import some
-from ttc_core.guard.guarded import Guarded
-from ttc_core.guard.order import Order
-from ttc_core.guard.watch import GAIN, HARM, LABELLED, ORDERED, RELEASED, Watch
-from ttc_core.load import load
-from ttc_core.methods import create
+from ttc_core.order import check_order, note_on_runs, order_indices, run_lengths
 
-K = 10
+LABELS = np.random.default_rng(0).integers(0, 10, 1000)
 
 
-def answers(truth, strength, generator, bias=0.0):
-    """(n, K) probabilities that know so much of the truth, and lean to some classes."""
-    logits = strength * np.eye(K)[truth] + generator.normal(size=(len(truth), K)) + bias
-    odds = np.exp(logits)
-    return odds / odds.sum(axis=1, keepdims=True)
+@pytest.mark.parametrize("order", ["file", "iid", "sorted", "dirichlet:0.1", "dirichlet:100"])
+def test_every_order_is_a_permutation(order):
+    """Each image comes exactly once, and the same in every run."""
+    places = order_indices(LABELS, order, seed=3)
+    assert sorted(places) == list(range(1000))
+    np.testing.assert_array_equal(places, order_indices(LABELS, order, seed=3))
 
 
-def poor(truth, generator):
-    """Of a poor source: mostly two classes, a fifth right; of the restyled one nine tenths are."""
-    return answers(truth, 1.5, generator, bias=3.0 * np.isin(np.arange(K), (2, 5)))
+def test_file_sorted_and_iid_do_what_they_say():
+    """As filed; by class with file order within; permuted by the seed."""
+    np.testing.assert_array_equal(order_indices(LABELS, "file"), np.arange(1000))
+    places = order_indices(LABELS, "sorted")
+    assert (np.diff(LABELS[places]) >= 0).all()
+    for label in range(10):
+        members = places[LABELS[places] == label]
+        assert (np.diff(members) > 0).all()
+    iid = order_indices(LABELS, "iid", seed=5)
+    np.testing.assert_array_equal(iid, np.random.default_rng(5).permutation(1000))
+    assert run_lengths(LABELS[iid]).mean() < 1.3
 
 
-def turned(source, restyled, served, watch=None):
-    """What the orders turn, until harm is seen or is over, and the watch then."""
-    watch, found = watch or Watch(), []
-    for worse in Order(K).after(source, restyled, served)[1]:
-        watch, turn = watch.after(worse, at=0, false_alarms=0.01, kind=ORDERED)
-        found += [turn.what] if turn else []
-        if found[-1:] in ([HARM], [GAIN]):
-            break
-    return watch, found
+def test_a_small_concentration_makes_long_runs():
+    """dirichlet:D goes from nearly sorted to nearly mixed as D grows, seed by seed."""
+    runs = [
+        np.mean(
+            [
+                run_lengths(LABELS[order_indices(LABELS, f"dirichlet:{d}", seed=seed)]).mean()
+                for seed in range(5)
+            ]
+        )
+        for d in (0.001, 0.1, 1, 1000)
+    ]
+    assert runs == sorted(runs, reverse=True)
+    assert runs[0] > 3 * runs[-1]
+    assert runs[-1] < 1.3
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_a_collapse_is_seen_where_the_source_is_poor(seed):
-    """Whatever it answers; and it is not released for being sure."""
-    generator = np.random.default_rng(seed)
-    truth = generator.integers(0, K, 300)
-    given = poor(truth, generator), answers(truth, 3.0, generator)
-    collapsed = answers(truth, 0.0, generator, bias=8.0 * (np.arange(K) == 5))
-    assert turned(*given, collapsed)[1][-1] == HARM
-    held = replace(Watch(), held=True, alarms=1, by=2)
-    assert turned(*given, collapsed, held)[0].held
+def test_slots_follow_one_another_and_are_shuffled():
+    """With a tiny D each class falls into one slot whole: blocks of whole classes, mixed within."""
+    labels = np.repeat(np.arange(4), 50)
+    blocks_by_seed = []
+    for seed in range(5):
+        stream = labels[order_indices(labels, "dirichlet:0.00001", seed=seed)]
+        spans = sorted(
+            (np.flatnonzero(stream == label)[0], np.flatnonzero(stream == label)[-1])
+            for label in range(4)
+        )
+        blocks = [spans[0]]
+        for start, end in spans[1:]:
+            if start > blocks[-1][1]:
+                blocks.append((start, end))
+            else:
+                blocks[-1] = (blocks[-1][0], max(end, blocks[-1][1]))
+        assert all((end - start + 1) % 50 == 0 for start, end in blocks)
+        blocks_by_seed.append(len(blocks))
+        if len(blocks) < 4:
+            assert run_lengths(stream).mean() < 50, "classes that share a slot are mixed"
+    assert max(blocks_by_seed) > 1
+    assert min(blocks_by_seed) < 4
 
 
-@pytest.mark.parametrize("classes", [1, 2, K])
-def test_what_follows_the_images_is_left_alone(classes):
-    """Also where it answers one class, rightly, of which the source sees little; and where it knows
-    much that the source does not, it is released."""
-    for seed in range(10):
-        generator = np.random.default_rng(seed)
-        truth = generator.integers(0, classes, 300)
-        prior = 6.0 * (np.arange(K) < classes)
-        good = answers(truth, 3.0, generator, bias=prior if classes < K else 0.0)
-        given = poor(truth, generator), answers(truth, 3.0, generator), good
-        watch, found = turned(*given)
-        assert found == []
-        assert watch.ordered.harm.wealth < 3
-        if classes == K:
-            held = replace(Watch(), held=True, alarms=1, by=2)
-            assert turned(*given, held)[1] == [GAIN]
-
-
-def test_who_is_held_for_its_order_is_not_released_by_labels():
-    """Each kind releases whom it held."""
-    watch = replace(Watch(), held=True, alarms=1, by=2)
-    for _ in range(100):
-        watch, turn = watch.after(-1.0, at=0, false_alarms=0.01, kind=LABELLED)
-        assert turn is None
-    assert watch.labelled.gain.wealth > RELEASED
-
-
-def test_orders_do_not_depend_on_how_sure_anybody_is():
-    """No temperature changes them."""
-    generator = np.random.default_rng(0)
-    truth = generator.integers(0, K, 50)
-    given = [answers(truth, strength, generator) for strength in (1.0, 2.0, 2.0)]
-    _, expected = Order(K).after(*given)
-    flat = given[2] ** 0.5 / (given[2] ** 0.5).sum(axis=1, keepdims=True)
-    _, found = Order(K).after(*given[:2], flat)
-    assert found == pytest.approx(expected)
-
-
-def test_images_in_one_call_or_in_several_come_to_the_same():
-    """Nothing changes before it is committed; an answer that is no number is passed over; a
-    restart changes nothing."""
-    generator = np.random.default_rng(0)
-    truth = generator.integers(0, K, 30)
-    given = [answers(truth, 2.0, generator) for _ in range(3)]
-    given[2][7] = math.nan
-    whole, order, found = Order(K), Order(K), []
-    usual, expected = whole.after(*given)
-    assert whole.usual.images == 0
-    for at in range(0, 30, 10):
-        order.usual, some_of_them = order.after(*(each[at : at + 10] for each in given))
-        found += some_of_them
-        state = order.state()
-        order = Order(K)
-        order.restore(state)
-    assert found == expected
-    assert expected.index(None) == 7
-    assert expected.count(None) == 1
-    assert order.usual.images == usual.images == 29
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_few_images_are_no_special_case(count):
+    """One image, one class, fewer images than classes."""
+    for order in ("iid", "sorted", "dirichlet:0.5"):
+        assert sorted(order_indices(np.zeros(count, np.int64), order)) == list(range(count))
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    "order",
     [
-        ("logs", torch.full((3, K), math.nan)),
-        ("logs", torch.zeros(3, 4)),
-        ("answers", torch.ones(2, K)),
-        ("images", -1),
+        *("mixed", "", "dirichlet", "dirichlet:", "dirichlet:0", "dirichlet:-1", "dirichlet:x"),
+        *("runs", "runs:0", "runs:x", "runs:1.5", "one", "one: ", "camera-trap:2", "limited:0"),
+        *("runs:05", "runs:+5", "runs: 5", "runs:1_0", "runs:٣"),
     ],
 )
-def test_a_state_that_is_none_is_refused(name, value):
-    """It is another network's, or of numbers that are none."""
-    state = Order(K).state()
-    with pytest.raises(ValueError, match=r"its orders|its averages|its numbers"):
-        Order(K).restore({"order": {**state["order"], name: value}})
+def test_other_orders_are_refused(order):
+    """With those that there are."""
+    with pytest.raises(
+        ValueError, match=r"order must be file, iid, sorted, dirichlet:D .*limited:M"
+    ):
+        check_order(order)
 
 
-def test_a_stream_of_a_former_version_goes_on():
-    """Which knew no orders, and said of a hold whether labels led to it."""
-    method = Guarded(create("ttc", make_model("batch-norm"), statistics="moving"))
-    method.adapt(method.predict(make_images(10)))
-    method.weigh([(False, True)] * 100)
-    state = {name: dict(each) for name, each in method.state().items()}
-    del state["guard.order"]
-    for name in [name for name in state["guard"] if name.startswith("ordered.")]:
-        del state["guard"][name]
-    state["guard"]["by_labels"] = state["guard"].pop("by")
-    other = method.fork()
-    other.restore(state)
-    assert other._watch.held
-    assert other._watch.kind is LABELLED
-    assert other._order.usual.images == 0
-    assert same(method.fork()._order.state(), other._order.state())
+@pytest.mark.parametrize(
+    ("labels", "lengths"),
+    [([], []), ([3], [1]), ([1, 1, 2, 2, 2, 1], [2, 3, 1]), ([0, 1, 0, 1], [1, 1, 1, 1])],
+)
+def test_run_lengths(labels, lengths):
+    """How many of one class follow one another, in order."""
+    assert run_lengths(np.array(labels, np.int64)).tolist() == lengths
 
 
-def test_a_network_without_a_second_opinion_has_no_orders():
-    """Its restyled source is the source, to which nothing can be nearer."""
-    method = Guarded(create("tent", make_model("group-norm")))
-    method.adapt(method.predict(make_images(20)))
-    assert method._watch.estimated.harm.observations == 20
-    assert method._watch.ordered.harm.observations == 0
-
-
-def test_tent_image_by_image_is_suspected_in_fog():
-    """Of a network of which 26 % are right there; the estimate alone never saw it."""
-    method = Guarded(create("tent", load("bundled")))
-    acts = []
-    for image in some("fog", 40).split(1):
-        acts += method.adapt(method.predict(image)).acts
-    assert [(act.action, act.reason) for act in acts][:1] == [("hold", "suspicion")]
-    assert acts[0].evidence["bets_on_order"] < 40
-    assert method.mode == "held"
+def test_the_runs_of_a_dirichlet_order_are_always_told():
+    """And those of any other where they are long."""
+    labels = np.array([1, 1, 1, 2, 2, 2, 2, 2, 1], np.int64)
+    assert "3.0 images long on average, 3 in the middle, 5 at most" in note_on_runs(labels, "file")
+    assert note_on_runs(LABELS, "file") is None
+    assert "long on average" in note_on_runs(LABELS, "dirichlet:10")
