@@ -249,7 +249,12 @@ class SourceModel:
     @property
     def precision(self) -> str:
         """What it computes in, as torch names it: float32, bfloat16, …."""
-        return _named(torch.bfloat16 if self.reduced else self.dtype)
+        return "bfloat16" if self.reduced else self.weights_precision
+
+    @property
+    def weights_precision(self) -> str:
+        """What it would compute in by itself."""
+        return _named(self.dtype)
 
     @cached_property
     def digest(self) -> str:
