@@ -28,6 +28,8 @@ class Pass:
     """What the worker says: as many rows as there were images."""
 
     rows: Sequence[str]
+    failed: Sequence[str] = ()
+    out_of_memory: bool = False
 
 
 class Refill:
@@ -50,6 +52,11 @@ class Refill:
                 self.open.clear()
                 self.ended.set()
         return Pass([image for _, items in parts for image in items])
+
+    async def fails(
+        self, stream: str, images: Sequence[str], *, learn: bool, shed: Shed | None
+    ) -> bool:
+        return False
 
     async def adapt(self, answered: Pass, *, learn: bool) -> None: ...
 

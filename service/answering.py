@@ -86,11 +86,13 @@ class Pass:
     """Images that were answered, in parts by stream, and the seconds that they took.
 
     `failed` are the streams of the pass that have no part: they failed, and others did not.
+    `out_of_memory`: for want of memory one of them did; with fewer images it may not.
     """
 
     parts: Sequence[Part]
     seconds: float
     failed: Collection[str] = ()
+    out_of_memory: bool = False
 
     @cached_property
     def rows(self) -> Sequence[ImageAnswer | Refused]:

@@ -111,7 +111,7 @@ class Batcher(Generic[Item, Result]):
         """Seconds in which what waits now will probably have been answered; at least 1."""
         pace, age = self._passes.pace, self.batch_age
         batches = self._lines.batches.items()
-        total = sum(count * pace.seconds(size) for size, count in batches if count)
+        total = sum(count * pace.seconds(size) for size, count in batches)
         if self._passes.began is not None and (expected := pace.seconds(self._passes.images)):
             # A batch that takes longer than its like tells of those behind it.
             total *= min(max(1.0, age / expected), MOST_SLOWER)
@@ -237,7 +237,7 @@ class Batcher(Generic[Item, Result]):
 
     def _observe(self, batch: Batch[Item, Result], now: float) -> None:
         """Count a batch and the waits of its requests, once."""
-        for place, start, _ in batch.parts:
+        for place, start, _ in batch.slices:
             if start == 0:
                 place.queue_seconds = now - place.filled
                 self._observer.waited(place.queue_seconds)

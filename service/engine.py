@@ -44,6 +44,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # Labels of so many streams are weighed before a batch may come between.
 WEIGHED_AT_ONCE = 32
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
 class Engine:
@@ -230,8 +231,21 @@ class Engine:
         Those that fail beside others cost them nothing: `failed` names them, and the queue asks
         anew. Where no stream is sound, an image whose scores are not finite has its error as its
         row; where none has a row either, what the first failed with is raised.
+
+        Raises:
+            MemoryError: nothing was answered, for want of memory.
         """
         return await self._on_device(self._predict, parts, learn, shed)
+
+    async def fails(
+        self, stream: str, images: Sequence[Image], *, learn: bool, shed: Shed | None
+    ) -> bool:
+        """Whether images of a stream fail; their answers are nobody's, and nothing follows."""
+        return await self._on_device(self._fails, stream, images, learn, shed)
+
+    def _fails(self, stream: str, images: Sequence[Image], learn: bool, shed: Shed | None) -> bool:
+        (outcome,) = together([partial(self._answer, stream, images, learn, shed)])
+        return isinstance(outcome, Failed) or not outcome.value.is_sound
 
     def _predict(
         self, parts: Sequence[tuple[str, Sequence[Image]]], learn: bool, shed: Shed | None
@@ -244,18 +258,22 @@ class Engine:
             with tracing.span("forward"):
                 outcomes = self._hand_in_hand(works)
                 answered = [each.value for each in outcomes if isinstance(each, Done)]
+                errors = [each.error for each in outcomes if isinstance(each, Failed)]
+                short = next((each for each in errors if isinstance(each, OUT_OF_MEMORY)), None)
                 if not answered:
-                    raise next(each.error for each in outcomes if isinstance(each, Failed))
+                    raise errors[0] if short is None else MemoryError(str(short))
         except Exception:
             self.table.at_work(())
             raise
         sound = [part for part in answered if part.is_sound]
+        if not sound:
+            self.table.at_work(())  # none of them learns
         kept = sound or answered
         images = dict(parts)
         for part in sound:
             self._remember(part, images[part.stream])
         failed = images.keys() - {part.stream for part in kept}
-        return Pass(kept, time.perf_counter() - started, failed)
+        return Pass(kept, time.perf_counter() - started, failed, short is not None)
 
     def _hand_in_hand(self, works: Sequence[Callable[[], T]]) -> Sequence[Done[T] | Failed]:
         """Do what is to be done for each stream of a pass; what each came to."""
@@ -293,7 +311,7 @@ class Engine:
         said = None
         try:
             said = ask(record.method, items, learn, shed)
-        except (MemoryError, torch.OutOfMemoryError):
+        except OUT_OF_MEMORY:
             raise  # fewer images may fit: the queue tries that
         except Exception:
             if record.is_new:
@@ -332,10 +350,10 @@ class Engine:
         finally:
             self.table.at_work(())
         outcomes = []
-        for each in found:
+        for part, each in zip(answered.parts, found, strict=True):
             if isinstance(each, Failed):
-                raise each.error
-            if each.value is not None:
+                self._reports.failed(part.stream, each.error)
+            elif each.value is not None:
                 outcomes.append(each.value)
         if not outcomes:
             return
@@ -351,11 +369,11 @@ class Engine:
     def _adapt_part(self, part: Part, learn: bool) -> Adaptation | None:
         """What came of a stream's part; None if it is the stream's no more."""
         stream, record = part.stream, part.record
-        if not self.table.is_current(stream, record):  # a reset came between
-            self.truth.forget([stream])
-            return None
         if not part.is_sound:
             outcome = Adaptation(skipped="non_finite")  # it answers nobody, and moves nothing
+        elif not self.table.is_current(stream, record):  # a reset came between
+            self.truth.forget([stream])
+            return None
         else:
             if record.is_new:
                 self._reports.begun(stream, record)

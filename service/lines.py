@@ -133,8 +133,8 @@ class Place(Generic[Item, Result]):
         return self._done.done() and not self._done.cancelled()
 
 
-# Of requests: (place, first image, last + 1).
-Parts = Sequence[tuple[Place[Item, Result], int, int]]
+# Of requests: (place, first image, last + 1) each.
+Slices = Sequence[tuple[Place[Item, Result], int, int]]
 
 
 @dataclass(frozen=True)
@@ -144,14 +144,14 @@ class Batch(Generic[Item, Result]):
     All of them are to be learned from, or none.
     """
 
-    parts: Parts[Item, Result]
+    slices: Slices[Item, Result]
     reason: str
 
     @property
     def streams(self) -> dict[str, list[Item]]:
         """By stream, its images."""
         found: dict[str, list[Item]] = {}
-        for place, start, stop in self.parts:
+        for place, start, stop in self.slices:
             found.setdefault(place.stream, []).extend((place.items or ())[start:stop])
         return found
 
@@ -163,20 +163,20 @@ class Batch(Generic[Item, Result]):
 
     @property
     def learn(self) -> bool:
-        return self.parts[0][0].learn
+        return self.slices[0][0].learn
 
     @property
     def places(self) -> list[Place[Item, Result]]:
-        return [place for place, _, _ in self.parts]
+        return [place for place, _, _ in self.slices]
 
     @property
     def images(self) -> int:
-        return sum(stop - start for _, start, stop in self.parts)
+        return sum(stop - start for _, start, stop in self.slices)
 
     def answer(self, answers: Sequence[Result]) -> None:
         """Give each request its rows."""
         position = 0
-        for place, start, stop in self.parts:
+        for place, start, stop in self.slices:
             place.answer(answers[position : position + stop - start])
             position += stop - start
 
@@ -323,7 +323,7 @@ class Lines(Generic[Item, Result]):
             return
         entry = (max(first.arrived, self._turns.get(stream, first.arrived)), first.arrived, stream)
         waits = not self._draining and due > monotonic()
-        parts, is_full = self._compose(line.places) if waits else ([], True)
+        slices, is_full = self._compose(line.places) if waits else ([], True)
         if is_full:
             line.entry = entry
             heappush(self._ready, line.entry)
@@ -331,7 +331,7 @@ class Lines(Generic[Item, Result]):
             return
         if self._shares:
             line.early, line.early_learn = entry, first.learn
-            line.early_images = sum(stop - start for _, start, stop in parts)
+            line.early_images = sum(stop - start for _, start, stop in slices)
             heappush(self._early[first.learn], entry)
             self._early_images[first.learn] += line.early_images
             if self._early_images[first.learn] >= self._max_batch:
@@ -394,21 +394,21 @@ class Lines(Generic[Item, Result]):
         room, full = self._max_batch, False
         while room and (found := self._next_line(batch[0][0].learn if batch else None)) is not None:
             line, heap = found
-            parts, is_full = self._compose(line.places)
-            images = sum(stop - start for _, start, stop in parts)
+            slices, is_full = self._compose(line.places)
+            images = sum(stop - start for _, start, stop in slices)
             # The first that wait for company are a batch where they fill one, if not to the image.
             full |= is_full or images >= room or (not batch and heap is not self._ready)
-            if batch and (images > room or parts[0][0].learn != batch[0][0].learn):
+            if batch and (images > room or slices[0][0].learn != batch[0][0].learn):
                 break
             line.entry = heappop(heap)
             self._not_early(line)
-            for place, _, stop in parts:
+            for place, _, stop in slices:
                 place.taken = stop
                 if stop == place.images:
                     line.places.popleft()
                     self._strike(line, place)
             self._recount(line, -images)
-            batch += parts
+            batch += slices
             room -= images
             if not self._shares:
                 break
@@ -460,32 +460,31 @@ class Lines(Generic[Item, Result]):
         together = self.images if self._shares else line.images
         for images, sign in ((together, -1), (together + change, 1)):
             full, rest = divmod(images, self._max_batch)
-            self.batches[self._max_batch] += sign * full
-            if rest:
-                self.batches[rest] += sign
+            for size, count in ((self._max_batch, full), (rest, 1 if rest else 0)):
+                self.batches[size] += sign * count
+                if not self.batches[size]:  # else there would be one for each size ever seen
+                    del self.batches[size]
         line.images += change
         self.images += change
 
-    def _compose(
-        self, places: deque[Place[Item, Result]]
-    ) -> tuple[list[tuple[Place[Item, Result], int, int]], bool]:
+    def _compose(self, places: deque[Place[Item, Result]]) -> tuple[Slices[Item, Result], bool]:
         """Return what the next batch of a stream would hold, and whether it can hold no more.
 
         A request still being decoded ends the batch: those behind it keep the order of arrival.
         So does one that is not to be learned from behind those that are, and the reverse.
         """
-        parts: list[tuple[Place[Item, Result], int, int]] = []
+        slices: list[tuple[Place[Item, Result], int, int]] = []
         room = self._max_batch
         for place in places:
             if place.items is None:
-                return parts, False
-            if parts and place.learn != parts[0][0].learn:
-                return parts, True
+                return slices, False
+            if slices and place.learn != slices[0][0].learn:
+                return slices, True
             rest = place.images - place.taken
-            if rest >= self._max_batch and not parts:
+            if rest >= self._max_batch and not slices:
                 return [(place, place.taken, place.taken + self._max_batch)], True
             if rest > room:
-                return parts, True
-            parts.append((place, place.taken, place.images))
+                return slices, True
+            slices.append((place, place.taken, place.images))
             room -= rest
-        return parts, room == 0
+        return slices, room == 0

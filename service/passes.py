@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from service import tracing
 from service.errors import DeadlineExpired, PredictionFailed, Refused
-from service.lines import Batch, Item, Parts, Place, Result
+from service.lines import Batch, Item, Place, Result, Slices
 from service.pace import Pace
 from service.shedding import Shed
 from ttc_core.errors import UserError, told
@@ -32,6 +32,10 @@ class Pass(Protocol[AnswerOut]):
         """The streams that failed beside others that did not: nothing of them is in it."""
 
     @property
+    def out_of_memory(self) -> bool:
+        """Whether some failed for want of memory: with fewer images they may not."""
+
+    @property
     def rows(self) -> Sequence[AnswerOut | Refused]:
         """The answer of each of the other streams' images, in order; one that failed by itself has
         its error."""
@@ -51,7 +55,16 @@ class Worker(Protocol[ItemIn, PassMade]):
         Args:
             learn: off where it is known that `adapt` will not learn from these images.
             shed: what is given up for lack of time; the answers tell it.
+
+        Raises:
+            MemoryError: with fewer images it may not fail.
         """
+
+    async def fails(
+        self, stream: str, images: Sequence[ItemIn], *, learn: bool, shed: Shed | None
+    ) -> bool:
+        """Whether images of a stream fail; nothing else comes of it, neither `adapt` nor `count`
+        follows."""
 
     async def adapt(self, answered: PassMade, *, learn: bool) -> None:
         """Learn from what was answered; without `learn`, only take note of it."""
@@ -107,28 +120,31 @@ class Passes(Generic[Item, Result]):
             self.began = None
 
     async def _run(self, batch: Batch[Item, Result]) -> None:
-        """Run a batch; what fails of it is run in halves: only the culprits fail.
+        """Run a batch, and what fails of it once more in smaller ones: only the culprits fail.
 
-        Of a batch of several streams those are answered and done that the worker answered. All that
-        takes at most twice as many passes as there are requests, and few for one culprit.
+        Of a batch of several streams those are answered and done that the worker answered, and of
+        the others each is run by itself: whose failure it was the worker has found out, inside. A
+        stream's requests, and whatever failed for want of memory, are run in halves. That calls the
+        worker at most twice for each request; how often it runs the network for it is its own.
         """
         # A client that went away, or whose time is over, takes no place in this pass.
         for place in batch.places:
             if place.has_expired:
                 place.fail(DeadlineExpired("The request's deadline passed before it was answered."))
-        parts = [part for part in batch.parts if not part[0].is_done]
-        if not parts:
+        slices = [each for each in batch.slices if not each[0].is_done]
+        if not slices:
             return
-        batch = replace(batch, parts=parts)
+        batch = replace(batch, slices=slices)
         contexts = [place.context for place in batch.places]
         streams = list(batch.streams)
         with tracing.batch(contexts, streams=streams, images=batch.images, reason=batch.reason):
             rest = await self._run_together(batch)
-        for half in (rest[: len(rest) // 2], rest[len(rest) // 2 :]):
-            await self._run(replace(batch, parts=half))
+        for apart in rest:
+            await self._run(replace(batch, slices=apart))
 
-    async def _run_together(self, batch: Batch[Item, Result]) -> Parts[Item, Result]:
-        """Predict, hand out the answers, then adapt; return what is to be run once more, apart."""
+    async def _run_together(self, batch: Batch[Item, Result]) -> list[Slices[Item, Result]]:
+        """Predict, hand out the answers, then adapt; return what is to be run once more, in which
+        batches."""
         began, parts = monotonic(), list(batch.streams.items())
         shed = self._sheds()
         learn = shed is None and self._learns(batch)
@@ -136,29 +152,29 @@ class Passes(Generic[Item, Result]):
             answered = await self._predict(parts, learn, shed)
         except Refused as error:  # of a whole stream, whoever asks
             if len(parts) > 1:
-                return batch.parts
+                return _by_stream(batch.slices)
             batch.fail(error)
-            return ()
+            return []
         except Exception as error:
-            if len(batch.parts) > 1:
-                return batch.parts
+            if len(batch.slices) > 1:
+                return (_halves if isinstance(error, MemoryError) else _by_stream)(batch.slices)
             log.error("the model failed on a request of %s: %s", batch.whose, told(error))
             # A network's failure comes with a sentence; anything else is for the log alone.
             sentence = str(error) if isinstance(error, UserError) else "the model failed on it."
             await self._refuse(batch, PredictionFailed(sentence), None)
-            return ()
+            return []
         failed = [(at, row) for at, row in enumerate(answered.rows) if isinstance(row, Refused)]
-        if failed and len(batch.parts) > 1:
-            return batch.parts
+        if failed and len(batch.slices) > 1:
+            return (_halves if answered.out_of_memory else _by_stream)(batch.slices)
         if failed:
             await self._take_note(batch, answered, learn=False)
             index, refusal = failed[0]
             all_failed = len(failed) == batch.images  # then it may be one image's fault
             await self._refuse(batch, refusal, None if all_failed else index)
-            return ()
-        rest = [part for part in batch.parts if part[0].stream in answered.failed]
-        kept = [part for part in batch.parts if part[0].stream not in answered.failed]
-        batch = replace(batch, parts=kept)
+            return []
+        rest = [each for each in batch.slices if each[0].stream in answered.failed]
+        kept = [each for each in batch.slices if each[0].stream not in answered.failed]
+        batch = replace(batch, slices=kept)
         if not learn:
             # What the worker is to note is with it before the next batch is, which need not wait.
             await self.counted()
@@ -168,8 +184,9 @@ class Passes(Generic[Item, Result]):
         if learn:
             await _delivered(batch.places)
             await self._take_note(batch, answered, learn=self._learns(batch))
-        self.pace.measured(batch.images, monotonic() - began)
-        return rest
+        if not rest:  # else it held others, and what it took to find them
+            self.pace.measured(batch.images, monotonic() - began)
+        return (_halves if answered.out_of_memory else _by_stream)(rest)
 
     async def _predict(
         self, parts: Sequence[tuple[str, Sequence[Item]]], learn: bool, shed: Shed | None
@@ -201,7 +218,7 @@ class Passes(Generic[Item, Result]):
         self, batch: Batch[Item, Result], refusal: Refused, index: int | None
     ) -> None:
         """Refuse the only request of a batch, and name the image at fault where it can be found."""
-        ((place, start, _),) = batch.parts
+        ((place, start, _),) = batch.slices
         if index is None:
             index = await self._culprit(batch)
         # Whoever sends the request again would teach those of its former batches twice.
@@ -223,11 +240,8 @@ class Passes(Generic[Item, Result]):
         learn = shed is None and self._learns(batch)
 
         async def fails(start: int, stop: int) -> bool:
-            try:
-                answered = await self._predict([(stream, items[start:stop])], learn, shed)
-            except Exception:
-                return True
-            return any(isinstance(row, Refused) for row in answered.rows)
+            self.began, self.images = monotonic(), stop - start
+            return await self._worker.fails(stream, items[start:stop], learn=learn, shed=shed)
 
         start, stop = 0, batch.images
         while stop - start > 1:
@@ -235,6 +249,19 @@ class Passes(Generic[Item, Result]):
             start, stop = (start, middle) if await fails(start, middle) else (middle, stop)
         # A lone image has failed already.
         return start if batch.images == 1 or await fails(start, stop) else None
+
+
+def _halves(slices: Slices[Item, Result]) -> list[Slices[Item, Result]]:
+    middle = len(slices) // 2
+    return [half for half in (slices[:middle], slices[middle:]) if half]
+
+
+def _by_stream(slices: Slices[Item, Result]) -> list[Slices[Item, Result]]:
+    """Each stream's for itself; those of one alone in halves."""
+    found: dict[str, list[tuple[Place[Item, Result], int, int]]] = {}
+    for each in slices:
+        found.setdefault(each[0].stream, []).append(each)
+    return list(found.values()) if len(found) > 1 else _halves(slices)
 
 
 async def _delivered(places: Sequence[Place[Item, Result]]) -> None:

@@ -199,7 +199,12 @@ class Settings(BaseSettings):
     @field_validator("mean", "std", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
-        return tuple(value.split(",")) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        text = value.strip()
+        if text.startswith("[") and text.endswith("]"):  # as pydantic writes a list in a variable
+            text = text[1:-1]
+        return tuple(text.split(","))
 
     @field_validator("set", "cors_origin", mode="before")
     @classmethod

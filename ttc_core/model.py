@@ -249,7 +249,12 @@ class SourceModel:
     @property
     def precision(self) -> str:
         """What it computes in, as torch names it: float32, bfloat16, …."""
-        return _named(torch.bfloat16 if self.reduced else self.dtype)
+        return "bfloat16" if self.reduced else self.weights_precision
+
+    @property
+    def weights_precision(self) -> str:
+        """What it would compute in by itself."""
+        return _named(self.dtype)
 
     @cached_property
     def digest(self) -> str:
@@ -370,7 +375,7 @@ class SourceModel:
             raise  # fewer images may fit
         except BaseException as error:  # a network of somebody's own may raise anything
             raise ModelError(
-                f"The network failed on {_described(inputs)}: {told(error)}."
+                f"The network failed on images of {_pixels(inputs)}: {told(error)}."
             ) from error
         finally:
             features, _passing.features = _passing.features, None
@@ -498,7 +503,11 @@ def _named(dtype: torch.dtype) -> str:
 
 
 def _described(inputs: Tensor) -> str:
-    return f"{len(inputs)} images of {inputs.shape[3]} × {inputs.shape[2]} pixels"
+    return f"{len(inputs)} images of {_pixels(inputs)}"
+
+
+def _pixels(inputs: Tensor) -> str:
+    return f"{inputs.shape[3]} × {inputs.shape[2]} pixels"
 
 
 @contextlib.contextmanager

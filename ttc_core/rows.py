@@ -74,14 +74,15 @@ def setting(row: Mapping[str, Any]) -> Row:
     Two rows with one setting are two measurements of the same. Everything that compares rows (what
     `evaluate` still has to run, each table and figure) goes by this: a field that is added to rows
     tells them apart everywhere. A row without a `mode` was not sent to a server: it is offline; one
-    whose guard is off is as those from before there was any, and so is one in float32.
+    whose guard is off is as those from before there was any, and so is one in the precision that
+    the network has by itself, which its `model_digest` tells apart.
     """
     told = {**row, "mode": row.get("mode") or "offline"}
     if isinstance(server := row.get("server"), Mapping):
         told |= {name: server.get(name) for name in SERVER_FIELDS}
     if told.get("guard") == "off":
         del told["guard"]
-    if told.get("precision") == "float32":
+    if told.pop("weights_precision", "float32") == told.get("precision"):
         del told["precision"]
     return {
         name: value

@@ -6,6 +6,7 @@ each goes on with its own part. What a piece of work is made of need not know of
 """
 
 import threading
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from contextvars import copy_context
@@ -50,9 +51,23 @@ class Done(Generic[T]):
 
 @dataclass(frozen=True)
 class Failed:
-    """What a piece of work, or something it wanted, raised."""
+    """What a piece of work, or something it wanted, raised.
+
+    What its frames held is let go of: the error refers to them, and they often to the error, so
+    that the memory of a pass that found too little would stay taken while fewer images are tried.
+    """
 
     error: Exception
+
+    def __post_init__(self) -> None:
+        chain: list[BaseException | None] = [self.error]
+        seen: set[int] = set()
+        while chain:
+            error = chain.pop()
+            if error is not None and id(error) not in seen:
+                seen.add(id(error))
+                traceback.clear_frames(error.__traceback__)  # those at work are left alone
+                chain += [error.__cause__, error.__context__]
 
 
 @dataclass(frozen=True)

@@ -128,14 +128,31 @@ def test_only_the_stream_that_failed_is_run_again(learn):
             await settle()
             assert queue.passes == [
                 [("x", ["a"]), ("y", ["b", "poison"]), ("z", ["c"]), ("w", ["d", "nan"])],
+                [("y", ["b", "poison"])],
                 [("y", ["b"])],
-                [("y", ["poison"]), ("w", ["d", "nan"])],
                 [("y", ["poison"])],
                 [("w", ["d", "nan"])],
             ]
             adapted = [set(entry[1:]) for entry in queue.worker.log if entry[0] == "adapt"][1:]
             assert adapted == ([{"a", "c"}, {"b"}, {"d", "nan"}] if learn else [])
             assert queue.worker.counted == (0 if learn else 3)
+
+    with no_logs():
+        in_loop(walk())
+
+
+def test_the_pace_is_of_passes_in_which_nothing_failed():
+    """What it took to find a culprit is no measure of the images beside it."""
+
+    async def walk():
+        worker = FakeWorker(keeps=True)
+        async with Queue(worker, max_batch=16, shares=True) as queue:
+            await queue.make_busy()
+            tasks = [queue.ask([image], image) for image in ("a", "b", "poison")]
+            worker.gate.set()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            pace = queue.batcher._passes.pace
+            assert [images for images, _ in pace._known.values()] == [1.0]  # who made it busy
 
     with no_logs():
         in_loop(walk())

@@ -27,7 +27,7 @@ def assert_counted(lines):
         full, rest = divmod(lines.images, lines._max_batch)
         sizes = [lines._max_batch] * full + [rest]
     assert lines.images == sum(waiting.values())
-    assert +lines.batches == Counter(size for size in sizes if size)
+    assert dict(lines.batches) == dict(Counter(size for size in sizes if size))
     assert len(lines) == len(waiting)
     arrivals = [place.arrived for place in lines]
     assert arrivals == sorted(arrivals)

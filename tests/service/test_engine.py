@@ -1,6 +1,7 @@
 """The device thread: what stays of a batch that is bad, of a stream that cannot go on, of none."""
 
 import asyncio
+import gc
 import math
 import sys
 from collections import Counter
@@ -49,12 +50,12 @@ def odd(model, monkeypatch):
 # One bad image, or a bad pass
 
 
-async def in_batches(engine, batches):
+async def in_batches(engine, batches, *, max_batch=10):
     """Have the queue run batches, a stream's name and its image each; how the last one ended."""
     batcher = Batcher(
         engine,
         engine._metrics,
-        max_batch=10,
+        max_batch=max_batch,
         max_wait=0,
         max_images=100,
         shares=engine._source.shares,
@@ -190,9 +191,10 @@ def assert_as_alone(engine, ends, other, alone):
 
 @pytest.mark.parametrize("method", SHARING)
 @pytest.mark.parametrize("fails", [overflows, refuses_white], ids=["no-number", "raises"])
-def test_a_bad_image_costs_the_streams_of_its_batch_no_second_pass(method, fails):
-    """What was sound of the shared pass is answered and learned from; only the bad one is run
-    again. One that raises has the pass it is in run in halves, and no more."""
+def test_a_bad_image_costs_the_streams_of_its_batch_little(method, fails):
+    """No second pass where it has no numbers: what was sound of the shared one is answered and
+    learned from, and only the bad one is run again. Where it raises, the pass it is in is run in
+    halves until it is alone."""
     _, _, sound, _, _ = beside_others(method, fails, None)
     engine, ends, passes, other, alone = beside_others(method, fails, "e")
     assert [stream for stream, end in zip(TEN, ends, strict=True) if not isinstance(end, list)] == [
@@ -212,16 +214,144 @@ def test_a_bad_image_costs_the_streams_of_its_batch_no_second_pass(method, fails
     assert sum(passes) <= most
 
 
+class Allocating(nn.Module):
+    """A network whose passes take memory for each row until they are over, of which there is so
+    much; `found` has how much was taken when each pass began."""
+
+    def __init__(self, error, rows):
+        super().__init__()
+        self.network, self.error, self.rows = Network(), error, rows
+        self.taken, self.found = 0, []
+
+    def forward(self, x):
+        self.found.append(self.taken)
+        taken = Taken(self, len(x))
+        if self.taken > self.rows:
+            raise self.error
+        answers = self.network(x)
+        del taken
+        return answers
+
+
+class Taken:
+    """Memory of a pass; it is free again when nobody refers to it any more."""
+
+    def __init__(self, network, rows):
+        self.network, self.rows = network, rows
+        network.taken += rows
+
+    def __del__(self):
+        self.network.taken -= self.rows
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
 @pytest.mark.parametrize(
-    "error", [RuntimeError("too many"), MemoryError(), torch.OutOfMemoryError("no memory")]
+    ("statistics", "streams"), [("batch", "s" * 10), ("moving", TEN), ("moving", "aabbccddee")]
 )
-def test_a_pass_that_fails_for_its_size_costs_nobody_an_answer(error):
+def test_where_memory_is_too_little_fewer_images_are_run(statistics, streams, error):
+    """What a pass took that failed is free again before the next: not when the garbage collector
+    may come by. Everybody is answered and learned from, once."""
+    torch.manual_seed(0)
+    network = Allocating(error("no memory"), 6)
+    model = SourceModel(network, mean=(0,) * 3, std=(1,) * 3, size=16)
+    source = create("ttc", model, guard="off", statistics=statistics, samples_per_step=1)
+    assert source.shares == (statistics != "batch")
+    engine = engine_of(source)
+    network.found.clear()
+    gc.collect()
+    gc.disable()
+    try:
+        ends = run(engine, in_batches(engine, [list(zip(streams, pictures(10), strict=True))]))
+    finally:
+        gc.enable()
+    assert all(isinstance(end, list) for end in ends)
+    assert set(network.found) == {0}
+    assert value(engine, "ttc_images_total") == 10
+    images = {stream: record.images for stream, record in engine.streams.items()}
+    assert images == Counter(streams)
+    assert value(engine, "ttc_resets_total", cause="failure") == 0
+
+
+def test_a_pass_that_fails_for_its_size_costs_nobody_an_answer():
     """It is no image's fault: with fewer rows each is answered and learned from once, as alone."""
-    engine, ends, passes, other, alone = beside_others("ttc", more_than_four(error), None)
-    assert len(alone) == 10
+    fails = more_than_four(RuntimeError("too many"))
+    engine, ends, _, other, alone = beside_others("ttc", fails, None)
     assert_as_alone(engine, ends, other, alone)
     assert value(engine, "ttc_resets_total", cause="failure") == 0
-    assert max(passes) == 20
+
+
+@pytest.mark.parametrize(("bad", "most"), [(1, 20), (16, 180), (32, 290)])
+def test_whoever_fails_of_many_streams_costs_few_passes(bad, most):
+    """Whose failure it is the shared passes find out, in halves; none is looked for twice."""
+    torch.manual_seed(0)
+    network = Failing(refuses_white)
+    model = SourceModel(network, mean=(0,) * 3, std=(1,) * 3, size=16)
+    source = create("ttc", model, guard="off", **SHARING["ttc"])
+    engine = engine_of(source)
+    streams = [f"s{number}" for number in range(32)]
+    images = pictures(32)
+    first = list(zip(streams, images, strict=True))
+    for number in range(0, 32, 32 // bad):
+        images[number] = WHITE
+    second = list(zip(streams, images, strict=True))
+
+    async def walk():
+        await in_batches(engine, [first], max_batch=32)
+        network.passes.clear()
+        return await in_batches(engine, [second], max_batch=32)
+
+    ends = run(engine, walk())
+    assert [isinstance(end, list) for end in ends] == [image is not WHITE for image in images]
+    assert len(network.passes) <= most
+
+
+def test_an_adaptation_that_fails_is_told_with_its_stream_and_is_no_others(model, monkeypatch):
+    """Outside of what its method does, too; what the others learned is measured."""
+    engine = engine_of(create("ttc", model, guard="off", **SHARING["ttc"]))
+    measure = engine.table.measure
+
+    def fails(stream):
+        if stream == "b":
+            raise RuntimeError("no scales")
+        measure(stream)
+
+    monkeypatch.setattr(engine.table, "measure", fails)
+    ends = run(engine, in_batches(engine, [list(zip("abc", pictures(3), strict=True))]))
+    assert all(isinstance(end, list) for end in ends)
+    (told,) = [event for event in engine.events if event["event"] == "adaptation_failed"]
+    assert (told["stream"], told["reason"]) == ("b", "RuntimeError: no scales")
+    assert [engine.streams[stream].version for stream in "ac"] == [1, 1]
+    assert engine.last_adapt_seconds > 0
+
+
+def test_the_search_for_an_image_at_fault_leaves_nothing_behind(tmp_path):
+    """Neither answers that nobody got and a label could come for, nor a stream at work, which
+    would make room for no other."""
+    model = SourceModel(Failing(refuses_white), mean=(0,) * 3, std=(1,) * 3, size=16)
+    engine = engine_of(create("ttc", model, guard="on"), state_dir=tmp_path, max_streams=1)
+
+    async def walk():
+        await in_batches(engine, [[("c", pictures(1)[0])], [("b", pictures(1)[0])]])
+        await engine.save()
+        pixels = [*pictures(3), WHITE, *pictures(1)]
+        images = [Image(each.pixels, id=f"{number}") for number, each in enumerate(pixels)]
+        batcher = Batcher(engine, engine._metrics, max_batch=10, max_wait=0, max_images=100)
+        loop = asyncio.create_task(batcher.run())
+        await asyncio.sleep(0)
+        place = batcher.enter("b")
+        place.count(5)
+        place.fill(images)
+        with pytest.raises(PredictionFailed, match="Image 4 of 5"):
+            await place.answers()
+        batcher.drain()
+        await loop
+        told, _ = await engine.feedback([("b", f"{number}", 1) for number in range(5)])
+        assert not told.get("taken")
+        engine.table.admit("c")  # as a rollback, or its next image, has it come from disk
+        assert engine.table.get("c").images == 1
+        engine.table.release("c")
+
+    run(engine, walk())
 
 
 def test_a_batch_with_a_bad_row_teaches_nothing_whatever_the_method(model):

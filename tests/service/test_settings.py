@@ -170,6 +170,15 @@ def test_a_value_out_of_bounds_is_a_sentence_with_the_flag(monkeypatch, name, va
             assert str(value).split(",")[0].lower() in sentence.lower()
 
 
+@pytest.mark.parametrize("value", ["0.1,0.2,0.3", "[0.1,0.2,0.3]", " [0.1, 0.2, 0.3] "])
+def test_three_numbers_may_be_a_json_list(monkeypatch, value):
+    """As other programs write a list into a variable."""
+    for name in ("MEAN", "STD"):
+        monkeypatch.setenv(f"TTC_{name}", value)
+    settings = read_settings({})
+    assert settings.mean == settings.std == (0.1, 0.2, 0.3)
+
+
 def test_a_token_is_never_shown():
     """Not in the refusal of one that is too short: it may be the real one with a slip."""
     with pytest.raises(ValueError, match="at least 8") as refused:

@@ -61,6 +61,16 @@ def test_another_precision_is_run(tmp_path):
     assert "precision" not in setting(rows[0])
 
 
+def test_a_network_in_a_precision_of_its_own_is_as_it_was_told_before():
+    """Its rows said float32, or nothing; `--precision` is another setting, as before."""
+    own = {"model": "m", "precision": "bfloat16", "weights_precision": "bfloat16"}
+    asked = {**own, "weights_precision": "float32"}
+    assert (
+        setting(own) == setting({"model": "m", "precision": "float32"}) == setting({"model": "m"})
+    )
+    assert setting(asked) == setting({"model": "m", "precision": "bfloat16"}) != setting(own)
+
+
 def test_other_images_under_the_same_name_are_run(tmp_path):
     """The folder's content changed, its name did not."""
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)

@@ -181,7 +181,7 @@ class Unspeakable(Exception):
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (raising(SystemExit(3)), r"failed on 4 images of 40 × 50 pixels: it ended the program"),
+        (raising(SystemExit(3)), r"failed on images of 40 × 50 pixels: it ended the program"),
         (raising(RecursionError("deep")), "RecursionError: deep"),
         (raising(GeneratorExit()), "GeneratorExit"),
         (raising(Unspeakable()), "Unspeakable"),
