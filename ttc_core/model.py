@@ -223,7 +223,11 @@ class SourceModel:
             self.compute_in("bfloat16")
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the network; do so before any method is made on it."""
+        """Move the network; do so before any method is made on it.
+
+        Raises:
+            ValueError: it is to compute in bfloat16, and was converted since.
+        """
         self.module.to(device)
         self._place()
         return self
