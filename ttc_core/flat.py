@@ -86,10 +86,11 @@ class NamedTensors(Mapping[str, Any]):
 
 def stacked(rows: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
     """(S, …) by name, of S mappings that have the same names and shapes."""
-    flats = [each.flat for each in rows if isinstance(each, NamedTensors)]
-    if len(flats) == len(rows) and isinstance(rows[0], NamedTensors):
+    named = [each for each in rows if isinstance(each, NamedTensors)]
+    if len(named) == len(rows):
         # Hundreds of streams with dozens of layers each: one call in place of all theirs.
-        return rows[0].layout.views(torch.stack(flats), rows[0].constants)
+        flats = torch.stack([each.flat for each in named])
+        return named[0].layout.views(flats, named[0].constants)
     return {name: torch.stack([each[name] for each in rows]) for name in rows[0]}
 
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -152,6 +152,8 @@ class SourceModel:
 
     def _place(self) -> None:
         """Look up what depends on the device the module is on."""
+        if self.reduced:
+            self._refuse_to_reduce_others()  # it may have been converted since
         self.device = next(self.module.parameters()).device
         first = next(precisions(self.module))
         if first != self._first_precision:  # the module was converted since the trial run
@@ -209,13 +211,23 @@ class SourceModel:
             ValueError: as when it was made.
         """
         Trial(self.module, self.trial_side, self.split)
+        reduced = self.reduced
+        if reduced:
+            self._refuse_to_reduce_others()
+        self.reduced = False  # until it is known what the other weights are like in float32
         for name in ("digest", "takes_one", "shares"):
             self.__dict__.pop(name, None)
         self.calibration = None
         self._place()
+        if reduced:
+            self.compute_in("bfloat16")
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the network; do so before any method is made on it."""
+        """Move the network; do so before any method is made on it.
+
+        Raises:
+            ValueError: it is to compute in bfloat16, and was converted since.
+        """
         self.module.to(device)
         self._place()
         return self
@@ -231,20 +243,31 @@ class SourceModel:
             precision: float32 leaves a network of another precision as it is.
 
         Raises:
-            ValueError: bfloat16 is wanted of a network whose weights are not all float32.
+            ValueError: bfloat16 is wanted of a network whose weights are not all float32, or
+                something else than these two. The model is as it was.
         """
-        self.reduced = precision == "bfloat16"
-        if self.reduced:
-            kinds = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
-            if others := sorted(map(_named, kinds - {torch.float32})):
-                raise ValueError(
-                    f"bfloat16 takes networks of float32, and this one has weights of "
-                    f"{', '.join(others)}; as float32, the default, it stays as it is."
-                )
-        for name in ("takes_one", "shares"):
-            self.__dict__.pop(name, None)
+        if precision not in get_args(Precision):
+            raise ValueError(
+                f"{precision!r} is no precision; accepted are {', '.join(get_args(Precision))}."
+            )
+        reduced = precision == "bfloat16"
+        if reduced == self.reduced:
+            return self
+        if reduced:
+            self._refuse_to_reduce_others()
+            # Found out in float32: what bfloat16 rounds away might be another stream's images.
+            _ = self.takes_one, self.shares
+        self.reduced = reduced
         self._fuse()
         return self
+
+    def _refuse_to_reduce_others(self) -> None:
+        kinds = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
+        if others := sorted(map(_named, kinds - {torch.float32})):
+            raise ValueError(
+                f"bfloat16 takes networks of float32, and this one has weights of "
+                f"{', '.join(others)}; as float32, the default, it stays as it is."
+            )
 
     @property
     def precision(self) -> str:
@@ -293,8 +316,7 @@ class SourceModel:
                 alone += [self._pass(inputs[2:], each, source_look) for each in (others, None)]
         except ModelError:
             return False
-        computed = torch.bfloat16 if self.reduced else self.dtype
-        least = max(1e-3, 10 * torch.finfo(computed).eps)
+        least = max(1e-3, 10 * torch.finfo(self.dtype).eps)
         return all(
             _alike(got, torch.cat((getattr(alone[0], name), getattr(other, name))), least)
             for name in ("logits", "features")

@@ -6,6 +6,8 @@ of a batch, networks without BatchNorm, and a class of a user's own.
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,11 +23,16 @@ from tests.fixtures.contract import (
     moves,
     same,
     same_answers,
+    ttc_stream,
     walk,
 )
 from tests.fixtures.networks import SIZE, make_images, make_model
 from ttc_core.errors import UserError
+from ttc_core.guard.guarded import SNAPSHOT_EVERY, Guarded
+from ttc_core.guard.watch import ESTIMATED
 from ttc_core.methods import create
+from ttc_core.methods.contract import Adaptation, Prediction
+from ttc_core.methods.parts.conditions import LEAST_IMAGES, PRESENT
 from ttc_core.state import load_state, save_state
 
 
@@ -141,6 +148,95 @@ def test_wherever_adapting_fails_it_can_be_undone(method):
     assert same(method.state(), state)
     assert moved == moves(method)
     assert same(walk(method, batches(4, seed=1)), walk(twin, batches(4, seed=1)))
+
+
+@dataclass(frozen=True)
+class Rare:
+    """What seldom happens as a batch is adapted to.
+
+    Attributes:
+        near: brings a stream to where it does with the next batch.
+        answered: the prediction that it happens with, of one that the stream gave.
+        happened: whether it did, of the stream behind it and what was told.
+    """
+
+    near: Callable[[Guarded], None]
+    answered: Callable[[Prediction], Prediction]
+    happened: Callable[[Guarded, Adaptation], bool]
+
+
+def before_a_snapshot(method: Guarded) -> None:
+    method._watch = replace(method._watch, images=SNAPSHOT_EVERY - 1)
+
+
+def remembered(method: Guarded) -> None:
+    """What is present has been left, and is about to be known again."""
+    conditions = method.inner._conditions
+    conditions._leave(conditions._condition)
+    conditions._present_images = PRESENT
+
+
+def other_than_before(method: Guarded) -> None:
+    """The stream looked quite otherwise until now."""
+    conditions = method.inner._conditions
+    known = conditions._condition
+    conditions._condition = replace(known, mean=known.mean + 100, images=LEAST_IMAGES)
+
+
+def harmful(prediction: Prediction) -> Prediction:
+    pending = replace(prediction.pending, worse=[(0, ESTIMATED, 1.0)] * 40)
+    return replace(prediction, pending=pending)
+
+
+def diverse(prediction: Prediction) -> Prediction:
+    inner = prediction.pending.inner
+    after = {**inner.pending.after}
+    after["classes"] = replace(after["classes"], openness=1.0)
+    inner = replace(inner, pending=replace(inner.pending, after=after))
+    return replace(prediction, pending=replace(prediction.pending, inner=inner))
+
+
+def acts(*expected: str) -> Callable[[Guarded, Adaptation], bool]:
+    return lambda _, outcome: [act.action for act in outcome.acts] == list(expected)
+
+
+RARE = {
+    "snapshot": Rare(before_a_snapshot, lambda given: given, lambda m, _: len(m.snapshots) == 1),
+    "held-and-reset": Rare(lambda _: None, harmful, acts("hold", "hold", "reset")),
+    "held-and-rolled-back": Rare(Guarded._take, harmful, acts("hold", "hold", "roll_back")),
+    "left": Rare(other_than_before, diverse, lambda m, _: m.details["conditions"] == 2),
+    "known-again": Rare(remembered, diverse, lambda m, _: m.details["conditions"] == 1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rare", RARE)
+def test_what_happens_seldom_can_be_undone_as_well(rare):
+    """A guard that takes a snapshot, holds or goes back, a condition that is left or known again,
+    within the batch that fails: at every function of ours."""
+    case, asked = ttc_stream(), RARE[rare]
+    method = Guarded(create(case.name, make_model(), **case.settings))
+    walk(method, batches(3))
+    asked.near(method)
+    state, images = method.state(), make_images(BATCH, seed=9)
+
+    def adapt() -> Adaptation:
+        return method.adapt(asked.answered(method.predict(images)))
+
+    undo = method.undo_point()
+    assert asked.happened(method, adapt())
+    undo()
+    first = ended(lambda: asked.answered(method.predict(images))) + 1
+    last = ended(adapt)
+    undo()
+    for end in range(first, last + 1):
+        undo = method.undo_point()
+        # A guard that cannot take up a snapshot begins anew instead.
+        with suppress(Broken, UserError):
+            ended(adapt, break_at=end)
+        undo()
+        assert same(method.state(), state), end
+    assert asked.happened(method, adapt())
 
 
 class Broken(Exception):

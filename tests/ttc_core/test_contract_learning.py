@@ -10,12 +10,14 @@ import torch
 from tests.fixtures.contract import (
     BATCH,
     MOVED,
+    Case,
     batches,
     eta,
     follows,
     moves,
     same,
     same_answers,
+    ttc_stream,
     walk,
     without_what_follows,
 )
@@ -23,6 +25,8 @@ from tests.fixtures.networks import CLASSES, SIZE, make_images, make_model
 from ttc_core.methods import create
 from ttc_core.model import SourceModel
 from ttc_core.objective import entropy
+
+FOLLOWED = ("batch", "moving")
 
 
 def test_only_what_the_class_says_ever_moves(method):
@@ -80,7 +84,7 @@ def test_an_answer_that_is_no_number_teaches_nothing(method, value):
     assert same_answers(method.predict(make_images(BATCH, seed=9)), ahead)
 
 
-@pytest.mark.parametrize("statistics", ["batch", "moving"])
+@pytest.mark.parametrize("statistics", FOLLOWED)
 def test_a_loss_that_is_no_number_teaches_nothing(device, statistics):
     """Finite answers whose similarity term overflows: the batch is as if it had not been."""
     network = make_model().module
@@ -95,13 +99,19 @@ def test_a_loss_that_is_no_number_teaches_nothing(device, statistics):
     assert same(method.state(), before)
 
 
-@pytest.mark.parametrize("statistics", ["batch", "moving"])
-@pytest.mark.parametrize("name", ["tent", "eta", "ttc"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(Case(name, {"statistics": each}) for name in ("tent", "ttc") for each in FOLLOWED),
+        *(eta(statistics=each) for each in FOLLOWED),
+        ttc_stream(),
+    ],
+    ids=lambda case: case.id,
+)
 @pytest.mark.parametrize("factor", [math.nan, math.inf], ids=["nan", "inf"])
-def test_a_gradient_that_is_no_number_teaches_nothing(name, statistics, factor, models):
+def test_a_gradient_that_is_no_number_teaches_nothing(case, factor, models):
     """Finite answers, but their entropy's gradient overflows: nothing moves, nothing is kept."""
-    settings = eta().settings if name == "eta" else {}
-    method = create(name, models("batch-norm"), statistics=statistics, **settings)
+    method = create(case.name, models("batch-norm"), **case.settings)
     walk(method, batches(3))
     before = method.state()
     prediction = method.predict(make_images(BATCH))
@@ -109,6 +119,21 @@ def test_a_gradient_that_is_no_number_teaches_nothing(name, statistics, factor, 
     pending = replace(prediction.pending, entropy=prediction.pending.entropy * factor)
     assert method.adapt(replace(prediction, pending=pending)).skipped == "non_finite"
     assert same(method.state(), before)
+
+
+@pytest.mark.parametrize(
+    "case", [Case("tent"), ttc_stream(samples_per_step=1)], ids=lambda case: case.id
+)
+def test_a_step_that_is_no_number_is_as_if_it_had_not_been(case, models):
+    """What waits for it, and what was learned before, are the same to the last bit."""
+    method = create(case.name, models("batch-norm"), **case.settings)
+    walk(method, batches(3))
+    before = method.state()
+    assert method.drift > 0
+    wild = create(case.name, models("batch-norm"), **{**case.settings, "lr": 3e38})
+    wild.restore(before)
+    assert wild.adapt(wild.predict(make_images(BATCH))).skipped == "non_finite"
+    assert same(wild.state(), before)
 
 
 def test_adapting_works_where_gradients_are_switched_off(method):

@@ -218,9 +218,58 @@ def test_a_network_of_another_precision_stays_as_it_is(network):
     expected, precision = model.run(inputs).logits, model.precision
     with pytest.raises(ValueError, match=r"bfloat16 takes networks of float32.*weights of"):
         model.compute_in("bfloat16")
-    model.compute_in("float32")
-    assert torch.equal(model.run(inputs).logits, expected)
-    assert model.precision == precision == str(model.dtype).removeprefix("torch.")
+    for each in (model, model.compute_in("float32")):
+        assert torch.equal(each.run(inputs).logits, expected)
+        assert each.precision == precision == str(each.dtype).removeprefix("torch.")
+
+
+def test_a_network_converted_since_is_refused_as_well():
+    """As it is looked at anew, and wherever it is moved."""
+    model = make_model().compute_in("bfloat16")
+    model.module.half()
+    for again in (model.refresh, lambda: model.to("cpu")):
+        with pytest.raises(ValueError, match="bfloat16 takes networks of float32"):
+            again()
+    model.module.float()
+    model.refresh()
+    assert model.precision == "bfloat16"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float16", ""])
+def test_another_precision_is_refused_with_what_is_accepted(precision):
+    model = make_model()
+    with pytest.raises(ValueError, match=f"'{precision}' is no precision; accepted are float32, b"):
+        model.compute_in(precision)
+    assert model.precision == "float32"
+
+
+def test_asked_for_what_it_is_nothing_is_made_anew():
+    model = SourceModel(ResNet(1, 10), mean=MEAN, std=STD, size=32)
+    written = model._fused
+    assert written is not None
+    assert model.compute_in("float32")._fused is written
+
+
+class Leaking(nn.Module):
+    """What it says of an image depends a little on the others of the batch."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.body, self.share = make_network("batch-norm"), share
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x - self.share * x.mean(0))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.03, 0.1])
+def test_what_is_less_than_bfloat16_tells_apart_is_no_reason_to_share(share):
+    """One stream's images are not to move another's answers, however little."""
+    model = SourceModel(Leaking(share), mean=MEAN, std=STD, size=SIZE, split="body.head")
+    model.compute_in("bfloat16")
+    assert not model.shares
+    model.refresh()
+    assert model.precision == "bfloat16"
+    assert not model.shares
 
 
 def half_network() -> nn.Module:

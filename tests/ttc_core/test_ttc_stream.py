@@ -2,12 +2,15 @@
 
 import math
 import weakref
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from tests.fixtures.contract import same
+from tests.fixtures.contract import BATCH, batches, same, ttc_stream, walk
+from tests.fixtures.networks import make_images, make_model
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch, run_stream
 from ttc_core.load import load
@@ -120,7 +123,7 @@ def test_what_was_learned_fades(model, data, batch):
 def test_what_is_learned_has_a_bound(model):
     """However long a stream: even steps all in one direction end where as much fades meanwhile."""
     learner = AffineLearner(model, TTCStreamSettings.create("ttc_stream", model.classes, {}))
-    always = Gradient(torch.ones_like(learner.parameters.detach()), 0.0, 0.0, None, 50, None)
+    always = even_gradient(learner)
     furthest = []
     for _ in range(100):
         learner.fade(-math.expm1(-50 / FADES))
@@ -130,6 +133,81 @@ def test_what_is_learned_has_a_bound(model):
     bound = LEARNING_RATE / -math.expm1(-50 / FADES)
     assert furthest[-1] == pytest.approx(bound, rel=1e-3)
     assert furthest == pytest.approx(sorted(furthest))
+
+
+def test_what_was_learned_is_gone_in_the_end():
+    """Image by image, which are the shortest ways: to the source's own numbers, not near them."""
+    learner = small_learner()
+    learner.learn(even_gradient(learner), images=50, step=True)
+    assert learner.drift > 1e-4
+    for _ in range(10 * FADES):
+        learner.fade(-math.expm1(-1 / FADES))
+    assert learner.drift == 0
+    assert learner.parameters.data_ptr() == learner._model.source_affine.data_ptr()
+
+
+def test_what_nobody_may_learn_from_lets_nothing_fade(learned):
+    """What is shed under load, and what a settled stream does not learn from: both ask for none."""
+    before, drift = learned.state()["affine"], learned.drift
+    assert drift > 0
+    for seed in range(3):
+        prediction = learned.predict(make_images(BATCH, seed=seed), learn=False)
+        assert learned.adapt(prediction, learn=False).skipped == "shed"
+    assert same(learned.state()["affine"], before)
+    assert learned.drift == drift
+
+
+def test_drift_is_measured_once_a_batch(learned, monkeypatch):
+    """Each makes a GPU wait; with a step, without one, and where nothing is selected."""
+    measured, measure = [], AffineLearner._measure
+
+    def counted(*given):
+        measured.append(1)
+        return measure(*given)
+
+    monkeypatch.setattr(AffineLearner, "_measure", counted)
+    skipped, stepped = set(), set()
+    for seed in range(6):
+        prediction = learned.predict(make_images(BATCH, seed=seed))
+        if seed > 3:
+            nobody = torch.zeros_like(prediction.selected)
+            prediction = replace(prediction, selected=nobody)
+        outcome = learned.adapt(prediction)
+        skipped.add(outcome.skipped)
+        stepped.add(outcome.stepped)
+        assert measured == [1]
+        measured.clear()
+    assert (skipped, stepped) == ({None, "none_selected"}, {False, True})
+
+
+def test_what_waits_is_not_written_into(monkeypatch):
+    """SGD with Nesterov's momentum does so with the gradients it is given, as it runs on a GPU."""
+    learner = small_learner(optimizer="sgd", lr=3e38, momentum=0.9, nesterov=True)
+    usual = torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", partial(usual, foreach=True))
+    learner.learn(even_gradient(learner), images=50, step=False)
+    before = learner.state()
+    assert not learner.step()
+    assert same(learner.state(), before)
+
+
+def small_learner(**settings):
+    model = make_model()
+    found = TTCStreamSettings.create("ttc_stream", model.classes, settings)
+    return AffineLearner(model, found)
+
+
+def even_gradient(learner):
+    return Gradient(torch.ones_like(learner.parameters.detach()), 0.0, 0.0, None, 50, None)
+
+
+@pytest.fixture
+def learned():
+    """The default on a small network, behind a step."""
+    case = ttc_stream()
+    method = create(case.name, make_model(), **case.settings)
+    walk(method, batches(3))
+    return method
 
 
 @pytest.mark.slow

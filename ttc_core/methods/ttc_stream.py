@@ -281,12 +281,14 @@ class TTCStream(LearningMethod):
     def _learn(self, prediction: Prediction) -> Adaptation:
         # However long a stream, what was learned has a bound, and what one condition taught is gone
         # under the next, of which nothing may be learned: what was learned may be why.
-        self._learner.fade(-math.expm1(-len(prediction) / FADES))
+        fade = -math.expm1(-len(prediction) / FADES)
         count = int(prediction.selected.sum())
         if count == 0:  # nor is there a graph, where no image may teach
+            self._learner.fade(fade)
             return Adaptation(skipped="none_selected", drift=self.drift)
         due = self._learner.pending_images + count >= self._settings.samples_per_step
-        return self._learner.learn(self._gradient(prediction), images=count, step=due)
+        gradient = self._gradient(prediction)
+        return self._learner.learn(gradient, images=count, step=due, fade=fade)
 
     def _loss(self, prediction: Prediction) -> Loss:
         s, pending, selected = self._settings, prediction.pending, prediction.selected

@@ -17,6 +17,9 @@ from ttc_core.methods.settings import OptimizerSettings
 from ttc_core.model import SourceModel
 from ttc_core.together import Failed, answered, attempted
 
+# Drift below which what was learned is gone: a thousandth of what a step moves.
+NEGLIGIBLE = 1e-6
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -184,12 +187,23 @@ class AffineLearner:
 
     def fade(self, share: float) -> None:
         """Let the parameters go a share, 0 to 1, of their way back to the source's."""
-        if self.drift == 0:
+        if self.drift == 0 or share == 0:
             return
-        source, moved = self._model.source_affine, self.parameters.detach()
-        self._publish(moved + share * (source - moved))
+        faded = self._faded(share)
         # Measured, so that it is the same where a state is taken up.
-        self.drift = self._measure(self.parameters.detach(), ())[0]
+        drift = self._measure(faded, ())[0]
+        gone = drift < NEGLIGIBLE
+        self._publish(self._model.source_affine if gone else faded)
+        self.drift = 0.0 if gone else drift
+
+    def _faded(self, share: float) -> Tensor:
+        """(P,) the parameters that much nearer to the source's."""
+        source, moved = self._model.source_affine, self.parameters.detach()
+        if self.drift == 0 or share == 0:
+            return moved
+        faded = moved + share * (source - moved)
+        # What is too short a way for rounding would stay for ever.
+        return torch.where(faded == moved, torch.nextafter(moved, source), faded)
 
     def try_out(self) -> None:
         """Step on nothing, once: torch imports a second's worth of modules for it, which no batch
@@ -211,7 +225,13 @@ class AffineLearner:
         """`learn` has moved everything."""
 
     def learn(
-        self, batch: Gradient, *, images: int, step: bool, lr: float | None = None
+        self,
+        batch: Gradient,
+        *,
+        images: int,
+        step: bool,
+        lr: float | None = None,
+        fade: float = 0.0,
     ) -> Adaptation:
         """Add a batch's gradient to what waits, and step if it is time to.
 
@@ -222,6 +242,7 @@ class AffineLearner:
             images: how many were predicted.
             step: whether the optimizer moves after this batch.
             lr: of this step; None: the settings'.
+            fade: the share of their way back to the source's that the parameters go before, 0 to 1.
         """
         if batch.skipped is not None:
             return Adaptation(skipped=batch.skipped, drift=self.drift)
@@ -229,7 +250,9 @@ class AffineLearner:
         self._pending = batch.flat if self._pending is None else self._pending + batch.flat
         self.pending_batches += 1
         self.pending_images += images
-        if step and not self.step(lr):
+        if not step:
+            self.fade(fade)
+        elif not self.step(lr, fade=fade):
             self._pending, self.pending_batches, self.pending_images = before
             return Adaptation(skipped="non_finite", drift=self.drift)
         return Adaptation(
@@ -241,13 +264,14 @@ class AffineLearner:
             drift=self.drift,
         )
 
-    def step(self, lr: float | None = None) -> bool:
+    def step(self, lr: float | None = None, *, fade: float = 0.0) -> bool:
         """Let the optimizer move the parameters by what waits; return whether it did.
 
-        A step that would leave a number that is not finite is not made.
+        A step that would leave a number that is not finite is not made, nor do they fade then.
         """
-        moved = self.parameters.detach().clone()
-        moved.grad = self._pending
+        moved = self._faded(fade).clone()
+        # A copy: some optimizers write into it (SGD with Nesterov's momentum on a GPU).
+        moved.grad = None if self._pending is None else self._pending.clone()
         optimizer = self._new_optimizer(moved, self._settings.lr if lr is None else lr)
         optimizer.state[moved] = {key: value.clone() for key, value in self._optimizer.items()}
         try:
