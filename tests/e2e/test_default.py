@@ -23,7 +23,7 @@ def test_images_without_context_are_answered_alone_and_status_shows_it(serve, pi
         assert not shown.second_view_off
         assert shown.details.keys() == {
             *("late_layers", "images_before", "conditions", "doubt", "temperature"),
-            *("harm", "harm_by_labels", "harm_by_order", "alarms"),  # the guard's
+            *("harm", "harm_by_labels", "gain_by_labels", "harm_by_order", "alarms"),  # the guard's
             *("compared_while_adapting", "labelled_of_compared"),
         }
     assert streams["alone"].details["images_before"] == pytest.approx(0.2)

@@ -151,6 +151,7 @@ class Guarded(Wrapper):
             **self.inner.details,
             "harm": watch.estimated.harm.wealth,
             "harm_by_labels": watch.labelled.harm.wealth,
+            "gain_by_labels": watch.labelled.gain.wealth,
             "harm_by_order": watch.ordered.harm.wealth,
             "alarms": watch.alarms,
             "compared_while_adapting": watch.asked,
@@ -190,7 +191,10 @@ class Guarded(Wrapper):
         """
         before, count = self._watch, len(images)
         said = self.inner.predict(images, learn=learn, **asked)
-        beside = self._beside(images, before.chosen(count) if compare else (), said.beside)
+        # A collapse and one class alone look alike until more of it is compared.
+        of_few = self._order.usual.of_few and not self._restyled.is_source
+        rows = before.chosen(count, doubtful=of_few) if compare else ()
+        beside = self._beside(images, rows, said.beside)
         pending = self._after(images, said, beside) if compare else _Guarded()
         held = self.holds and (before.by_source or self._seen(pending, count)[0].by_source)
         told_until = before.told_until if self._acts else 0

@@ -168,11 +168,15 @@ class Watch:
         """Whether labels that raised suspicion have not come on for long."""
         return self.suspected and self.kind is LABELLED and not self.labels_come
 
-    def chosen(self, images: int) -> list[int]:
-        """Which of so many images to come the source has to answer."""
+    def chosen(self, images: int, *, doubtful: bool = False) -> list[int]:
+        """Which of so many images to come the source has to answer.
+
+        Args:
+            doubtful: there is a reason to look more often besides what evidence there is.
+        """
         if self.by_source:
             return list(range(images))
-        every = EVERY_IN_DOUBT if self.is_doubtful else EVERY
+        every = EVERY_IN_DOUBT if doubtful or self.is_doubtful else EVERY
         found: list[int] = []
         for row in range(images):
             number = self.images + row
