@@ -4,6 +4,10 @@ A convolution, what normalises it, what is added to it and the cut at 0 are one 
 answers as the network does with its own scales, shifts and statistics, up to rounding, in about
 half of the time. Only what is known layer by layer is written so: networks of torch's,
 torchvision's and our own classes, whose path depends on nothing but the images.
+
+oneDNN lays a convolution's weights out by the images it gets, and lays them out anew in every pass
+where they lie otherwise: for a lone image that took longer than all the rest. So there are two
+rows of operations, one for a lone image and one for several; weights that lie alike are shared.
 """
 
 import operator
@@ -14,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 
 _KNOWN = ("torch", "torchvision", "ttc_core")
 _LAYERS = (
@@ -28,10 +33,12 @@ _METHODS = ("mean", "flatten", "relu")
 _tracing = threading.Lock()
 # Of the largest logit: how far rounding may lead from the network's own.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-_IMAGES = 2
+_SEVERAL = 2
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 Network = Callable[[Tensor], Tensor]
+# Weights as oneDNN wants them, by the layer and how they lie.
+Packed = dict[tuple[str, bytes], Tensor]
 
 
 def fused(module: nn.Module, side: int, dtype: torch.dtype = torch.float32) -> Network | None:
@@ -53,18 +60,23 @@ def fused(module: nn.Module, side: int, dtype: torch.dtype = torch.float32) -> N
     kinds = {(tensor.device.type, tensor.dtype) for tensor in module.parameters()}
     if kinds != {("cpu", torch.float32)}:
         return None
+    drawn = torch.Generator().manual_seed(0)
+    images = torch.randn((_SEVERAL, 3, side, side), generator=drawn)
     try:
-        network: Network = _Writer(module, dtype).network
-        drawn = torch.Generator().manual_seed(0)
-        images = torch.randn((_IMAGES, 3, side, side), generator=drawn)
+        packed: Packed = {}
+        lone, several = (
+            _Writer(module, dtype, images[:count], packed).network for count in (1, _SEVERAL)
+        )
         with torch.no_grad():
             wanted = module(images.clone())
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-                found = network(images)
+                found = several(images), torch.cat([lone(image[None]) for image in images])
     except Exception:  # its path hangs on the images, or is of operations that are not known
         return None
     limit = _TOLERANCE[dtype] * float(wanted.abs().max())
-    return network if float((wanted - found).abs().max()) <= limit else None
+    if not all(float((wanted - each).abs().max()) <= limit for each in found):
+        return None
+    return lambda images: (lone if len(images) == 1 else several)(images)
 
 
 def _is_known(layer: nn.Module) -> bool:
@@ -75,7 +87,9 @@ def _is_known(layer: nn.Module) -> bool:
 
 
 class _Writer:
-    """Writes a network's row of operations anew, of convolutions in `dtype`.
+    """Writes a network's row of operations anew, of convolutions in `dtype`, for as many `images`.
+
+    Weights that are in `packed`, and lie as they have to, are taken from there; others are added.
 
     Attributes:
         network: the new one.
@@ -84,8 +98,10 @@ class _Writer:
         Exception: its path depends on the images, or an operation is not known.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+    def __init__(
+        self, module: nn.Module, dtype: torch.dtype, images: Tensor, packed: Packed
+    ) -> None:
+        self._dtype, self._packed = dtype, packed
         with _tracing:
             self.network = fx.symbolic_trace(module)
         self._graph = self.network.graph
@@ -93,6 +109,8 @@ class _Writer:
         nodes = list(self._graph.nodes)
         for node in nodes:
             self._check(node)
+        with torch.no_grad():
+            ShapeProp(self.network).propagate(images.clone())
         for node in nodes:
             if node.op == "placeholder":
                 self._lay_out(node)
@@ -121,6 +139,7 @@ class _Writer:
         """Have the images copied, channels last: so all that follows is laid out."""
         with self._graph.inserting_after(images):
             laid = self._graph.call_method("to", (images, self._dtype))
+        laid.meta = images.meta
         images.replace_all_uses_with(laid)
         laid.args = (images, self._dtype)
         laid.kwargs = {"memory_format": torch.channels_last, "copy": True}
@@ -142,14 +161,19 @@ class _Writer:
             row.append(user)
             cut = "relu"
         how = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
-        packed = torch.ops.mkldnn._reorder_convolution_weight(weight.to(self._dtype), *how)
+        (images,) = convolution.all_input_nodes
+        size = list(images.meta["tensor_meta"].shape)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight.to(self._dtype), *how, size)
+        lies = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
+        packed = self._packed.setdefault((convolution.name, lies), packed)
         with self._graph.inserting_before(convolution):
-            images, kernel = convolution.args[0], self._constant(convolution, "weight", packed)
+            kernel = self._constant(convolution, "weight", packed)
             shift = None
             if bias is not None:
                 shift = self._constant(convolution, "bias", bias.detach().to(self._dtype))
         with self._graph.inserting_after(row[-1]):
             written = self._call(images, other, (kernel, shift, *how), cut, row)
+        written.meta = row[-1].meta
         row[-1].replace_all_uses_with(written)
         for node in reversed(row):
             self._graph.erase_node(node)

@@ -1,6 +1,9 @@
 """The source model: its split, names and input, and the networks that it refuses."""
 
+import os
 import pickle
+import subprocess
+import sys
 from copy import deepcopy
 from typing import Any
 
@@ -195,6 +198,35 @@ def test_a_network_in_fewer_operations_answers_as_written(name, images):
     with torch.no_grad():
         torch.testing.assert_close(shorter(inputs), network(inputs), rtol=1e-4, atol=1e-5)
     assert torch.equal(inputs, before)
+
+
+PASSES = """
+import torch, torchvision
+from ttc_core.fused import fused
+shorter = fused(torchvision.models.resnet50().eval(), 224)
+with torch.no_grad():
+    for count in (1, 2, 5):
+        images = torch.randn(count, 3, 224, 224)
+        shorter(images)
+        print("from here", flush=True)
+        shorter(images)
+        print("to here", flush=True)
+"""
+
+
+@pytest.mark.skipif(torch.__version__ < "2.14", reason="2.10 cannot pack its first kernel")
+def test_no_pass_lays_weights_out_anew():
+    """Of a lone image that took longer than all the rest; oneDNN itself says what it does."""
+    said = subprocess.run(
+        [sys.executable, "-c", PASSES],
+        env={**os.environ, "ONEDNN_VERBOSE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    passes = [part.partition("to here")[0] for part in said.split("from here")[1:]]
+    assert [part.count(",convolution,") for part in passes] == [53] * 3
+    assert [part.count(",reorder,") for part in passes] == [0] * 3
 
 
 def with_hook(network: nn.Module) -> nn.Module:
