@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             base_url=_url(options.url),
             headers={"User-Agent": "conformance.v2", "Accept-Encoding": "identity", **headers},
             timeout=options.timeout,
+            # Whoever ends a connection behind an answer has no part in what is asked next.
+            limits=httpx.Limits(max_keepalive_connections=0),
         ) as client:
             kit = Kit(
                 Server(client),

@@ -25,13 +25,13 @@ from conformance.v2.tensors import (
 
 HEADER = "Inference-Header-Content-Length"
 SHOWN_CHARACTERS = 400
-TOLD_BYTES = 160  # of an answer
+TOLD_CHARACTERS = 160
 # An array of more than six numbers or texts: its first four.
 LONG_ARRAY = re.compile(r"(\[(?:[^][{},]*,){4})(?:[^][{},]*,){2,}[^][{},]*\]")
 
 
 class Failed(Exception):
-    """The server did otherwise than it was asked for; the text says what."""
+    """The server did otherwise than it was asked for; the text says what, in a line."""
 
 
 class NotAsked(Exception):
@@ -55,8 +55,8 @@ class Answer:
     content: bytes
 
     def __str__(self) -> str:
-        text = self.content[:TOLD_BYTES].decode(errors="replace").strip()
-        return f"answered {self.status}" + (f": {text}" if text else "")
+        text = told(self.content.decode(errors="replace"))
+        return f"answered {self.status}" + (f": {text}" if text else " without a body")
 
     def expect(self, status: int) -> "Answer":
         """Itself, or Failed where the status is another one."""
@@ -82,7 +82,9 @@ class Answer:
         if length is None:
             return self.content, b""
         if not (length.isascii() and length.isdigit()) or int(length) > len(self.content):
-            raise Failed(f"{HEADER} of the answer is {length}, it has {len(self.content)} bytes")
+            raise Failed(
+                f"{HEADER} of the answer is {told(length)}, it has {len(self.content)} bytes"
+            )
         return self.content[: int(length)], self.content[int(length) :]
 
     def json(self) -> Any:
@@ -104,7 +106,7 @@ class Answer:
 
     def _redirected(self) -> str | None:
         place = self.headers.get("location")
-        return f"answered {self.status}, a redirect to {place}" if place else None
+        return f"answered {self.status}, a redirect to {told(place)}" if place else None
 
 
 @dataclass
@@ -359,7 +361,7 @@ class Kit:
         found = tensors(answer)
         due = set(expected if names is None else names)
         if set(found) != due:
-            raise Failed(f"outputs are {sorted(found)}; {sorted(due)} are due")
+            raise Failed(f"outputs are {told(sorted(found))}; {sorted(due)} are due")
         for name, tensor in found.items():
             other = expected.get(name)
             if other is None:
@@ -392,9 +394,9 @@ def tensors(answer: Answer) -> dict[str, Tensor]:
     for entry in outputs:
         name, datatype, shape = (entry.get(key) for key in ("name", "datatype", "shape"))
         if not isinstance(name, str) or datatype not in DATATYPES or not _is_shape(shape):
-            raise Failed(f"an output has name {name!r}, datatype {datatype!r}, shape {shape!r}")
+            raise Failed(f"an output is {told(entry)}; name, datatype, shape are due")
         if name in found:
-            raise Failed(f"output {name} comes twice")
+            raise Failed(f"output {told(name)} comes twice")
         parameters = entry.get("parameters")
         size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
         try:
@@ -406,7 +408,7 @@ def tensors(answer: Answer) -> dict[str, Tensor]:
                 elements = from_binary(datatype, rest[:size], math.prod(shape))
                 rest = rest[size:]
         except ValueError as error:
-            raise Failed(f"output {name}: {error}") from None
+            raise Failed(f"output {told(name)}: {told(error)}") from None
         found[name] = Tensor(name, datatype, tuple(shape), elements, size is not None)
     if rest:
         raise Failed(f"{len(rest)} bytes of the answer belong to no output")
@@ -438,6 +440,13 @@ def is_declared(entry: object) -> bool:
 
 def _is_shape(value: object) -> bool:
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+
+
+def told(value: object) -> str:
+    """What a server sent, in a line that a terminal can show."""
+    text = " ".join(str(value).split())
+    text = text if len(text) <= TOLD_CHARACTERS else f"{text[:TOLD_CHARACTERS]}…"
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def _shortened(content: bytes, header: str) -> str:

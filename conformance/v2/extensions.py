@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from conformance.v2.asking import HEADER, Failed, Kit, NotApplicable
+from conformance.v2.asking import HEADER, Failed, Kit, NotApplicable, told
 from conformance.v2.checks import OPTIONAL, Checks
 from conformance.v2.tensors import Tensor, difference
 
@@ -189,17 +189,19 @@ def _binary(found: dict[str, Tensor], due: set[str]) -> None:
 def _highest(kit: Kit, plain: Tensor, count: int, outputs: Any) -> None:
     """Hold what came as classes against the numbers of the plain answer, or Failed."""
     if not isinstance(outputs, list) or len(outputs) != 1 or not isinstance(outputs[0], dict):
-        raise Failed(f"outputs are {outputs!r}; {plain.name} alone is due")
+        raise Failed(f"outputs are {told(outputs)}; {plain.name} alone is due")
     datatype, shape, data = (outputs[0].get(key) for key in ("datatype", "shape", "data"))
     if datatype != "BYTES" or not isinstance(shape, list) or shape[-1:] != [count]:
-        raise Failed(f"{plain.name} is {datatype} {shape}; BYTES with {count} at the end is due")
+        raise Failed(
+            f"{plain.name} is {told((datatype, shape))}; BYTES with {count} at the end is due"
+        )
     if not isinstance(data, list):
-        raise Failed(f"data is {data!r}; strings are due")
+        raise Failed(f"data is {told(data)}; strings are due")
     classes = [each for each in plain.elements[: plain.shape[-1]] if not isinstance(each, bytes)]
     highest = sorted(classes, reverse=True)[:count]
     given = data[0] if data and isinstance(data[0], list) else data[:count]
     if len(given) != count:
-        raise Failed(f"data is {data!r}; {count} strings are due")
+        raise Failed(f"data is {told(data)}; {count} strings are due")
     for text, due in zip(given, highest, strict=True):
         parts = re.fullmatch(r"([^:]+):(\d+)(:.*)?", text) if isinstance(text, str) else None
         try:
@@ -207,11 +209,13 @@ def _highest(kit: Kit, plain: Tensor, count: int, outputs: Any) -> None:
         except ValueError:
             value, index = None, 0
         if value is None or index >= len(classes):
-            raise Failed(f"{text!r} came; value:index or value:index:label is due")
+            raise Failed(f"{told(text)} came; value:index or value:index:label is due")
         if difference([value], [classes[index]]) > kit.tolerance:
-            raise Failed(f"{text!r} came; class {index} of the plain answer is {classes[index]}")
+            raise Failed(
+                f"{told(text)} came; class {index} of the plain answer is {classes[index]}"
+            )
         if difference([value], [due]) > kit.tolerance:
-            raise Failed(f"{text!r} came; {due} is due: the highest comes first")
+            raise Failed(f"{told(text)} came; {due} is due: the highest comes first")
 
 
 def _sequence(kit: Kit, name: int | str) -> None:
@@ -249,4 +253,6 @@ def _compressed_answer(kit: Kit, coding: str) -> None:
     kit.same(answer)
     came = answer.headers.get("Content-Encoding", "none")
     if came != coding:
-        raise Failed(f"Content-Encoding of {len(answer.content)} bytes is {came}; {coding} is due")
+        raise Failed(
+            f"Content-Encoding of {len(answer.content)} bytes is {told(came)}; {coding} is due"
+        )

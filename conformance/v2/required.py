@@ -15,6 +15,7 @@ from conformance.v2.asking import (
     NotAsked,
     is_declared,
     tensors,
+    told,
 )
 from conformance.v2.checks import REQUIRED, Checks
 
@@ -44,29 +45,29 @@ def server_metadata(kit: Kit) -> None:
     found = kit.server.get("/v2").expect(200).object()
     for key in ("name", "version"):
         if not isinstance(found.get(key), str):
-            raise Failed(f"{key} is {found.get(key)!r}; a string is due")
+            raise Failed(f"{key} is {told(found.get(key))}; a string is due")
     extensions = found.get("extensions")
     if not isinstance(extensions, list) or not all(isinstance(each, str) for each in extensions):
-        raise Failed(f"extensions is {extensions!r}; an array of strings is due")
+        raise Failed(f"extensions is {told(extensions)}; an array of strings is due")
 
 
 @CHECKS.add("model-metadata", "GET of the model tells its name, platform and tensors")
 def model_metadata(kit: Kit) -> None:
     found = kit.server.get(kit.path()).expect(200).object()
     if found.get("name") != kit.name:
-        raise Failed(f"name is {found.get('name')!r}; {kit.name!r} is due")
+        raise Failed(f"name is {told(found.get('name'))}; {kit.name!r} is due")
     if not isinstance(found.get("platform"), str):
-        raise Failed(f"platform is {found.get('platform')!r}; a string is due")
+        raise Failed(f"platform is {told(found.get('platform'))}; a string is due")
     versions = found.get("versions", [])
     if not isinstance(versions, list) or not all(isinstance(each, str) for each in versions):
-        raise Failed(f"versions is {versions!r}; an array of strings is due")
+        raise Failed(f"versions is {told(versions)}; an array of strings is due")
     for key in ("inputs", "outputs"):
         entries = found.get(key, [])
         if not isinstance(entries, list):
-            raise Failed(f"{key} is {entries!r}; an array is due")
+            raise Failed(f"{key} is {told(entries)}; an array is due")
         for entry in entries:
             if not is_declared(entry):
-                raise Failed(f"{key} has {entry!r}; name, datatype and shape (-1: any) are due")
+                raise Failed(f"{key} has {told(entry)}; name, datatype and shape (-1: any) are due")
 
 
 @CHECKS.add("infer", "POST of the model's /infer answers with outputs")
@@ -86,7 +87,7 @@ def infer(kit: Kit) -> None:
 def model_name(kit: Kit) -> None:
     name = kit.answer(kit.inference()).object().get("model_name")
     if name != kit.name:
-        raise Failed(f"model_name is {name!r}; {kit.name!r} is due")
+        raise Failed(f"model_name is {told(name)}; {kit.name!r} is due")
 
 
 @CHECKS.add("outputs", "where none is asked for, the outputs are those of the metadata")
@@ -96,7 +97,7 @@ def outputs(kit: Kit) -> None:
     if not expected:
         raise NotApplicable("the model metadata names no outputs")
     if set(found) != set(expected):
-        raise Failed(f"outputs are {sorted(found)}; {sorted(expected)} are due")
+        raise Failed(f"outputs are {told(sorted(found))}; {sorted(expected)} are due")
     for name, tensor in found.items():
         due = expected[name]
         if tensor.datatype != due.datatype or not due.allows(tensor.shape):
@@ -124,7 +125,7 @@ def id_comes_back(kit: Kit) -> None:
     request.body["id"] = ID
     found = kit.answer(request).object().get("id")
     if found != ID:
-        raise Failed(f"id is {found!r}; {ID!r} is due")
+        raise Failed(f"id is {told(found)}; {ID!r} is due")
 
 
 @CHECKS.add("versions", "a version that the metadata lists has paths of its own")

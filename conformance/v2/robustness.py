@@ -8,7 +8,7 @@ import math
 import struct
 from typing import Any
 
-from conformance.v2.asking import HEADER, Failed, Inference, Kit, NotApplicable
+from conformance.v2.asking import HEADER, Failed, Inference, Kit, NotApplicable, told
 from conformance.v2.checks import ROBUST, Checks
 from conformance.v2.required import UNKNOWN_MODEL
 from conformance.v2.tensors import LETTERS, Tensor
@@ -71,14 +71,14 @@ def json_type(kit: Kit) -> None:
     for answer in (kit.server.get(kit.path()), kit.answer(request)):
         given = answer.headers.get("Content-Type", "none")
         if HEADER not in answer.headers and given.partition(";")[0].strip() != "application/json":
-            raise Failed(f"Content-Type is {given}; application/json is due")
+            raise Failed(f"Content-Type is {told(given)}; application/json is due")
 
 
 @CHECKS.add("error-type", "errors are application/json alone (KServe's client shows no others)")
 def error_type(kit: Kit) -> None:
     given = kit.server.get(kit.path(name=UNKNOWN_MODEL)).headers.get("Content-Type", "none")
     if given != "application/json":
-        raise Failed(f"Content-Type of an error is {given}; application/json is due")
+        raise Failed(f"Content-Type of an error is {told(given)}; application/json is due")
 
 
 @CHECKS.add("unknown-model", "an unknown model is 404")

@@ -37,8 +37,8 @@ MODELS = {
     },
     "floats": {
         "platform": "stub",
-        "inputs": [{"name": "IN", "datatype": "FP32", "shape": [-1, 3, -1, -1]}],
-        "outputs": [{"name": "OUT", "datatype": "FP32", "shape": [-1, 3, -1, -1]}],
+        "inputs": [{"name": "IN", "datatype": "FP32", "shape": [-1, 3, 4, 4]}],
+        "outputs": [{"name": "OUT", "datatype": "FP32", "shape": [-1, 3, 4, 4]}],
     },
 }
 EXTENSIONS = [
@@ -109,6 +109,8 @@ class Stub:
         await send({"type": "http.response.body", "body": content})
 
     def error(self, status, text):
+        if self.defect == "tracebacks":
+            return status, {"Content-Type": JSON}, b"Traceback:\n  \x1b[31m \xff" + b"x" * 10_000
         key = "detail" if self.defect == "detail" else "error"
         charset = "; charset=utf-8" if self.defect == "charset" else ""
         return status, {"Content-Type": JSON + charset}, json.dumps({key: text}).encode()
@@ -244,9 +246,10 @@ class Stub:
 
     def entry(self, name, body):
         entries = MODELS[name]["inputs"]
-        if len(entries) != 1 or min(entries[0]["shape"][1:], default=1) < 0:
-            raise Refused(400, "a raw request needs one input of a fixed shape")
-        return {**entries[0], "parameters": {"binary_data_size": len(body)}}
+        if len(entries) != 1:
+            raise Refused(400, "a raw request needs a model of one input")
+        shape = [1, *entries[0]["shape"][1:]]
+        return {**entries[0], "shape": shape, "parameters": {"binary_data_size": len(body)}}
 
     def read(self, name, headers, body):
         length = headers.get("inference-header-content-length")

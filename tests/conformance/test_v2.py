@@ -72,10 +72,7 @@ def lacking(rows: dict[str, dict]) -> set[str]:
 def test_a_right_server_has_everything(capsys, right, model, options, inapplicable):
     """What has no meaning for a model is said to have none."""
     status, rows = asked(capsys, right, model, *options)
-    outcomes = {name: row["why"] for name, row in rows.items() if row["outcome"] == "no"}
-    if model == "floats":  # a raw request says no sizes
-        assert "fixed shape" in outcomes.pop("raw")
-    assert outcomes == {}
+    assert {name: row["why"] for name, row in rows.items() if row["outcome"] == "no"} == {}
     assert status == 0
     told = {name for name, row in rows.items() if row["outcome"] == "not applicable"}
     assert told == inapplicable
@@ -128,9 +125,8 @@ DEFECTS = {
 def test_a_defect_fails_its_own_lines_alone(capsys, defect):
     """Each says what came, and with which request."""
     with serving(Stub(defect)) as url:
-        status, rows = asked(capsys, url, "floats" if "NaN" in defect else "simple")
+        status, rows = asked(capsys, url, "floats" if defect == "answers NaN" else "simple")
     found = lacking(rows)
-    found -= {"raw"} if "NaN" in defect else set()
     assert found == DEFECTS[defect]
     required = {row["group"] for name, row in rows.items() if name in found}
     assert status == ("required by the protocol" in required)
@@ -196,6 +192,17 @@ def test_the_report_has_a_line_a_feature_and_its_request(capsys, right):
     assert f"curl -s {right}/v2/health/live" in text
     assert """--data-binary '{"inputs":[{"name":"INPUT0","shape":[1,16]""" in text
     assert '"datatype":"INT32","data":[0,3,6,9,…]' in text
+
+
+def test_what_a_server_sends_is_told_in_a_line(capsys):
+    """None of it moves a terminal's cursor, or fills its screen."""
+    with serving(Stub("tracebacks")) as url:
+        _, rows = asked(capsys, url, "simple")
+    assert lacking(rows) == {"error-object", "unknown-path"}
+    for name in ("error-object", "unknown-path"):
+        assert "Traceback: \N{REPLACEMENT CHARACTER}[31m" in rows[name]["why"]
+        assert rows[name]["why"].isprintable()
+        assert len(rows[name]["why"]) < 250
 
 
 def test_a_token_is_sent_and_never_shown(capsys):
