@@ -58,7 +58,7 @@ def model_metadata(kit: Kit) -> None:
         raise Failed(f"name is {told(found.get('name'))}; {kit.name!r} is due")
     if not isinstance(found.get("platform"), str):
         raise Failed(f"platform is {told(found.get('platform'))}; a string is due")
-    versions = found.get("versions", [])
+    versions = found.get("versions") or []
     if not isinstance(versions, list) or not all(isinstance(each, str) for each in versions):
         raise Failed(f"versions is {told(versions)}; an array of strings is due")
     for key in ("inputs", "outputs"):

@@ -351,7 +351,7 @@ def binary_bytes(kit: Kit) -> None:
         kit.refuses(request)
 
 
-@CHECKS.add("still-there", "after all of that it answers as before")
+@CHECKS.add("still-there", "after all of that it lives and answers")
 def still_there(kit: Kit) -> None:
     kit.server.get("/v2/health/live").expect(200)
     kit.same(kit.answer(kit.inference()))

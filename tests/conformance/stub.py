@@ -86,6 +86,7 @@ class Stub:
         self.defect = defect
         self.token = token
         self.counts = Counter()
+        self.moved = 0
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -214,7 +215,9 @@ class Stub:
         if name == "simple":
             one = tensors["INPUT0"]
             other = np.resize(tensors["INPUT1"], one.shape)
-            answers = {"OUTPUT0": one + other, "OUTPUT1": one - other}
+            if self.defect == "moves once" and "id" in request:
+                self.moved = 1
+            answers = {"OUTPUT0": one + other + self.moved, "OUTPUT1": one - other}
         elif name == "length":
             answers = {"OUT": np.array([len(each) for each in tensors["IN"]], "<i4")}
         else:

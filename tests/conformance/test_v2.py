@@ -149,6 +149,12 @@ def test_answers_that_move_are_held_against_each_other_by_shape_alone(capsys):
     assert (status, lacking(rows)) == (0, set())
 
 
+def test_a_model_that_has_moved_meanwhile_is_held_against_what_it_says_now(capsys):
+    with serving(Stub("moves once")) as url:
+        status, rows = asked(capsys, url, "simple")
+    assert (status, lacking(rows)) == (0, set())
+
+
 def test_an_element_that_json_cannot_carry_goes_as_bytes(capsys, right, tmp_path):
     image = tmp_path / "image.jpg"
     image.write_bytes(b"\xff\xd8\xff\xe0 no UTF-8")
@@ -192,6 +198,8 @@ def test_the_report_has_a_line_a_feature_and_its_request(capsys, right):
     assert f"curl -s {right}/v2/health/live" in text
     assert """--data-binary '{"inputs":[{"name":"INPUT0","shape":[1,16]""" in text
     assert '"datatype":"INT32","data":[0,3,6,9,…]' in text
+    assert '{"binary_data_size":64}}]}<128 bytes>' in text
+    assert text.replace("\n", "").isprintable()
 
 
 def test_what_a_server_sends_is_told_in_a_line(capsys):
