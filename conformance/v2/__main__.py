@@ -114,14 +114,16 @@ def _contact(kit: Kit) -> None:
     try:
         live = kit.server.get("/v2/health/live")
         model = kit.server.get(kit.path())
+        shown = kit.server.shown
+        inference = kit.send_content(b"{}")  # reading may be free where inferring is not
     except Failed as error:
         raise CannotAsk(f"There is no answer: {error}.") from None
-    for answer in (live, model):
+    for answer in (live, model, inference):
         if answer.status in (401, 403):
             raise CannotAsk(f"The server {answer}. It wants a --token, or another one.")
     if 400 <= model.status < 500 and live.status == 404:
         raise CannotAsk(
-            f"{kit.server.shown} {model}, and /v2/health/live 404: there is no server of the "
+            f"{shown} {model}, and /v2/health/live 404: there is no server of the "
             "Open Inference Protocol V2 at this URL."
         )
     if 400 <= model.status < 500:
