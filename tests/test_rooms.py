@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for package in ("ttc_core", "service")
+    for package in ("ttc_core", "service", "conformance")
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 WEB = ("fastapi", "starlette", "uvicorn", "httpx", "prometheus_client")
@@ -82,6 +82,13 @@ def test_a_room_knows_nothing_of_what_its_docstring_denies(module, forbidden):
     assert not offenders(set(imports(module)) | reached(module), forbidden)
 
 
+@pytest.mark.parametrize("module", [name for name in FILES if name.startswith("conformance")])
+def test_the_conformance_kit_needs_httpx_alone(module):
+    """Beside the standard library and itself: others run it, who have nothing of ours."""
+    names = {name.split(".")[0] for name in imports(module)}
+    assert names <= sys.stdlib_module_names | {"httpx", "conformance"}
+
+
 def test_errors_are_a_leaf():
     """service/errors.py imports the standard library alone, so that any room may raise them."""
     names = {name.split(".")[0] for name in imports("service.errors")}
@@ -106,7 +113,7 @@ def test_arrows_within_the_science_point_one_way(module, forbidden):
 
 
 def test_there_are_no_import_cycles():
-    """Among top-level imports of both packages, each module can be imported before its users."""
+    """Among top-level imports of all packages, each module can be imported before its users."""
     unfinished: list[str] = []
     done: set[str] = set()
 
