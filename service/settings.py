@@ -467,7 +467,8 @@ def _in_file(path: Path) -> dict[str, Any]:
         # TOML's. No setting is a date, or takes an object.
         text = json.dumps(value, default=lambda _: {})
         try:
-            TypeAdapter(Settings.model_fields[name].annotation).validate_json(text, strict=True)
+            kind: Any = Settings.model_fields[name].annotation
+            TypeAdapter(kind).validate_json(text, strict=True)
         except ValidationError as error:
             what = f"{error.errors()[0]['msg']}; accepted: {accepted_in_file(name)}"
             raise ValueError(_refusal(f"{shown(path)}: {name}", name, what, value)) from None

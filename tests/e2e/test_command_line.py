@@ -313,8 +313,8 @@ def test_serve_is_set_by_a_file(tmp_path):
     environment = {"TTC_CONFIG": str(path), "TTC_MAX_WAIT": "0.25"}
     with launch("--max-batch", "5", environment=environment) as server, Client(server.url) as http:
         status = http.status()
-    assert (status["method"], status["settings"]["method"]["lr"]) == ("tent", 0.0005)
-    server_settings = status["settings"]["server"]
+    assert (status.method, status.settings["method"]["lr"]) == ("tent", 0.0005)
+    server_settings = status.settings["server"]
     assert (server_settings["max_batch"], server_settings["max_wait"]) == (5, 0.25)
     assert server_settings["config"] == str(path)
 

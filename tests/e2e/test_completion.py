@@ -127,7 +127,7 @@ def test_a_shell_completes_a_verb_an_option_a_choice_and_a_file(terminal, typed,
 
 def test_a_shell_shows_the_choices_that_there_are(terminal):
     """Where nothing is begun."""
-    terminal.type("ttc serve --guard \t\t")
+    terminal.type("ttc serve --guard \t\t\t")  # bash: the common letter, a bell, the list
     terminal.wait(r"(?s)(?=.*\bon\b)(?=.*\boff\b).*\bobserve\b")
     terminal.type("\x03\x03")
 

@@ -355,16 +355,13 @@ def round_trip(file, given):
     return reading.settings, read({"config": path})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SECRETS])
 def test_a_file_that_is_written_says_the_same(monkeypatch, file, name):
     """Each setting is in it where it is not by default, whatever its value; all others are not."""
     monkeypatch.setenv("TTC_TOKEN", SECRET)
     value = another(name)
     before, after = round_trip(file, {name: value})
     assert getattr(before, name) != default(name)
-    if name in SECRETS:
-        assert "sesame" not in (file(as_toml(read({})))).read_text()
-        return
     assert after.settings.model_copy(update={"config": None}) == before
     from_file = {each for each, origin in after.origins.items() if origin.kind == "file"}
     assert from_file == {name}
