@@ -14,6 +14,8 @@ try:
     import click
 
     from service.cli.calibrate import calibrate
+    from service.cli.completion import completion
+    from service.cli.config import config
     from service.cli.corrupt import corrupt
     from service.cli.demo import demo
     from service.cli.doctor import doctor
@@ -103,5 +105,8 @@ def cli() -> None:
     """Image classification that keeps adapting to the images it is asked about."""
 
 
-for verb in (serve, replay, evaluate, report, corrupt, train, calibrate, demo, doctor, state):
+for verb in (
+    *(serve, config, replay, evaluate, report, corrupt, train, calibrate, demo, doctor, state),
+    completion,
+):
     cli.add_command(verb)

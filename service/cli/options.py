@@ -11,8 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
 
-from service.settings import LISTS, OPTIONAL, SWITCHES, Settings, accepted, default, flag
+from service.settings import (
+    LISTS,
+    METHODS,
+    OPTIONAL,
+    SWITCHES,
+    Settings,
+    accepted,
+    default,
+    flag,
+    no_flag,
+    sections,
+    variable,
+)
 from ttc_core.files import check_regular
 
 # torch takes seconds to import: a verb imports what it needs, so that --help comes at once.
@@ -263,22 +276,49 @@ class ModelOptions(NetworkOptions):
     )
 
 
+class SettingsCommand(click.Command):
+    """A command of `settings_options`, whose help has the settings by subject."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        lines = {}
+        for each in self.get_params(context):
+            if (line := each.get_help_record(context)) is not None:
+                lines[each.name] = line
+        found = {
+            title: [
+                lines.pop(key) for name in names for key in (name, f"no_{name}") if key in lines
+            ]
+            for title, names in sections().items()
+        }
+        for title, group in {"Options": [*lines.values()], **found}.items():
+            with formatter.section(title):
+                formatter.write_dl(group)
+
+
 def settings_options(command: Command) -> Command:
     """A flag for each of the server's settings, from `Settings` itself."""
     for name, setting in reversed(Settings.model_fields.items()):
         usual = "" if default(name) in (None, (), "") else f"; default {default(name)}"
         bounds = "" if name in SWITCHES or _metavar(name)[0] == "[" else f"; {accepted(name)}"
-        help_text = f"{setting.description} [TTC_{name.upper()}{bounds}{usual}]"
-        no = f"--no-{name.replace('_', '-')}"
+        help_text = f"{setting.description} [{variable(name)}{bounds}{usual}]"
+        no = no_flag(name)
         if name in SWITCHES:
             parameter = click.option(f"{flag(name)}/{no}", name, default=None, help=help_text)
         else:
             parameter = click.option(
-                flag(name), name, multiple=name in LISTS, metavar=_metavar(name), help=help_text
+                flag(name),
+                name,
+                multiple=name in LISTS,
+                metavar=_metavar(name),
+                help=help_text,
+                shell_complete=partial(_suggested, name),
             )
         if name in OPTIONAL:
             command = click.option(
-                no, f"no_{name}", is_flag=True, help=f"whatever TTC_{name.upper()} says: none"
+                no,
+                f"no_{name}",
+                is_flag=True,
+                help=f"whatever {variable(name)} or the file says: none",
             )(command)
         command = parameter(command)
     return command
@@ -290,7 +330,7 @@ def chosen_settings(given: dict[str, Any]) -> dict[str, Any]:
     for name in OPTIONAL:
         if given[f"no_{name}"]:
             if name in chosen:
-                raise click.UsageError(f"{flag(name)} and --no-{flag(name)[2:]} contradict.")
+                raise click.UsageError(f"{flag(name)} and {no_flag(name)} contradict.")
             chosen[name] = () if name in LISTS else None
     return chosen
 
@@ -303,6 +343,7 @@ def _metavar(name: str) -> str:
         "set": "METHOD.PARAM=VALUE",
         "mean": "R,G,B",
         "std": "R,G,B",
+        "config": "FILE",
         "state_dir": "DIR",
         "calibration": "FILE",
         "silent_factor": "N",
@@ -312,6 +353,18 @@ def _metavar(name: str) -> str:
         return f"[{'|'.join(get_args(kind))}]"
     # Every number that is not a count is a time.
     return special.get(name) or ("N" if kind is int else "SECONDS" if kind is float else "TEXT")
+
+
+def _suggested(
+    name: str, _: click.Context, __: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """What a shell may complete a setting's value to; without importing torch."""
+    kind = Settings.model_fields[name].annotation
+    if Path in (kind, *get_args(kind)):
+        return [CompletionItem(begun, type="dir" if _metavar(name) == "DIR" else "file")]
+    known = {"model": ("bundled",), "method": METHODS, "device": ("auto", "cpu", "cuda")}
+    values = get_args(kind) if get_origin(kind) is Literal else known.get(name, ())
+    return [CompletionItem(value) for value in values if value.startswith(begun)]
 
 
 def check_writable(path: Path | None, rows: Path | None) -> None:

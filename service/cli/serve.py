@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from service.cli.options import (
+    SettingsCommand,
     check_watched,
     chosen_settings,
     load_model,
@@ -16,7 +17,7 @@ from service.cli.options import (
     sets_nothing,
     settings_options,
 )
-from service.settings import SECRETS, Settings, flag, read_settings, unknown_variables
+from service.settings import SECRETS, Settings, flag, read
 from ttc_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,17 +26,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@click.command(epilog="Example: ttc serve --method ttc --set ttc.lr=0.0005 --port 8000")
+@click.command(
+    cls=SettingsCommand, epilog="Example: ttc serve --method ttc --set ttc.lr=0.0005 --port 8000"
+)
 @settings_options
 def serve(**given: Any) -> None:
     """Serve a model that adapts to what it is asked about."""
     from service import logs
 
     try:
-        settings = read_settings(chosen_settings(given))
+        reading = read(chosen_settings(given))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    settings = reading.settings
     logs.configure(settings.log_format)
+    for notice in reading.notices:
+        log.warning(notice)
     try:
         _serve(settings)
     except (click.ClickException, UserError) as error:
@@ -156,8 +162,6 @@ def _introduce(settings: Settings, source: "Method") -> None:
         log.warning(sentence)
     for sentence in far_off(settings.method, source):
         log.warning(sentence)
-    for name, meant in unknown_variables().items():
-        log.warning(f"{name} sets nothing here" + (f"; is {meant} meant?" if meant else "."))
     if settings.max_body > settings.max_queue_bytes:
         log.warning(
             f"--max-queue-bytes {settings.max_queue_bytes} is less than --max-body "

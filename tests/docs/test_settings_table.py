@@ -1,9 +1,10 @@
 """docs/settings.md has every setting of the server as the code has it."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.settings import SWITCHES, Settings, accepted, default, flag
+from service.settings import SWITCHES, Settings, accepted, default, flag, read
 
 TABLE = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -30,3 +31,12 @@ def test_the_table_has_every_setting_as_the_code_has_it() -> None:
     written = [line for line in TABLE.read_text().splitlines() if line.startswith("| `--")]
     assert written == list(lines())
     assert all(accepted(name) for name in Settings.model_fields)  # none is left open
+
+
+def test_the_file_that_it_shows_is_read(tmp_path: Path) -> None:
+    """All of it, hyperparameters too."""
+    (shown,) = re.findall(r"^```toml\n(.*?)^```", TABLE.read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "ttc.toml").write_text(shown)
+    reading = read({"config": str(tmp_path / "ttc.toml")})
+    said = [name for name, origin in reading.origins.items() if origin.kind == "file"]
+    assert said == ["model", "set", "mean", "max_batch", "cors_origin"]

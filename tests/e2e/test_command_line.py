@@ -18,12 +18,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from service.cli import cli
+from service.client import Client
+from service.launch import launch
 from ttc_core.load import BUNDLED_WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 VERBS = (
-    *("serve", "replay", "evaluate", "report", "corrupt"),
-    *("train", "calibrate", "demo", "doctor", "state"),
+    *("serve", "config", "replay", "evaluate", "report", "corrupt"),
+    *("train", "calibrate", "demo", "doctor", "state", "completion"),
 )
 
 
@@ -302,6 +304,19 @@ def test_an_interrupted_evaluation_keeps_its_rows_and_goes_on_later(ttc, tmp_pat
 
 
 # Verbs that work
+
+
+def test_serve_is_set_by_a_file(tmp_path):
+    """Beside flags and variables; /status shows what came of it."""
+    path = tmp_path / "ttc.toml"
+    path.write_text('method = "tent"\nthreads = 1\nmax_batch = 7\n[set]\ntent.lr = 0.0005\n')
+    environment = {"TTC_CONFIG": str(path), "TTC_MAX_WAIT": "0.25"}
+    with launch("--max-batch", "5", environment=environment) as server, Client(server.url) as http:
+        status = http.status()
+    assert (status.method, status.settings["method"]["lr"]) == ("tent", 0.0005)
+    server_settings = status.settings["server"]
+    assert (server_settings["max_batch"], server_settings["max_wait"]) == (5, 0.25)
+    assert server_settings["config"] == str(path)
 
 
 def test_evaluate_writes_rows_that_report_reads(ttc, tmp_path):

@@ -13,6 +13,7 @@ from service.cli import cli
 from service.cli.options import chosen_settings
 from service.settings import (
     LISTS,
+    METHODS,
     MOST_TOKEN_BYTES,
     OPTIONAL,
     SECRETS,
@@ -21,8 +22,10 @@ from service.settings import (
     accepted,
     flag,
     read_settings,
+    sections,
     unknown_variables,
 )
+from ttc_core import methods
 from ttc_core.methods import DEFAULT_METHOD
 
 
@@ -205,6 +208,22 @@ def test_every_setting_is_a_flag_with_its_variable_and_default_in_the_help():
         assert stands_beside or accepted(name) in options[name].help
 
 
+def test_the_help_has_the_settings_by_subject():
+    """Each below its title, in the order in which they are declared."""
+    assert [name for names in sections().values() for name in names] == list(Settings.model_fields)
+    shown = CliRunner().invoke(cli, ["serve", "--help"]).output
+    blocks = {block.split(":\n")[0].strip(): block for block in shown.split("\n\n")}
+    assert len(sections()) > 5
+    for title, names in sections().items():
+        assert all(re.search(rf"^  {flag(name)}\b", blocks[title], re.M) for name in names), title
+
+
+def test_the_methods_that_are_told_are_those_that_there_are():
+    """Without importing them; the default first."""
+    assert sorted(METHODS) == sorted(methods.METHODS)
+    assert METHODS[0] == DEFAULT_METHOD
+
+
 def test_the_bounds_that_are_told_are_those_that_are_kept():
     """Of the token, which is no number."""
     fewest, most = (int(number) for number in re.findall(r"\d+", accepted("token")))
@@ -249,6 +268,7 @@ OPTIONAL_VALUES = {
     "std": "1,1,1",
     "state_dir": "states",
     "calibration": "record.json",
+    "config": os.devnull,
 }
 
 
