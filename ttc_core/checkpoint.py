@@ -13,7 +13,7 @@ import pickletools
 import re
 import types
 import zipfile
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -322,8 +322,11 @@ def _problems(expected: Weights, given: Weights, names: Mapping[str, str]) -> li
 
 
 def _load(module: nn.Module, state: Weights, origin: object) -> None:
+    filling = OrderedDict(state)
+    # Of which version each layer's names are; MNASNet refuses what says none.
+    filling._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
     try:
-        module.load_state_dict(state, strict=False)
+        module.load_state_dict(filling, strict=False)
     except Exception as error:  # a network's own loading may raise anything
         raise LoadError(f"{origin} could not be loaded into the network: {told(error)}.") from error
 

@@ -266,6 +266,10 @@ OPTIONAL_VALUES = {
     "std": "1,1,1",
     "state_dir": "states",
     "calibration": "record.json",
+    "class_names": "names.txt",
+    "size": "256",
+    "crop": "224",
+    "interpolation": "bicubic",
 }
 
 

@@ -215,8 +215,12 @@ NAMED = (
     *("torchvision/regnet_y_400mf", "torchvision/inception_v3", "torchvision/googlenet"),
     *("torchvision/mnasnet0_5", "torchvision/mobilenet_v2"),
     *("timm/resnet18", "timm/mobilenetv3_small_050", "timm/convnext_atto", "timm/densenet121"),
-    *("timm/vit_tiny_patch16_224", "timm/deit_tiny_distilled_patch16_224", "timm/regnetx_002"),
-    *("timm/efficientnet_b0", "timm/seresnet18", "timm/mixer_s32_224", "timm/levit_128s"),
+    *("timm/vit_tiny_patch16_224", "timm/regnetx_002"),
+    *(
+        "timm/efficientnet_b0",
+        "timm/seresnet18",
+        "timm/mixer_s32_224",
+    ),
     *("timm/ese_vovnet19b_dw", "timm/maxvit_rmlp_pico_rw_256", "timm/resnet18.a1_in1k"),
 )
 
@@ -238,6 +242,13 @@ def test_classes_are_counted_wherever_the_head_is(spec, tmp_path):
     model = load(f"{spec}@{tmp_path}/weights.pt")
     assert model.classes == 7
     assert answers_as(model, network)
+
+
+def test_a_network_without_normalisation_is_filled_and_refused(tmp_path):
+    """SqueezeNet's head, a convolution, is counted, too; but nothing in it could adapt."""
+    torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(LoadError, match="no BatchNorm"):
+        load(f"torchvision/squeezenet1_1@{tmp_path}/a.pt")
 
 
 def test_a_file_of_a_thousand_classes_has_imagenets_names(tmp_path):
@@ -303,17 +314,9 @@ def test_a_published_recipe_may_be_named_beside_a_file(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "geometry"),
-    [
-        ("resnet18", Geometry(235, 224, "bicubic")),  # floor(224 / 0.95)
-        ("mobilenetv3_small_050", Geometry(256, 224, "bicubic")),
-        ("vit_tiny_patch16_224", Geometry(248, 224, "bicubic")),  # 224 / 0.9 is 248.9
-        ("convnext_atto_ols", Geometry(235, 224, "bicubic")),
-        ("mobilenetv4_conv_small_050", Geometry(256, 224, "bicubic")),
-        ("nf_regnet_b1", Geometry(284, 256, "bicubic")),
-    ],
+    "name", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224", "convnext_atto_ols"]
 )
-def test_a_timm_networks_own_geometry(name, geometry):
+def test_a_timm_networks_own_geometry(name):
     """The size is cut down to whole pixels, as timm has it."""
     timm = pytest.importorskip("timm")
     model = load(f"timm/{name}?weights=none")

@@ -100,12 +100,12 @@ def test_the_size_of_an_exported_program_is_the_files(opened, folder):
 def test_other_code_is_another_model(opened, folder):
     """The digest is of the file: of a frozen program no weight is in a state dict."""
     first = opened("torchscript@frozen.pt").digest
-    assert opened("torchscript@frozen.pt").digest == first
+    said = {"mean": MEAN, "std": STD, "size": SIZE}
+    assert load("torchscript@frozen.pt", **said, trust_code=True).digest == first
     network = make_network("batch-norm")
-    network.head.bias.add_(1)
+    network.head.bias.data.add_(1)
     torch.jit.save(torch.jit.freeze(torch.jit.script(network)), folder / "frozen.pt")
-    again = load("torchscript@frozen.pt", mean=MEAN, std=STD, size=SIZE, trust_code=True)
-    assert again.digest != first
+    assert load("torchscript@frozen.pt", **said, trust_code=True).digest != first
 
 
 class Writer(nn.Module):
@@ -116,8 +116,8 @@ class Writer(nn.Module):
         self.head = nn.Linear(3, 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        torch.from_file("written", True, 4, dtype=torch.uint8)
-        return self.head(images.mean([2, 3]))
+        mark = torch.from_file("written", True, 4, dtype=torch.uint8)
+        return self.head(images.mean([2, 3]) + mark.sum())
 
 
 class Trap:
