@@ -27,7 +27,7 @@ from service.cli.evaluate import row_fields
 from service.cli.options import load_model
 from ttc_core.calibration_record import fitted_temperature, measured
 from ttc_core.corruptions import CORRUPTIONS
-from ttc_core.datasets import DataSet, Geometry, open_data
+from ttc_core.datasets import DataSet, open_data
 from ttc_core.errors import UserError
 from ttc_core.evaluate import Run, as_batch
 from ttc_core.guard import restyled
@@ -128,7 +128,7 @@ def opened(spec: str, where: str, usual: str) -> tuple[SourceModel, DataSet, flo
     """A network without its record, images, and the temperature by the record; for want of one by
     clean images of the usual data, of which a stream may hold some."""
     model = load_model(spec, "auto", None, None)
-    asked = Geometry(model.size, model.crop), model.class_names
+    asked = model.geometry, model.class_names
     record, model.calibration = model.calibration, None
     if record is not None:
         return model, open_data(where, *asked), record.temperature

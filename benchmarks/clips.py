@@ -42,7 +42,7 @@ def bunny() -> Iterator[Pair]:
 
 def _read(name: str) -> Iterator[Pair]:
     model = lite0()
-    frames = read_frames(name, Geometry(model.size, model.crop))
+    frames = read_frames(name, model.geometry)
     for part in np.array_split(frames, -(-len(frames) // BATCH_SIZE)):
         with torch.no_grad():
             logits = model.run(model.normalize(model.to_unit(as_batch(part)))).logits

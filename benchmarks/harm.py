@@ -25,7 +25,7 @@ from service.cli.evaluate import row_fields
 from service.cli.options import corruptions_of, load_model
 from service.evaluation_view import EvaluationView, kind_of
 from service.view import View
-from ttc_core.datasets import DataSet, Geometry, open_data
+from ttc_core.datasets import DataSet, open_data
 from ttc_core.datasets.conditions import Shapes
 from ttc_core.datasets.stream import Shift, joined, mixed_corruptions
 from ttc_core.evaluate import Run
@@ -152,7 +152,7 @@ def _rows_of(
         Run(case.variant.method, case.variant.create(model, {}, guard=guard), size)
         for guard in ("off", "on")
     ]
-    data = open_data("bundled", Geometry(model.size, model.crop), model.class_names)
+    data = open_data("bundled", model.geometry, model.class_names)
     fields = row_fields("bundled", "bundled", model)
     if case.data is not None:
         data, fields = case.data(data), {**fields, "data": f"bundled, {case.data.__name__}"}

@@ -21,7 +21,7 @@ from service.cli.options import corruptions_of, load_model
 from service.evaluation_view import EvaluationView, kind_of
 from service.settings import default
 from service.view import View
-from ttc_core.datasets import DataSet, Geometry, open_data, parse_mix
+from ttc_core.datasets import DataSet, open_data, parse_mix
 from ttc_core.evaluate import Evaluation, Run
 from ttc_core.methods import UnsuitableNetworkError, settings_for
 from ttc_core.model import SourceModel
@@ -190,7 +190,7 @@ def main(
     rows, names = Rows(rows_path), corruptions_of(corruptions)
     for spec, where in networks or (("bundled", "bundled"),):
         model = load_model(spec, "auto", None, None)
-        data = open_data(where, Geometry(model.size, model.crop), model.class_names)
+        data = open_data(where, model.geometry, model.class_names)
         fields = row_fields(where, spec, model)
         for seed in map(int, seeds.split(",")):
             for scene in SCENES:

@@ -37,7 +37,7 @@ from benchmarks.variants import LINE, Lines, ablation, sensitivity
 from service.cli.evaluate import row_fields
 from service.cli.options import load_model
 from ttc_core import methods
-from ttc_core.datasets import Geometry, Stream, open_data
+from ttc_core.datasets import Stream, open_data
 from ttc_core.errors import UserError
 from ttc_core.evaluate import Run
 from ttc_core.methods import UnsuitableNetworkError
@@ -233,7 +233,7 @@ def walk(study: Study, place: Place, rows: Rows, watcher: Collecting) -> None:
         UserError: the network or the images cannot be had.
     """
     model = load_model(place.model, "auto", None, None)
-    data = open_data(place.data, Geometry(model.size, model.crop), model.class_names)
+    data = open_data(place.data, model.geometry, model.class_names)
     fields = row_fields(place.data, place.model, model) | {"methods_code": methods_digest()}
     names = [*place.corruptions[: study.corruptions], "clean"]
     lines = {SOURCE: Variant("source"), **study.lines(model.classes)}

@@ -81,7 +81,6 @@ class Decoding:
         self, settings: Settings, model: SourceModel, threads: Threads, share: Share
     ) -> None:
         self._settings, self._model, self._threads, self._share = settings, model, threads, share
-        self._geometry: dict[str, int | None] = {"size": model.size, "crop": model.crop}
         self._small = self.wanted = True
         self.images = 0  # known once their files are checked
 
@@ -129,14 +128,14 @@ class Decoding:
 
     def _open(self, file: Buffer) -> Picture:
         s = self._settings
-        return read_header(file, **self._geometry, max_pixels=s.max_pixels, max_side=s.max_side)
+        return read_header(file, self._model.geometry, max_pixels=s.max_pixels, max_side=s.max_side)
 
     def _memory(self, picture: Picture) -> tuple[int, int]:
-        return memory_needed(picture, self._model.size, self._model.crop)
+        return memory_needed(picture, self._model.geometry)
 
     def _decode(self, item: tuple[Picture, int | None, str | None]) -> Image:
         picture, label, name = item
-        pixels, grain = decode(picture, **self._geometry)
+        pixels, grain = decode(picture, self._model.geometry)
         return Image(pixels, label, name, grain=grain)
 
     async def _run(self, call: Callable[[], T], memory: int, at_best: int = 0) -> T:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from service.metrics import versions
-from ttc_core.checkpoint import LoadError
-from ttc_core.datasets import Geometry, open_data
-from ttc_core.errors import ModelError
+from ttc_core.datasets import open_data
+from ttc_core.errors import LoadError, ModelError
 from ttc_core.evaluate import run_stream
 from ttc_core.load import load, pick_device
 from ttc_core.methods import create
@@ -53,9 +52,7 @@ def _bundled_model(device: str) -> list[Finding]:
     except LoadError as error:
         return [Finding(False, str(error))]
     where = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "CPU"
-    stream = open_data("bundled", Geometry(model.size, model.crop)).open(
-        "clean", 5, limit=TRIAL_IMAGES
-    )
+    stream = open_data("bundled", model.geometry).open("clean", 5, limit=TRIAL_IMAGES)
     tally = run_stream(create("source", model), stream, BATCH)
     stated = model.accuracy or 0.0
     return [

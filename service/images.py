@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import TooLarge, UnknownType, Unreadable
-from ttc_core.geometry import resized_size
+from ttc_core.geometry import Geometry, resized_size
 from ttc_core.grain import Grain, fitted
 from ttc_core.pictures import Buffer, Damaged, Picture, TooManyParts, open_picture
 
@@ -33,16 +33,14 @@ _PART = struct.Struct(">BBHBHH")
 _ACCEPTED = "JPEG, PNG, WebP, GIF and BMP"
 
 
-def read_header(
-    body: Buffer, *, size: int | None, crop: int | None, max_pixels: int, max_side: int
-) -> Picture:
+def read_header(body: Buffer, geometry: Geometry, *, max_pixels: int, max_side: int) -> Picture:
     """Hold what a picture's header says against the limits; no pixel is decoded.
 
     What the bytes are is read from the bytes, never from a media type.
 
     Args:
         body: one whole file: JPEG, PNG, WebP, GIF or BMP; of an animation the first frame.
-        size, crop: the model's geometry in pixels, as in `ttc_core.geometry.fit`.
+        geometry: the model's.
         max_pixels: most pixels (width x height) as sent, and again once resized; beyond
             178,956,970 Pillow's own limit holds.
         max_side: most pixels along one side, as sent.
@@ -50,7 +48,7 @@ def read_header(
     Raises:
         Unreadable: empty, of another format, or its header is damaged.
         TooLarge: more pixels, a longer side or more parts than allowed.
-        ValueError: size and crop contradict each other: a mistake of ours, not the client's.
+        ValueError: its size and crop contradict each other: a mistake of ours, not the client's.
     """
     if not body:
         raise Unreadable(f"The image is empty (0 bytes); accepted are {_ACCEPTED}.")
@@ -83,7 +81,8 @@ def read_header(
     accepted = f"pixels; at most {max_pixels:,} pixels are accepted."
     if width * height > max_pixels:
         raise TooLarge(f"The image is {width:,} x {height:,} = {width * height:,} {accepted}")
-    resized = math.prod(resized_size(width, height, size=size, crop=crop))
+    size = geometry.size
+    resized = math.prod(resized_size(width, height, size=size, crop=geometry.crop))
     if resized > max(max_pixels, (size or 0) ** 2):
         raise TooLarge(
             f"The image of {width:,} x {height:,} pixels is too narrow: with its shorter side "
@@ -120,8 +119,9 @@ def _pixels_of_jpeg(body: Buffer) -> float:
     return math.inf
 
 
-def memory_needed(picture: Picture, size: int | None, crop: int | None) -> tuple[int, int]:
+def memory_needed(picture: Picture, geometry: Geometry) -> tuple[int, int]:
     """Return the bytes that `decode` takes at most while it runs, and those of its array."""
+    size, crop = geometry.size, geometry.crop
     width, height = resized_size(picture.width, picture.height, size=size, crop=crop)
     side = crop or size
     working = picture.width * picture.height * picture.bytes_per_pixel
@@ -130,9 +130,7 @@ def memory_needed(picture: Picture, size: int | None, crop: int | None) -> tuple
     return working, 3 * (side * side if side else width * height)
 
 
-def decode(
-    picture: Picture, *, size: int | None, crop: int | None
-) -> tuple[NDArray[np.uint8], Grain | None]:
+def decode(picture: Picture, geometry: Geometry) -> tuple[NDArray[np.uint8], Grain | None]:
     """Return a picture as the model reads it: upright, RGB, resized and cropped.
 
     See `ttc_core.geometry` for the rules of conversion.
@@ -145,14 +143,14 @@ def decode(
         Unreadable: damaged or cut short: not all of its pixels are there.
         TooLarge: more parts than allowed, or it needs more memory than there is.
     """
-    side = crop or size
+    side = geometry.crop or geometry.size
     try:
         if (picture.width, picture.height) == (side, side):
             pixels = picture.plain()  # through an image of Pillow's it takes twice as long
             if pixels is not None:
                 pixels.flags.writeable = False
                 return pixels, None
-        return fitted(picture.load(), size, crop)
+        return fitted(picture.load(), geometry)
     except TooManyParts as error:
         raise TooLarge(f"The image cannot be decoded in good time: {error}.") from error
     except MemoryError as error:

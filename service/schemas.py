@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
 
 from service.errors import OutOfRange
+from ttc_core.geometry import Interpolation
 
 STREAM_PATTERN = r"^[A-Za-z0-9._:-]{1,64}$"
 STREAM_NAME = re.compile(STREAM_PATTERN)
@@ -346,6 +347,7 @@ class ModelStatus(BaseModel):
     class_names: list[str]
     size: int | None
     crop: int | None
+    interpolation: Interpolation = Field("bilinear", description="how images are resized")
     precision: str = Field("float32", description="what its layers compute in, as torch names it")
     split: str = Field(description="the layer that is the head h of f = h∘g")
     adapted_parameters: int

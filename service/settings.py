@@ -29,6 +29,11 @@ MOST_PIXELS = 178_956_970
 # Beyond these no setting means anything, and arithmetic or a timer would fail.
 MOST, MOST_BYTES, MOST_THREADS, DAY = 1_000_000, 1 << 40, 1024, 86_400
 MOST_IDS = 10_000_000
+# The pixels a side that a model may read.
+MOST_SIDE = 8192
+# As `ttc_core.geometry` has it, which would import numpy.
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 FEWEST_TOKEN_CHARACTERS = 8
 # Half of what a request's line and headers may have together.
 MOST_TOKEN_BYTES = 32 << 10
@@ -66,6 +71,13 @@ def plain_origin(origin: str) -> str:
     return origin.removesuffix(port) if port else origin
 
 
+def usual_method(model: str, *, paper: bool = False) -> str:
+    """The method where none is named: a program of a file of its own cannot adapt."""
+    if paper:
+        return "ttc"
+    return "source" if model.startswith(("torchscript@", "export@")) else "ttc_stream"
+
+
 def _usual_guard(given: dict[str, Any]) -> Literal["on", "off", "observe"]:
     """As `ttc_core.guard.default_mode` has it, which would import torch."""
     is_default = given.get("method", "ttc_stream") == "ttc_stream" and not given.get("paper")
@@ -87,7 +99,31 @@ class Settings(BaseSettings):
     model: Annotated[str, Accepted("a model's spec")] = Field(
         "bundled",
         min_length=1,
-        description="bundled, torchvision/NAME, timm/NAME, cifar/NAME@FILE, module:factory",
+        description="bundled, torchvision/NAME[@FILE], timm/NAME[@FILE], cifar/NAME@FILE, "
+        "module:factory[@FILE], torchscript@FILE, export@FILE",
+    )
+    class_names: Annotated[Path | None, Accepted("a file")] = Field(
+        None,
+        description="names of the classes: one a line, or JSON: a list, {index: name}, "
+        "{name: index}; else those of the weights",
+    )
+    size: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_SIDE,
+        description="pixels to which images are resized: both sides, or with --crop the shorter; "
+        "else as the weights say",
+    )
+    crop: int | None = Field(
+        None, ge=1, le=MOST_SIDE, description="pixels a side that are cut from the middle"
+    )
+    interpolation: Annotated[Interpolation | None, Accepted(", ".join(INTERPOLATIONS))] = Field(
+        None, description="how images are resized: as the model was trained"
+    )
+    trust_code: bool = Field(
+        False,
+        description="open a model of torchscript@FILE or export@FILE, which holds code that then "
+        "runs with your rights",
     )
     set: Annotated[tuple[str, ...], NoDecode, Accepted("METHOD.PARAM=VALUE")] = Field(
         (), description="a hyperparameter of the method; may be repeated"
@@ -97,7 +133,9 @@ class Settings(BaseSettings):
     )
     # Behind `paper`, which its default follows from.
     method: Annotated[str, Accepted("a name, or package.module:Class")] = Field(
-        default_factory=lambda given: "ttc" if given.get("paper") else "ttc_stream",
+        default_factory=lambda given: usual_method(
+            given.get("model", "bundled"), paper=bool(given.get("paper"))
+        ),
         min_length=1,
         description=f"{', '.join(METHODS)}, or a class",
     )
@@ -235,7 +273,7 @@ class Settings(BaseSettings):
             return tuple(text for text in value if text)
         return tuple(value.split()) if isinstance(value, str) else value
 
-    @field_validator("config", "state_dir", "calibration", mode="before")
+    @field_validator("config", "state_dir", "calibration", "class_names", mode="before")
     @classmethod
     def _has_a_name(cls, value: object) -> object:
         if value == "":

@@ -25,6 +25,10 @@ _EXAMPLES: dict[str, Any] = {
     "token": "at least 8 characters",
     "admin_token": "at least 8 characters",
     "calibration": "weights.calibration.json",
+    "class_names": "classes.txt",
+    "size": 256,
+    "crop": 224,
+    "interpolation": "bicubic",
     "state_dir": "/var/lib/ttc",
     "cors_origin": ("https://cameras.example",),
 }

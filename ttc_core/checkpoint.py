@@ -7,12 +7,15 @@ containers and under prefixes that wrappers put in front of the names.
 import argparse
 import contextlib
 import datetime
+import json
 import pathlib
+import pickletools
 import re
 import types
 import zipfile
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,10 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from ttc_core.errors import UserError, told
+from ttc_core.class_names import names_of
+from ttc_core.errors import LoadError, told
 
 # Sets of weights by the names that training scripts give them, the preferred first: a moving
 # average is what its authors evaluate.
@@ -41,6 +45,9 @@ PREFERRED = ("ema_model", "model_ema", "ema", "averaged_model", "teacher", "mode
 # Never weights of a network, though full of tensors.
 _OTHERS = re.compile(r"optim|sched|scaler|criterion|loss", re.IGNORECASE)
 NAMED, MOST_SETS = 5, 20
+# Where files keep the names of their classes, at their top or among a Lightning module's options.
+CLASS_NAMES = ("class_names", "classes", "class_to_idx", "idx_to_class", "id2label")
+OPTIONS = "hyper_parameters"
 _DEPTH = 4
 _NUMPY_KINDS = "biuf"
 # Classes that hold data only, often beside the weights: options, times, paths, arrays of numpy.
@@ -61,15 +68,37 @@ _HARMLESS: list[Any] = [
 Weights = dict[str, Tensor]
 
 
-class LoadError(UserError):
-    """A model could not be loaded; the text says why and what is accepted."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file of weights holds.
+
+    Attributes:
+        sets: of weights, by where they lie in it, the preferred first; a bare state dict lies at
+            "". The names come without what wrappers put among them (WRAPPERS).
+        class_names: if it has them beside the weights.
+    """
+
+    sets: dict[str, Weights]
+    class_names: tuple[str, ...] | None = None
+
+    def classes(self, heads: Iterable[str]) -> int | None:
+        """Count the classes by the rows of the head's weight; None where there is none.
+
+        Args:
+            heads: the names that it may have in the network; whatever lies above it in the file.
+        """
+        ends = tuple(f".{head}" for head in heads)
+        for weights in self.sets.values():
+            found = [name for name in weights if f".{name}".endswith(ends)]
+            # A layer of the same name may lie deeper inside.
+            for name in sorted(found, key=lambda name: name.count(".")):
+                if weights[name].ndim >= 2:
+                    return len(weights[name])
+        return None
 
 
-def read_checkpoint(path: Path) -> dict[str, Weights]:
-    """Read the sets of weights in a safetensors or torch file, by where they lie in it.
-
-    The preferred comes first; a bare state dict lies at "". The names come without what wrappers
-    put among them (WRAPPERS).
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a safetensors or torch file. No code is executed from it.
 
     Raises:
         LoadError: the file is missing, unreadable, holds code, or no tensors by name.
@@ -88,25 +117,50 @@ def read_checkpoint(path: Path) -> dict[str, Weights]:
         raise LoadError(f"{path} cannot be read: {error.strerror}.") from None
     # Also under another name: eight bytes of length, then JSON.
     if path.suffix == ".safetensors" or start[8:] == b"{":
+        named: object = None
         try:
-            content: object = load_file(path)
+            with safe_open(path, framework="pt") as safe:
+                content: object = {name: safe.get_tensor(name) for name in safe.keys()}  # noqa: SIM118
+                named = safe.metadata()
         except Exception as error:  # the library has several kinds of its own
             raise LoadError(f"{path} is no readable safetensors file: {told(error)}.") from None
     else:
-        content = _read_torch_file(path)
+        content = named = _read_torch_file(path)
     if not isinstance(content, Mapping) or not content:
         raise LoadError(f"{path} holds no state dict (tensors by name).")
     found = dict(islice(_weights(content, "", _DEPTH), MOST_SETS))
     if not found:
         name = _shortened(str(next(iter(content))))
         raise LoadError(f"{path} holds no state dict: {name!r} is not a tensor.")
-    return found
+    return Checkpoint(found, _class_names(named))
+
+
+def _class_names(content: object) -> tuple[str, ...] | None:
+    """The names of the classes among what a file holds besides weights."""
+    if not isinstance(content, Mapping):
+        return None
+    options = content.get(OPTIONS)
+    for place in (content, options if isinstance(options, Mapping) else {}):
+        for name in CLASS_NAMES:
+            value = place.get(name)
+            # What is of another form means something else.
+            with contextlib.suppress(ValueError, RecursionError):
+                return names_of(json.loads(value) if isinstance(value, str) else value)
+    return None
 
 
 def _read_torch_file(path: Path) -> object:
     if zipfile.is_zipfile(path):
         with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+            names = {entry.filename.partition("/")[2] for entry in entries}
+            saver = _saver(names)
+            if saver is not None:
+                raise LoadError(
+                    f"{path} is no file of weights: torch.{saver[0]}.save wrote it. It is served "
+                    f"frozen, without the network's name, as {saver[1]}@{path}; what adapts is a "
+                    "state dict: torch.save(model.state_dict(), 'weights.pt')."
+                )
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise LoadError(
                     f"{path} is no torch file of plain tensors: it is compressed, as torch.save "
@@ -121,10 +175,43 @@ def _read_torch_file(path: Path) -> object:
         # What else torch says of a file that is none, is how to run whatever is in it.
         other = "it is none" if isinstance(error, UnpicklingError) else told(error)
         reason = f"it holds {foreign[1]}" if foreign else cause[1] if cause else other
+        whole = _whole_object(path) if foreign else None
+        if whole is not None:
+            raise LoadError(
+                f"{path} holds a whole object ({whole}), as torch.save(model) writes it, and "
+                "reading it would run code. Save the weights alone, where the model was made: "
+                "torch.save(model.state_dict(), 'weights.pt'), or as safetensors. "
+                "Files that hold code are not opened."
+            ) from None
         raise LoadError(
             f"{path} is no torch file of plain tensors ({reason}). Files that hold code are not "
             "opened; save the state dict with torch.save or as safetensors."
         ) from None
+
+
+def _saver(names: Collection[str]) -> tuple[str, str] | None:
+    """What of torch wrote an archive of these files, and the spec that serves it, if not save."""
+    if "constants.pkl" in names:
+        return "jit", "torchscript"
+    if "archive_format" in names or "serialized_exported_program.json" in names:
+        return "export", "export"
+    return None
+
+
+def _whole_object(path: Path) -> str | None:
+    """The class whose object a torch file is as a whole; None where it is a dict, say.
+
+    The pickle's first operations are read, and none of them is done.
+    """
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
+        (name,) = (each for each in archive.namelist() if each.endswith("/data.pkl"))
+        with archive.open(name) as file:
+            for operation, argument, _ in islice(pickletools.genops(file), 3):
+                if operation.name == "GLOBAL" and "OrderedDict" not in str(argument):
+                    return str(argument).replace(" ", ".")
+                if operation.name not in ("PROTO", "FRAME"):
+                    return None
+    return None
 
 
 def _weights(content: Mapping[Any, Any], place: str, depth: int) -> Iterator[tuple[str, Weights]]:
@@ -235,8 +322,11 @@ def _problems(expected: Weights, given: Weights, names: Mapping[str, str]) -> li
 
 
 def _load(module: nn.Module, state: Weights, origin: object) -> None:
+    filling = OrderedDict(state)
+    # Of which version each layer's names are; MNASNet refuses what says none.
+    filling._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
     try:
-        module.load_state_dict(state, strict=False)
+        module.load_state_dict(filling, strict=False)
     except Exception as error:  # a network's own loading may raise anything
         raise LoadError(f"{origin} could not be loaded into the network: {told(error)}.") from error
 

@@ -24,6 +24,10 @@ class UserError(ValueError):
         super().__init__(printable(sentence))
 
 
+class LoadError(UserError):
+    """A model could not be loaded; the text says why and what is accepted."""
+
+
 class PluginError(UserError):
     """Code of a user's own could not be imported, or failed when it was called."""
 

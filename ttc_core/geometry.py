@@ -1,4 +1,4 @@
-"""From any picture to the upright RGB square that a model reads. Pillow only.
+"""From any picture to the upright RGB square that a model reads. Pillow and numpy only.
 
 The service and the offline evaluation of image folders call these same functions, so that one
 file gives the same pixels on both ways.
@@ -8,9 +8,14 @@ import contextlib
 import re
 import struct
 from collections.abc import Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
 _SIXTEEN_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 # Of an EXIF block; they are to be in ascending order, and the orientation is number 274.
@@ -27,6 +32,41 @@ _TURN_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The size at which a model reads images, and how they are brought to it; see `fit`."""
+
+    size: int | None = None
+    crop: int | None = None
+    interpolation: Interpolation = "bilinear"
+
+    def __str__(self) -> str:
+        if self.size is None:
+            return "images as they come"
+        if self.crop is None:
+            return f"images resized to {self.size} × {self.size} ({self.interpolation})"
+        return (
+            f"images resized to a shorter side of {self.size} ({self.interpolation}), the middle "
+            f"{self.crop} × {self.crop} of them"
+        )
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """Bring an RGB picture to this size; see `fit`."""
+        return fit(image, self.size, self.crop, self.interpolation)
+
+    def apply(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Decode and resize as the server would: (H, W, 3)."""
+        return np.asarray(self.fit(to_rgb(image)))
+
+    def apply_all(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Bring images (n, H, W, 3) of one size to the model's; as they are if that is theirs."""
+        if len(images) == 0 or self.size is None:
+            return images
+        if images.shape[1:3] == (self.crop or self.size,) * 2:
+            return images
+        return np.stack([self.apply(Image.fromarray(image)) for image in images])
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -92,10 +132,15 @@ def resized_size(width: int, height: int, *, size: int | None, crop: int | None)
     return int(size * width / height), size
 
 
-def fit(image: Image.Image, size: int | None, crop: int | None) -> Image.Image:
+def fit(
+    image: Image.Image,
+    size: int | None,
+    crop: int | None,
+    interpolation: Interpolation = "bilinear",
+) -> Image.Image:
     """Bring a picture to the size that a model reads; twice gives the same as once.
 
-    Size and crop as torchvision's Resize (bilinear, antialiased) and CenterCrop have them:
+    Size and crop as torchvision's Resize (antialiased) and CenterCrop have them, bit for bit:
 
     - size None: returned as it is.
     - crop None: resized to exactly size x size; the aspect is not kept.
@@ -109,6 +154,8 @@ def fit(image: Image.Image, size: int | None, crop: int | None) -> Image.Image:
         image: mode RGB, from `to_rgb`.
         size: in pixels, at least 1, or None.
         crop: in pixels, from 1 to size, or None.
+        interpolation: as the model was trained; Pillow takes all pixels into account with each but
+            nearest.
 
     Raises:
         ValueError: size or crop out of these ranges.
@@ -118,7 +165,7 @@ def fit(image: Image.Image, size: int | None, crop: int | None) -> Image.Image:
         # No reducing_gap, no JPEG draft: both are shortcuts that change pixels with the size and
         # the format of what was sent, and accuracy is compared to the last image. And noise, of
         # which a draft is the average, would no longer be seen as such (`ttc_core.grain`).
-        image = image.resize(target, Image.Resampling.BILINEAR)
+        image = image.resize(target, Image.Resampling[interpolation.upper()])
     if crop is not None and image.size != (crop, crop):
         left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
         image = image.crop((left, top, left + crop, top + crop))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ttc_core.geometry import fit, to_rgb
+from ttc_core.geometry import Geometry, to_rgb
 
 # Structure is looked for in the means of blocks of so many pixels a side at least, and about so
 # many in each direction. Of pictures too small for LEAST_BLOCKS of them (24 × 24) none is noise.
@@ -40,17 +40,15 @@ class Grain(NamedTuple):
     relation: float
 
 
-def fitted(
-    image: Image.Image, size: int | None, crop: int | None
-) -> tuple[NDArray[np.uint8], Grain | None]:
-    """Bring a picture to the size that a model reads, as `geometry.to_rgb` and `fit` do.
+def fitted(image: Image.Image, geometry: Geometry) -> tuple[NDArray[np.uint8], Grain | None]:
+    """Bring a picture to the size that a model reads, as `Geometry.apply` does.
 
     Returns:
         The pixels (H, W, 3), read-only, and the grain of the picture as it came; None where its
         pixels are the same, or too few to tell.
     """
     upright = to_rgb(image)
-    image = fit(upright, size, crop)
+    image = geometry.fit(upright)
     return np.asarray(image), None if image is upright else grain_of(upright)
 
 

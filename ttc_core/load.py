@@ -1,30 +1,65 @@
 """From a model spec to a `SourceModel`. No code is executed from a weight file.
 
-Specs: `bundled`, `torchvision/NAME[?weights=none|DEFAULT]`, `timm/NAME`, `cifar/ARCHITECTURE@FILE`,
-`package.module:factory[@FILE]`.
+Specs: `bundled`, `torchvision/NAME[?weights=none|NAME][@FILE]`, `timm/NAME[@FILE]`,
+`cifar/ARCHITECTURE@FILE`, `package.module:factory[@FILE]`; `torchscript@FILE` and `export@FILE`,
+whose files are code and therefore have to be trusted in so many words.
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
 from torch import nn
 
 from ttc_core.calibration_record import SUFFIX, CalibrationRecord, RecordError
-from ttc_core.checkpoint import LoadError, fill, read_checkpoint
-from ttc_core.errors import PluginError, told
-from ttc_core.model import Precision, SourceModel
+from ttc_core.checkpoint import Checkpoint, fill, read_checkpoint
+from ttc_core.class_names import read_class_names
+from ttc_core.errors import LoadError, PluginError, told
+from ttc_core.geometry import Interpolation
+from ttc_core.model import Origins, Precision, SourceModel
 from ttc_core.plugins import call_factory
+from ttc_core.programs import HEAD, open_program
 from ttc_core.zoo import ARCHITECTURES, CIFAR10_CLASSES
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "zoo" / "weights.safetensors"
 SPECS = (
-    "bundled, torchvision/NAME[?weights=none|DEFAULT], timm/NAME, cifar/ARCHITECTURE@FILE, "
-    "package.module:factory[@FILE]"
+    "bundled, torchvision/NAME[?weights=none|NAME][@FILE], timm/NAME[@FILE], "
+    "cifar/ARCHITECTURE@FILE, package.module:factory[@FILE], torchscript@FILE, export@FILE"
 )
+# A network of so many classes is made to see which of its weights are the head's: nothing else in
+# one has as many rows.
+ODD = 1013
+# These two of torchvision's read what their published weights had as an input of another scale;
+# whoever goes on from those has networks that do so too. And a head beside the main one is left
+# out where a file has none.
+_INCEPTIONS = ("inception_v3", "googlenet")
+_IMAGENET_CLASSES = 1000
+_PLAIN = ((0.0,) * 3, (1.0,) * 3)
+_UNSTATED = "not stated"
+_FILE = "the file"
+_UNNAMED = "none are stated"
+
+
+@dataclass(frozen=True)
+class Input:
+    """What is said of a model's input; None: nothing.
+
+    Attributes:
+        mean, std: per channel, for values in [0, 1].
+        size, crop, interpolation: see `SourceModel`.
+    """
+
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    size: int | None = None
+    crop: int | None = None
+    interpolation: Interpolation | None = None
 
 
 def pick_device(name: str) -> torch.device:
@@ -53,23 +88,35 @@ def load(
     device: torch.device | str = "cpu",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    size: int | None = None,
+    crop: int | None = None,
+    interpolation: Interpolation | None = None,
+    class_names: Path | None = None,
     precision: Precision = "float32",
     calibration: Path | None = None,
+    trust_code: bool = False,
 ) -> SourceModel:
     """Load the model that `spec` names, frozen, onto `device`.
 
     Args:
         mean, std: per channel for values in [0, 1], in place of what the spec stands for.
+        size, crop, interpolation: likewise, see `SourceModel`; a size without a crop goes without
+            the spec's, too.
+        class_names: a file of the classes' names, see `class_names.read_class_names`.
         precision: see `SourceModel.compute_in`.
         calibration: its calibration record; None: that beside its weights, if one is there. One
             that lies there and is of no use is a notice.
+        trust_code: open files that hold code, of TorchScript and torch.export.
 
     Raises:
-        LoadError: an unknown spec, a file that is missing, unreadable or does not fit, a network
-            that cannot be split or adapted, or not computed in this precision.
+        LoadError: an unknown spec, a file that is missing, unreadable, not trusted or does not fit,
+            a network that cannot be split or adapted, or not computed in this precision.
         RecordError: the record that was named cannot be read, or is another model's.
     """
-    model = _loaded(spec, device, mean, std, precision)
+    stated = Input(mean, std, size, crop, interpolation)
+    model = _loaded(spec, stated, torch.device(device), precision, trust_code)
+    if class_names is not None:
+        model.name_classes(read_class_names(class_names, model.classes), str(class_names))
     beside = record_beside(spec)
     if calibration is not None:
         model.calibration = CalibrationRecord.read(calibration, model)
@@ -88,14 +135,11 @@ def record_beside(spec: str) -> Path | None:
 
 
 def _loaded(
-    spec: str,
-    device: torch.device | str,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    precision: Precision,
+    spec: str, stated: Input, device: torch.device, precision: Precision, trust_code: bool
 ) -> SourceModel:
     try:
-        return _load(spec, mean, std).to(device).compute_in(precision)
+        model = _load(spec, stated, device, trust_code)
+        return model.to(device).compute_in(precision)
     except (LoadError, KeyboardInterrupt):
         raise
     except PluginError as error:
@@ -106,75 +150,134 @@ def _loaded(
         raise LoadError(f"{spec} could not be loaded: {told(error)}.") from error
 
 
-def _load(spec: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> SourceModel:
-    name, _, file = spec.partition("@")
+def _load(spec: str, stated: Input, device: torch.device, trust_code: bool) -> SourceModel:
+    name, at, file = spec.partition("@")
+    if at and not file:
+        raise LoadError(f"{spec!r} names no file behind the @; accepted are {SPECS}.")
     if spec == "bundled":
-        return _bundled(mean, std)
+        return _bundled(stated)
     if name.startswith("cifar/"):
-        return _cifar(name.removeprefix("cifar/"), file, mean, std)
+        return _cifar(name.removeprefix("cifar/"), file, stated)
     if name.startswith("torchvision/"):
-        return _torchvision(spec.removeprefix("torchvision/"), mean, std)
+        return _torchvision(name.removeprefix("torchvision/"), file, stated)
     if name.startswith("timm/"):
-        return _timm(spec.removeprefix("timm/"), mean, std)
+        return _timm(name.removeprefix("timm/"), file, stated)
+    if name in ("torchscript", "export") and file:
+        return _program(name, file, stated, device, trust_code)
     if ":" in name:
-        return _factory(name, file, mean, std)
+        return _factory(name, file, stated)
+    if os.path.isfile(spec):
+        raise LoadError(
+            f"{spec!r} is a file, which does not tell its network: name that, too, as in "
+            f"torchvision/resnet18@{spec}. Accepted are {SPECS}."
+        )
     raise LoadError(f"{spec!r} names no model; accepted are {SPECS}.")
 
 
-def _bundled(mean: Sequence[float] | None, std: Sequence[float] | None) -> SourceModel:
+def _made(
+    module: nn.Module,
+    usual: Input,
+    origin: str,
+    stated: Input,
+    *,
+    names: tuple[Sequence[str] | None, str] = (None, _UNNAMED),
+    **how: Any,
+) -> SourceModel:
+    """The model whose input is as stated, else as usual.
+
+    Args:
+        origin: where the usual comes from, to show.
+        names: of the classes, if they are known, and where they come from. Not their number: they
+            are left out then, with a notice.
+    """
+    size, crop = usual.size, usual.crop
+    flags = [f"--{name}" for name in ("size", "crop") if getattr(stated, name) is not None]
+    if stated.size is not None:
+        size, crop = stated.size, stated.crop
+    elif stated.crop is not None:
+        crop = stated.crop
+        if size is None or crop > size:
+            raise LoadError(
+                f"--crop {crop} goes with --size, the shorter side before it is cut: "
+                f"{'none is stated otherwise' if size is None else f'it is {size} otherwise'}."
+            )
+    mean, std = stated.mean or usual.mean, stated.std or usual.std
+    assert mean is not None
+    assert std is not None
+    model = SourceModel(
+        module,
+        mean=mean,
+        std=std,
+        size=size,
+        crop=crop,
+        interpolation=stated.interpolation or usual.interpolation or "bilinear",
+        **how,
+    )
+    moments = [f"--{name}" for name in ("mean", "std") if getattr(stated, name) is not None]
+    others = [origin] if len(moments) < 2 else []
+    model.origins = Origins(
+        geometry=" and ".join(flags) or origin,
+        interpolation="--interpolation" if stated.interpolation else origin,
+        normalisation=" and ".join(moments + others),
+        class_names=_UNNAMED,
+    )
+    given, whose = names
+    if given is not None and len(given) == model.classes:
+        model.name_classes(given, whose)
+    elif given is not None:
+        model.notices.append(
+            f"{whose} names {len(given):,} classes, and the network has {model.classes:,}: the "
+            "names are left out; --class-names gives others."
+        )
+    return model
+
+
+def _bundled(stated: Input) -> SourceModel:
     with safetensors.safe_open(BUNDLED_WEIGHTS, framework="pt") as file:
         header = file.metadata()
-    class_names = json.loads(header["class_names"])
-    module = ARCHITECTURES[header["architecture"]].build(len(class_names))
-    fill(module, read_checkpoint(BUNDLED_WEIGHTS), BUNDLED_WEIGHTS)
-    return SourceModel(
+    checkpoint = read_checkpoint(BUNDLED_WEIGHTS)
+    assert checkpoint.class_names is not None
+    module = ARCHITECTURES[header["architecture"]].build(len(checkpoint.class_names))
+    fill(module, checkpoint.sets, BUNDLED_WEIGHTS)
+    usual = Input(json.loads(header["mean"]), json.loads(header["std"]), int(header["size"]))
+    return _made(
         module,
-        mean=mean or json.loads(header["mean"]),
-        std=std or json.loads(header["std"]),
-        size=int(header["size"]),
-        class_names=class_names,
+        usual,
+        _FILE,
+        stated,
+        names=(checkpoint.class_names, _FILE),
         accuracy=float(header["accuracy"]),
     )
 
 
-def _cifar(
-    name: str, file: str, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> SourceModel:
+def _cifar(name: str, file: str, stated: Input) -> SourceModel:
     if name not in ARCHITECTURES or not file:
         raise LoadError(
             f"cifar/{name}: give cifar/ARCHITECTURE@FILE with one of {', '.join(ARCHITECTURES)}."
         )
     architecture = ARCHITECTURES[name]
-    found = read_checkpoint(Path(file))
+    checkpoint = read_checkpoint(Path(file))
     # The AugMix checkpoints carry their normalisation as buffers of the network.
     buffers: dict[str, list[float]] = {}
-    for state in found.values():
+    for state in checkpoint.sets.values():
         for key in [key for key in state if key.rpartition(".")[2] in ("mu", "sigma")]:
             buffers.setdefault(key.rpartition(".")[2], state.pop(key).flatten().tolist())
-    heads = (
-        tensor
-        for state in found.values()
-        for key, tensor in state.items()
-        if f".{key}".endswith(f".{architecture.head}.weight") and tensor.ndim == 2
-    )
-    head = next(heads, None)
-    classes = 10 if head is None else len(head)
+    classes = checkpoint.classes([f"{architecture.head}.weight"]) or 10
     module = architecture.build(classes)
-    notices = fill(module, found, file)
-    model = SourceModel(
-        module,
-        mean=mean or buffers.get("mu") or architecture.mean,
-        std=std or buffers.get("sigma") or architecture.std,
-        size=32,
-        class_names=CIFAR10_CLASSES if classes == len(CIFAR10_CLASSES) else None,
+    notices = fill(module, checkpoint.sets, file)
+    names = (checkpoint.class_names, file)
+    if names[0] is None and classes == len(CIFAR10_CLASSES):
+        names = (CIFAR10_CLASSES, "CIFAR-10's, for ten classes")
+    usual = Input(
+        buffers.get("mu") or architecture.mean, buffers.get("sigma") or architecture.std, 32
     )
-    model.notices.extend(notices)
+    origin = _FILE if buffers else f"what cifar/{name} is trained with"
+    model = _made(module, usual, origin, stated, names=names)
+    model.notices[:0] = notices
     return model
 
 
-def _torchvision(
-    spec: str, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> SourceModel:
+def _torchvision(spec: str, file: str, stated: Input) -> SourceModel:
     try:
         import torchvision
     except RuntimeError as error:
@@ -184,75 +287,206 @@ def _torchvision(
         ) from None
     name, _, query = spec.partition("?")
     wish = query.removeprefix("weights=") or "DEFAULT"
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise LoadError(f"torchvision has no classification model {name!r}.")
-    weights = None
-    if wish != "none":
-        choices = torchvision.models.get_model_weights(name)
-        if wish not in (*choices.__members__, "DEFAULT"):
-            names = ", ".join(choices.__members__)
-            raise LoadError(f"weights={wish}: {name} has {names}, DEFAULT, or none.")
-        weights = choices[wish] if wish != "DEFAULT" else choices.DEFAULT
-    try:
-        module = torchvision.models.get_model(name, weights=weights)
-    except OSError as error:
-        raise LoadError(
-            f"The weights of {name} could not be downloaded ({error}); use ?weights=none or a "
-            "factory with @FILE."
-        ) from None
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise LoadError(f"torchvision has no classification model {name!r}{_near(name, known)}.")
+    choices = torchvision.models.get_model_weights(name)
+    if wish not in (*choices.__members__, "DEFAULT", "none"):
+        choice = ", ".join(choices.__members__)
+        raise LoadError(f"weights={wish}: {name} has {choice}, DEFAULT, or none.")
+    weights = choices.DEFAULT if wish in ("DEFAULT", "none") else choices[wish]
+    notices: list[str] = []
+    published = weights.meta["categories"]
+    names: tuple[Sequence[str] | None, str]
+    if file:
+        checkpoint = read_checkpoint(Path(file))
+        options: dict[str, Any] = {}
+        if name in _INCEPTIONS:
+            aux = any(key.lower().startswith("aux") for key in _keys(checkpoint))
+            options = {"aux_logits": aux, "transform_input": True, "init_weights": False}
+
+        def build(classes: int) -> nn.Module:
+            network: nn.Module = torchvision.models.get_model(
+                name, weights=None, num_classes=classes, **options
+            )
+            return network
+
+        module, classes, notices = _filled(name, build, checkpoint, file)
+        names = (checkpoint.class_names, file)
+        if names[0] is None and classes == len(published):
+            names = (published, f"ImageNet's, for {classes:,} classes")
+    else:
+        names = (None if wish == "none" else published, str(weights))
+        try:
+            module = torchvision.models.get_model(name, weights=None if wish == "none" else weights)
+        except OSError as error:
+            raise LoadError(
+                f"The weights of {name} could not be downloaded ({error}); use ?weights=none, or "
+                f"torchvision/{name}@FILE with a file of them."
+            ) from None
     # Without weights the network still takes the usual input of its kind.
-    transforms = (weights or torchvision.models.get_model_weights(name).DEFAULT).transforms()
-    return SourceModel(
-        module,
-        mean=mean or transforms.mean,
-        std=std or transforms.std,
-        size=transforms.resize_size[0],
-        crop=transforms.crop_size[0],
-        class_names=weights.meta["categories"] if weights else None,
+    transforms = weights.transforms()
+    usual = Input(
+        transforms.mean,
+        transforms.std,
+        transforms.resize_size[0],
+        transforms.crop_size[0],
+        transforms.interpolation.value,
     )
+    model = _made(module, usual, f"torchvision's {weights}", stated, names=names)
+    model.notices[:0] = notices
+    return model
 
 
-def _timm(name: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> SourceModel:
+def _timm(spec: str, file: str, stated: Input) -> SourceModel:
     try:
         import timm
     except ImportError:
         raise LoadError("timm models need the extra: pip install 'ttc-service[timm]'.") from None
-    name, _, query = name.partition("?")
-    try:
-        module = timm.create_model(name, pretrained=query != "weights=none")
-    except Exception as error:  # the hub's client has errors of its own for "no network"
-        raise LoadError(f"timm/{name} could not be made: {error}.") from None
+    name, _, query = spec.partition("?")
+    architecture = name.partition(".")[0]
+    if ":" not in name and not timm.is_model(architecture):
+        raise LoadError(f"timm has no model {name!r}{_near(architecture, timm.list_models())}.")
+    notices: list[str] = []
+    names: tuple[Sequence[str] | None, str] = (None, _UNNAMED)
+    if file:
+
+        def build(classes: int) -> nn.Module:
+            network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes)
+            return network
+
+        checkpoint = read_checkpoint(Path(file))
+        module, _, notices = _filled(name, build, checkpoint, file)
+        names = (checkpoint.class_names, file)
+    else:
+        try:
+            module = timm.create_model(name, pretrained=query != "weights=none")
+        except Exception as error:  # the hub's client has errors of its own for "no network"
+            raise LoadError(
+                f"timm/{name} could not be made: {told(error)}. Where it cannot be downloaded, "
+                f"timm/{name}@FILE reads a file of its weights."
+            ) from None
     config = timm.data.resolve_model_data_config(module)
-    crop = config["input_size"][-1]
-    return SourceModel(
-        module,
-        mean=mean or config["mean"],
-        std=std or config["std"],
-        size=round(crop / config["crop_pct"]),
-        crop=crop,
-    )
+    _, height, width = config["input_size"]
+    if height != width:
+        raise LoadError(
+            f"timm/{name} reads images of {width} × {height} pixels; square ones are served."
+        )
+    # As timm.data.transforms_imagenet_eval has it.
+    size, crop = int(height / config["crop_pct"]), height
+    mode = config["crop_mode"]
+    if mode == "squash" and size == crop:
+        usual_size: tuple[int, int | None] = (size, None)
+    else:
+        usual_size = (max(size, crop), crop)
+        if mode != "center":
+            notices.append(
+                f"timm prepares images for it by {mode!r}, and here their middle is cut out; "
+                "--size without --crop resizes all of an image."
+            )
+    usual = Input(config["mean"], config["std"], *usual_size, config["interpolation"])
+    tag = getattr(module, "pretrained_cfg", {}).get("tag")
+    origin = f"timm's {name.partition('.')[0]}{f'.{tag}' if tag else ''}"
+    model = _made(module, usual, origin, stated, names=names)
+    model.notices[:0] = notices
+    return model
 
 
-def _factory(
-    name: str, file: str, mean: Sequence[float] | None, std: Sequence[float] | None
+def _filled(
+    name: str, build: Callable[[int], nn.Module], checkpoint: Checkpoint, file: str
+) -> tuple[nn.Module, int, list[str]]:
+    """The network with as many classes as the file has, filled from it; and what is to be said.
+
+    Args:
+        build: makes the network, of so many classes.
+    """
+    try:
+        with torch.device("meta"):  # where nothing is drawn at random, nor takes memory
+            sample = build(ODD)
+    except Exception:  # some compute as they are made
+        sample = build(ODD)
+    heads = [
+        key
+        for key, tensor in sample.state_dict().items()
+        if tensor.ndim >= 2 and len(tensor) == ODD
+    ]
+    found = checkpoint.classes(heads)
+    classes = found or _IMAGENET_CLASSES
+    module = build(classes)
+    try:
+        return module, classes, fill(module, checkpoint.sets, file)
+    except LoadError as error:
+        if found is not None:
+            raise LoadError(f"{str(error).rstrip('.')}. It was filled as {name}.") from None
+        raise LoadError(
+            f"{str(error).rstrip('.')}. {name} has its head in {' and '.join(heads)}, by whose "
+            "rows classes are counted, and the file has none of them: with a head of one's own, "
+            "name a function that makes the network, as package.module:factory@FILE."
+        ) from None
+
+
+def _keys(checkpoint: Checkpoint) -> Iterable[str]:
+    return (key for weights in checkpoint.sets.values() for key in weights)
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """A question for a name that is meant, to end a sentence with."""
+    close = get_close_matches(name, list(known), 3, cutoff=0.6)
+    return f" (is {' or '.join(close)} meant?)" if close else ""
+
+
+def _program(
+    kind: str, file: str, stated: Input, device: torch.device, trust_code: bool
 ) -> SourceModel:
+    if not trust_code:
+        raise LoadError(
+            f"{kind}@{file}: such a file holds code, which runs with your rights as soon as it is "
+            "opened or asked. If you trust whoever made it, say --trust-code (TTC_TRUST_CODE=on). "
+            "Weights alone hold none, and adapt: torch.save(model.state_dict(), 'weights.pt')."
+        )
+    program = open_program(kind, Path(file), device)
+    model = _made(
+        program,
+        Input(*_PLAIN, program.side),
+        _UNSTATED,
+        stated,
+        split=HEAD,
+        adaptable=False,
+    )
+    if stated.mean is None and stated.std is None:
+        model.notices.append(
+            "no mean and deviation are stated: it reads values in [0, 1]; --mean and --std say "
+            "otherwise."
+        )
+    model.notices.insert(
+        0,
+        f"a {'TorchScript' if kind == 'torchscript' else 'torch.export'} program cannot adapt, as "
+        "its layers are out of reach: it is served frozen, by the method source. A state dict "
+        "adapts, as torchvision/NAME@FILE, timm/NAME@FILE or package.module:factory@FILE.",
+    )
+    return model
+
+
+def _factory(name: str, file: str, stated: Input) -> SourceModel:
     made = call_factory(name)
-    stated = isinstance(made, SourceModel)
     module = made.module if isinstance(made, SourceModel) else made
     if not isinstance(module, nn.Module):
         kind = type(made).__name__
         if isinstance(made, type):
             kind = f"the class {made.__name__} itself"
         raise LoadError(f"{name} must return an nn.Module or a SourceModel; it returned {kind}.")
-    if stated and (mean or std):
-        raise LoadError(f"{name} states its own mean and std; leave --mean and --std out.")
-    notices = fill(module, read_checkpoint(Path(file)), file) if file else []
+    if isinstance(made, SourceModel) and stated != Input():
+        said = [f"--{each}" for each, value in vars(stated).items() if value is not None]
+        raise LoadError(f"{name} states its own input; leave {' and '.join(said)} out.")
+    checkpoint = read_checkpoint(Path(file)) if file else Checkpoint({})
+    notices = fill(module, checkpoint.sets, file) if file else []
     if isinstance(made, SourceModel):
         model = made
         if file:
             model.refresh()
     else:
-        model = SourceModel(made, mean=mean or (0.0,) * 3, std=std or (1.0,) * 3, size=None)
+        names = (checkpoint.class_names, file)
+        model = _made(module, Input(*_PLAIN), _UNSTATED, stated, names=names)
     model.notices[:0] = notices
     if model.size is None and not any(model.mean) and set(model.std) == {1.0}:
         model.notices.insert(

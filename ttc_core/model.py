@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
@@ -19,6 +19,7 @@ from ttc_core.calibration_record import CalibrationRecord
 from ttc_core.errors import ModelError, told
 from ttc_core.flat import Layout, stacked, tensor_bytes
 from ttc_core.fused import Network, fused
+from ttc_core.geometry import Geometry, Interpolation
 from ttc_core.normalization import (
     JoinedLook,
     Look,
@@ -39,6 +40,7 @@ _passing = threading.local()
 # Of a preprocessing for values in [0, 1]: beyond, pixels overflow.
 MOST = 1_000_000
 Precision = Literal["float32", "bfloat16"]
+MAKER = "whoever made the model"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,21 @@ class Output:
     features: Tensor
 
 
+@dataclass(frozen=True)
+class Origins:
+    """Where what is not in a model's weights comes from, in words to show: "--size", say.
+
+    Attributes:
+        geometry: of size and crop.
+        normalisation: of mean and std.
+    """
+
+    geometry: str
+    interpolation: str
+    normalisation: str
+    class_names: str
+
+
 class SourceModel:
     """A frozen classifier, split into features g and head h, with the input it was trained on.
 
@@ -62,12 +79,15 @@ class SourceModel:
             resized to `size` and the central crop × crop is taken. None: images stay as they are,
             unless the network takes one size only, which a trial run finds.
         crop: see `size`.
+        interpolation: how images are resized; as it was trained.
         class_names: K names, or None for "0", "1", ….
         split: the dotted name of the head h inside `module`. None: found by tracing a forward pass
             for the linear layer, or 1×1 convolution that serves as one, whose output is the logits.
         accuracy: measured on clean test data, in [0, 1]; informative.
+        adaptable: False: a network whose layers cannot be reached is taken, too; it only answers.
 
     Attributes:
+        origins: where its input and class names come from.
         calibration: the record of its held-out answers, where there is one.
         reduced: whether it computes in bfloat16 what its weights are float32 for (`compute_in`).
         notices: sentences about what was chosen for the user, to be shown when the model starts.
@@ -88,6 +108,8 @@ class SourceModel:
         class_names: Sequence[str] | None = None,
         split: str | None = None,
         accuracy: float | None = None,
+        interpolation: Interpolation = "bilinear",
+        adaptable: bool = True,
     ) -> None:
         sound = all(abs(each) <= MOST for each in mean) and all(
             1 / MOST <= each <= MOST for each in std
@@ -106,16 +128,27 @@ class SourceModel:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module  # the copies of a training run
         if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError("a scripted module cannot be adapted; give the module it was made of.")
+            raise ValueError(
+                "a scripted module cannot be adapted; give the module it was made of. A file of "
+                "torch.jit.save is served frozen, as torchscript@FILE."
+            )
         module.eval()  # what it returns is not relied on: many a `train` of one's own returns None
         self.module = module.requires_grad_(False)
         self.mean, self.std = tuple(mean), tuple(std)
         self.size, self.crop = size, crop
+        self.interpolation: Interpolation = interpolation
+        self.origins = Origins(MAKER, MAKER, MAKER, "none are stated")
         self.accuracy = accuracy
         self.calibration: CalibrationRecord | None = None
         self.reduced = False
         # Before anything else looks at the layers: without one to adapt the rest is pointless.
+        self.adaptable = adaptable
         self.affine = affine_parameters(module)
+        if adaptable and not self.affine:
+            raise ValueError(
+                "The network has no BatchNorm, LayerNorm, GroupNorm or RMSNorm layer with scale "
+                "and shift; there is nothing that test-time adaptation could move."
+            )
         trial = Trial(module, crop or size, split)
         self.split, self.classes, self.dtype = trial.split, trial.classes, trial.dtype
         self._first_precision = next(precisions(module))
@@ -127,7 +160,7 @@ class SourceModel:
                 "the network answers the same images otherwise when asked again (it draws at "
                 "random, or keeps something): no answer can be repeated, not even after a reset."
             )
-        if trial.fixed:
+        if trial.fixed and adaptable:
             named = ", ".join(trial.fixed[:5]) + (", …" if len(trial.fixed) > 5 else "")
             self.notices.append(
                 f"{named}: the scale or shift stays the source's whatever is learned "
@@ -138,16 +171,13 @@ class SourceModel:
             self.size = self.trial_side
             self.notices.append(
                 f"the network does not take images of any size: they are resized to {self.size} × "
-                f"{self.size} pixels; SourceModel(..., size=…) states another."
+                f"{self.size} pixels; --size, or SourceModel(..., size=…), states another."
             )
         head = module.get_submodule(self.split)
         head.register_forward_pre_hook(_note_features, with_kwargs=True)
-        if class_names is not None and len(class_names) != self.classes:
-            raise ValueError(
-                f"The network has {self.classes} classes, but {len(class_names)} class names "
-                "were given."
-            )
-        self.class_names = tuple(class_names or map(str, range(self.classes)))
+        self.class_names = tuple(map(str, range(self.classes)))
+        if class_names is not None:
+            self.name_classes(class_names, MAKER)
         self._place()
 
     def _place(self) -> None:
@@ -195,6 +225,24 @@ class SourceModel:
         )
         flat = [self.moments_layout.flattened(each) for each in (means, squares)]
         self.source_moments = torch.stack(flat).to(self.device)
+
+    @property
+    def geometry(self) -> Geometry:
+        """How a picture is brought to the size that it reads."""
+        return Geometry(self.size, self.crop, self.interpolation)
+
+    def name_classes(self, names: Sequence[str], origin: str) -> None:
+        """Call its K classes by these names.
+
+        Raises:
+            ValueError: they are not K.
+        """
+        if len(names) != self.classes:
+            raise ValueError(
+                f"The network has {self.classes} classes, but {len(names)} class names were given."
+            )
+        self.class_names = tuple(names)
+        self.origins = replace(self.origins, class_names=origin)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the fused network, whose weights oneDNN alone can read."""
@@ -282,7 +330,10 @@ class SourceModel:
     @cached_property
     def digest(self) -> str:
         """A hash of weights, statistics and preprocessing: tells models of one spec apart."""
-        digest = hashlib.sha256(repr((self.mean, self.std, self.size, self.crop)).encode())
+        input_: tuple[object, ...] = (self.mean, self.std, self.size, self.crop)
+        if self.interpolation != "bilinear":  # once the only one: states and records are of that
+            input_ += (self.interpolation,)
+        digest = hashlib.sha256(repr(input_).encode())
         for name, tensor in self.module.state_dict().items():
             digest.update(name.encode())
             digest.update(_bytes(tensor))

@@ -26,17 +26,8 @@ def affine_parameters(module: nn.Module) -> dict[str, Tensor]:
     """Return scale and shift of every normalisation layer, under the network's own names.
 
     A parameter that several layers share is there once, under its first name.
-
-    Raises:
-        ValueError: there is none, so nothing could adapt.
     """
-    affine = {name: parameter for name, first, parameter in _named(module) if name == first}
-    if not affine:
-        raise ValueError(
-            "The network has no BatchNorm, LayerNorm, GroupNorm or RMSNorm layer with scale and "
-            "shift; there is nothing that test-time adaptation could move."
-        )
-    return affine
+    return {name: parameter for name, first, parameter in _named(module) if name == first}
 
 
 def shared_parameters(module: nn.Module) -> dict[str, str]:

@@ -118,7 +118,7 @@ class Trial:
         tried = f"{side} pixels" if side else f"any of {len(TRIAL_SIDES)} usual sizes"
         raise ValueError(
             f"The network does not run on RGB images of {tried}: {failed}. Where it wants "
-            "another size, a factory states it: SourceModel(..., size=…)."
+            "another size, --size says so, or a factory: SourceModel(..., size=…)."
         )
 
     def _keep(

@@ -18,7 +18,7 @@ from benchmarks.clock import timed
 from benchmarks.cost import SERVED
 from benchmarks.passes import Passes, recorded
 from service.cli.options import keep_freed_memory
-from ttc_core.datasets import Geometry, Stream, open_data
+from ttc_core.datasets import Stream, open_data
 from ttc_core.evaluate import as_batch, run_stream, warm_up
 from ttc_core.load import load, pick_device
 from ttc_core.methods import DEFAULT_METHOD, Method
@@ -73,7 +73,7 @@ def _model(spec: str) -> SourceModel:
 @cache
 def _stream(data: str, corruption: str, images: int, spec: str) -> Stream:
     model = _model(spec)
-    geometry = Geometry(model.size, model.crop)
+    geometry = model.geometry
     opened = open_data(data, geometry, model.class_names, limit=images)
     return opened.open(corruption, 5, limit=images)
 

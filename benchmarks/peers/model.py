@@ -79,10 +79,11 @@ class Classifier:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = source.module.to(self.device)
         assert source.size is not None
+        mode = transforms.InterpolationMode(source.interpolation)
         sizes = (
-            [transforms.Resize(source.size), transforms.CenterCrop(source.crop)]
+            [transforms.Resize(source.size, mode), transforms.CenterCrop(source.crop)]
             if source.crop
-            else [transforms.Resize((source.size, source.size))]
+            else [transforms.Resize((source.size, source.size), mode)]
         )
         self.transform = transforms.Compose(
             [*sizes, transforms.ToTensor(), transforms.Normalize(source.mean, source.std)]

@@ -12,8 +12,6 @@ from service.cli.options import (
     NetworkOptions,
     check_writable,
     grouped,
-    load_model,
-    rgb,
 )
 
 
@@ -36,7 +34,7 @@ def calibrate(
     import torch
 
     from ttc_core.calibration_record import SUFFIX, CalibrationRecord, measured
-    from ttc_core.datasets import Geometry, open_data
+    from ttc_core.datasets import open_data
     from ttc_core.evaluate import as_batch
     from ttc_core.load import record_beside
 
@@ -44,10 +42,9 @@ def calibrate(
         torch.set_num_threads(network.threads)
     beside = record_beside(model) if "@" in model else None
     path = out or beside or Path(re.sub(r"[^\w.-]+", "_", model) + SUFFIX)
-    source = load_model(model, network.device, rgb(network.mean), rgb(network.std))
+    source = network.load(model)
     check_writable(path, None)
-    geometry = Geometry(source.size, source.crop)
-    stream = open_data(data, geometry, source.class_names).open("clean", 5)
+    stream = open_data(data, source.geometry, source.class_names).open("clean", 5)
     logits, labels = measured(
         source,
         (

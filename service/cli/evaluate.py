@@ -10,12 +10,11 @@ from service.cli.options import (
     ModelOptions,
     check_watched,
     grouped,
-    load_model,
     pairs_of,
-    rgb,
     sets_nothing,
     several,
 )
+from service.settings import usual_method
 
 if TYPE_CHECKING:
     from ttc_core.evaluate import Run
@@ -85,7 +84,7 @@ def evaluate(
 
     from service.evaluation_view import EvaluationView, kind_of
     from service.view import View, results_table
-    from ttc_core.datasets import Geometry, open_data, parse_mix
+    from ttc_core.datasets import open_data, parse_mix
     from ttc_core.evaluate import Evaluation, parse_protocol
     from ttc_core.features import weightiest_channels
     from ttc_core.methods import far_off
@@ -95,7 +94,7 @@ def evaluate(
     if preset == FIGURE_1:
         _simulate(Rows(asked.rows_path))
         return
-    wanted = _preset(preset, methods, served=served)
+    wanted = _preset(preset, methods, usual_method(network.model) if served else None)
     if asked.batch_size is not None and wanted.chooses_batch_sizes:
         raise click.UsageError(f"{preset} has batch sizes of its own; leave out --batch-size.")
     try:
@@ -112,13 +111,8 @@ def evaluate(
     corruptions = asked.chosen(usual, len(wanted.variants), joined=kind == "changing")
     if network.threads:
         torch.set_num_threads(network.threads)
-    model = load_model(
-        network.model,
-        network.device,
-        rgb(network.mean),
-        rgb(network.std),
-        network.calibration,
-        precision=network.precision,
+    model = network.load(
+        network.model, calibration=network.calibration, precision=network.precision
     )
     runs = _runs(
         wanted,
@@ -134,11 +128,10 @@ def evaluate(
         click.echo(sentence, err=True)
     for sentence in dict.fromkeys(each for run in runs for each in far_off(run.name, run.method)):
         click.echo(sentence, err=True)
-    geometry = Geometry(model.size, model.crop)
     images = images_asked(asked.order, asked.limit)
     evaluation = Evaluation(
         runs=runs,
-        data=open_data(asked.data, geometry, model.class_names, limit=images),
+        data=open_data(asked.data, model.geometry, model.class_names, limit=images),
         corruptions=corruptions,
         severity=asked.severity,
         limit=asked.limit,
@@ -149,7 +142,7 @@ def evaluate(
         logits=asked.predictions is not None,
         channels=weightiest_channels(model, wanted.channels) if wanted.channels else (),
         mix=shares,
-        unknown=None if unknown is None else open_data(unknown, geometry, limit=asked.limit),
+        unknown=None if unknown is None else open_data(unknown, model.geometry, limit=asked.limit),
     )
     passes = [kind_of(run) for run in runs for _ in evaluation.passes]
     watcher = EvaluationView(View(Console(emoji=False)), passes, asked.predictions, asked.order)
@@ -189,9 +182,13 @@ def row_fields(
     }
 
 
-def _preset(name: str | None, methods: str | None, *, served: bool) -> "Preset":
-    """The runs that were asked for: a preset's, of these methods, or each method once."""
-    from ttc_core.methods import DEFAULT_METHOD, METHODS, PAPER_METHODS
+def _preset(name: str | None, methods: str | None, served: str | None) -> "Preset":
+    """The runs that were asked for: a preset's, of these methods, or each method once.
+
+    Args:
+        served: the method that a server would run, where that is asked for.
+    """
+    from ttc_core.methods import METHODS, PAPER_METHODS
     from ttc_core.presets import PRESETS, plain
 
     if name is not None and name not in PRESETS:
@@ -199,8 +196,8 @@ def _preset(name: str | None, methods: str | None, *, served: bool) -> "Preset":
             f"There is no preset {name!r}; there are {', '.join((*PRESETS, FIGURE_1))}."
         )
     preset = PRESETS[name] if name is not None else plain(PAPER_METHODS)
-    if served and methods is None and name is None:
-        return plain([DEFAULT_METHOD])
+    if served is not None and methods is None and name is None:
+        return plain([served])
     if methods is None or methods == "all":
         return preset
     return preset.restricted(several(methods, tuple(METHODS), own=True))

@@ -14,10 +14,13 @@ import click
 from click.shell_completion import CompletionItem
 
 from service.settings import (
+    INTERPOLATIONS,
     LISTS,
     METHODS,
+    MOST_SIDE,
     OPTIONAL,
     SWITCHES,
+    Interpolation,
     Settings,
     accepted,
     default,
@@ -147,7 +150,12 @@ def load_model(
     std: tuple[float, ...] | None,
     calibration: Path | None = None,
     *,
+    size: int | None = None,
+    crop: int | None = None,
+    interpolation: Interpolation | None = None,
+    class_names: Path | None = None,
     precision: "Precision" = "float32",
+    trust_code: bool = False,
     warn: Callable[[str], None] = partial(click.echo, err=True),  # noqa: B008  it holds no state
 ) -> "SourceModel":
     from ttc_core.load import load, pick_device
@@ -158,8 +166,13 @@ def load_model(
         device=pick_device(device),
         mean=mean,
         std=std,
+        size=size,
+        crop=crop,
+        interpolation=interpolation,
+        class_names=class_names,
         precision=precision,
         calibration=calibration,
+        trust_code=trust_code,
     )
     for notice in model.notices:
         warn(f"{spec}: {notice}")
@@ -257,6 +270,40 @@ class NetworkOptions:
     )
     mean: str | None = option("--mean", help="R,G,B mean of the model's input")
     std: str | None = option("--std", help="R,G,B deviation of the model's input")
+    size: int | None = option(
+        "--size",
+        type=click.IntRange(1, MOST_SIDE),
+        help="pixels to which images are resized: both sides, or with --crop the shorter",
+    )
+    crop: int | None = option(
+        "--crop",
+        type=click.IntRange(1, MOST_SIDE),
+        help="pixels a side that are cut from the middle",
+    )
+    interpolation: Any = option(  # noqa: RUF009  it makes a field
+        "--interpolation", type=click.Choice(INTERPOLATIONS), help="how images are resized"
+    )
+    class_names: Path | None = option(  # noqa: RUF009  it makes a field
+        "--class-names", type=FILE, help="names of the classes, a line each, or JSON"
+    )
+    trust_code: bool = option(
+        "--trust-code", is_flag=True, help="open torchscript@FILE or export@FILE, which hold code"
+    )
+
+    def load(self, spec: str, **more: Any) -> "SourceModel":
+        """Load a model with the input that was asked for; see `load_model`."""
+        return load_model(
+            spec,
+            self.device,
+            rgb(self.mean),
+            rgb(self.std),
+            size=self.size,
+            crop=self.crop,
+            interpolation=self.interpolation,
+            class_names=self.class_names,
+            trust_code=self.trust_code,
+            **more,
+        )
 
 
 @dataclass(frozen=True)
@@ -346,6 +393,10 @@ def _metavar(name: str) -> str:
         "config": "FILE",
         "state_dir": "DIR",
         "calibration": "FILE",
+        "class_names": "FILE",
+        "size": "PIXELS",
+        "crop": "PIXELS",
+        "interpolation": f"[{'|'.join(INTERPOLATIONS)}]",
         "silent_factor": "N",
     }
     kind = Settings.model_fields[name].annotation

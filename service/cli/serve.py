@@ -89,7 +89,12 @@ def _serve(settings: Settings) -> None:
             settings.mean,
             settings.std,
             settings.calibration,
+            size=settings.size,
+            crop=settings.crop,
+            interpolation=settings.interpolation,
+            class_names=settings.class_names,
             precision=settings.precision,
+            trust_code=settings.trust_code,
             warn=log.warning,
         )
         try:
@@ -143,6 +148,12 @@ def _introduce(settings: Settings, source: "Method") -> None:
         f"{model.classes} classes, "
         f"features ({model.feature_dimension}) → {model.split} → logits, "
         f"{count:,} adapted parameters in {len(adapted)} tensors"
+    )
+    origins, numbers = model.origins, "{:.4g}, {:.4g}, {:.4g}"
+    log.info(
+        f"Input: {model.geometry} ({origins.geometry}); mean {numbers.format(*model.mean)}, "
+        f"deviation {numbers.format(*model.std)} ({origins.normalisation}); names of classes: "
+        f"{origins.class_names}"
     )
     used = ", ".join(f"{k}={v}" for k, v in source.settings.items())
     log.info("Method %s: %s", settings.method, used or "no settings")

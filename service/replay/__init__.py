@@ -76,7 +76,7 @@ async def replay(
         admin_token=plan.admin_token,
     ) as client:
         status = await client.status()
-        geometry = Geometry(status.model.size, status.model.crop)
+        geometry = Geometry(status.model.size, status.model.crop, status.model.interpolation)
         data = await asyncio.to_thread(
             open_data,
             plan.data,

@@ -115,6 +115,7 @@ async def status(service: ServiceNow) -> StatusResponse:
             class_names=list(model.class_names),
             size=model.size,
             crop=model.crop,
+            interpolation=model.interpolation,
             precision=model.precision,
             split=model.split,
             adapted_parameters=service.adapted_parameters,

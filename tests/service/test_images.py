@@ -14,6 +14,7 @@ from PIL import Image
 
 from service.errors import Refused, TooLarge, UnknownType, Unreadable
 from service.images import FORMATS, MEDIA_TYPES, check_media_type, decode, read_header
+from ttc_core.geometry import Geometry
 from ttc_core.pictures import MAX_JPEG_SCANS, jpeg
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -21,8 +22,9 @@ RED, BLUE = Image.new("RGB", (9, 6), "red"), Image.new("RGB", (9, 6), "blue")
 
 
 def read(body, size=None, crop=None, max_pixels=4096 * 4096, max_side=8192):
-    picture = read_header(body, size=size, crop=crop, max_pixels=max_pixels, max_side=max_side)
-    return decode(picture, size=size, crop=crop)[0]
+    geometry = Geometry(size, crop)
+    picture = read_header(body, geometry, max_pixels=max_pixels, max_side=max_side)
+    return decode(picture, geometry)[0]
 
 
 def write(image, file_format, **options):

@@ -73,7 +73,7 @@ def test_a_request_waits_for_the_memory_that_its_own_and_other_decoding_gives_ba
     at_once, most = 0, 0
     lock = threading.Lock()
 
-    def decode(picture, **geometry):
+    def decode(picture, geometry):
         nonlocal at_once, most
         with lock:
             at_once += 1
@@ -95,7 +95,7 @@ def test_nothing_more_is_decoded_for_a_client_that_went_away(monkeypatch):
     decoded = []
     gone = asyncio.Event()
 
-    def decode(picture, **geometry):
+    def decode(picture, geometry):
         decoded.append(picture)
         loop.call_soon_threadsafe(gone.set)
         threading.Event().wait(0.01)

@@ -49,13 +49,13 @@ class Gate:
         self.decoded, self._decode = [], decoding.decode
         monkeypatch.setattr("service.decoding.decode", self)
 
-    def __call__(self, picture, **geometry):
+    def __call__(self, picture, geometry):
         name = threading.get_ident()
         self.decoded.append((picture.width, name, os.getpriority(os.PRIO_PROCESS, 0)))
         if picture.width > 100:
             self.reached.set()
             assert self.opened.wait(PATIENCE)
-        return self._decode(picture, **geometry)
+        return self._decode(picture, geometry)
 
 
 @pytest.fixture

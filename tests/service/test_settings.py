@@ -3,6 +3,7 @@
 import os
 import re
 from contextlib import nullcontext
+from typing import get_args
 
 import pytest
 from click import UsageError
@@ -12,6 +13,7 @@ from pydantic import SecretStr, ValidationError
 from service.cli import cli
 from service.cli.options import chosen_settings
 from service.settings import (
+    INTERPOLATIONS,
     LISTS,
     METHODS,
     MOST_TOKEN_BYTES,
@@ -26,6 +28,7 @@ from service.settings import (
     unknown_variables,
 )
 from ttc_core import methods
+from ttc_core.geometry import Interpolation
 from ttc_core.methods import DEFAULT_METHOD
 
 
@@ -62,6 +65,20 @@ def test_the_paper_means_ttc_where_no_method_is_named(monkeypatch, said, method)
     for name, value in said.items():
         monkeypatch.setenv(f"TTC_{name.upper()}", str(value).lower())
     assert read_settings({}).method == method
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "export"])
+def test_a_program_of_a_file_is_served_by_source(kind):
+    """As nothing else works with it; a method that is named is, and the paper's is named."""
+    program = {"model": f"{kind}@model.pt"}
+    assert (read_settings(program).method, read_settings(program).guard) == ("source", "off")
+    assert read_settings(program | {"method": "tent"}).method == "tent"
+    assert read_settings(program | {"paper": True}).method == "ttc"
+
+
+def test_the_interpolations_are_the_geometrys():
+    """Two lists, as one module imports numpy, and the settings are read for --help."""
+    assert get_args(Interpolation) == INTERPOLATIONS
 
 
 def test_a_flag_goes_before_its_variable_and_that_before_the_default(monkeypatch):
@@ -269,6 +286,10 @@ OPTIONAL_VALUES = {
     "state_dir": "states",
     "calibration": "record.json",
     "config": os.devnull,
+    "class_names": "names.txt",
+    "size": "256",
+    "crop": "224",
+    "interpolation": "bicubic",
 }
 
 

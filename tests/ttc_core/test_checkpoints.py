@@ -19,8 +19,9 @@ from tests.fixtures.networks import (
     make_images,
     make_network,
 )
+from ttc_core.errors import LoadError
 from ttc_core.evaluate import as_batch
-from ttc_core.load import BUNDLED_WEIGHTS, LoadError, load
+from ttc_core.load import BUNDLED_WEIGHTS, load
 from ttc_core.methods import create
 from ttc_core.model import SourceModel
 from ttc_core.zoo import ARCHITECTURES
@@ -236,6 +237,16 @@ def whole_network(path: Path) -> None:
     torch.save(make_network("batch-norm"), path)
 
 
+def scripted(path: Path) -> None:
+    torch.jit.save(torch.jit.trace(make_network("batch-norm"), torch.randn(2, 3, 8, 8)), path)
+
+
+def exported(path: Path) -> None:
+    program = torch.export.export(make_network("batch-norm"), (torch.randn(2, 3, 8, 8),))
+    torch.export.save(program, path)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # it is deprecated
 @pytest.mark.parametrize(
     ("name", "write", "sentence"),
     [
@@ -244,7 +255,9 @@ def whole_network(path: Path) -> None:
         pytest.param("a.pt", truncated, "is no torch file of plain tensors", id="truncated"),
         pytest.param("a.pt", lambda p: p.write_bytes(b""), "is no torch file", id="empty"),
         pytest.param("a.pt", lambda p: p.write_bytes(b"x" * 99), "is no torch file", id="rubbish"),
-        pytest.param("a.pt", whole_network, "is no torch file of plain tensors", id="network"),
+        pytest.param("a.pt", whole_network, "SmallNetwork.*state_dict", id="network"),
+        pytest.param("a.pt", scripted, "torch.jit.save wrote it.* torchscript@", id="scripted"),
+        pytest.param("a.pt2", exported, "torch.export.save wrote it.* export@", id="exported"),
         pytest.param("a.pt", lambda p: torch.save({}, p), "holds no state dict", id="no-tensors"),
         pytest.param("a.pt", lambda p: torch.save([1], p), "holds no state dict", id="a-list"),
         pytest.param(

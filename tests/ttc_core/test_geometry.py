@@ -1,17 +1,22 @@
 """The rules of conversion to upright RGB, and of resizing and cropping."""
 
 import io
+import math
 import struct
 import sys
 import zlib
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
+from sklearn.datasets import load_sample_images
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms._presets import ImageClassification
 
-from ttc_core.geometry import fit, resized_size, to_rgb
+from ttc_core.geometry import Geometry, Interpolation, fit, resized_size, to_rgb
 from ttc_core.pictures import open_picture
 
 ASYMMETRIC = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -298,6 +303,56 @@ def test_fitting_twice_is_fitting_once(width, height, crop, margin):
     once = fit(Image.fromarray(noise), size, crop)
     assert once.size == ((crop or size),) * 2
     assert pixels(fit(once, size, crop)) == pixels(once)
+
+
+SIZES = ((640, 427), (427, 640), (333, 501), (1001, 77), (97, 64), (225, 224), (30, 20))
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """Two photographs (640 x 427), and parts of them in odd sizes."""
+    china, flower = map(Image.fromarray, load_sample_images().images)
+    return [china, flower, *(china.resize(size, Image.Resampling.LANCZOS) for size in SIZES)]
+
+
+@pytest.mark.parametrize("interpolation", get_args(Interpolation))
+@pytest.mark.parametrize(("size", "crop"), [(256, 224), (232, 224), (235, 223), (32, 32)])
+def test_pixels_are_those_of_torchvisions_transforms(interpolation, size, crop, photographs):
+    """Bit for bit, as `weights.transforms()` prepares a photograph, whatever its size and shape."""
+    prepared = ImageClassification(
+        crop_size=crop,
+        resize_size=size,
+        interpolation=InterpolationMode(interpolation),
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )
+    for photograph in photographs:
+        ours = Geometry(size, crop, interpolation).apply(photograph)
+        theirs = (prepared(photograph) * 255).round().byte().permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(ours, theirs, str(photograph.size))
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("side", "share"), [(224, 0.875), (224, 0.9), (256, 0.95), (299, 1.0)])
+def test_pixels_are_those_of_timms_transforms(mode, interpolation, side, share, photographs):
+    """Bit for bit, as `create_transform` prepares a photograph for evaluation."""
+    timm = pytest.importorskip("timm")
+    if mode == "squash":
+        share = 1.0
+    prepared = timm.data.create_transform(
+        (3, side, side),
+        interpolation=interpolation,
+        crop_pct=share,
+        crop_mode=mode,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )
+    size = math.floor(side / share)
+    geometry = Geometry(size, None if mode == "squash" else side, interpolation)
+    for photograph in photographs:
+        theirs = (prepared(photograph) * 255).round().byte().permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(geometry.apply(photograph), theirs, str(photograph.size))
 
 
 @pytest.mark.parametrize(("size", "crop"), [(None, None), (7, None), (9, 7), (7, 7)])

@@ -34,7 +34,7 @@ def through(image: Image.Image, file_format: str) -> Image.Image:
 
 
 def kind_of(image: Image.Image, size: int, crop: int | None = None) -> str | None:
-    pixels, grain = fitted(image, size, crop)
+    pixels, grain = fitted(image, Geometry(size, crop))
     return Frames().look(as_batch([pixels]), [grain]).kinds[0]
 
 
@@ -110,11 +110,11 @@ def test_what_keeps_its_pixels_is_judged_by_them():
     """Nothing is measured twice; the pixels are those of `fit`, whatever is seen."""
     image = static(32, 32)
     for size, crop in ((32, None), (None, None), (64, 32)):
-        pixels, grain = fitted(image, size, crop)
+        pixels, grain = fitted(image, Geometry(size, crop))
         assert grain is None
         np.testing.assert_array_equal(pixels, np.asarray(image))
     large = static(640, 480)
-    np.testing.assert_array_equal(fitted(large, 32, None)[0], np.asarray(fit(large, 32, None)))
+    np.testing.assert_array_equal(fitted(large, Geometry(32))[0], np.asarray(fit(large, 32, None)))
 
 
 @pytest.mark.parametrize("came_as", [(1, 1), (23, 23), (24, 24), (25, 7), (8192, 24), (24, 3000)])

@@ -1,12 +1,20 @@
 """Every model spec: what it loads, with which preprocessing, and what it says when it cannot."""
 
+import argparse
 import importlib.util
 import json
 import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
 import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
 
 from tests.fixtures.networks import (
     CLASSES,
@@ -18,9 +26,11 @@ from tests.fixtures.networks import (
     make_network,
 )
 from ttc_core.datasets import STREAM_FILE, Geometry, open_data
+from ttc_core.errors import LoadError
 from ttc_core.evaluate import run_stream
-from ttc_core.load import BUNDLED_WEIGHTS, LoadError, load, pick_device
+from ttc_core.load import BUNDLED_WEIGHTS, load, pick_device
 from ttc_core.methods import create
+from ttc_core.model import SourceModel
 from ttc_core.zoo import ARCHITECTURES
 
 NETWORKS = "tests.fixtures.networks"
@@ -66,7 +76,13 @@ def test_a_model_is_frozen_and_in_eval_mode():
         ("", r"names no model"),
         ("cifar/resnet20", r"give cifar/ARCHITECTURE@FILE"),
         ("cifar/resnet21@x.pt", r"resnet20, resnet32"),
-        ("torchvision/resnet19?weights=none", r"no classification model 'resnet19'"),
+        ("torchvision/resnet19?weights=none", r"no classification model 'resnet19' \(is resnet1"),
+        ("torchvision/resnet18@missing.pt", r"no weight file missing\.pt"),
+        ("torchvision/resnet18@", r"names no file behind the @"),
+        ("timm/resnet19@missing.pt", r"no (weight file missing\.pt|model 'resnet19')"),
+        ("timm/resnet1888?weights=none", r"timm has no model 'resnet1888' \(is resnet18"),
+        ("torchscript@missing.pt", r"holds code, which runs .* --trust-code"),
+        ("export@missing.pt2", r"holds code, which runs .* --trust-code"),
         ("torchvision/resnet18?weights=V9", r"weights=V9: resnet18 has IMAGENET1K_V1"),
         ("no.such.module:factory", r"no\.such\.module:factory cannot be imported"),
         (f"{NETWORKS}:missing", r"networks:missing cannot be imported"),
@@ -114,6 +130,282 @@ def test_a_timm_network_comes_with_its_preprocessing():
     assert not torch.equal(method.predict(images).logits, before)
 
 
+# One's own weights: torchvision/NAME@FILE and timm/NAME@FILE
+
+PETS = ("cat", "dog", "guinea pig")
+
+
+def fine_tuned(build: Callable[..., nn.Module], classes: int = 3, **options: Any) -> nn.Module:
+    """A network of one's own classes; statistics and scales are not the initial ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        network = build(num_classes=classes, **options)
+        with torch.no_grad():
+            for name, tensor in network.state_dict().items():
+                if name.endswith(("running_mean", "running_var")):
+                    tensor.add_(0.1 * torch.rand_like(tensor))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def resnet18() -> nn.Module:
+    return fine_tuned(torchvision.models.resnet18)
+
+
+def in_training(network: nn.Module) -> dict[str, Any]:
+    """As a training script saves it: an optimizer, options and a counter lie beside the weights."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    return {
+        "state_dict": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": 3,
+        "args": argparse.Namespace(lr=0.1),
+    }
+
+
+def by_lightning(network: nn.Module) -> dict[str, Any]:
+    """As a LightningModule that keeps its network as `model` saves it."""
+    return {
+        "pytorch-lightning_version": "2.5.0",
+        "epoch": 3,
+        "global_step": 300,
+        "hyper_parameters": {"lr": 0.1, "class_names": list(PETS)},
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {},
+        "optimizer_states": [torch.optim.SGD(network.parameters(), lr=0.1).state_dict()],
+        "state_dict": {f"model.{name}": t for name, t in network.state_dict().items()},
+    }
+
+
+WAYS: dict[str, Callable[[nn.Module, Path], None]] = {
+    "state-dict": lambda network, path: torch.save(network.state_dict(), path),
+    "training": lambda network, path: torch.save(in_training(network), path),
+    "parallel": lambda network, path: torch.save(nn.DataParallel(network).state_dict(), path),
+    "compiled": lambda network, path: torch.save(torch.compile(network).state_dict(), path),
+    "safetensors": lambda network, path: save_file(network.state_dict(), path),
+    "lightning": lambda network, path: torch.save(by_lightning(network), path),
+}
+
+
+def answers_as(model: SourceModel, network: nn.Module) -> bool:
+    """Whether it answers as the network did where it was trained."""
+    side = model.crop or model.size or model.trial_side
+    inputs = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted, got = network(inputs), model.run(inputs).logits
+    return torch.allclose(wanted, got, atol=1e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_a_fine_tuned_network_is_loaded_however_it_was_saved(way, resnet18, tmp_path):
+    """By its name and a file: three classes are the file's, the input is torchvision's."""
+    WAYS[way](resnet18, tmp_path / "weights.bin")
+    model = load(f"torchvision/resnet18@{tmp_path}/weights.bin")
+    assert answers_as(model, resnet18)
+    assert (model.classes, model.split, len(model.batch_norms)) == (3, "fc", 20)
+    assert (model.geometry, model.mean) == (Geometry(256, 224, "bilinear"), IMAGENET_MEAN)
+    assert model.class_names == (PETS if way == "lightning" else ("0", "1", "2"))
+    assert model.origins.geometry == "torchvision's ResNet18_Weights.IMAGENET1K_V1"
+    assert model.notices == []
+
+
+NAMED = (
+    *("torchvision/mobilenet_v3_small", "torchvision/efficientnet_b0", "torchvision/densenet121"),
+    *("torchvision/convnext_tiny", "torchvision/swin_t", "torchvision/shufflenet_v2_x0_5"),
+    *("torchvision/regnet_y_400mf", "torchvision/inception_v3", "torchvision/googlenet"),
+    *("torchvision/mnasnet0_5", "torchvision/mobilenet_v2"),
+    *("timm/resnet18", "timm/mobilenetv3_small_050", "timm/convnext_atto", "timm/densenet121"),
+    *("timm/vit_tiny_patch16_224", "timm/regnetx_002"),
+    *(
+        "timm/efficientnet_b0",
+        "timm/seresnet18",
+        "timm/mixer_s32_224",
+    ),
+    *("timm/ese_vovnet19b_dw", "timm/maxvit_rmlp_pico_rw_256", "timm/resnet18.a1_in1k"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", NAMED)
+def test_classes_are_counted_wherever_the_head_is(spec, tmp_path):
+    """Whatever it is called, also as several heads, or one inside a head of more layers."""
+    library, _, name = spec.partition("/")
+    if library == "timm":
+        timm = pytest.importorskip("timm")
+        network = fine_tuned(partial(timm.create_model, name, pretrained=False), classes=7)
+    else:
+        options = {}
+        if name in ("inception_v3", "googlenet"):  # as whoever begins with the published weights
+            options = {"init_weights": False, "transform_input": True}
+        network = fine_tuned(partial(torchvision.models.get_model, name), classes=7, **options)
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    model = load(f"{spec}@{tmp_path}/weights.pt")
+    assert model.classes == 7
+    assert answers_as(model, network)
+
+
+def test_a_network_without_normalisation_is_filled_and_refused(tmp_path):
+    """SqueezeNet's head, a convolution, is counted, too; but nothing in it could adapt."""
+    torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(LoadError, match="no BatchNorm"):
+        load(f"torchvision/squeezenet1_1@{tmp_path}/a.pt")
+
+
+def test_a_file_of_a_thousand_classes_has_imagenets_names(tmp_path):
+    """As a file that was downloaded by hand has."""
+    network = fine_tuned(torchvision.models.shufflenet_v2_x0_5, classes=1000)
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    model = load(f"torchvision/shufflenet_v2_x0_5@{tmp_path}/weights.pt")
+    assert model.class_names[:2] == ("tench", "goldfish")
+    assert "1,000 classes" in model.origins.class_names
+
+
+def test_a_file_of_another_network_is_refused_with_what_does_not_fit(resnet18, tmp_path):
+    """Keys and shapes, the file and the network's name."""
+    torch.save(resnet18.state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(LoadError, match=r"missing layer1\.2\.bn1\.bias.* filled as resnet34\."):
+        load(f"torchvision/resnet34@{tmp_path}/weights.pt")
+    with pytest.raises(LoadError, match=r"has shape \(3, 512\), not .*|missing .* and \d+ more"):
+        load(f"torchvision/resnet50@{tmp_path}/weights.pt")
+    state = resnet18.state_dict()
+    state["fc.1.weight"], state["fc.1.bias"] = state.pop("fc.weight"), state.pop("fc.bias")
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(LoadError, match=r"its head in fc\.weight.* package\.module:factory@FILE"):
+        load(f"torchvision/resnet18@{tmp_path}/weights.pt")
+
+
+def test_a_name_without_a_network_is_asked_for(resnet18, tmp_path):
+    """A file alone does not say what it is of; a wrong one is refused before it is opened."""
+    torch.save(resnet18.state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(LoadError, match=rf"torchvision/resnet18@{tmp_path}/weights\.pt"):
+        load(f"{tmp_path}/weights.pt")
+
+
+# What is said of a model's input
+
+
+def test_what_is_said_goes_before_what_weights_say(resnet18, tmp_path):
+    """Each by itself; a size alone resizes both sides; and the origins tell which is which."""
+    torch.save(resnet18.state_dict(), tmp_path / "weights.pt")
+    spec = f"torchvision/resnet18@{tmp_path}/weights.pt"
+    model = load(spec, size=96, interpolation="bicubic", mean=(0.5,) * 3)
+    assert model.geometry == Geometry(96, None, "bicubic")
+    assert (model.mean, model.std) == ((0.5,) * 3, IMAGENET_STD)
+    assert (model.origins.geometry, model.origins.interpolation) == ("--size", "--interpolation")
+    assert model.origins.normalisation.startswith("--mean and torchvision's ResNet18")
+    assert load(spec, crop=192).geometry == Geometry(256, 192)
+    assert load(spec, size=128, crop=112).geometry == Geometry(128, 112)
+    with pytest.raises(LoadError, match=r"--crop 300 goes with --size, .* it is 256 otherwise"):
+        load(spec, crop=300)
+    with pytest.raises(LoadError, match=r"crop at most size; got size 64, crop 65"):
+        load(spec, size=64, crop=65)
+
+
+def test_a_published_recipe_may_be_named_beside_a_file(tmp_path):
+    """MobileNet-V2's second weights are given images of 232 pixels, its first of 256."""
+    network = fine_tuned(torchvision.models.mobilenet_v2)
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    sizes = [
+        load(f"torchvision/mobilenet_v2{weights}@{tmp_path}/weights.pt").size
+        for weights in ("", "?weights=IMAGENET1K_V1")
+    ]
+    assert sizes == [232, 256]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224", "convnext_atto_ols"]
+)
+def test_a_timm_networks_own_geometry(name):
+    """The size is cut down to whole pixels, as timm has it."""
+    timm = pytest.importorskip("timm")
+    model = load(f"timm/{name}?weights=none")
+    config = timm.data.resolve_model_data_config(model.module)
+    assert model.size == math.floor(config["input_size"][1] / config["crop_pct"])
+    assert model.crop == config["input_size"][1]
+    assert model.interpolation == config["interpolation"]
+
+
+def test_another_interpolation_is_another_model():
+    """A state or calibration record of the one does not fit the other; bilinear's stay."""
+    one, other = (load("bundled", interpolation=each).digest for each in (None, "bicubic"))
+    assert one != other
+    assert load("bundled", interpolation="bilinear").digest == one
+
+
+# Names of classes
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("names.txt", "a\nb\nc d\ne\nf\n"),
+        ("names.txt", "\ufeffa\r\nb\r\nc d\r\ne\r\nf"),
+        ("names.json", '["a", "b", "c d", "e", "f"]'),
+        ("names.json", '{"0": "a", "1": "b", "2": "c d", "4": "f", "3": "e"}'),
+        ("class_to_idx", '{"f": 4, "a": 0, "b": 1, "c d": 2, "e": 3}'),
+    ],
+)
+def test_class_names_are_read_in_each_form(name, content, tmp_path):
+    """Lines, and JSON in three forms, whatever the file is called."""
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    model = load(f"{NETWORKS}:small_network", class_names=tmp_path / name)
+    assert model.class_names == ("a", "b", "c d", "e", "f")
+    assert model.origins.class_names == str(tmp_path / name)
+
+
+def test_digits_as_class_names_are_no_indices(tmp_path):
+    """ImageFolder's of the folders 0 to 4, read backwards."""
+    (tmp_path / "names").write_text('{"4": 0, "3": 1, "2": 2, "1": 3, "0": 4}')
+    model = load(f"{NETWORKS}:small_network", class_names=tmp_path / "names")
+    assert model.class_names == ("4", "3", "2", "1", "0")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("a\nb\nc", r"names 3 classes \(a … c\), and the network has 5"),
+        ("a\nb\n\nd\ne", r"the name of class 2 is ''"),
+        ("", r"a list, or names with an index each"),
+        ("[1, 2, 3, 4, 5]", r"the name of class 0 is 1"),
+        ('["a", "b"', r"it is no JSON"),
+        ('{"a": 0, "b": 0}', r"two names of class 0"),
+        ('{"1": "a", "2": "b"}', r"no name of class 0; counting begins at 0"),
+        ('{"a": "b"}', r"has no index"),
+        ("[" * 100_000, r"holds no class names"),
+    ],
+)
+def test_class_names_that_do_not_fit_are_a_sentence(content, sentence, tmp_path):
+    """With the file's name and the forms that are accepted, or how many there are."""
+    (tmp_path / "names.txt").write_text(content)
+    with pytest.raises(LoadError, match=sentence) as error:
+        load(f"{NETWORKS}:small_network", class_names=tmp_path / "names.txt")
+    assert "names.txt" in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_missing_file_of_class_names_is_a_sentence(tmp_path):
+    with pytest.raises(LoadError, match=r"class names .*none\.txt cannot be read: No such file"):
+        load("bundled", class_names=tmp_path / "none.txt")
+
+
+def test_names_in_a_weight_file_go_before_published_ones_and_behind_stated_ones(tmp_path):
+    """In safetensors' header, or beside the state dict; those of another number are told."""
+    state = make_network("batch-norm").state_dict()
+    save_file(state, tmp_path / "a.safetensors", {"class_names": '["v", "w", "x", "y", "z"]'})
+    torch.save({"model": state, "class_to_idx": {"z": 4, "y": 3, "x": 2, "w": 1, "v": 0}},
+               tmp_path / "a.pt")  # fmt: skip
+    (tmp_path / "names").write_text("a\nb\nc\nd\ne")
+    for file in ("a.safetensors", "a.pt"):
+        spec = f"{NETWORKS}:small_network@{tmp_path}/{file}"
+        assert load(spec).class_names == ("v", "w", "x", "y", "z")
+        assert load(spec, class_names=tmp_path / "names").class_names == tuple("abcde")
+    torch.save({"model": state, "classes": ["only", "two"]}, tmp_path / "a.pt")
+    model = load(f"{NETWORKS}:small_network@{tmp_path}/a.pt")
+    assert model.class_names == tuple("01234")
+    assert any("names 2 classes, and the network has 5" in said for said in model.notices)
+
+
 def test_timm_is_an_extra(monkeypatch):
     """Without it, the sentence says how to install it."""
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
@@ -142,7 +434,7 @@ def test_a_factory_of_a_source_model_states_everything_itself():
     assert (model.mean, model.std, model.size) == (MEAN, STD, SIZE)
     assert model.class_names == ("a", "b", "c", "d", "e")
     assert model.notices == []
-    with pytest.raises(LoadError, match="states its own mean and std"):
+    with pytest.raises(LoadError, match="states its own input; leave --mean out"):
         load(spec, mean=(0.5,) * 3)
 
 

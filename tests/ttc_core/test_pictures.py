@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageFile
 
 from ttc_core.corruptions.files import corrupt_path
-from ttc_core.datasets.files import Geometry, ImageFiles
+from ttc_core.datasets.files import ImageFiles
 from ttc_core.datasets.stream import DataError
-from ttc_core.geometry import to_rgb
+from ttc_core.geometry import Geometry, to_rgb
 from ttc_core.pictures import MAX_PARTS, Damaged, TooManyParts, open_picture
 from ttc_core.pictures.bmp import MAX_RUN_BYTES
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ttc_core.errors import PluginError
-from ttc_core.load import LoadError, load
+from ttc_core.errors import LoadError, PluginError
+from ttc_core.load import load
 from ttc_core.methods import create
 from ttc_core.plugins import call_factory, import_attribute, source_digest
 

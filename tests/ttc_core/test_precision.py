@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.fixtures.networks import MEAN, SIZE, STD, make_images, make_model, make_network
-from ttc_core.checkpoint import LoadError
+from ttc_core.errors import LoadError
 from ttc_core.load import load
 from ttc_core.methods import METHODS, UnsuitableNetworkError, create
 from ttc_core.model import SourceModel

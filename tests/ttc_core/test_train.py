@@ -38,7 +38,7 @@ def test_the_recipe_writes_weights_and_stream(tmp_path: Path):
     assert 0.1 < json.loads(header["mean"])[0] < 0.5
     assert (header["size"], "1 epochs" in header["trained"]) == ("32", True)
     own, bundled = (
-        read_checkpoint(tmp_path / "out" / "weights.safetensors")[""],
+        read_checkpoint(tmp_path / "out" / "weights.safetensors").sets[""],
         load("bundled").module.state_dict(),
     )
     assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in bundled.items()}

@@ -10,10 +10,10 @@ from pathlib import Path
 from ttc_core.datasets.cifar_c import CifarC
 from ttc_core.datasets.clean import STREAM_FILE, CleanData, bundled, from_factory
 from ttc_core.datasets.conditions import changing, day_night, mixed_in, parse_mix
-from ttc_core.datasets.files import Geometry
 from ttc_core.datasets.folder import Folder
 from ttc_core.datasets.imagenet_c import WORDNET_IDS_FILE, ImageNetC
 from ttc_core.datasets.stream import DataError, DataSet, Images, Labels, Stream, check_corruption
+from ttc_core.geometry import Geometry
 
 __all__ = [
     "SPECS",

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ttc_core.datasets.files import Geometry
 from ttc_core.datasets.stream import DataError, DataSet, Images, Places, Shift
+from ttc_core.geometry import Geometry
 
 SEVERITIES = 5
 

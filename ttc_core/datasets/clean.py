@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ttc_core.datasets.files import Geometry, corrupt_at
+from ttc_core.datasets.files import corrupt_at
 from ttc_core.datasets.stream import DataError, DataSet, Images, Labels, Places, Shift
 from ttc_core.errors import PluginError
+from ttc_core.geometry import Geometry
 from ttc_core.plugins import call_factory, guarded
 from ttc_core.zoo import fashion_mnist
 

@@ -3,16 +3,14 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ttc_core.corruptions import corrupt
 from ttc_core.datasets.stream import DataError, Images, Labels, Places, Shift, check_sizes
 from ttc_core.errors import shown
-from ttc_core.geometry import fit, to_rgb
+from ttc_core.geometry import Geometry
 from ttc_core.grain import Grain, fitted
 from ttc_core.pictures import open_picture
 
@@ -22,26 +20,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MOST_FILE_BYTES = 256 << 20
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The size at which a model reads images; see `ttc_core.geometry.fit`."""
-
-    size: int | None = None
-    crop: int | None = None
-
-    def apply(self, image: Image.Image) -> Images:
-        """Decode and resize as the server would: (H, W, 3)."""
-        return np.asarray(fit(to_rgb(image), self.size, self.crop))
-
-    def apply_all(self, images: Images) -> Images:
-        """Bring images (n, H, W, 3) of one size to the model's; as they are if that is theirs."""
-        if len(images) == 0 or self.size is None:
-            return images
-        if images.shape[1:3] == (self.crop or self.size,) * 2:
-            return images
-        return np.stack([self.apply(Image.fromarray(image)) for image in images])
 
 
 def folders(directory: Path) -> list[str]:
@@ -127,7 +105,7 @@ class ImageFiles:
             path = self._path(place)
             try:
                 picture = open_picture(read_bytes(path), FORMATS).load()
-                pixels, grain = fitted(picture, self._geometry.size, self._geometry.crop)
+                pixels, grain = fitted(picture, self._geometry)
             except DataError:
                 raise
             except Exception as error:  # Pillow promises no particular types for damaged files

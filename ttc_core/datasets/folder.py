@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from ttc_core.datasets.files import (
-    Geometry,
     ImageFiles,
     as_sent,
     corrupt_at,
@@ -16,6 +15,7 @@ from ttc_core.datasets.files import (
     image_files,
 )
 from ttc_core.datasets.stream import DataError, DataSet, Images, Places, Shift
+from ttc_core.geometry import Geometry
 
 
 class Folder(DataSet):

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ttc_core.datasets.files import Geometry, ImageFiles, as_sent, folders, image_files
+from ttc_core.datasets.files import ImageFiles, as_sent, folders, image_files
 from ttc_core.datasets.stream import DataError, DataSet, Shift
+from ttc_core.geometry import Geometry
 from ttc_core.zoo import fashion_mnist
 
 WORDNET_IDS_FILE = Path(fashion_mnist.__file__).parent / "imagenet_wordnet_ids.txt"

@@ -105,6 +105,11 @@ def create(
     from ttc_core.guard import OnShift, watched  # they know the contract, and so this package
 
     made, own = method_class(name), name not in METHODS
+    if not (own or model.adaptable or name == "source"):
+        raise UnsuitableNetworkError(
+            f"{name} cannot adapt a TorchScript or torch.export program: its layers are out of "
+            "reach; it is served frozen, by the method source."
+        )
     method = wrapped(name, made, model, settings) if own else made(model, **settings)
     if on_shift and method.adapts - {"moments"}:
         method = OnShift(method)
