@@ -12,9 +12,9 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from service.client import ServiceError
+from service.client import ServiceError, to_png
 from service.replay.load import BoundedClient, Load
-from service.replay.outbox import Outbox, to_png
+from service.replay.outbox import Outbox
 from service.replay.plan import UNDER_TIME, ReplayPlan
 from service.replay.tally import ReplayTally
 from service.replay.under_time import KEPT_UP, TIMES, run_under_time, source_period
@@ -74,6 +74,7 @@ async def replay(
         plan.timeout,
         connections=connections.get(plan.mode, 2),
         admin_token=plan.admin_token,
+        retry_budget=0.0,  # each refusal counts
     ) as client:
         status = await client.status()
         geometry = Geometry(status.model.size, status.model.crop, status.model.interpolation)

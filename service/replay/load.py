@@ -16,10 +16,10 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from service.client import AsyncClient, Call, Reply, ServiceError
+from service.client import REFUSED, AsyncClient, Call, Reply, ServiceError
 from service.replay.outbox import Batch, Outbox
 from service.replay.plan import Arrivals, ReplayPlan
-from service.replay.tally import REFUSED, ReplayTally
+from service.replay.tally import ReplayTally
 from service.schemas import StatusResponse
 
 TRIES = 10

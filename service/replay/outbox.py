@@ -1,15 +1,10 @@
 """The requests of a stream, made ahead of their sending."""
 
 import asyncio
-import io
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from service.client import Call, predict_call
+from service.client import Call, ImageLike, predict_call
 from service.schemas import PredictResponse
 from ttc_core.datasets import Stream
 
@@ -92,16 +87,10 @@ class Outbox:
     def _make(self, start: int) -> Batch:
         part = slice(start, start + self._batch_size)
         positions, labels = self._stream.positions[part], self._stream.labels[part]
-        if self._stream.read_file is not None:
-            files = [self._stream.read_file(int(position)) for position in positions]
-        else:
-            files = [to_png(pixels) for pixels in self._stream.read(positions)]
-        call = predict_call(files, labels=labels.tolist(), stream=self._stream_name)
-        return Batch(start, len(files), call)
-
-
-def to_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode pixels (H, W, 3), RGB, as a PNG file: lossless, and quick rather than small."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()
+        images: list[ImageLike] = (
+            list(self._stream.read(positions))
+            if self._stream.read_file is None
+            else [self._stream.read_file(int(position)) for position in positions]
+        )
+        call = predict_call(images, labels=labels.tolist(), stream=self._stream_name)
+        return Batch(start, len(images), call)

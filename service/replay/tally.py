@@ -6,14 +6,12 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from service.client import ServiceError
+from service.client import REFUSED, ServiceError
 from service.replay.outbox import Batch
 from service.schemas import PredictResponse
 from service.view import View
 from ttc_core.methods.contract import HELD
 from ttc_core.tally import Tally
-
-REFUSED = (429, 503)
 
 
 class ReplayTally(Tally):

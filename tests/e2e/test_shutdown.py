@@ -75,7 +75,7 @@ def test_sigterm_in_mid_load_answers_every_accepted_image(slow_method, pictures,
         wait_for(lambda: accepted_images(server.url) >= 11)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
-        with pytest.raises(ServiceError) as refused, Client(server.url) as late:
+        with pytest.raises(ServiceError) as refused, Client(server.url, retry_budget=0) as late:
             late.predict([pictures[12]])
         assert refused.value.status in (None, 503)
         versions = sorted(answer.result(60).version for answer in answers)

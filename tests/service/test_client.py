@@ -2,99 +2,42 @@
 
 import asyncio
 import base64
+import io
 import json
 import socket
-import threading
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from email.utils import formatdate
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
 
 from service.client import AsyncClient, Client, ServiceError, predict_call
+from tests.fixtures.scripted_service import PREDICTION, ScriptedService, scripted_service
 
-PREDICTION = {
-    "stream": "default",
-    "method": "ttc",
-    "version": 3,
-    "batch_size": 1,
-    "predictions": [
-        {
-            "id": "a",
-            "class": 7,
-            "name": "seven",
-            "confidence": 0.9,
-            "top_k": [{"class": 7, "name": "seven", "confidence": 0.9}],
-            "entropy": 0.25,
-            "selected": True,
-        }
-    ],
-}
 RESET = {"streams": ["default"], "discarded": {"steps": 3, "pending_batches": 1}}
 PROBLEM = {"title": "Queue full", "status": 429, "detail": "Too many.", "request_id": "r1"}
 
 
-class FakeService(ThreadingHTTPServer):
-    """Gives the answer it was told to, and keeps what it was asked."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.status, self.body, self.headers = 200, b"{}", {}
-        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
-        self.connections = 0
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-    def will_answer(self, content: Any, status: int = 200, **headers: str) -> None:
-        self.status, self.headers = status, headers
-        self.body = content if isinstance(content, bytes) else json.dumps(content).encode()
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: FakeService
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.connections += 1
-
-    def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.asked.append((self.command, self.path, dict(self.headers), body))
-        self.send_response(self.server.status)
-        for name, value in self.server.headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(self.server.body)))
-        self.end_headers()
-        self.wfile.write(self.server.body)
-
-    do_GET = do_POST = answer
-
-    def log_message(self, *_: object) -> None:
-        """Keep the test's output clean."""
-
-
 @pytest.fixture
-def service() -> Iterator[FakeService]:
-    server = FakeService()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def service() -> Iterator[ScriptedService]:
+    with scripted_service() as running:
+        yield running
 
 
-def ask_sync(url, verb, *arguments, token=None, timeout=10.0, **options):
-    with Client(url, token, timeout) as client:
+def ask_sync(url, verb, *arguments, token=None, timeout=10.0, retry_budget=0, **options):
+    with Client(url, token, timeout, retry_budget=retry_budget) as client:
         return getattr(client, verb)(*arguments, **options)
 
 
-def ask_async(url, verb, *arguments, token=None, timeout=10.0, **options):
+def ask_async(url, verb, *arguments, token=None, timeout=10.0, retry_budget=0, **options):
     async def ask():
-        async with AsyncClient(url, token, timeout) as client:
+        async with AsyncClient(url, token, timeout, retry_budget=retry_budget) as client:
             return await getattr(client, verb)(*arguments, **options)
 
     return asyncio.run(ask())
@@ -173,14 +116,104 @@ def test_a_refusal_carries_the_servers_sentence(service, ask):
         ask(service.url, "predict", [b"x"])
     error = caught.value
     assert (error.status, error.retry_after, error.request_id) == (429, 2.5, "r1")
-    assert len(service.asked) == 1, "nothing is tried again by itself"
+    assert error.may_repeat
+    assert len(service.asked) == 1, "without a budget nothing is sent again"
+
+
+@both
+@pytest.mark.parametrize("status", [429, 503])
+def test_what_was_refused_is_sent_again_once_the_server_wants_it(service, ask, status):
+    """The same request, no sooner than Retry-After says, and not much later."""
+    service.will_answer(PREDICTION)
+    service.before = [(status, {"Retry-After": "0.4"}), (status, {"Retry-After": "0.2"})]
+    assert ask(service.url, "predict", [b"x"], stream="door", retry_budget=10).version == 3
+    assert len(service.asked) == 3
+    assert len({(path, body) for _, path, _, body in service.asked}) == 1
+    first, second, third = service.times
+    assert 0.4 <= second - first < 2
+    assert 0.2 <= third - second < 2
+
+
+@both
+def test_a_date_says_when_to_come_back_as_seconds_do(service, ask):
+    """Proxies send one; it has whole seconds."""
+    service.will_answer(PREDICTION)
+    service.before = [(503, {"Retry-After": formatdate(time.time() + 2, usegmt=True)})]
+    ask(service.url, "predict", [b"x"], retry_budget=10)
+    assert 0.9 <= service.times[1] - service.times[0] < 4
+
+
+@both
+def test_no_try_begins_after_the_budget(service, ask):
+    """A longer Retry-After is told at once, not waited for."""
+    service.will_answer(PROBLEM, 429, Retry_After="5")
+    began = time.monotonic()
+    with pytest.raises(ServiceError, match=r"^Too many\.$") as caught:
+        ask(service.url, "predict", [b"x"], retry_budget=4)
+    assert time.monotonic() - began < 3
+    assert caught.value.retry_after == 5
+    assert len(service.asked) == 1
+
+
+@both
+def test_tries_without_a_retry_after_become_rarer_until_the_budget_ends(service, ask):
+    """Each waits a random time of twice as many seconds as the one before it at most."""
+    service.will_answer(PROBLEM, 503)
+    with pytest.raises(ServiceError, match=r"^Too many\.$"):
+        ask(service.url, "predict", [b"x"], retry_budget=1.5)
+    waits = np.diff(service.times)
+    assert len(waits) >= 1
+    assert sum(waits) < 1.6
+    assert all(wait < 0.25 * 2**number + 0.3 for number, wait in enumerate(waits))
+
+
+@both
+@pytest.mark.parametrize("status", [400, 401, 404, 408, 422, 500, 502, 504])
+def test_what_may_have_been_accepted_is_not_sent_again(service, ask, status):
+    """Also not where the answer of a proxy says when to come back."""
+    service.will_answer(PROBLEM, status, Retry_After="0.1")
+    with pytest.raises(ServiceError) as caught:
+        ask(service.url, "predict", [b"x"], retry_budget=10)
+    assert not caught.value.may_repeat
+    assert len(service.asked) == 1
+
+
+@both
+def test_a_predict_whose_answer_was_lost_is_not_sent_again(service, ask):
+    """The service may have learned from it: a second time would be once too often."""
+    service.will_answer(PREDICTION)
+    service.before = [None]
+    with pytest.raises(ServiceError, match="broke before the answer") as caught:
+        ask(service.url, "predict", [b"x"], retry_budget=10)
+    assert not caught.value.may_repeat
+    assert len(service.asked) == 1
+
+
+@both
+def test_who_listens_soon_is_found(ask):
+    """A connection that is refused has sent nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    began = time.monotonic()
+    with pytest.raises(ServiceError, match="Nothing answers") as caught:
+        ask(url, "predict", [b"x"], retry_budget=0.8)
+    assert caught.value.may_repeat
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("budget", [-1, float("nan"), float("inf")])
+def test_a_budget_that_is_none_is_refused(budget):
+    """It is a number of seconds."""
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ValueError, match="retry_budget is in seconds, 0 or more"):
+            kind(retry_budget=budget)
 
 
 @both
 @pytest.mark.parametrize("body", [b"<html>no</html>", b"[1]", b'{"detail": [1]}', b"\xff"])
 def test_a_refusal_in_another_form_still_makes_a_sentence(service, ask, body):
     """A proxy's error page names the address and the status instead of the detail."""
-    service.will_answer(body, 502, Retry_After="Wed, 21 Oct 2026 07:28:00 GMT")
+    service.will_answer(body, 502, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT")
     with pytest.raises(ServiceError, match=r"/status answered 502 Bad Gateway") as caught:
         ask(service.url, "status")
     assert caught.value.retry_after is None
@@ -320,6 +353,52 @@ def test_a_url_that_is_none_is_refused_at_once(ask, url):
     """The sentence shows what a URL looks like."""
     with pytest.raises(ValueError, match="URL"):
         ask(url, "status")
+
+
+@pytest.mark.parametrize(
+    ("image", "sentence"),
+    [
+        (np.zeros((4, 4, 3)), r"float64.*accepted is uint8.*\(255 \* array\)"),
+        (np.zeros((4, 4, 3), np.float32), "float32"),
+        (np.zeros((4, 4), bool), "array of bool"),
+        (np.zeros((4, 4, 4), np.uint8), r"shape \(4, 4, 4\)"),
+        (np.zeros((3, 8, 8), np.uint8), "Channels come last"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"list\(array\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
+        (Image.new("CMYK", (4, 4)), r"mode CMYK.*convert\('RGB'\)"),
+        (Image.new("F", (4, 4)), "mode F"),
+        ("no-such-file.png", "no-such-file.png, cannot be read: No such file"),
+        (Path(__file__).parent, "cannot be read: Is a directory"),
+        ("a\0b", "cannot be read"),
+        (7, "type int; an image is a path"),
+        (None, "type NoneType; an image is a path"),
+    ],
+)
+def test_an_image_that_is_none_is_refused_by_what_it_should_be(image, sentence):
+    """Alone, and among others, where its place is named; nothing is scaled or cut by a guess."""
+    with pytest.raises(ValueError, match=sentence):
+        predict_call(image)
+    with pytest.raises(ValueError, match=rf"images\[1\].*{sentence}"):
+        predict_call([b"x", image])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_a_picture_is_sent_with_the_very_pixels_that_it_has(mode):
+    """PNG holds each of these modes as it is."""
+    picture = Image.effect_noise((9, 5), 80).convert("RGB")
+    picture = Image.new("I;16", (9, 5), 40_000) if mode == "I;16" else picture.convert(mode)
+    entry = json.loads(predict_call(picture).body or b"")["images"][0]
+    sent = Image.open(io.BytesIO(base64.b64decode(entry["b64"])))
+    assert (sent.mode, sent.tobytes()) == (mode, picture.tobytes())
+
+
+@given(arrays(np.uint8, st.tuples(*[st.integers(1, 12)] * 2).map(lambda sides: (*sides, 3))))
+def test_an_array_is_sent_with_the_very_pixels_that_it_has(pixels):
+    """Whichever way it lies in memory."""
+    for array in (pixels, pixels[::-1, ::-1], pixels[:, :, ::-1], pixels[:, :, 1]):
+        entry = json.loads(predict_call([array]).body or b"")["images"][0]
+        sent = np.asarray(Image.open(io.BytesIO(base64.b64decode(entry["b64"]))))
+        np.testing.assert_array_equal(sent, array)
 
 
 @pytest.mark.parametrize(

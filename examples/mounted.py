@@ -1,0 +1,47 @@
+"""The service inside a FastAPI application of one's own, under /ttc.
+
+    uvicorn mounted:app                 with the TTC_ variables of `ttc serve`: TTC_STATE_DIR, …
+    curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/ttc/predict
+
+One process, since each would learn apart. The limits on connections, and the drain's delay, are
+those of `ttc serve`'s own server: here they are uvicorn's.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from service.app import build
+from service.settings import Settings
+from ttc_core.load import load, pick_device
+from ttc_core.methods import create, settings_for
+
+settings = Settings()
+method = create(
+    settings.method,
+    load(settings.model, device=pick_device(settings.device)),
+    guard=settings.guard,
+    **settings_for(settings.method, {}, statistics=settings.statistics),
+)
+ttc = build(settings, method)
+
+
+@contextlib.asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    """Start the queue and the device's thread; at the end answer what waits, and save.
+
+    A mounted application's own lifespan is run by nobody else.
+    """
+    async with ttc.router.lifespan_context(ttc):
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+app.mount("/ttc", ttc)
+
+
+@app.get("/")
+async def home() -> dict[str, bool]:
+    """One's own routes reach the service's parts, without HTTP."""
+    return {"ready": ttc.state.service.is_ready}
