@@ -20,6 +20,7 @@ from service.schemas import (
     FeedbackResponse,
     Health,
     PredictResponse,
+    ReloadResponse,
     ResetResponse,
     RollbackResponse,
     SnapshotsResponse,
@@ -175,6 +176,7 @@ def _snapshots_call(stream: str | None) -> Call[SnapshotsResponse]:
     return Call("GET", "/snapshots", SnapshotsResponse, _stream(stream))
 
 
+_RELOAD_CALL = Call("POST", "/model", ReloadResponse, admin=True)
 _STATUS_CALL = Call("GET", "/status", StatusResponse)
 _READY_CALL = Call("GET", "/readyz", Health)
 
@@ -360,6 +362,10 @@ class Client(_Connection):
         """Bring a stream back to a good state, by its version; None: the last one."""
         return self.send(_rollback_call(stream, to))
 
+    def reload(self) -> ReloadResponse:
+        """Have the model loaded anew; it takes as long as reading and trying it out does."""
+        return self.send(_RELOAD_CALL)
+
     def status(self) -> StatusResponse:
         """Read what is served and how it fares."""
         return self.send(_STATUS_CALL)
@@ -488,6 +494,10 @@ class AsyncClient(_Connection):
     async def rollback(self, stream: str | None = None, to: int | None = None) -> RollbackResponse:
         """Bring a stream back to a good state, by its version; None: the last one."""
         return await self.send(_rollback_call(stream, to))
+
+    async def reload(self) -> ReloadResponse:
+        """Have the model loaded anew; it takes as long as reading and trying it out does."""
+        return await self.send(_RELOAD_CALL)
 
     async def status(self) -> StatusResponse:
         """Read what is served and how it fares."""

@@ -9,6 +9,8 @@ torchvision's and our own classes, whose path depends on nothing but the images.
 import operator
 import threading
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,12 +35,19 @@ _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-unty
 
 Network = Callable[[Tensor], Tensor]
 
+between_passes: ContextVar[Callable[[Callable[[], Any]], Any]] = ContextVar(
+    "between_passes", default=lambda call: call()
+)
+"""Calls something while no other thread runs a network, and returns what that does. Whoever makes
+models beside threads that answer sets it."""
+
 
 def fused(module: nn.Module, side: int, dtype: torch.dtype = torch.float32) -> Network | None:
     """The network written so; None where it cannot be, or answers otherwise.
 
     To be called as a model is made. torch.fx changes nn.Module for the whole process while it
-    traces: a pass of any network in another thread may fail then, or come into the trace.
+    traces: a pass of any network in another thread may fail then, or come into the trace, unless
+    `between_passes` keeps it from running.
 
     Args:
         module: on the CPU, in float32 and in evaluation mode; neither it nor its weights change
@@ -74,6 +83,11 @@ def _is_known(layer: nn.Module) -> bool:
     return type(layer).__module__.partition(".")[0] in _KNOWN and not (has_hooks or own)
 
 
+def _traced(module: nn.Module) -> fx.GraphModule:
+    with _tracing:
+        return fx.symbolic_trace(module)
+
+
 class _Writer:
     """Writes a network's row of operations anew, of convolutions in `dtype`.
 
@@ -86,8 +100,7 @@ class _Writer:
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        with _tracing:
-            self.network = fx.symbolic_trace(module)
+        self.network: fx.GraphModule = between_passes.get()(partial(_traced, module))
         self._graph = self.network.graph
         self._written: set[fx.Node] = set()
         nodes = list(self._graph.nodes)

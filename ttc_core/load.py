@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakSet
 
 import safetensors
 import torch
@@ -25,6 +26,11 @@ SPECS = (
     "bundled, torchvision/NAME[?weights=none|DEFAULT], timm/NAME, cifar/ARCHITECTURE@FILE, "
     "package.module:factory[@FILE]"
 )
+
+
+# Layers that factories made, as long as somebody has them: a model may be loaded anew while they
+# answer, and other weights filled into them would answer at once.
+_made: WeakSet[nn.Module] = WeakSet()
 
 
 def pick_device(name: str) -> torch.device:
@@ -246,7 +252,13 @@ def _factory(
         raise LoadError(f"{name} must return an nn.Module or a SourceModel; it returned {kind}.")
     if stated and (mean or std):
         raise LoadError(f"{name} states its own mean and std; leave --mean and --std out.")
+    if not _made.isdisjoint(module.modules()):
+        raise LoadError(
+            f"{name} returned layers of a network that it has returned before, and that is still "
+            "in use; it must make all of them anew each time."
+        )
     notices = fill(module, read_checkpoint(Path(file)), file) if file else []
+    _made.update(module.modules())
     if isinstance(made, SourceModel):
         model = made
         if file:
