@@ -101,7 +101,7 @@ class _Writer:
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self.network: fx.GraphModule = between_passes.get()(partial(_traced, module))
-        self._graph = self.network.graph
+        self._graph: fx.Graph = self.network.graph
         self._written: set[fx.Node] = set()
         nodes = list(self._graph.nodes)
         for node in nodes:
