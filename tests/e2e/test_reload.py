@@ -3,9 +3,11 @@
 import signal
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import httpx
 import pytest
 import torch
 
@@ -110,6 +112,63 @@ def test_under_load_each_request_is_answered_whole_by_one_of_both(reloadable, we
         assert f'digest="{first["digest"]}"' not in info
         (event,) = told(running, "model_loaded")
         assert (event["former_digest"], event["digest"]) == digests
+
+
+def test_whatever_else_is_asked_meanwhile_goes_on(reloadable, weights, pictures, tmp_path):
+    """Answers, labels, resets, roll backs and saving while weights are exchanged three times."""
+    folder = tmp_path / "states"
+    with reloadable(state_dir=folder, save_interval=0.1, max_streams=3) as running:
+        stop, statuses = threading.Event(), Counter()
+
+        def keep_asking(http, path, statuses_meant, **given):
+            while not stop.is_set():
+                status = http.post(path, **given).status_code
+                assert status in statuses_meant, (path, status)
+                statuses[path] += 1
+
+        label = {"labels": [{"id": "one", "label": 1, "stream": "a"}]}
+        asked = [
+            *(
+                (f"/predict?stream={name}&id=one", {200}, {"content": pictures[0]})
+                for name in "abcd"
+            ),
+            ("/predict?learn=false", {200}, {"content": pictures[1]}),
+            ("/feedback", {200}, {"json": label}),
+            ("/reset?stream=b", {200}, {}),
+            ("/rollback?stream=a", {200, 404}, {}),
+        ]
+        # Of four cameras in three places one may have to come back.
+        asked = [
+            (path, meant | ({429} if "stream=" in path else set()), given)
+            for path, meant, given in asked
+        ]
+        with (
+            ThreadPoolExecutor(len(asked)) as pool,
+            httpx.Client(base_url=running.url, timeout=60) as http,
+        ):
+            tasks = [
+                pool.submit(keep_asking, http, path, meant, **given) for path, meant, given in asked
+            ]
+            try:
+                for seed in (2, 1, 2):
+                    reached = {path: statuses[path] + 3 for path, _, _ in asked}
+                    running.wait_for(
+                        lambda reached=reached: (
+                            all(statuses[p] >= n for p, n in reached.items())
+                            or any(task.done() for task in tasks)
+                        )
+                    )
+                    write(weights, seed)
+                    told_of = running.http.post("/model").json()
+                    assert told_of["changed"]
+                    assert told_of["streams_dropped"] == 0
+            finally:
+                stop.set()
+            for task in tasks:
+                task.result()
+        kinds = {event["event"] for event in running.at_rest()["events"]}
+        assert kinds.isdisjoint({"rejected", "not_saved", "adaptation_failed", "set_aside"})
+        assert "model_loaded" in kinds
 
 
 def test_the_same_file_moves_nothing(reloadable, weights, pictures):
@@ -275,6 +334,7 @@ def test_a_hangup_loads_the_file_and_a_drain_in_mid_load_ends_well(weights, pict
         assert hang_up("model_loaded", 1)["streams_kept_aside"] == 1
         assert client.predict(pictures[:4]).model_digest != former
         assert hang_up("model_unchanged", 1)
+        assert not client.reload().changed
         write(weights, seed=3)
         server.process.send_signal(signal.SIGHUP)
         assert server.stop() == 0
