@@ -113,6 +113,8 @@ class _Writer:
                 self._fuse(node, layer)
         self.network.delete_all_unused_submodules()
         self.network.recompile()
+        # Else the two are a ring, which the collector opens in its second round only.
+        self._graph.owning_module = None
 
     def _layer(self, node: fx.Node) -> nn.Module | None:
         called = node.op == "call_module"

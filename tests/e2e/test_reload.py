@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -211,6 +212,23 @@ def test_streams_are_kept_aside_and_go_on_with_their_weights(
         for stream in ("a", "b"):
             assert after["streams"][stream]["images"] == 16
         assert not told(running, "rejected")
+
+
+def test_the_memory_of_the_former_network_is_free_again(reloadable, weights, pictures):
+    """Once the answer is there, also of its copy in fewer operations."""
+    with reloadable() as running:
+        write(weights, seed=2)
+        assert running.http.post("/model").json()["changed"]  # the first is the fixture's, too
+        ask(running, pictures[:8])
+        running.at_rest()
+        model = running.service.source.model
+        gone = [weakref.ref(each) for each in (model, model.module, model._fused)]
+        del model
+        write(weights, seed=3)
+        assert running.http.post("/model").json()["changed"]
+        ask(running, pictures[:8])
+        running.at_rest()
+        assert [each() is None for each in gone] == [True] * 3
 
 
 @pytest.mark.parametrize(
