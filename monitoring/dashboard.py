@@ -192,7 +192,8 @@ def _value(panel: Panel) -> stat.Panel:
 
 
 def _table(_panel: Panel) -> table.Panel:
-    shown = ("instance", "model", "method", "statistics", "device", "classes", "service", "torch")
+    model = ("instance", "model", "digest", "method", "statistics", "device", "classes")
+    shown = (*model, "service", "torch")
     return table.Panel().with_transformation(
         models.DataTransformerConfig(
             id_val="filterFieldsByName", options={"include": {"names": list(shown)}}

@@ -39,12 +39,13 @@ class Image:
 
 @dataclass(frozen=True)
 class ImageAnswer:
-    """One image's row in the answers of its batch, and what it was shed of."""
+    """One image's row in the answers of its batch, what it was shed of, and by which weights."""
 
     answers: HostPrediction
     row: int
     forward_seconds: float
     shed: Shed | None
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ class Part:
 
     def rows(self, seconds: float) -> list[ImageAnswer | Refused]:
         """Its answers, of a pass that took so long."""
+        digest = self.record.method.model.digest
         return [
-            ImageAnswer(self.answers, row, seconds, self.shed[row])
+            ImageAnswer(self.answers, row, seconds, self.shed[row], digest)
             if sound
             else PredictionFailed("the model's scores for it are not finite numbers.")
             for row, sound in enumerate(self.answers.sound)

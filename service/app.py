@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from importlib.metadata import version
 
@@ -21,6 +21,7 @@ from service.intake import Intake
 from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.problems import REQUEST_ID, install, refusal
+from service.reloading import Reloading, model_labels
 from service.routes import control, docs, feedback, health, predict
 from service.routes.context import Service, problems
 from service.routes.direct import DirectPredict
@@ -51,27 +52,18 @@ class _Cors(CORSMiddleware):
         await answer(scope, receive, send)
 
 
-def build(settings: Settings, source: Method) -> FastAPI:
+def build(settings: Settings, source: Method, load: Callable[[], Method] | None = None) -> FastAPI:
     """Connect the parts around a method at the source; the lifespan starts and drains them.
 
     The application's `state.service` is the running `Service`.
+
+    Args:
+        load: makes such a method on the model as it is read anew; see `Reloading`.
     """
-    model = source.model
-    learns = settings.adapt != "never" and "affine" in source.adapts
-    follows = "moving" if "moments" in source.adapts else ""
     metrics = Metrics(
         CollectorRegistry(),
-        classes=model.classes,
-        model={
-            "model": settings.model,
-            "method": settings.method,
-            "device": str(model.device),
-            "precision": model.precision,
-            "classes": str(model.classes),
-            "statistics": str(source.settings.get("statistics", follows)),
-            # Whether there are optimizer steps to expect.
-            "learns": "yes" if learns else "no",
-        },
+        classes=source.model.classes,
+        model=model_labels(settings, source),
         max_queue=settings.max_queue,
     )
     engine = Engine(
@@ -89,11 +81,12 @@ def build(settings: Settings, source: Method) -> FastAPI:
         silent_seconds=settings.silent_seconds,
     )
 
+    # It names no `source`: that is nobody's any more once other weights have taken over.
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # What a stream that has not changed need not learn, its method knows.
         asked = "auto" if settings.adapt == "on-shift" else settings.adapt
-        adapt = asked if source.adapts else "never"
+        adapt = asked if engine.source.adapts else "never"
         shedding = Shedding(engine.events) if adapt == "auto" else None
         batcher: Batcher[Image, ImageAnswer] = Batcher(
             engine,
@@ -104,10 +97,11 @@ def build(settings: Settings, source: Method) -> FastAPI:
             adapt=adapt,
             shedding=shedding,
             shed_after=settings.shed_after,
-            shares=source.shares,
+            shares=engine.source.shares,
         )
-        intake = Intake(settings, model, engine, batcher, metrics)
-        service = Service(settings, source, metrics, engine, batcher, intake)
+        intake = Intake(settings, engine.source.model, engine, batcher, metrics)
+        reloading = Reloading(settings, engine, batcher, intake, metrics, load)
+        service = Service(settings, metrics, engine, batcher, intake, reloading)
         app.state.service = service
         metrics.ready.set_function(lambda: service.is_ready)
         if shedding is not None:
@@ -129,8 +123,10 @@ def build(settings: Settings, source: Method) -> FastAPI:
         finally:
             # By now every request was answered; what is left is the adaptation in hand.
             service.ready = False
+            reloading.drain()
             batcher.drain()
             await loop
+            await reloading.settle()
             looking.cancel()
             lag.cancel()
             saving.cancel()
@@ -141,6 +137,7 @@ def build(settings: Settings, source: Method) -> FastAPI:
             try:
                 service.saved = await engine.save()
             finally:
+                await asyncio.to_thread(reloading.close)
                 engine.close()
             engine.events.note("stopped", reason=service.stop_reason)
 

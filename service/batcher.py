@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import math
+from collections.abc import Awaitable, Callable
 from time import monotonic
-from typing import Any, Generic, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from service import tracing
 from service.errors import NotReady, PredictionFailed
@@ -14,6 +15,7 @@ from service.shedding import LOOK_SECONDS, GivenUp, Load, Shed, Shedding
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 AdaptPolicy = Literal["always", "auto", "idle", "never"]
 
 # A pass that takes longer will not end: nobody is kept waiting for it.
@@ -79,6 +81,8 @@ class Batcher(Generic[Item, Result]):
         )
         self._passes = Passes[Item, Result](worker, self._learns, lambda: self.shed)
         self._draining = self._running = False
+        # What is to be done between two batches, and who waits for that.
+        self._between: tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]] | None = None
         # That waited within the last GROWTH_SECONDS, and since when that is counted.
         self._fewest, self._counted_from = 0, -math.inf
 
@@ -179,6 +183,21 @@ class Batcher(Generic[Item, Result]):
         self._draining = True
         self._lines.drain()
 
+    async def between_batches(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Have something done between two batches, while no request is answered in part.
+
+        One at a time may ask. Requests go on being taken meanwhile; they wait.
+
+        Raises:
+            NotReady: there is no loop that would; or whatever the call raises.
+        """
+        if not self._running:
+            raise NotReady("The service is starting or shutting down; try again shortly.")
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._between = call, done
+        self._lines.pause()
+        return await done
+
     async def keep_looking(self) -> None:
         """See the load where no batch is taken either, without end."""
         while True:
@@ -196,8 +215,11 @@ class Batcher(Generic[Item, Result]):
         while True:
             self._running = True
             try:
-                while (batch := await self._lines.next()) is not None:
-                    await self._run(batch)
+                while (batch := await self._lines.next()) is not None or self._between:
+                    if batch is None:
+                        await self._stand_between()
+                    else:
+                        await self._run(batch)
                     batch = None  # its images need no memory any more
                 await self._passes.counted()
                 return
@@ -210,6 +232,25 @@ class Batcher(Generic[Item, Result]):
                 self._running = False
                 stopped = NotReady("The service stopped before it came to this request.")
                 self._fail_all(batch, stopped)
+                if self._between is not None and not self._between[1].done():
+                    self._between[1].set_exception(stopped)
+                self._between = None
+                self._lines.resume()
+
+    async def _stand_between(self) -> None:
+        """Do what somebody wants done between two batches."""
+        assert self._between is not None
+        (call, done), self._between = self._between, None
+        await self._passes.counted()
+        try:
+            result = None if done.cancelled() else await call()
+            if not done.done():
+                done.set_result(result)
+        except Exception as error:
+            if not done.done():
+                done.set_exception(error)
+        finally:
+            self._lines.resume()
 
     async def _run(self, batch: Batch[Item, Result]) -> None:
         """Run a batch; whatever happens to it, the next must not suffer, nor wait for ever."""

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -26,7 +27,7 @@ from service.saving import Saving, StreamRecord
 from service.schemas import DoubtedStatus, SavedUnfit
 from service.shedding import Shed
 from service.silence import Silence
-from service.state_folder import StateFolder
+from service.state_folder import StateFolder, StateFolderError, StateFolders
 from service.stream_reports import StreamReports
 from service.streams import Streams
 from service.truth import Truth
@@ -47,12 +48,22 @@ WEIGHED_AT_ONCE = 32
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
+@dataclass(frozen=True)
+class Former:
+    """What is left of weights that answer no more: their saving, and how many streams they had in
+    memory."""
+
+    saving: Saving
+    streams: int
+
+
 class Engine:
     """Runs the batches of all streams on one thread.
 
     `code` has digests of the method's and the model's code, where it is the user's own; `table` has
     the streams' places: whoever wants an answer that teaches is admitted there first; `undoing`
-    takes streams back.
+    takes streams back. Other weights are exchanged for those that answer by `prepare`, `exchange`
+    and `put_away`.
 
     Args:
         source: a method at the source; streams are forked from it.
@@ -84,18 +95,18 @@ class Engine:
         silent_factor: float = 3.0,
         silent_seconds: float = 60.0,
     ) -> None:
-        if state_dir is not None and mode_of(source) == "off":
-            source = Unwatched(source)  # of what was saved nothing is to be lost
-        self._source, self._metrics = source, metrics
+        self._metrics = metrics
         self._names = {"name": method_name, "model": model_spec}
         # As it runs: the files may be edited meanwhile.
         specs = {"method": method_name, "model": model_spec}
         digests = {whose: source_digest(spec) for whose, spec in specs.items()}
         self.code = {whose: digest for whose, digest in digests.items() if digest is not None}
         self.events = Events()
-        self._folder = (
-            None if state_dir is None else StateFolder(state_dir, **specs, code=self.code)
-        )
+        self._folders, folder = None, None
+        if state_dir is not None:
+            source = _unwatched(source)
+            self._folders = StateFolders(state_dir, **specs, code=self.code)
+            folder = self._folders.of(source.model.digest)
         names, ids_file = source.model.class_names, None if state_dir is None else state_dir / FILE
         ids = KnownIds(feedback_ids, names, ids_file, self.events)
         self.truth = Truth(
@@ -105,10 +116,10 @@ class Engine:
             lasting=state_dir is not None,
             note_change=lambda stream: self._saving.note_change(stream),
         )
-        self._saving = Saving(source, self._folder, self.events, metrics, self.truth)
+        saving = Saving(source, folder, self.events, metrics, self.truth)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self.table = Streams(
-            self._saving,
+            saving,
             self._writer,
             self.events,
             metrics,
@@ -129,25 +140,35 @@ class Engine:
             self.events,
             metrics,
             self.table,
-            self._saving,
             self.silence,
             watches=self.watches,
             holds=holds(source),
         )
         self.undoing = Undoing(
-            source,
             self._on_device,
             self.table,
-            self._saving,
             self.truth,
             self.silence,
             self._reports,
         )
 
     @property
+    def source(self) -> Method:
+        """The method at the source, of the weights that answer now."""
+        return self._saving.source
+
+    @property
+    def _saving(self) -> Saving:
+        return self.table.saving
+
+    @property
+    def _folder(self) -> StateFolder | None:
+        return self._saving.folder
+
+    @property
     def watches(self) -> bool:
         """Whether a guard compares the streams with the source, be it to observe."""
-        return "guard" in watching(self._source)
+        return "guard" in watching(self.source)
 
     @property
     def streams(self) -> dict[str, StreamRecord]:
@@ -197,22 +218,25 @@ class Engine:
 
     async def start(self) -> None:
         """Run one throw-away batch, so that the first is not slow."""
-        await self._on_device(warm_up, self._source)
+        await self._on_device(warm_up, self.source)
         self.events.note(
             "started",
             model=self._names["model"],
             method=self._names["name"],
-            device=str(self._source.model.device),
+            device=str(self.source.model.device),
             streams=await self.saved_streams(),
             versions=versions(),
         )
-        if self._folder is None:
-            return
-        problem = self._folder.problem or await self._on_device(self._folder.unfit, self._source)
+        if self._folder is not None:
+            await self._on_device(self._tell_what_fails, self._folder, self.source)
+
+    def _tell_what_fails(self, folder: StateFolder, source: Method) -> None:
+        """Tell whether no stream at all can be saved in a folder."""
+        problem = folder.problem or folder.unfit(source)
         if problem is not None:
             self.events.note(
                 "not_saving",
-                message=f"no stream will be saved in {self._folder.path}",
+                message=f"no stream will be saved in {folder.path}",
                 level=logging.WARNING,
                 reason=problem,
             )
@@ -277,7 +301,7 @@ class Engine:
 
     def _hand_in_hand(self, works: Sequence[Callable[[], T]]) -> Sequence[Done[T] | Failed]:
         """Do what is to be done for each stream of a pass; what each came to."""
-        if self._source.shares:
+        if self.source.shares:
             return together(works)
         return [outcome for work in works for outcome in together([work])]
 
@@ -322,7 +346,7 @@ class Engine:
         if said is not None and (said[1].sound.any() or record.is_new):
             return said
         try:
-            source = self._source.fork()
+            source = self.source.fork()
             answer = ask(source, items, learn, shed)
         except Exception:
             if said is None:
@@ -412,7 +436,7 @@ class Engine:
                 raise LookupError
             undo()
         except Exception:
-            self.undoing.put_back(stream, record, self._source.fork())
+            self.undoing.put_back(stream, record, self.source.fork())
         return Adaptation(skipped="failed")
 
     def _count(self, answered: Pass) -> None:
@@ -476,7 +500,7 @@ class Engine:
             except Exception as error:
                 self._reports.failed(stream, error)
                 with contextlib.suppress(Exception):  # the others' labels are taken, too
-                    self.undoing.put_back(stream, record, self._source.fork())
+                    self.undoing.put_back(stream, record, self.source.fork())
                 continue
             count += weighed.labels
             self._acted(stream, record, weighed.acts)
@@ -530,10 +554,85 @@ class Engine:
         )
         return not unsaved
 
+    # Other weights
+
+    def between_passes(self, call: Callable[[], T]) -> T:
+        """Have the device thread call something, and wait for what it returns, in any other."""
+        return self._device.submit(call).result()
+
+    async def prepare(self, source: Method) -> Saving:
+        """Save what there is to save, and make ready for streams of other weights to come.
+
+        Args:
+            source: the method at the source, of those; `exchange` is to follow, or `give_up`.
+
+        Raises:
+            StateFolderError: what streams have learned could not be kept.
+        """
+        folder = None
+        if self._folders is not None:
+            source = _unwatched(source)
+            await self._save_changed()
+            if self._saving.failing:
+                raise StateFolderError(
+                    "What streams have learned cannot be saved now, and would be lost; "
+                    "an event not_saved says why."
+                )
+            digests = source.model.digest, self.source.model.digest
+            folder = await asyncio.to_thread(self._folders.beside, *digests)
+            await asyncio.to_thread(self._tell_what_fails, folder, source)
+        return await asyncio.to_thread(
+            Saving, source, folder, self.events, self._metrics, self.truth
+        )
+
+    def give_up(self, saving: Saving) -> None:
+        """What was prepared is not to be."""
+        if self._folders is not None and saving.folder is not None:
+            self._folders.leave(saving.folder)
+
+    async def exchange(self, saving: Saving) -> Former:
+        """Have other weights answer, to be called between two batches; `put_away` is to follow."""
+        return await self._on_device(self._exchange, saving)
+
+    def _exchange(self, saving: Saving) -> Former:
+        records, names = self.streams, self._saving.to_save(0.0, self.streams)
+        while names:
+            self.table.snapshots(names)
+        saving.answers_from = self.truth.newest
+        former = self.table.begin_anew(saving)
+        self.truth.begin_anew()
+        return Former(former, len(records))
+
+    async def put_away(self, former: Former) -> tuple[int, int]:
+        """Write what the streams of former weights have learned since `prepare`.
+
+        Returns:
+            How many streams of theirs are kept, and how many are not as they were at last.
+        """
+        saving, loop = former.saving, asyncio.get_running_loop()
+        if self._folders is None or saving.folder is None:
+            return 0, former.streams
+        for name in saving.leaving():
+            await loop.run_in_executor(self._writer, saving.write, name)
+        _, kept = await asyncio.to_thread(saving.remove)
+        self._reports.not_removed(kept)
+        names = set[str]()
+        with contextlib.suppress(OSError):
+            names = await asyncio.to_thread(saving.names)
+        lost = saving.unsaved().keys()
+        self._folders.leave(saving.folder)
+        return len(names - lost), len(lost)
+
     def close(self) -> None:
         """Finish what was sent to the thread, then end it."""
         self._device.shutdown()
         self._writer.shutdown()
         self.truth.close()
-        if self._folder is not None:
-            self._folder.close()
+        if self._folders is not None and self._folder is not None:
+            self._folders.leave(self._folder)
+            self._folders.close()
+
+
+def _unwatched(source: Method) -> Method:
+    """The same, that keeps what a guard had in saved streams; nothing of those is to be lost."""
+    return Unwatched(source) if mode_of(source) == "off" else source

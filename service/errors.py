@@ -7,6 +7,7 @@ Refused                   its text is the sentence that the client reads
 ├── NoSnapshot            404  nothing that a stream could be brought back to
 │   └── SavedDoesNotFit   404  what is saved of a stream is none of its
 ├── ReceiveTimeout        408  the request did not arrive whole in time
+├── ModelRefused          409  what was read in the served model's place cannot take it
 ├── TooLarge              413  bytes, pixels or count over a limit
 ├── UnknownType           415  a media type that is not taken
 ├── OutOfRange            422  a value that cannot be used
@@ -96,6 +97,10 @@ class ReceiveTimeout(Refused):
     """The request did not arrive whole in time."""
 
 
+class ModelRefused(Refused):
+    """The model cannot be loaded anew, or what was read not take its place; the former answers."""
+
+
 class TooLarge(Refused):
     """More bytes, pixels or images than a limit allows."""
 
@@ -161,6 +166,7 @@ _ANSWERS: dict[type[Refused], tuple[int, str]] = {
     NoSnapshot: (404, "No such snapshot"),
     SavedDoesNotFit: (404, "Saved stream does not fit"),
     ReceiveTimeout: (408, "Request timeout"),
+    ModelRefused: (409, "Model not exchanged"),
     TooLarge: (413, "Too large"),
     UnknownType: (415, "Unsupported media type"),
     OutOfRange: (422, "Value out of range"),

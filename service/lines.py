@@ -252,7 +252,7 @@ class Lines(Generic[Item, Result]):
         self._early_images = {True: 0, False: 0}
         # Before when a stream's turn does not come, in the order in which they were served.
         self._turns: OrderedDict[str, float] = OrderedDict()
-        self._draining = False
+        self._draining = self._pausing = False
         self._wake = asyncio.Event()
         self._wakes_at = -math.inf  # by itself; -inf while nobody waits for the next batch
 
@@ -351,9 +351,12 @@ class Lines(Generic[Item, Result]):
     # What the loop does
 
     async def next(self) -> Batch[Item, Result] | None:
-        """Wait for the next batch and take it out; `served` is to follow. None once drained."""
+        """Wait for the next batch and take it out; `served` is to follow.
+
+        None once drained, and where there is a pause.
+        """
         while (batch := self._take()) is None:
-            if self._draining and not self._lines:
+            if self._pausing or (self._draining and not self._lines):
                 return None
             self._wake.clear()
             self._wakes_at = self._due[0][0] if self._due else math.inf
@@ -385,8 +388,19 @@ class Lines(Generic[Item, Result]):
             self.look(stream)
         self._wake.set()
 
+    def pause(self) -> None:
+        """Have `next` finish the requests that are answered in part, then give None."""
+        self._pausing = True
+        self._wake.set()
+
+    def resume(self) -> None:
+        """Have `next` give out batches again."""
+        self._pausing = False
+
     def _take(self) -> Batch[Item, Result] | None:
         """Take out the batch whose turn it is, if any may close."""
+        if self._pausing:
+            return self._take_begun()
         now = monotonic()
         while self._due and self._due[0][0] <= now:
             self.look(heappop(self._due)[1])
@@ -401,13 +415,7 @@ class Lines(Generic[Item, Result]):
             if batch and (images > room or slices[0][0].learn != batch[0][0].learn):
                 break
             line.entry = heappop(heap)
-            self._not_early(line)
-            for place, _, stop in slices:
-                place.taken = stop
-                if stop == place.images:
-                    line.places.popleft()
-                    self._strike(line, place)
-            self._recount(line, -images)
+            self._take_out(line, slices)
             batch += slices
             room -= images
             if not self._shares:
@@ -416,6 +424,28 @@ class Lines(Generic[Item, Result]):
             return None
         self.taken += 1
         return Batch(batch, "full" if full else "drain" if self._draining else "wait")
+
+    def _take_begun(self) -> Batch[Item, Result] | None:
+        """Take out the next batch of a request that is answered in part, if there is one."""
+        begun = next((place for place in self._places if place.taken), None)
+        if begun is None:
+            return None
+        line = self._lines[begun.stream]
+        slices, _ = self._compose(line.places)
+        line.entry = (-math.inf, begun.arrived, begun.stream)  # in no heap
+        self._take_out(line, slices)
+        self.taken += 1
+        return Batch(slices, "full")
+
+    def _take_out(self, line: _Line[Item, Result], slices: Slices[Item, Result]) -> None:
+        """Take the first images of a line out."""
+        self._not_early(line)
+        for place, _, stop in slices:
+            place.taken = stop
+            if stop == place.images:
+                line.places.popleft()
+                self._strike(line, place)
+        self._recount(line, -sum(stop - start for _, start, stop in slices))
 
     def _next_line(
         self, learn: bool | None

@@ -47,6 +47,7 @@ LOSS_TERMS = ("entropy", "similarity", "total")
 SAVE_OUTCOMES = ("saved", "failed")
 ANSWERS = ("right", "wrong")
 ESTIMATED = ("adapted", "source")
+LOAD_OUTCOMES = ("loaded", "unchanged", "refused")
 FEEDBACK_OUTCOMES = ("taken", "unknown", "repeated", "contradicting")
 REJECTION_REASONS = tuple(sorted({error.reason for error in STATUS if error.reason}))
 ACCURACY_WINDOW = 500
@@ -296,7 +297,14 @@ class Metrics:
 
         build = Info("ttc_build", "Versions of the program and its main parts.", registry=registry)
         build.info(versions())
-        Info("ttc_model", "The model that is served.", registry=registry).info(model)
+        self._model = Info("ttc_model", "The model that is served.", registry=registry)
+        self.show_model(model)
+        self.model_loaded = gauge(
+            "ttc_model_loaded_timestamp_seconds", "Unix time since when its weights answer."
+        )
+        self.model_loads = counter(
+            "ttc_model_loads_total", "Times that the model was to be loaded anew.", ("outcome",)
+        )
         ProcessCollector(registry=registry)
         self._present_from_the_start()
         # Looked up once: each request is observed in several.
@@ -325,6 +333,7 @@ class Metrics:
             (self.feedback_labels, FEEDBACK_OUTCOMES),
             (self.labelled_confidence, ANSWERS),
             (self.estimated_accuracy, ESTIMATED),
+            (self.model_loads, LOAD_OUTCOMES),
         ):
             for value in values:
                 metric.labels(value)
@@ -341,6 +350,10 @@ class Metrics:
         if self.predictions is not None:
             for index in range(self._classes):
                 self.predictions.labels(str(index))
+
+    def show_model(self, labels: dict[str, str]) -> None:
+        """Tell of the model that is served."""
+        self._model.info(labels)
 
     def batch_closed(self, reason: str, images: int) -> None:
         """Count a batch and what closed it."""

@@ -126,6 +126,8 @@ class Saving:
 
     Attributes:
         failing: the last file could not be written; none is given up for another before one was.
+        answers_from: the number of the latest answer that other weights gave before: what labels
+            say of those up to it is nothing to the streams of these.
     """
 
     def __init__(
@@ -136,7 +138,7 @@ class Saving:
         metrics: Metrics,
         truth: Truth,
     ) -> None:
-        self._source, self.folder = source, folder
+        self.source, self.folder, self.answers_from = source, folder, 0
         self._events, self._metrics, self._truth = events, metrics, truth
         # Since when what is not in its file, by stream; and what is on its way there.
         self._changed: dict[str, float] = {}
@@ -234,7 +236,7 @@ class Saving:
         """
         if self.folder is None or self.size(name) == 0:
             return None
-        return self.folder.snapshots(name, self._source)
+        return self.folder.snapshots(name, self.source)
 
     def doubted(self) -> dict[str, KeptOfStream]:
         """Of the streams with a file, or on their way there, that a guard would have the source
@@ -242,7 +244,7 @@ class Saving:
 
         Those are known that were written since the start, or that `look_at` has seen.
         """
-        if "guard" not in watching(self._source):
+        if "guard" not in watching(self.source):
             return {}
         with self._lock:
             found = {name: each for name, each in self._doubted.items() if name not in self._undead}
@@ -285,13 +287,14 @@ class Saving:
             record.suspect_in_a_row = saved.suspect_in_a_row
         record.truth = StreamTruth(labelled=saved.labelled, correct=saved.correct)
         self._truth.take_up(name, record.truth)
-        record.answers_from = min(saved.answers_from, record.answers_from)
+        before = min(saved.answers_from, record.answers_from)
+        record.answers_from = max(before, self.answers_from)
         record.bytes = state_bytes(record.method)
         self._events.note_repeated("restored", stream=name)
         return record
 
     def _at_source(self) -> StreamRecord:
-        method = self._source.fork()
+        method = self.source.fork()
         return StreamRecord(
             method,
             bytes=self.fresh_bytes,
@@ -377,7 +380,7 @@ class Saving:
             if self.folder.identity(name) is None:
                 return  # it was reset, or set aside, meanwhile
             try:
-                self._note_file(name, kept_of(name, self.folder.of_stream(name, self._source)))
+                self._note_file(name, kept_of(name, self.folder.of_stream(name, self.source)))
             except StateUnreadable:
                 raise
             except StateError as error:
@@ -468,8 +471,8 @@ class Saving:
         for name in list(self._undead) if names is None else names:
             try:
                 # Not read while others wait to write.
-                steps, pending = self.folder.counts(name, self._source)
-                beside = kept_of(name, self.folder.of_stream(name, self._source))
+                steps, pending = self.folder.counts(name, self.source)
+                beside = kept_of(name, self.folder.of_stream(name, self.source))
                 what = Discarded(
                     steps=steps,
                     pending_batches=pending,

@@ -152,6 +152,9 @@ class PredictResponse(BaseModel):
         description="optimizer steps taken before; a list, one an image, if cut over batches"
     )
     batch_size: int | list[int] = Field(description="images in the batch; a list likewise")
+    model_digest: str | None = Field(
+        None, description="of the weights that answered, all images: `model.digest` in /status"
+    )
     predictions: list[ImagePrediction]
 
 
@@ -201,6 +204,24 @@ class ResetResponse(BaseModel):
         "nothing was done; a name misspelt, or a stream that has sent nothing since its last reset",
     )
     discarded: Discarded
+
+
+class ReloadResponse(BaseModel):
+    """The model as it was read anew. Digests are those of `model.digest` in /status."""
+
+    changed: bool = Field(description="false: the weights are the same, and nothing moved")
+    digest: str = Field(description="of the weights that answer now")
+    former_digest: str = Field(description="of those that did before")
+    streams_kept_aside: int = Field(
+        0, description="of the former weights, in the state folder: they go on when those come back"
+    )
+    streams_dropped: int = Field(
+        0, description="of the former weights, that were in memory and are not kept as they were"
+    )
+    streams_brought_back: int = Field(
+        0, description="that these weights have in the state folder from before"
+    )
+    seconds: float = Field(0.0, description="that it took, from reading to the last stream's file")
 
 
 class EstimateStatus(BaseModel):
@@ -341,6 +362,9 @@ class ModelStatus(BaseModel):
     spec: str
     digest: str | None = Field(
         None, description="a hash of weights and preprocessing: tells models of one spec apart"
+    )
+    loaded: float | None = Field(
+        None, description="since when these weights answer, in seconds since 1970"
     )
     code: str | None = Field(None, description="a hash of its code, if that is the user's own")
     classes: int

@@ -29,7 +29,7 @@ SAME_SIGNAL_SECONDS = 1.0
 
 
 class Server(uvicorn.Server):
-    """uvicorn with our end: the first signal drains, a later one ends at once.
+    """uvicorn with our end: the first signal drains, a later one ends at once; SIGHUP ends nothing.
 
     One that comes with the first is the same: supervisors signal a process and its group.
 
@@ -47,7 +47,15 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number.name)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         yield
+
+    def _reload(self) -> None:
+        service = self._service()
+        if service is None or not service.ready:
+            log.warning("SIGHUP loads nothing anew: the service is starting or shutting down.")
+        else:
+            service.reloading.reload_soon()
 
     def _stop(self, reason: str) -> None:
         service, now = self._service(), time.monotonic()
@@ -73,6 +81,7 @@ class Server(uvicorn.Server):
     def _drain(self, service: Service) -> None:
         service.batcher.drain()
         service.intake.drain()
+        service.reloading.drain()
         self.should_exit = True
 
 

@@ -189,7 +189,8 @@ class Settings(BaseSettings):
     )
     token: Token = Field(None, description="bearer token that whatever is posted then asks for")
     admin_token: Token = Field(
-        None, description="bearer token that /reset and /rollback ask for instead of --token"
+        None,
+        description="bearer token that /reset, /rollback and /model ask for instead of --token",
     )
     token_reads: Annotated[bool, Accepted("on, off; on with a token only")] = Field(
         False, description="/status, /snapshots and /metrics ask for one of the tokens too"

@@ -2,6 +2,8 @@
 
 A stream is the file `NAME.safetensors`; all other files are left alone. What lies in a stream's
 place but is not its state is set aside as `NAME.rejected`, and nothing is ever written over it.
+Where other weights were loaded into a running service, their streams are in a folder of their own
+beside, `weights-DIGEST`.
 """
 
 import contextlib
@@ -34,6 +36,9 @@ from ttc_core.state import (
 
 SUFFIX = ".safetensors"
 LEASE = ".lease"
+# Names the weights whose streams lie in the folder itself, once there are others' beside.
+OWNER = ".weights"
+MOST_DIGEST_BYTES = 64
 # Of a file: the inode, and when it was written, in nanoseconds.
 Identity = tuple[int, int]
 MOST_OWNER_BYTES = 200
@@ -259,6 +264,71 @@ class StateFolder:
                 if last == "part" and stream_of(whole) is not None:
                     with contextlib.suppress(OSError):
                         os.unlink(entry)
+
+
+class StateFolders:
+    """A --state-dir with the streams of all weights that were served from it, each apart.
+
+    Those of the weights that were there first lie in the folder itself. So weights that come back
+    find their streams, after a restart, too.
+
+    Args:
+        path, method, model, code: as `StateFolder` has them.
+
+    Raises:
+        StateFolderError: as `StateFolder`.
+    """
+
+    def __init__(self, path: Path, **names: Any) -> None:
+        self._names = names
+        self._itself = StateFolder(path, **names)
+
+    def of(self, digest: str) -> StateFolder:
+        """The folder of the streams of some weights; `leave` it, or `close`.
+
+        Raises:
+            StateFolderError: it cannot be used.
+        """
+        apart = self._itself.path / f"weights-{digest}"
+        if self._owner() in (None, digest) and not apart.is_dir():
+            return self._itself
+        return StateFolder(apart, **self._names)
+
+    def beside(self, digest: str, served: str) -> StateFolder:
+        """As `of`, for weights that are to be served after those that are now.
+
+        Raises:
+            StateFolderError: it cannot be used.
+        """
+        if self._owner() is None:
+            owner = self._itself.path / OWNER
+            unfinished = owner.with_name(f"{OWNER}.part")
+            try:
+                unfinished.write_text(served)
+                unfinished.replace(owner)
+                sync_folder(owner.parent)
+            except OSError as error:
+                raise StateFolderError(
+                    f"--state-dir {self._itself.path} cannot be written to: {error.strerror}."
+                ) from None
+        return self.of(digest)
+
+    def _owner(self) -> str | None:
+        """The weights whose streams lie in the folder itself, if that was ever said."""
+        try:
+            with (self._itself.path / OWNER).open("rb") as file:
+                return file.read(MOST_DIGEST_BYTES).decode(errors="replace").strip() or None
+        except OSError:
+            return None
+
+    def leave(self, folder: StateFolder) -> None:
+        """Give up the folder of weights that are served no more."""
+        if folder is not self._itself:
+            folder.close()
+
+    def close(self) -> None:
+        """Give the lease up."""
+        self._itself.close()
 
 
 def set_aside(path: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from service.events import Events
 from service.metrics import ESTIMATED, Metrics
-from service.saving import Saving, StreamRecord
+from service.saving import StreamRecord
 from service.schemas import (
     ACTS,
     Discarded,
@@ -46,7 +46,7 @@ class StreamReports:
     Of a record it moves what it tells alone: `acts`, `suspects` and the others of faulty frames.
 
     Args:
-        table: the streams in memory; saving, silence: what is to be saved, who went silent.
+        table: the streams; silence: who went silent.
         watches: a guard compares them with the source; holds: and has that answer.
     """
 
@@ -55,14 +55,13 @@ class StreamReports:
         events: Events,
         metrics: Metrics,
         table: Streams,
-        saving: Saving,
         silence: Silence,
         *,
         watches: bool,
         holds: bool,
     ) -> None:
         self._events, self._metrics, self._table = events, metrics, table
-        self._saving, self._watches, self._holds = saving, watches, holds
+        self._watches, self._holds = watches, holds
         self._reset_by_hand: dict[str, StreamAct] = {}
         metrics.streams.set_function(lambda: len(table.records))
         metrics.stream_bytes.set_function(lambda: table.bytes)
@@ -82,15 +81,15 @@ class StreamReports:
         metrics.pending_batches.set_function(
             lambda: sum(s.pending_batches for s in table.records.values())
         )
-        metrics.unsaved_streams.set_function(lambda: saving.unsaved_streams)
+        metrics.unsaved_streams.set_function(lambda: table.saving.unsaved_streams)
         metrics.silent_streams.set_function(lambda: len(silence.silent))
-        metrics.unsaved_age.set_function(lambda: saving.unsaved_age)
+        metrics.unsaved_age.set_function(lambda: table.saving.unsaved_age)
 
     def _doubted(self) -> dict[str, StreamRecord | KeptOfStream]:
         """The streams that the guard would have the source answer, in memory or saved."""
         records = self._table.records
         found: dict[str, StreamRecord | KeptOfStream] = {
-            name: kept for name, kept in self._saving.doubted().items() if name not in records
+            name: kept for name, kept in self._table.saving.doubted().items() if name not in records
         }
         if self._watches:
             found |= {n: each for n, each in records.items() if each.doubted_since is not None}
@@ -103,7 +102,7 @@ class StreamReports:
 
     def saved_doubted(self) -> dict[str, DoubtedStatus]:
         """Of the doubted streams that are not in memory the MOST_DOUBTED doubted for longest."""
-        records, saved = self._table.records, self._saving.doubted()
+        records, saved = self._table.records, self._table.saving.doubted()
         longest = sorted(
             (kept.doubted_since, name)
             for name, kept in saved.items()
@@ -122,7 +121,7 @@ class StreamReports:
 
     def saved_unfit(self) -> SavedUnfit:
         """How many saved streams do not fit what is served, as far as files were looked at."""
-        found = self._saving.unfit()
+        found = self._table.saving.unfit()
         return SavedUnfit(streams=found.total(), reasons=dict(found.most_common(MOST_REASONS)))
 
     def looked_at_saved(self, count: int, folder: Path) -> None:

@@ -43,6 +43,9 @@ class Streams:
         most: streams that may be in memory at once.
         most_bytes: bytes that their states may take together; a lone stream may take more.
         expiry: seconds without an image after which a stream that cannot be saved makes room.
+
+    Attributes:
+        saving: the same; another's once `begin_anew` was called.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Streams:
         most_bytes: int,
         expiry: float,
     ) -> None:
-        self._saving, self._writer = saving, writer
+        self.saving, self._writer = saving, writer
         self._events, self._metrics = events, metrics
         self._most, self._most_bytes, self._expiry = most, most_bytes, expiry
         self._records: dict[str, StreamRecord] = {}
@@ -81,20 +84,20 @@ class Streams:
 
     def saved(self) -> int:
         """How many streams are not in memory but on disk, or on their way. Reads the folder."""
-        return len((self._saving.names() | self._saving.leaving().keys()) - self.records.keys())
+        return len((self.saving.names() | self.saving.leaving().keys()) - self.records.keys())
 
     def names(self, *, saved: bool = True) -> list[str]:
         """All streams: in memory, answering their first images, saved or without those."""
-        on_disk = sorted(self._saving.names()) if saved else ()
+        on_disk = sorted(self.saving.names()) if saved else ()
         # Not dict(self._new), which other threads may change meanwhile.
         new = {reference.key: None for reference in self._new.valuerefs() if reference()}
-        leaving = self._saving.leaving()
+        leaving = self.saving.leaving()
         return list(self.records | leaving | new | dict.fromkeys(on_disk))
 
     def __contains__(self, name: str) -> bool:
         """Whether a stream is in memory, saved or on its way there."""
-        in_memory = name in self._records or name in self._saving.leaving()
-        return in_memory or self._saving.size(name) > 0
+        in_memory = name in self._records or name in self.saving.leaving()
+        return in_memory or self.saving.size(name) > 0
 
     # Places
 
@@ -129,7 +132,7 @@ class Streams:
         reserved = {name, *self._pins} - records.keys()
         total = sum(record.bytes for record in records.values())
         if self._fits(
-            len(records) + len(reserved), total + self._saving.fresh_bytes * len(reserved)
+            len(records) + len(reserved), total + self.saving.fresh_bytes * len(reserved)
         ):
             return True
         staying = [
@@ -137,7 +140,7 @@ class Streams:
             for other, record in records.items()
             if other in self._pins or not self._may_go(other, record)
         ]
-        total = sum(record.bytes for record in staying) + self._saving.fresh_bytes * len(reserved)
+        total = sum(record.bytes for record in staying) + self.saving.fresh_bytes * len(reserved)
         return self._fits(len(staying) + len(reserved), total)
 
     def _fits(self, count: int, total_bytes: int) -> bool:
@@ -145,11 +148,11 @@ class Streams:
 
     def _may_go(self, name: str, record: StreamRecord) -> bool:
         idle = time.monotonic() - record.used
-        saving = self._saving
+        saving = self.saving
         return saving.takes or idle >= self._expiry or saving.is_saved(name, record)
 
     def _refusal(self, refused: str, wait: float) -> TooManyStreams:
-        saves = self._saving.takes and not self._saving.failing
+        saves = self.saving.takes and not self.saving.failing
         seconds = max(1.0, math.ceil(wait if saves else self._time_to_room(refused, wait)))
         count = len((self._records.keys() | self._pins.keys()) - {refused})
         total = sum(record.bytes for record in self._records.values())
@@ -161,7 +164,7 @@ class Streams:
         until = f"those idle for {self._expiry:g} s make room"
         if saves:
             until = "others are still being saved" if self._is_busy else "all are in use"
-        elif self._saving.folder is not None:
+        elif self.saving.folder is not None:
             until = f"none can be saved now, {until}"
         return TooManyStreams(
             f"{held}; {until}, enough in {seconds:,.0f} s. Use one of them, or reset one.",
@@ -179,7 +182,7 @@ class Streams:
             for other, record in records.items()
         )
         reserved = len({name, *self._pins} - records.keys())
-        count, total = len(records) + reserved, self._saving.fresh_bytes * reserved
+        count, total = len(records) + reserved, self.saving.fresh_bytes * reserved
         total += sum(record.bytes for record in records.values())
         for seconds, other in leaving:
             count, total = count - 1, total - records[other].bytes
@@ -198,14 +201,14 @@ class Streams:
         record = self.in_memory(name)
         if record is not None:
             return record
-        leaving = self._saving.leaving().get(name)
-        size = self._saving.size(name) if leaving is None else leaving.bytes
-        fresh = self._saving.fresh_bytes
+        leaving = self.saving.leaving().get(name)
+        size = self.saving.size(name) if leaving is None else leaving.bytes
+        fresh = self.saving.fresh_bytes
         if self._pins[name] and not self._make_room(name, max(fresh, size)):
             with self._lock:
                 raise self._refusal(name, self._wait)
         with self._lock:  # its writing may just have failed
-            record = self._records.get(name) or self._saving.leaving().get(name)
+            record = self._records.get(name) or self.saving.leaving().get(name)
         if record is None:
             record = self.load(name)
         self._new[name] = record
@@ -245,7 +248,7 @@ class Streams:
 
     def load(self, name: str) -> StreamRecord:
         """Make a stream as it was saved, or at the source where nothing fitting was."""
-        return self._saving.load(name, pinned=bool(self._pins[name]))
+        return self.saving.load(name, pinned=bool(self._pins[name]))
 
     def _make_room(self, name: str, size: int) -> bool:
         """Let others go until a stream has `size` bytes more; return whether it has."""
@@ -269,7 +272,7 @@ class Streams:
         One that cannot be saved goes if it has been idle for long enough, one that was asked for
         meanwhile stays. Where the last file could not be written, one goes when its own has been.
         """
-        record, saving = self._records[name], self._saving
+        record, saving = self._records[name], self.saving
         can_be_saved = saving.is_saved(name, record) or self._send(name, record)
         expired = time.monotonic() - record.used >= self._expiry
         with self._lock:
@@ -288,10 +291,10 @@ class Streams:
 
     def _send(self, name: str, record: StreamRecord) -> bool:
         """Have a stream written, if not too many wait for that; return whether it can be at all."""
-        if not self._saving.takes:
+        if not self.saving.takes:
             return False
-        if not self._saving.is_leaving(name) and not self._is_busy:
-            if not self._saving.snapshot(name, record):
+        if not self.saving.is_leaving(name) and not self._is_busy:
+            if not self.saving.snapshot(name, record):
                 return False
             # Also where a former snapshot waits: its writing may be just over.
             self._writer.submit(self.write, name)
@@ -300,7 +303,7 @@ class Streams:
     @property
     def _is_busy(self) -> bool:
         """Whether as many streams are being saved to make room as may be."""
-        leaving = self._saving.leaving()
+        leaving = self.saving.leaving()
         gone = [record.bytes for name, record in leaving.items() if name not in self._records]
         return len(gone) >= MOST_LEAVING or sum(gone) > self._most_bytes // LEAVING_PART
 
@@ -309,10 +312,13 @@ class Streams:
 
         One that cannot be written has its place in the table again, as the first to go.
         """
-        saved = self._saving.write(name)
+        saving = self.saving
+        saved = saving.write(name)
         if not saved:
             with self._lock:
-                record = self._saving.give_up(name)
+                if saving is not self.saving:
+                    return False  # of weights that answer no more
+                record = saving.give_up(name)
                 if record is not None and name not in self._records:
                     self._records = {name: record, **self._records}
         return saved
@@ -336,16 +342,28 @@ class Streams:
         """
         discarded = {}
         with self._lock:
-            leaving = self._saving.leaving()
+            leaving = self.saving.leaving()
             for name in names:
                 self._new.pop(name, None)
                 record = self._records.pop(name, None) or leaving.get(name)
-                self._saving.forget(name)
+                self.saving.forget(name)
                 if record is not None:
                     discarded[name] = Discarded(
                         steps=record.version, pending_batches=record.pending_batches
                     )
         return discarded
+
+    def begin_anew(self, saving: Saving) -> Saving:
+        """Have all streams be others', as `saving` has them; places stay taken.
+
+        Returns:
+            What those had that were here, and all that was on its way to a file.
+        """
+        with self._lock:
+            former, self.saving = self.saving, saving
+            self._records = {}
+            self._new.clear()
+        return former
 
     def snapshots(self, names: deque[str]) -> list[str]:
         """Take from `names`, from the left, what can be told of streams in SNAPSHOT_SECONDS.
@@ -357,13 +375,13 @@ class Streams:
         end = time.monotonic() + SNAPSHOT_SECONDS
         while names and len(taken) < MOST_SNAPSHOTS and (not taken or time.monotonic() < end):
             name = names.popleft()
-            record = self._records.get(name) or self._saving.leaving().get(name)
-            if record is None and self._saving.size(name):
+            record = self._records.get(name) or self.saving.leaving().get(name)
+            if record is None and self.saving.size(name):
                 # Labels came for what is on disk only, or is answering its first images.
                 record = self._new.get(name) or self.load(name)
                 record = record if record.restored else None
             if record is None:
-                self._saving.drop_change(name)
-            elif self._saving.snapshot(name, record):
+                self.saving.drop_change(name)
+            elif self.saving.snapshot(name, record):
                 taken.append(name)
         return taken

@@ -179,6 +179,15 @@ class Truth:
             self._answered = deque(kept, maxlen=DOMINANCE_WINDOW)
         return said, whole
 
+    def begin_anew(self) -> None:
+        """Other weights answer from now on: what labels said of the former's is no sign of theirs.
+
+        Ids stay known.
+        """
+        with self._lock:
+            for each in (self._streams, self._whole, self._unsaved, self._right, self._answered):
+                each.clear()
+
     @property
     def newest(self) -> int:
         """The number of the latest answer that a label may come for."""

@@ -28,24 +28,17 @@ class OnDevice(Protocol):
 
 
 class Undoing:
-    """Takes streams back, and tells what that threw away.
-
-    Args:
-        source: the method at the source.
-    """
+    """Takes streams back, and tells what that threw away."""
 
     def __init__(
         self,
-        source: Method,
         on_device: OnDevice,
         table: Streams,
-        saving: Saving,
         truth: Truth,
         silence: Silence,
         reports: StreamReports,
     ) -> None:
-        self._source, self._on_device = source, on_device
-        self._table, self._saving, self._truth = table, saving, truth
+        self._on_device, self._table, self._truth = on_device, table, truth
         self._silence, self._reports = silence, reports
 
     def put_back(self, stream: str, record: StreamRecord, source: Method) -> None:
@@ -53,7 +46,7 @@ class Undoing:
         record.method, record.truth = source, StreamTruth()
         record.answers_from = self._truth.newest
         said, _ = self._truth.forget([stream])
-        self._saving.note_change(stream)
+        self._table.saving.note_change(stream)
         self._reports.put_back(stream, record, said.get(stream, StreamTruth()))
         record.take_note()
 
@@ -71,9 +64,10 @@ class Undoing:
                 names = await asyncio.to_thread(self._table.names)
             except OSError as error:
                 names, problem = [], f"the state folder: {error.strerror}"
-        known, in_memory, said, whole = await self._on_device(self._forget, names, stream is None)
+        forgotten = await self._on_device(self._forget, names, stream is None)
+        saving, known, in_memory, said, whole = forgotten
         # Thousands of files: whoever asks for an answer does not wait for them.
-        saved, kept = await asyncio.to_thread(self._saving.remove, known or names)
+        saved, kept = await asyncio.to_thread(saving.remove, known or names)
         known = list(dict.fromkeys([*known, *saved]))  # a file that could not be removed before
         found = {
             name: _discarded(
@@ -97,8 +91,9 @@ class Undoing:
 
     def _forget(
         self, names: list[str], all_streams: bool
-    ) -> tuple[list[str], dict[str, Discarded], dict[str, StreamTruth], set[str]]:
-        """Put streams back to the source; return those of which something was known, and what."""
+    ) -> tuple[Saving, list[str], dict[str, Discarded], dict[str, StreamTruth], set[str]]:
+        """Put streams back to the source; return whose files are to go, of which streams something
+        was known, and what."""
         # Labels may have come for streams that are neither in memory nor saved.
         labelled = self._truth.streams
         if all_streams:
@@ -116,12 +111,12 @@ class Undoing:
         said, whole = self._truth.forget(names)
         self._silence.forget(None if all_streams else names)
         self._reports.forgotten(known)
-        return known, in_memory, said, whole
+        return self._table.saving, known, in_memory, said, whole
 
     @property
     def no_roll_back(self) -> str | None:
         """Why no stream can be brought back, whatever is kept of it; None: they can."""
-        if mode_of(self._source) != "off":
+        if mode_of(self._table.saving.source) != "off":
             return None
         return "No guard is on; saved ones come back with it."
 
@@ -136,7 +131,7 @@ class Undoing:
         kept = await self._on_device(self._kept_in_memory, stream)
         if kept is None:
             try:
-                kept = await asyncio.to_thread(self._saving.snapshots, stream)
+                kept = await asyncio.to_thread(self._table.saving.snapshots, stream)
             except StateError as error:
                 raise SavedDoesNotFit(
                     f"What is saved of stream {stream} does not fit: {unfit_reason(error)}."
@@ -146,7 +141,7 @@ class Undoing:
         return kept
 
     def _kept_in_memory(self, stream: str) -> Mapping[int, int] | None:
-        record = self._table.in_memory(stream) or self._saving.leaving().get(stream)
+        record = self._table.in_memory(stream) or self._table.saving.leaving().get(stream)
         return None if record is None or record.is_new else kept_snapshots(record.method)
 
     async def roll_back(self, stream: str, to: int | None) -> int:
@@ -189,7 +184,7 @@ class Undoing:
         record.answers_from = self._truth.newest
         record.take_note()
         self._reports.rolled_back(stream, record, version)
-        self._saving.note_change(stream)
+        self._table.saving.note_change(stream)
         return version
 
 

@@ -13,6 +13,8 @@ rows of operations, one for a lone image and one for several; weights that lie a
 import operator
 import threading
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,12 +42,19 @@ Network = Callable[[Tensor], Tensor]
 # Weights as oneDNN wants them, by the layer and how they lie.
 Packed = dict[tuple[str, bytes], Tensor]
 
+between_passes: ContextVar[Callable[[Callable[[], Any]], Any]] = ContextVar(
+    "between_passes", default=lambda call: call()
+)
+"""Calls something while no other thread runs a network, and returns what that does. Whoever makes
+models beside threads that answer sets it."""
+
 
 def fused(module: nn.Module, side: int, dtype: torch.dtype = torch.float32) -> Network | None:
     """The network written so; None where it cannot be, or answers otherwise.
 
     To be called as a model is made. torch.fx changes nn.Module for the whole process while it
-    traces: a pass of any network in another thread may fail then, or come into the trace.
+    traces: a pass of any network in another thread may fail then, or come into the trace, unless
+    `between_passes` keeps it from running.
 
     Args:
         module: on the CPU, in float32 and in evaluation mode; neither it nor its weights change
@@ -86,6 +95,11 @@ def _is_known(layer: nn.Module) -> bool:
     return type(layer).__module__.partition(".")[0] in _KNOWN and not (has_hooks or own)
 
 
+def _traced(module: nn.Module) -> fx.GraphModule:
+    with _tracing:
+        return fx.symbolic_trace(module)
+
+
 class _Writer:
     """Writes a network's row of operations anew, of convolutions in `dtype`, for as many `images`.
 
@@ -102,9 +116,8 @@ class _Writer:
         self, module: nn.Module, dtype: torch.dtype, images: Tensor, packed: Packed
     ) -> None:
         self._dtype, self._packed = dtype, packed
-        with _tracing:
-            self.network = fx.symbolic_trace(module)
-        self._graph = self.network.graph
+        self.network: fx.GraphModule = between_passes.get()(partial(_traced, module))
+        self._graph: fx.Graph = self.network.graph
         self._written: set[fx.Node] = set()
         nodes = list(self._graph.nodes)
         for node in nodes:
@@ -118,6 +131,8 @@ class _Writer:
                 self._fuse(node, layer)
         self.network.delete_all_unused_submodules()
         self.network.recompile()
+        # Else the two are a ring, which the collector opens in its second round only.
+        self._graph.owning_module = None
 
     def _layer(self, node: fx.Node) -> nn.Module | None:
         called = node.op == "call_module"

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from service.cli.options import (
     settings_options,
 )
 from service.settings import SECRETS, Settings, flag, read
-from ttc_core.errors import UserError
+from ttc_core.errors import ModelError, UserError
 
 if TYPE_CHECKING:
     from ttc_core.methods import Method
@@ -62,8 +63,6 @@ def _serve(settings: Settings) -> None:
 
     from service import server, tracing
     from service.app import build
-    from ttc_core.guard import divided
-    from ttc_core.methods import create, settings_for
 
     if settings.traces:
         try:
@@ -83,41 +82,52 @@ def _serve(settings: Settings) -> None:
     with listener:
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        model = load_model(
-            settings.model,
-            settings.device,
-            settings.mean,
-            settings.std,
-            settings.calibration,
-            size=settings.size,
-            crop=settings.crop,
-            interpolation=settings.interpolation,
-            class_names=settings.class_names,
-            precision=settings.precision,
-            trust_code=settings.trust_code,
-            warn=log.warning,
-        )
-        try:
-            watching, pairs = divided(pairs_of(settings.set))
-            source = create(
-                settings.method,
-                model,
-                guard=settings.guard,
-                watching=watching,
-                on_shift=settings.adapt == "on-shift",
-                **settings_for(settings.method, pairs, statistics=settings.statistics),
-            )
-        except (ValueError, TypeError) as error:
-            raise click.UsageError(str(error)) from error
-        check_watched(watching, [source])
-        _try_out(source, settings.method)
-        app = build(settings, source)
+        load = partial(_load, settings)
+        source = load()
+        app = build(settings, source, load)
         _introduce(settings, source)
+        del source  # other weights may come in its place, and its memory is to be free then
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         log.info("Listening on http://%s:%d  (API: /docs, metrics: /metrics)", shown, port)
         if not server.run(app, settings, listener):
             raise click.ClickException("The service failed; the lines above say why.")
+
+
+def _load(settings: Settings) -> "Method":
+    """Make the method at the source on the model that the settings name, and try it out."""
+    from ttc_core.guard import divided
+    from ttc_core.methods import create, settings_for
+
+    model = load_model(
+        settings.model,
+        settings.device,
+        settings.mean,
+        settings.std,
+        settings.calibration,
+        size=settings.size,
+        crop=settings.crop,
+        interpolation=settings.interpolation,
+        class_names=settings.class_names,
+        precision=settings.precision,
+        trust_code=settings.trust_code,
+        warn=log.warning,
+    )
+    try:
+        watching, pairs = divided(pairs_of(settings.set))
+        source = create(
+            settings.method,
+            model,
+            guard=settings.guard,
+            watching=watching,
+            on_shift=settings.adapt == "on-shift",
+            **settings_for(settings.method, pairs, statistics=settings.statistics),
+        )
+    except (ValueError, TypeError) as error:
+        raise click.UsageError(str(error)) from error
+    check_watched(watching, [source])
+    _try_out(source, settings.method)
+    return source
 
 
 def _try_out(method: "Method", name: str) -> None:
@@ -129,7 +139,7 @@ def _try_out(method: "Method", name: str) -> None:
         with guarded("its code failed"):
             warm_up(method)
     except UserError as error:
-        raise click.ClickException(f"{name} fails at its first batch: {error}") from error
+        raise ModelError(f"{name} fails at its first batch: {error}") from error
 
 
 def _introduce(settings: Settings, source: "Method") -> None:

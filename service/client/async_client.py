@@ -10,6 +10,7 @@ from tenacity import AsyncRetrying
 
 from service.client.calls import (
     READY,
+    RELOAD,
     STATUS,
     Call,
     Reply,
@@ -32,6 +33,7 @@ from service.client.retries import DEFAULT_RETRY_BUDGET, retrying
 from service.schemas import (
     FeedbackResponse,
     PredictResponse,
+    ReloadResponse,
     ResetResponse,
     RollbackResponse,
     SnapshotsResponse,
@@ -148,6 +150,10 @@ class AsyncClient(Connection):
     async def rollback(self, stream: str | None = None, to: int | None = None) -> RollbackResponse:
         """Bring a stream back to a good state, by its version; None: the last one."""
         return await self.send(rollback_call(stream, to))
+
+    async def reload(self) -> ReloadResponse:
+        """Have the model loaded anew; it takes as long as reading and trying it out does."""
+        return await self.send(RELOAD)
 
     async def status(self) -> StatusResponse:
         """Read what is served and how it fares."""

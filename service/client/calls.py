@@ -15,6 +15,7 @@ from service.schemas import (
     FeedbackResponse,
     Health,
     PredictResponse,
+    ReloadResponse,
     ResetResponse,
     RollbackResponse,
     SnapshotsResponse,
@@ -130,6 +131,7 @@ def snapshots_call(stream: str | None) -> Call[SnapshotsResponse]:
     return Call("GET", "/snapshots", SnapshotsResponse, _stream(stream))
 
 
+RELOAD = Call("POST", "/model", ReloadResponse, admin=True)
 STATUS = Call("GET", "/status", StatusResponse)
 READY = Call("GET", "/readyz", Health, may_repeat=False)
 

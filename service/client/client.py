@@ -8,6 +8,7 @@ from tenacity import Retrying
 
 from service.client.calls import (
     READY,
+    RELOAD,
     STATUS,
     Call,
     Reply,
@@ -30,6 +31,7 @@ from service.client.retries import DEFAULT_RETRY_BUDGET, retrying
 from service.schemas import (
     FeedbackResponse,
     PredictResponse,
+    ReloadResponse,
     ResetResponse,
     RollbackResponse,
     SnapshotsResponse,
@@ -123,6 +125,10 @@ class Client(Connection):
     def rollback(self, stream: str | None = None, to: int | None = None) -> RollbackResponse:
         """Bring a stream back to a good state, by its version; None: the last one."""
         return self.send(rollback_call(stream, to))
+
+    def reload(self) -> ReloadResponse:
+        """Have the model loaded anew; it takes as long as reading and trying it out does."""
+        return self.send(RELOAD)
 
     def status(self) -> StatusResponse:
         """Read what is served and how it fares."""

@@ -10,6 +10,7 @@ from service.batcher import Batcher
 from service.engine import Engine
 from service.intake import Intake
 from service.metrics import Metrics
+from service.reloading import Reloading
 from service.schemas import Problem
 from service.settings import Settings
 from ttc_core.methods import Method
@@ -24,15 +25,20 @@ class Service:
     """The parts of one running service; made and ended by the application's lifespan."""
 
     settings: Settings
-    source: Method
     metrics: Metrics
     engine: Engine
     batcher: Batcher[Image, ImageAnswer]
     intake: Intake
+    reloading: Reloading
     ready: bool = False
     saved: bool = True
     draining: bool = False
     stop_reason: str = "shutdown"
+
+    @property
+    def source(self) -> Method:
+        """The method at the source, of the weights that answer now."""
+        return self.engine.source
 
     @property
     def adapted_parameters(self) -> int:
@@ -69,6 +75,7 @@ PROBLEMS = {
         401: "The token is missing or wrong",
         403: "Sent by a web page of another origin, or to a name that is not ours",
         404: "There is no such snapshot",
+        409: "The model was not exchanged; the former answers as before",
         408: "Did not arrive whole in time",
         413: "Too many bytes, pixels or images",
         415: "Unknown media type",

@@ -1,4 +1,4 @@
-"""POST /reset and GET /status: what a person does and sees."""
+"""POST /reset, /rollback, /model and GET /status: what a person does and sees."""
 
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from service.schemas import (
     EstimatedAccuracy,
     EstimateStatus,
     ModelStatus,
+    ReloadResponse,
     ResetResponse,
     RollbackResponse,
     SheddingStatus,
@@ -95,6 +96,21 @@ async def rollback(
     return RollbackResponse(stream=name, version=await service.engine.undoing.roll_back(name, to))
 
 
+@router.post(
+    "/model",
+    dependencies=[*MAY_ADMINISTER, Depends(without_body)],
+    responses=problems(401, 409, 503),
+)
+async def reload(service: ServiceNow) -> ReloadResponse:
+    """Load the model anew, from the same spec, and have its weights answer if they are others.
+
+    The former answer until the new ones are read, tried out and take over between two batches.
+    Streams begin anew; those of the former weights are kept in the state folder, if there is one,
+    and go on when those weights come back. A failure leaves everything as it was.
+    """
+    return await service.reloading.reload()
+
+
 @router.get("/status", dependencies=MAY_READ, responses=problems(401, 503))
 async def status(service: ServiceNow) -> StatusResponse:
     """Tell the model, the method with its hyperparameters, the streams, counters and events."""
@@ -110,6 +126,7 @@ async def status(service: ServiceNow) -> StatusResponse:
         model=ModelStatus(
             spec=settings.model,
             digest=model.digest,
+            loaded=service.reloading.since,
             code=code.get("model"),
             classes=model.classes,
             class_names=list(model.class_names),

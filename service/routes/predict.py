@@ -180,6 +180,7 @@ async def _encode(
         "context": asked.context and service.source.contextual,
         "version": _one_or_list(batches, [batch.version for batch in batches]),
         "batch_size": _one_or_list(batches, [len(batch.logits) for batch in batches]),
+        "model_digest": answered.answers[0].digest,
     }
     names = service.source.model.class_names
     content = bytearray(_json(head)[:-1] + b',"predictions":[')

@@ -164,10 +164,10 @@ def serve(make_method):
     """Serve a method over HTTP: `with serve(method="ttc", max_batch=4) as running`."""
 
     @contextlib.contextmanager
-    def running(method="ttc", *, source=None, wrap=lambda app: app, **settings):
+    def running(method="ttc", *, source=None, load=None, wrap=lambda app: app, **settings):
         chosen = Settings(method=method, threads=1, **settings)
         source = source or make_method(method, paper=chosen.paper)
-        app = build(chosen, source)
+        app = build(chosen, source, load)
         with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
             server = ServerInThread(configure(wrap(app), chosen, lambda: app.state.service))
             thread = threading.Thread(target=server.run, args=([listener],))

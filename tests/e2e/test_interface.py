@@ -33,7 +33,7 @@ def test_what_changes_something_asks_for_the_token(serve, pictures, monkeypatch)
             {"Authorization": "Basic open sesame"},
             {"Authorization": "Bearer öpen".encode()},
         ):
-            for path in ("/predict", "/feedback", "/reset"):
+            for path in ("/predict", "/feedback", "/reset", "/model"):
                 refused = http.post(path, content=pictures[0], headers=headers)
                 assert refused.status_code == 401
                 assert refused.headers["WWW-Authenticate"] == "Bearer"
@@ -46,7 +46,7 @@ def test_what_changes_something_asks_for_the_token(serve, pictures, monkeypatch)
             answer = http.get(path)
             assert answer.status_code == 200
             assert "sesame" not in answer.text
-    assert len(compared) == 17 + 5  # a wrong one on both ways of /predict
+    assert len(compared) == 22 + 5  # a wrong one on both ways of /predict
 
 
 def test_status_tells_all_that_a_person_needs(serve, pictures):
@@ -139,7 +139,7 @@ def test_the_description_of_the_interface_is_complete(source_server):
     assert http.get("/docs").status_code == 200
     document = http.get("/openapi.json").json()
     assert set(document["paths"]) == {
-        *("/predict", "/feedback", "/reset", "/rollback"),
+        *("/predict", "/feedback", "/reset", "/rollback", "/model"),
         *("/snapshots", "/status", "/metrics", "/healthz", "/readyz"),
     }
     predict = document["paths"]["/predict"]["post"]

@@ -51,7 +51,7 @@ async def in_batches(engine, batches, *, max_batch=10):
         max_batch=max_batch,
         max_wait=0,
         max_images=100,
-        shares=engine._source.shares,
+        shares=engine.source.shares,
     )
     loop = asyncio.create_task(batcher.run())
     await asyncio.sleep(0)

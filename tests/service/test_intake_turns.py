@@ -321,7 +321,7 @@ def answered(images, classes):
         suspects=(),
         modes=(),
     )
-    rows = [SimpleNamespace(answers=batch, row=row, shed=None) for row in range(images)]
+    rows = [SimpleNamespace(answers=batch, row=row, shed=None, digest="0") for row in range(images)]
     return SimpleNamespace(answers=rows), batch
 
 

@@ -212,7 +212,7 @@ def test_a_method_that_fails_for_good_keeps_no_label_from_others(
     async def walk():
         for stream in ("s", "t"):
             await learned(engine, named(0, 5), stream)
-        monkeypatch.setattr(engine._source, "fork", lambda: 1 / 0)
+        monkeypatch.setattr(engine.source, "fork", lambda: 1 / 0)
         engine.streams["s"].method.fails = "weigh"
         await tell(engine, answers, named(0, 5), streams=("s", "t"))
         assert labelled(engine, "t") == 5

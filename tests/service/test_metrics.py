@@ -82,6 +82,8 @@ DESIGN = {
     "ttc_feedback_known_ids": set(),
     "ttc_build_info": None,
     "ttc_model_info": None,
+    "ttc_model_loaded_timestamp_seconds": set(),
+    "ttc_model_loads_total": {"outcome"},
 }
 FROM_THE_START = {
     ("ttc_rejected_images_total", "reason"): {
@@ -104,6 +106,7 @@ FROM_THE_START = {
     ("ttc_guard_actions_total", "observed"): {"true", "false"},
     ("ttc_guard_actions_total", "reason"): {"harm", "suspicion", "gain", "no_gain"},
     ("ttc_estimated_accuracy_ratio", "answers"): {"adapted", "source"},
+    ("ttc_model_loads_total", "outcome"): {"loaded", "unchanged", "refused"},
     ("ttc_feedback_labels_total", "outcome"): {
         *("taken", "unknown", "repeated", "contradicting"),
     },

@@ -84,7 +84,7 @@ def test_a_users_method_that_cannot_take_up_what_it_saved_starts_at_the_source(
         raise error("its own database is away")
 
     with monkeypatch.context() as broken:
-        broken.setattr(type(second._source), "state", state)
+        broken.setattr(type(second.source), "state", state)
         request(second, "gate")
     (event,) = events(second, "rejected")
     assert "its own database is away" in event["reason"]
@@ -102,7 +102,7 @@ def test_a_users_method_that_fails_once_it_is_restored_starts_at_the_source(
         request(first, "gate")
     assert stop(first)
     second = engine(tmp_path)
-    kind = type(second._source.inner)
+    kind = type(second.source.inner)
 
     def drift(self):
         return 1 / 0 if self.version else 0.0

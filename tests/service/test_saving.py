@@ -448,7 +448,7 @@ def test_a_stream_put_back_to_the_source_begins_its_counts_anew(engine, tmp_path
     table = engine(tmp_path)
     labelled(table, "gate", True)
     save_changed(table)
-    table.undoing.put_back("gate", table.streams["gate"], table._source.fork())
+    table.undoing.put_back("gate", table.streams["gate"], table.source.fork())
     labelled(table, "gate", True)
     save_changed(table)
     assert truth_of(table) == (1, 1)

@@ -1,0 +1,226 @@
+"""Other weights exchanged for those that an engine answers with: what becomes of its streams."""
+
+import asyncio
+import gc
+import os
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from service.errors import NoSnapshot
+from service.state_folder import OWNER, StateFolderError
+from tests.fixtures.networks import make_model
+from tests.fixtures.streams import PIXELS, batch, events, request, stop
+from ttc_core.methods import create
+
+
+def source_of(weights):
+    """A method on a small network; `weights` says which."""
+    model = make_model("batch-norm")
+    with torch.no_grad():
+        model.module.head.bias += weights
+    model.refresh()
+    return create("ttc", model, statistics="moving", samples_per_step=8)
+
+
+def exchange(engine, weights):
+    """Exchange the weights, as between two batches; (kept aside, dropped)."""
+
+    async def run():
+        former = await engine.exchange(await engine.prepare(source_of(weights)))
+        return await engine.put_away(former)
+
+    return asyncio.run(run())
+
+
+def at_source(weights, times=1):
+    """What a stream is answered by these weights, the so-manieth time that it asks."""
+    method = source_of(weights)
+    for _ in range(times):
+        prediction = method.predict(torch.from_numpy(PIXELS).movedim(3, 1))
+        method.adapt(prediction)
+    return prediction.to_host().logits
+
+
+def close(got, expected):
+    return np.allclose(got, expected, atol=1e-5)
+
+
+def test_streams_begin_anew_and_go_on_when_their_weights_come_back(engine, tmp_path):
+    """Old, new, old, new: each time as if the others had never been; saved or in memory."""
+    table = engine(tmp_path, source=source_of(0.0))
+    for name in ("gate", "door"):
+        request(table, name)
+    asyncio.run(table.save())
+    request(table, "gate")  # changed since its file was written
+    assert exchange(table, 1.0) == (2, 0)
+    assert table.streams == {}
+    assert asyncio.run(table.saved_streams()) == 0
+    assert close(request(table, "gate"), at_source(1.0))
+    assert exchange(table, 0.0) == (1, 0)
+    assert asyncio.run(table.saved_streams()) == 2
+    assert close(request(table, "gate"), at_source(0.0, times=3))
+    assert close(request(table, "door"), at_source(0.0, times=2))
+    assert exchange(table, 1.0) == (2, 0)
+    assert close(request(table, "gate"), at_source(1.0, times=2))
+    assert not events(table, "rejected")
+    assert not events(table, "not_saved")
+
+
+def test_they_come_back_after_a_restart_too(engine, tmp_path):
+    """With either weights; those that were never here find none, and set nothing aside."""
+    first = engine(tmp_path, source=source_of(0.0))
+    request(first, "gate")
+    exchange(first, 1.0)
+    request(first, "gate")
+    request(first, "gate")
+    assert stop(first)
+    for weights, times in ((1.0, 3), (0.0, 2), (2.0, 1), (1.0, 4)):
+        again = engine(tmp_path, source=source_of(weights))
+        assert close(request(again, "gate"), at_source(weights, times))
+        assert not events(again, "rejected")
+        assert stop(again)
+
+
+def test_without_a_folder_streams_are_dropped_and_counted(engine):
+    """What they had learned is gone when their weights come back."""
+    table = engine(source=source_of(0.0))
+    for name in ("a", "b", "c"):
+        request(table, name)
+    assert exchange(table, 1.0) == (0, 3)
+    assert exchange(table, 0.0) == (0, 0)
+    assert close(request(table, "a"), at_source(0.0))
+
+
+def test_where_nothing_can_be_saved_nothing_is_exchanged(engine, tmp_path, monkeypatch):
+    """A full disk: what streams have learned would be lost, so the former weights go on."""
+    table = engine(tmp_path, source=source_of(0.0))
+    request(table, "gate")
+
+    def full(*_, **__):
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("service.state_folder.save_state", full)
+        with pytest.raises(StateFolderError, match="cannot be saved"):
+            exchange(table, 1.0)
+    assert close(request(table, "gate"), at_source(0.0, times=2))
+    assert exchange(table, 1.0) == (1, 0)
+
+
+def test_a_stream_that_the_disk_refuses_at_the_last_moment_is_told_of(
+    engine, tmp_path, monkeypatch
+):
+    """The weights are exchanged by then: the others are kept, and it comes back as it was saved."""
+    table = engine(tmp_path, source=source_of(0.0))
+    request(table, "gate")
+
+    async def run():
+        saving = await table.prepare(source_of(1.0))
+        for name in ("gate", "door"):
+            await batch(table, name)
+        former = await table.exchange(saving)
+        real = former.saving.folder.save
+
+        def save(stream, *given):
+            if stream == "gate":
+                raise OSError(28, os.strerror(28))
+            return real(stream, *given)
+
+        monkeypatch.setattr(former.saving.folder, "save", save)
+        return await table.put_away(former)
+
+    assert asyncio.run(run()) == (1, 1)
+    monkeypatch.undo()
+    exchange(table, 0.0)
+    assert close(request(table, "gate"), at_source(0.0, times=2))
+    assert close(request(table, "door"), at_source(0.0, times=2))
+
+
+def test_places_taken_before_are_given_back_after(engine, tmp_path):
+    """A request that was admitted to the former weights' streams holds its place until it ends."""
+    table = engine(tmp_path, source=source_of(0.0), max_streams=1)
+    table.table.admit("gate")
+    exchange(table, 1.0)
+    table.table.admit("gate")
+    table.table.release("gate")
+    assert table.table._pins == {"gate": 1}
+    table.table.release("gate")
+    assert close(request(table, "door"), at_source(1.0))
+
+
+def test_what_was_known_of_the_former_streams_counts_no_more(engine, tmp_path):
+    """Snapshots and labels go with them, and come back with them; ids stay known."""
+    table = engine(tmp_path, source=source_of(0.0))
+    request(table, "gate")
+    table.truth.count("gate", [1, 2], [1, 1], [0.5, 0.5])
+    exchange(table, 1.0)
+    assert table.truth.streams == {}
+    assert np.isnan(table.truth.window_accuracy)
+    with pytest.raises(NoSnapshot, match="has had no images"):
+        asyncio.run(table.undoing.roll_back("gate", None))
+    exchange(table, 0.0)
+    request(table, "gate")
+    assert table.truth.streams["gate"].model_dump() == {"labelled": 2, "correct": 1}
+
+
+def test_a_late_label_of_the_former_weights_is_not_weighed_by_the_new(engine, tmp_path):
+    """Nor is one of an answer that came between by those that are back: each judges itself."""
+    table = engine(tmp_path, source=source_of(0.0))
+    request(table, "gate")
+    for weights in (1.0, 0.0):
+        table.truth.remember("gate", [f"at {weights}"], [0], [None], [0.5])
+        exchange(table, weights)
+        request(table, "gate")
+        assert table.streams["gate"].answers_from == table.truth.newest > 0
+
+
+def test_a_reset_that_meets_an_exchange_removes_what_it_forgot(engine, tmp_path):
+    """The stream's file goes from the folder that it was in, though others answer meanwhile."""
+    table = engine(tmp_path, source=source_of(0.0))
+    request(table, "gate")
+    asyncio.run(table.save())
+
+    async def run():
+        saving = await table.prepare(source_of(1.0))
+        resetting = asyncio.create_task(table.undoing.reset("gate"))
+        await asyncio.sleep(0)
+        former = await table.exchange(saving)
+        await table.put_away(former)
+        return await resetting
+
+    told = asyncio.run(run())
+    assert told.known
+    exchange(table, 0.0)
+    assert close(request(table, "gate"), at_source(0.0))
+
+
+def test_the_former_network_is_freed(engine, tmp_path):
+    """With its streams, however many they are: only one model's memory stays taken."""
+    gone = []
+    source = source_of(0.0)
+    gone += [weakref.ref(source.model), weakref.ref(source.model.module)]
+    table = engine(tmp_path, source=source)
+    del source
+    for name in ("a", "b"):
+        request(table, name)
+    gone.append(weakref.ref(table.streams["a"].method))
+    exchange(table, 1.0)
+    gc.collect()
+    assert [one() for one in gone] == [None] * 3
+
+
+def test_a_damaged_note_of_whose_the_folder_is_loses_nothing(engine, tmp_path):
+    """Empty, as after a power cut on an odd file system: files are read for what they are."""
+    first = engine(tmp_path, source=source_of(0.0))
+    request(first, "gate")
+    exchange(first, 1.0)
+    request(first, "gate")
+    assert stop(first)
+    (tmp_path / OWNER).write_text("")
+    for weights in (0.0, 1.0):
+        again = engine(tmp_path, source=source_of(weights))
+        assert close(request(again, "gate"), at_source(weights, times=2))
+        assert stop(again)
