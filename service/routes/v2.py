@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version as version_of
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
@@ -18,7 +19,7 @@ from service.routes.guards import MAY_POST, MAY_READ, StreamHeader, stream_named
 from service.routes.predict import TURN_SECONDS, server_timing
 from service.schemas import DEFAULT_STREAM, STREAM_PATTERN
 from service.uploads import memory_to_parse
-from service.v2.datatypes import NAMES
+from service.v2.datatypes import NAMES, Buffer
 from service.v2.model import Model
 from service.v2.reading import (
     HEADER_LENGTH,
@@ -29,7 +30,6 @@ from service.v2.reading import (
 )
 from service.v2.signature import VERSION
 from service.v2.writing import Answer, coding_for, pack, write
-from ttc_core.pictures import Buffer
 
 NAME = "ttc-service"
 # What a client may rely on; of model_repository there is the index alone.
@@ -58,6 +58,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 router = APIRouter(responses=_errors(400, 403, 404, 408, 422, 431, 501, 503))
 
 Document = dict[str, Any]
+Route = TypeVar("Route", bound=Callable[..., Any])
 
 
 def _models(request: Request) -> dict[str, Model]:
@@ -65,13 +66,13 @@ def _models(request: Request) -> dict[str, Model]:
     return models
 
 
-async def _served(request: Request, model: str, version: str = VERSION) -> Model:
-    """The model of a path.
+async def _served(request: Request, model: str) -> Model:
+    """The model of a path, which may name its version.
 
     Raises:
         NoModel: there is none of that name, or it has no such version.
     """
-    models = _models(request)
+    models, version = _models(request), request.path_params.get("version", VERSION)
     if model not in models:
         raise NoModel(f"There is no model {model[:80]!r}; there is {', '.join(models)}.")
     if version != VERSION:
@@ -80,6 +81,29 @@ async def _served(request: Request, model: str, version: str = VERSION) -> Model
 
 
 Served = Annotated[Model, Depends(_served)]
+
+
+_VERSION = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _of_model(
+    method: str, path: str, *, openapi_extra: Mapping[str, Any] = MappingProxyType({}), **given: Any
+) -> Callable[[Route], Route]:
+    """Have a route of a model answer with its version in the path, too."""
+
+    def add(route: Route) -> Route:
+        with_version = {**openapi_extra, "parameters": [_VERSION]}
+        for between, extra in (("", dict(openapi_extra)), ("/versions/{version}", with_version)):
+            router.add_api_route(
+                f"/v2/models/{{model}}{between}{path}",
+                route,
+                methods=[method],
+                openapi_extra=extra,
+                **given,
+            )
+        return route
+
+    return add
 
 
 # The server
@@ -155,24 +179,19 @@ async def all_statistics(request: Request) -> Document:
     return {"model_stats": [each.statistics.told(name) for name, each in _models(request).items()]}
 
 
-@router.get("/v2/models/{model}/stats", dependencies=MAY_READ, responses=_errors(401))
-@router.get(
-    "/v2/models/{model}/versions/{version}/stats", dependencies=MAY_READ, responses=_errors(401)
-)
+@_of_model("GET", "/stats", dependencies=MAY_READ, responses=_errors(401))
 async def statistics(served: Served) -> Document:
     """What the requests to a model spent their time in, those of this protocol."""
     return {"model_stats": [served.statistics.told(served.signature.name)]}
 
 
-@router.get("/v2/models/{model}")
-@router.get("/v2/models/{model}/versions/{version}")
+@_of_model("GET", "")
 async def metadata(served: Served) -> Document:
     """A model's tensors."""
     return served.signature.metadata()
 
 
-@router.get("/v2/models/{model}/ready")
-@router.get("/v2/models/{model}/versions/{version}/ready")
+@_of_model("GET", "/ready")
 async def model_ready(served: Served) -> Document:
     """Whether a model answers; 503 where it does not."""
     if not served.is_ready:
@@ -180,8 +199,7 @@ async def model_ready(served: Served) -> Document:
     return {"name": served.signature.name, "ready": True}
 
 
-@router.get("/v2/models/{model}/config")
-@router.get("/v2/models/{model}/versions/{version}/config")
+@_of_model("GET", "/config")
 async def config(served: Served) -> Document:
     """A model as Triton's configuration would have it."""
     return served.signature.config()
@@ -236,6 +254,13 @@ _REQUEST_BODY = {
 }
 
 
+@_of_model(
+    "POST",
+    "/infer",
+    dependencies=MAY_POST,
+    responses=_errors(401, 413, 415, 429, 500, 504),
+    openapi_extra={"requestBody": _REQUEST_BODY},
+)
 async def infer(
     request: Request,
     service: ServiceNow,
@@ -276,15 +301,6 @@ async def infer(
         timing = server_timing(stages, service.engine.last_adapt_seconds)
         response.headers["Server-Timing"] = timing
     return response
-
-
-for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
-    router.post(
-        path,
-        dependencies=MAY_POST,
-        responses=_errors(401, 413, 415, 429, 500, 504),
-        openapi_extra={"requestBody": _REQUEST_BODY},
-    )(infer)
 
 
 async def _read(request: Request, submission: Submission, served: Model) -> InferenceRequest:

@@ -20,13 +20,12 @@ from service.routes.context import Service
 from service.schemas import DEFAULT_STREAM, STREAM_NAME, STREAM_PATTERN
 from service.settings import DAY
 from service.uploads import MAX_ID_CHARACTERS, Upload, from_base64
-from service.v2.datatypes import BYTES, shown
+from service.v2.datatypes import BYTES, Buffer, shown
 from service.v2.model import Inference, Statistics
 from service.v2.parameters import switch
 from service.v2.reading import InferenceRequest, Tensor
 from service.v2.signature import Input, Output, Signature
 from ttc_core.methods import HostPrediction
-from ttc_core.pictures import Buffer
 
 IMAGES = "images"
 # In the order of the sides of a batch: where rows, columns and channels are.

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import OutOfRange, TooLarge, Unreadable
-from ttc_core.pictures import Buffer
 
+Buffer = bytes | bytearray
 BYTES, BOOL = "BYTES", "BOOL"
 NUMPY = {
     BOOL: np.dtype(np.bool_),

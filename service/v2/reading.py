@@ -16,6 +16,7 @@ from service.v2.datatypes import (
     BYTES,
     MOST_SIDE,
     NAMES,
+    Buffer,
     check_batch,
     check_shape,
     from_bytes,
@@ -24,7 +25,6 @@ from service.v2.datatypes import (
 )
 from service.v2.parameters import check_names, id_of, number, object_in, sequence, switch, timeout
 from service.v2.signature import Input, Shape, Signature
-from ttc_core.pictures import Buffer
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 # Values and names of a request's JSON. So many take some 50 ms to read, in which no other thread
