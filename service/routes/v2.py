@@ -74,7 +74,8 @@ async def _served(request: Request, model: str) -> Model:
     """
     models, version = _models(request), request.path_params.get("version", VERSION)
     if model not in models:
-        raise NoModel(f"There is no model {model[:80]!r}; there is {', '.join(models)}.")
+        # As Triton's sentence begins: its examples look for that.
+        raise NoModel(f"Request for unknown model: {model[:80]!r}; served is {', '.join(models)}.")
     if version != VERSION:
         raise NoModel(f"{model} has no version {version[:40]!r}; it has {VERSION}.")
     return models[model]

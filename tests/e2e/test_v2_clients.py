@@ -69,7 +69,7 @@ def test_triton_s_client_asks_all_that_there_is(client):
     assert {each["name"] for each in client.get_model_repository_index()} == {"bundled", "simple"}
     assert len(client.get_inference_statistics()["model_stats"]) == 2
     assert client.get_inference_statistics("bundled", "1")["model_stats"][0]["name"] == "bundled"
-    with pytest.raises(InferenceServerException, match="There is no model 'other'"):
+    with pytest.raises(InferenceServerException, match="unknown model: 'other'"):
         client.get_model_metadata("other")
 
 
@@ -143,7 +143,7 @@ def test_triton_s_asynchronous_client(address, pictures, arrays, expected):
             ):
                 answer = await client.infer("bundled", images_of(triton_aio, values, datatype))
                 found.append(answer.as_numpy("probabilities").argmax(axis=1).tolist())
-            with pytest.raises(InferenceServerException, match="There is no model"):
+            with pytest.raises(InferenceServerException, match="Request for unknown model"):
                 await client.infer("other", images_of(triton_aio, arrays[:1], "UINT8"))
             return found
 
