@@ -334,17 +334,16 @@ class Submission:
             most_images: of which the answer is not too long.
         """
         place = self._enter()
-        async with self._unless_over(place):
-            return await self._decoded(place, parse, memory, most_images)
-
-    @asynccontextmanager
-    async def _unless_over(self, place: Place[Image, ImageAnswer]) -> AsyncIterator[None]:
         try:
-            yield
+            return await self._decoded(place, parse, memory, most_images)
         except ClientGone:
-            if place.is_done:  # its time is over: that is what the client is told
-                await place.answers()
+            await self._tell_if_over(place)
             raise
+
+    async def _tell_if_over(self, place: Place[Image, ImageAnswer]) -> None:
+        """Raise what a place ended in, if it has: its time is over, say."""
+        if place.is_done:
+            await place.answers()
 
     async def _decoded(
         self,
@@ -382,8 +381,11 @@ class Submission:
         check_count(len(ids), self._intake.settings.max_images)
         place = self._enter()
         place.count(len(ids))
-        async with self._unless_over(place):
+        try:
             images = await self._decoding.fit(frame, sides, ids)
+        except ClientGone:
+            await self._tell_if_over(place)
+            raise
         self._body = b""
         self._hold(0)
         self._bytes = sum(image.pixels.nbytes for image in images)
