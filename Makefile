@@ -23,6 +23,7 @@ LOCK := $(shell $(PYTHON) -c 'import sys; \
   print("locks/dev.txt" if (sys.platform, *sys.version_info[:2]) == ("linux", 3, 11) else "")')
 # The lowest versions that pyproject.toml allows, and the quick tests of what touches the libraries.
 LOWEST := $(VENV)-lowest
+KSERVE := $(VENV)-kserve
 TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py docs \
   $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
@@ -49,11 +50,18 @@ TESTS =
 # OpenMP spin while they wait.
 WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test: $(INSTALLED)  ## all tests, the slow ones too
+test: $(INSTALLED) $(KSERVE)/.installed  ## all tests, the slow ones too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(TESTS)
 
-COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --generate-hashes --python-version 3.11 \
+# KServe's client, whose packages do not go beside ours.
+$(KSERVE)/.installed: locks/kserve.txt $(INSTALLED)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(KSERVE)
+	$(BIN)/uv pip install --quiet --python $(KSERVE) --require-hashes --requirement $<
+	touch $@
+
+COMPILE_ONE = $(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock'
+COMPILE = $(COMPILE_ONE) pyproject.toml
 # What comes from PyTorch's own index when it is to do without CUDA.
 OF_TORCH := 's/^((torch|triton|cuda|nvidia)[a-z0-9-]*)==.*/--no-emit-package \1/p'
 
@@ -62,6 +70,7 @@ lock: $(INSTALLED)  ## exact versions for CI and image; those that fit stay, UPG
 	$(COMPILE) --constraint locks/dev.txt --output-file locks/cuda.txt
 	$(COMPILE) --constraint locks/dev.txt --output-file locks/cpu.txt \
 	  $$(sed -nE $(OF_TORCH) locks/cuda.txt)
+	echo 'kserve>=0.21 pillow>=11' | tr ' ' '\n' | $(COMPILE_ONE) $(UPGRADE) - --output-file locks/kserve.txt
 
 # The deprecations of old releases are nobody's to mend.
 test-lowest: $(INSTALLED)  ## quick tests with the lowest versions that pyproject.toml allows
@@ -146,4 +155,4 @@ picture: $(INSTALLED)  ## docs/dashboard.png, over a real replay; needs Debian's
 	$(BIN)/python -m monitoring.picture
 
 clean:
-	rm -rf $(VENV) $(LOWEST) results
+	rm -rf $(VENV) $(LOWEST) $(KSERVE) results

@@ -20,14 +20,17 @@ from service.errors import Forbidden
 from service.intake import Intake
 from service.metrics import Metrics
 from service.middleware import RequestContext
-from service.problems import REQUEST_ID, install, refusal
+from service.problems import REQUEST_ID, form_of, install, refusal
 from service.reloading import Reloading, model_labels
-from service.routes import control, docs, feedback, health, predict
+from service.routes import control, docs, feedback, health, predict, v2
 from service.routes.context import Service, problems
 from service.routes.direct import DirectPredict
 from service.routes.guards import EVERY_ROUTE
 from service.settings import Settings
 from service.shedding import STEPS, Shedding
+from service.v2.classifier import Classifier
+from service.v2.model import Model
+from service.v2.reading import HEADER_LENGTH
 from ttc_core.methods import Method
 
 log = logging.getLogger(__name__)
@@ -48,7 +51,7 @@ class _Cors(CORSMiddleware):
         if answer.status_code != 200:
             page, why = headers["origin"][:100], bytes(answer.body).decode()
             error = Forbidden(f"Pages of {page} may not do this: {why}.")
-            answer = refusal(error, scope[REQUEST_ID])
+            answer = refusal(error, scope[REQUEST_ID], form_of(scope["path"]))
         await answer(scope, receive, send)
 
 
@@ -103,6 +106,8 @@ def build(settings: Settings, source: Method, load: Callable[[], Method] | None 
         reloading = Reloading(settings, engine, batcher, intake, metrics, load)
         service = Service(settings, metrics, engine, batcher, intake, reloading)
         app.state.service = service
+        classifier = Classifier(service)
+        app.state.models[classifier.signature.name] = classifier
         metrics.ready.set_function(lambda: service.is_ready)
         if shedding is not None:
             for place, what in enumerate(STEPS):
@@ -156,7 +161,9 @@ def build(settings: Settings, source: Method, load: Callable[[], Method] | None 
         # Its own spans hold whole queries and cover health too; `tracing` has ours.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    for module in (predict, feedback, control, health, docs):
+    # By name, as /v2 serves them.
+    app.state.models = dict[str, Model]()
+    for module in (predict, feedback, control, health, v2, docs):
         app.include_router(module.router)
     install(app)
     app.add_middleware(DirectPredict)
@@ -166,11 +173,11 @@ def build(settings: Settings, source: Method, load: Callable[[], Method] | None 
             allow_origins=list(settings.cors_origin),
             allow_methods=["GET", "POST"],
             allow_headers=[
-                *("Authorization", "Content-Type", "Content-Encoding"),
+                *("Authorization", "Content-Type", "Content-Encoding", HEADER_LENGTH),
                 *("X-Session-Id", "X-Request-Id"),
                 *("traceparent", "tracestate"),
             ],
-            expose_headers=["Retry-After", "X-Request-Id"],
+            expose_headers=["Retry-After", "X-Request-Id", HEADER_LENGTH],
         )
     app.add_middleware(RequestContext, metrics=metrics)
     return app

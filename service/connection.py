@@ -303,7 +303,9 @@ class Connection(HttpToolsProtocol):
                 return
         given = dict(self.headers or ()).get(b"x-request-id", b"")
         request_id = request_id_of(given.decode("latin-1"))
-        response = problems.refusal(error, request_id)
+        # Of what never became a request there may be no path, and of its URL a part.
+        path = (self.url or b"").partition(b"?")[0].decode("latin-1")
+        response = problems.refusal(error, request_id, problems.form_of(path))
         response.headers["X-Request-Id"] = request_id
         response.headers["Cache-Control"] = "no-store"
         response.headers["Connection"] = "close"

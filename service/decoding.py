@@ -9,9 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.answering import Image
 from service.errors import ClientGone, of_image
-from service.images import TINY_PIXELS, decode, is_tiny, memory_needed, read_header
+from service.images import (
+    TINY_PIXELS,
+    check_size,
+    decode,
+    fit_pixels,
+    is_tiny,
+    memory_needed,
+    memory_of_pixels,
+    read_header,
+)
 from service.memory import Share
 from service.settings import Settings
 from service.uploads import Upload, check_upload
@@ -125,6 +137,32 @@ class Decoding:
         working = [memory + size for (memory, _), size in zip(needs, sizes, strict=True)]
         items = list(zip(pictures, upload.labels, upload.ids, strict=True))
         return await self._in_chunks(self._decode, items, pixels, working)
+
+    async def fit(
+        self,
+        frame: Callable[[int], NDArray[np.uint8]],
+        sides: tuple[int, int],
+        ids: Sequence[str | None],
+    ) -> Sequence[Image]:
+        """Make images of pixels: one for each of `ids`.
+
+        Args:
+            frame: gives those of image n, from 0: (H, W, 3) of its own. Runs in a thread.
+            sides: H and W.
+        """
+        count, s, geometry = len(ids), self._settings, self._model.geometry
+        height, width = sides
+        check_size(width, height, geometry, max_pixels=s.max_pixels, max_side=s.max_side)
+        self.images, pixels = count, height * width
+        working, lasting = memory_of_pixels(width, height, geometry)
+        self._share.take(count * lasting)
+        self._small = count * 3 * pixels <= SMALL_BYTES
+
+        def fit(index: int) -> Image:
+            fitted_to, grain = fit_pixels(frame(index), geometry)
+            return Image(fitted_to, None, ids[index], grain=grain)
+
+        return await self._in_chunks(fit, range(count), [pixels] * count, [working] * count)
 
     def _open(self, file: Buffer) -> Picture:
         s = self._settings

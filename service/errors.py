@@ -4,6 +4,7 @@ Refused                   its text is the sentence that the client reads
 ├── Unreadable            400  the bytes cannot be parsed
 ├── Unauthorized          401  the token is missing or wrong
 ├── Forbidden             403  sent by a web page of another origin
+├── NoModel               404  no model of that name, or of that version
 ├── NoSnapshot            404  nothing that a stream could be brought back to
 │   └── SavedDoesNotFit   404  what is saved of a stream is none of its
 ├── ReceiveTimeout        408  the request did not arrive whole in time
@@ -79,6 +80,10 @@ class Unauthorized(Refused):
 
 class Forbidden(Refused):
     """A web page of another origin sent it by way of somebody's browser."""
+
+
+class NoModel(Refused):
+    """There is no model of that name, or it has no such version."""
 
 
 class NoSnapshot(Refused):
@@ -163,6 +168,7 @@ _ANSWERS: dict[type[Refused], tuple[int, str]] = {
     Unreadable: (400, "Unreadable request"),
     Unauthorized: (401, "Unauthorized"),
     Forbidden: (403, "Forbidden"),
+    NoModel: (404, "No such model"),
     NoSnapshot: (404, "No such snapshot"),
     SavedDoesNotFit: (404, "Saved stream does not fit"),
     ReceiveTimeout: (408, "Request timeout"),

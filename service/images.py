@@ -30,6 +30,8 @@ MOST_PARTS_BEFORE_FRAME = 32
 _NO_PART = frozenset((0x00, 0x01, *range(0xD0, 0xDB), 0xFF))
 # Marker, length, then of a frame: bits, height, width.
 _PART = struct.Struct(">BBHBHH")
+# Of pixels on their way from floating-point numbers: those twice, whole ones, a picture, its bytes.
+_BYTES_PER_PIXEL = 3 * (4 + 4 + 1) + 4 + 3
 _ACCEPTED = "JPEG, PNG, WebP, GIF and BMP"
 
 
@@ -70,9 +72,22 @@ def read_header(body: Buffer, geometry: Geometry, *, max_pixels: int, max_side: 
             f"The {len(body):,} bytes are not an image that can be read: {why}; "
             f"accepted are {_ACCEPTED}."
         ) from error
-    width, height = picture.width, picture.height
-    if min(width, height) < 1:
-        raise Unreadable(f"The image is {width:,} x {height:,} pixels; it has no content.")
+    if min(picture.width, picture.height) < 1:
+        raise Unreadable(
+            f"The image is {picture.width:,} x {picture.height:,} pixels; it has no content."
+        )
+    check_size(picture.width, picture.height, geometry, max_pixels=max_pixels, max_side=max_side)
+    return picture
+
+
+def check_size(
+    width: int, height: int, geometry: Geometry, *, max_pixels: int, max_side: int
+) -> None:
+    """Hold an image's width and height, in pixels, against the limits of `read_header`.
+
+    Raises:
+        TooLarge: more pixels, or a longer side, than allowed.
+    """
     if max(width, height) > max_side:
         raise TooLarge(
             f"The image is {width:,} x {height:,} pixels; "
@@ -88,7 +103,6 @@ def read_header(body: Buffer, geometry: Geometry, *, max_pixels: int, max_side: 
             f"The image of {width:,} x {height:,} pixels is too narrow: with its shorter side "
             f"resized to {size} it has {resized:,} {accepted}"
         )
-    return picture
 
 
 def is_tiny(body: Buffer) -> bool:
@@ -121,13 +135,22 @@ def _pixels_of_jpeg(body: Buffer) -> float:
 
 def memory_needed(picture: Picture, geometry: Geometry) -> tuple[int, int]:
     """Return the bytes that `decode` takes at most while it runs, and those of its array."""
+    return _memory(picture.width, picture.height, picture.bytes_per_pixel, geometry)
+
+
+def memory_of_pixels(width: int, height: int, geometry: Geometry) -> tuple[int, int]:
+    """The same for `fit_pixels`, and pixels that are made of floating-point numbers."""
+    return _memory(width, height, _BYTES_PER_PIXEL, geometry)
+
+
+def _memory(width: int, height: int, bytes_per_pixel: int, geometry: Geometry) -> tuple[int, int]:
     size, crop = geometry.size, geometry.crop
-    width, height = resized_size(picture.width, picture.height, size=size, crop=crop)
+    resized_width, resized_height = resized_size(width, height, size=size, crop=crop)
     side = crop or size
-    working = picture.width * picture.height * picture.bytes_per_pixel
+    working = width * height * bytes_per_pixel
     if size is not None:
-        working += 8 * width * height  # resized along one side, then along the other
-    return working, 3 * (side * side if side else width * height)
+        working += 8 * resized_width * resized_height  # resized along one side, then the other
+    return working, 3 * (side * side if side else resized_width * resized_height)
 
 
 def decode(picture: Picture, geometry: Geometry) -> tuple[NDArray[np.uint8], Grain | None]:
@@ -161,6 +184,24 @@ def decode(picture: Picture, geometry: Geometry) -> tuple[NDArray[np.uint8], Gra
             f"The {picture.format} image is damaged or cut short: its pixels cannot be decoded"
             f"{why}."
         ) from error
+
+
+def fit_pixels(
+    pixels: NDArray[np.uint8], geometry: Geometry
+) -> tuple[NDArray[np.uint8], Grain | None]:
+    """Bring pixels (H, W, 3) to the size that the model reads, as `decode` does those of a file.
+
+    Raises:
+        TooLarge: it needs more memory than there is.
+    """
+    side = geometry.crop or geometry.size
+    try:
+        if side is None or pixels.shape[:2] == (side, side):
+            pixels.flags.writeable = False
+            return pixels, None
+        return fitted(Image.fromarray(pixels), geometry)
+    except MemoryError as error:
+        raise _too_much_memory() from error
 
 
 def check_media_type(content_type: str | None) -> None:

@@ -5,17 +5,21 @@
         images = await submission.decode(parse)
         answered = await submission.answer(images)
 
-Whoever has files of another origin begins with `decode`, whoever has pixels with `answer`.
+Whoever has files of another origin begins with `decode`, whoever has pixels with `fit`, and of the
+model's size with `answer`. Where only the body says what stream it is of, `name` comes behind
+`receive`.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Self, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
 from service import tracing
@@ -35,10 +39,10 @@ from service.uploads import (
     check_count,
     check_label,
     content_type,
-    gunzip,
-    is_gzip,
     memory_to_parse,
+    packing,
     parse_labels,
+    unpack,
 )
 from ttc_core.model import SourceModel
 from ttc_core.pictures import Buffer
@@ -90,12 +94,22 @@ class Intake:
         Raises:
             Refused: the request is turned away. ClientGone: nobody waits any more.
         """
-        share = Share(self.memory)
-        try:
-            body, stated = await Reception(self, http, share).receive(), content_type(http.headers)
+        async with self.received(http) as (body, share):
+            stated = content_type(http.headers)
             parse = partial(parse_labels, body, stated, classes=self.model.classes)
             small = len(body) <= SMALL_BYTES
             return await self.threads.run(parse, share, memory_to_parse(body, stated), small=small)
+
+    @asynccontextmanager
+    async def received(self, http: Request) -> AsyncIterator[tuple[Buffer, Share]]:
+        """The body of a request without images, and its share of the memory.
+
+        Raises:
+            Refused: the request is turned away. ClientGone: nobody waits any more.
+        """
+        share = Share(self.memory)
+        try:
+            yield await Reception(self, http, share).receive(), share
         except ClientDisconnect:
             raise ClientGone from None
         finally:
@@ -121,7 +135,7 @@ class Reception:
         """Read the body, and unpack it."""
         limit, seconds = self._intake.settings.max_body, self._intake.settings.receive_timeout
         headers, body = self._http.headers, bytearray()
-        is_packed = is_gzip(", ".join(headers.getlist("content-encoding")))
+        coding = packing(", ".join(headers.getlist("content-encoding")))
         stated = headers.get("content-length", "0")
         if stated.isdecimal() and (size := int(stated[:19])) > limit:
             raise TooLarge(f"The request has {size:,} bytes; at most {limit:,} are accepted.")
@@ -138,7 +152,7 @@ class Reception:
             ) from None
         finally:
             self._intake.arriving.discard(time_limit)
-        return await self._gunzip(body) if is_packed else body
+        return await self._unpack(body, coding) if coding else body
 
     def _append(self, more: bytes, body: bytearray, name: str) -> None:
         limit = self._intake.settings.max_body
@@ -148,11 +162,11 @@ class Reception:
         self.bytes += len(more)
         body += more
 
-    async def _gunzip(self, body: bytearray) -> bytearray:
-        content, pieces = bytearray(), gunzip(body)
-        unpack, small = lambda: next(pieces, b""), len(body) <= SMALL_BYTES
+    async def _unpack(self, body: bytearray, coding: str) -> bytearray:
+        content, pieces = bytearray(), unpack(body, coding)
+        more, small = lambda: next(pieces, b""), len(body) <= SMALL_BYTES
         threads, share = self._intake.threads, self._share
-        while piece := await threads.run(unpack, share, PIECE_BYTES, small=small):
+        while piece := await threads.run(more, share, PIECE_BYTES, small=small):
             self._append(piece, content, "Unpacked, the request")
         share.take(-len(body))
         self.bytes -= len(body)
@@ -165,6 +179,7 @@ class Submission:
     Whatever it holds is given back in the end; refusals and clients that went away are counted.
 
     Args:
+        stream: None where the body has to be read first: `name` says it.
         http: whose bytes are received, and whose client may go away; None: of another origin.
         timeout: seconds from now after which the request is not to be run.
         learn: off: nothing is learned from the images, and nothing moves.
@@ -176,14 +191,17 @@ class Submission:
     def __init__(
         self,
         intake: Intake,
-        stream: str,
+        stream: str | None,
         *,
         http: Request | None = None,
         timeout: float | None = None,
         learn: bool = True,
     ) -> None:
-        self._intake, self._stream, self._http, self._learn = intake, stream, http, learn
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._intake, self._http, self._learn = intake, http, learn
+        self._stream = "" if stream is None else stream
+        self._is_named = stream is not None
+        self._began = time.monotonic()
+        self._deadline = None if timeout is None else self._began + timeout
         self._share = Share(intake.memory)
         self._decoding = Decoding(intake.settings, intake.model, intake.threads, self._share)
         self._place: Place[Image, ImageAnswer] | None = None
@@ -191,18 +209,20 @@ class Submission:
         self._admitted = False
         self._body: Buffer = b""
         self._bytes = 0  # of the body, then its files, then their pixels
-        self._notes: dict[str, str | int] = {"stream": stream}
+        self._notes: dict[str, str | int] = {"stream": stream} if stream is not None else {}
         if http is not None:
             http.scope[NOTES] = self._notes
 
     async def __aenter__(self) -> Self:
         with self._counted():
-            if not STREAM_NAME.fullmatch(self._stream):
-                raise OutOfRange(
-                    f"A stream is named as {STREAM_PATTERN}; got {self._stream[:80]!r}."
-                )
+            if self._is_named:
+                self._check_stream()
             self._intake.batcher.check_open()
         return self
+
+    def _check_stream(self) -> None:
+        if not STREAM_NAME.fullmatch(self._stream):
+            raise OutOfRange(f"A stream is named as {STREAM_PATTERN}; got {self._stream[:80]!r}.")
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._admitted:
@@ -235,14 +255,30 @@ class Submission:
     # Bytes received
 
     async def receive(self) -> Buffer:
-        """Read the body, and take a place in the queue."""
+        """Read the body, and take a place in the queue, if it is known of which stream."""
         assert self._http is not None
         reception = Reception(self._intake, self._http, self._share)
         self._body = await reception.receive()
         self._bytes = reception.bytes
-        loop, place = asyncio.get_running_loop(), self._enter()
-        self._watching = loop.call_later(PRESENCE_SECONDS, self._watch, self._http, place)
+        if self._is_named:
+            self._enter_watched(self._http)
         return self._body
+
+    def name(self, stream: str, *, timeout: float | None = None, learn: bool = True) -> None:
+        """Say what only the body told, as the arguments of the class; take a place in the queue.
+
+        `timeout` counts from when the submission began.
+        """
+        assert self._http is not None
+        self._stream, self._learn, self._is_named = stream, learn, True
+        self._check_stream()
+        self._notes["stream"] = stream
+        self._deadline = None if timeout is None else self._began + timeout
+        self._enter_watched(self._http)
+
+    def _enter_watched(self, http: Request) -> None:
+        loop, place = asyncio.get_running_loop(), self._enter()
+        self._watching = loop.call_later(PRESENCE_SECONDS, self._watch, http, place)
 
     async def work(self, call: Callable[[], T], memory: int) -> T:
         """Do in a thread what would keep the event loop busy; it takes `memory` bytes meanwhile."""
@@ -301,9 +337,13 @@ class Submission:
         try:
             return await self._decoded(place, parse, memory, most_images)
         except ClientGone:
-            if place.is_done:  # its time is over: that is what the client is told
-                await place.answers()
+            await self._tell_if_over(place)
             raise
+
+    async def _tell_if_over(self, place: Place[Image, ImageAnswer]) -> None:
+        """Raise what a place ended in, if it has: its time is over, say."""
+        if place.is_done:
+            await place.answers()
 
     async def _decoded(
         self,
@@ -325,6 +365,29 @@ class Submission:
         images = images or await self._decoding.decode(upload)
         self._hold(0)
         upload.images.clear()  # the pixels are there; the files need no memory any more
+        self._bytes = sum(image.pixels.nbytes for image in images)
+        return images
+
+    async def fit(
+        self,
+        frame: Callable[[int], NDArray[np.uint8]],
+        sides: tuple[int, int],
+        ids: Sequence[str | None],
+    ) -> Sequence[Image]:
+        """Make images of pixels, as `Decoding.fit` does, of the body or of another origin.
+
+        The caller keeps the body no longer: from here on it needs no memory.
+        """
+        check_count(len(ids), self._intake.settings.max_images)
+        place = self._enter()
+        place.count(len(ids))
+        try:
+            images = await self._decoding.fit(frame, sides, ids)
+        except ClientGone:
+            await self._tell_if_over(place)
+            raise
+        self._body = b""
+        self._hold(0)
         self._bytes = sum(image.pixels.nbytes for image in images)
         return images
 

@@ -24,7 +24,7 @@ access_log = logging.getLogger(ACCESS)
 
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
 # Asked every few seconds by machines: their requests have metrics, but no log lines and no spans.
-QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 # In the request's state: there are more connections than are kept, and all of them are at work.
 CROWDED = "ttc.crowded"
 # Its own: a user's code may seed the module's. Drawn without a call of the system.
@@ -81,7 +81,7 @@ class RequestContext:
         answer: ASGIApp = self._app
         if scope.get("state", {}).get(CROWDED) and scope["path"] not in QUIET:
             refused = NotReady("All connections that are kept are at work.", retry_after=1)
-            answer = refusal(refused, request_id)
+            answer = refusal(refused, request_id, form_of(scope["path"]))
         try:
             await answer(scope, receive, send_and_note)
         except Exception:
@@ -89,7 +89,7 @@ class RequestContext:
             if status:
                 raise  # the answer has begun: all that is left is to cut it off
             detail = "The service failed on this request; its log has the reason."
-            answer = form_of(scope)(500, "Internal error", detail, request_id)
+            answer = form_of(scope["path"])(500, "Internal error", detail, request_id)
             await answer(scope, receive, send_and_note)
         finally:
             # The answer is on its way, or never will be: adaptation need not wait for it.

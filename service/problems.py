@@ -1,22 +1,17 @@
-"""Errors as HTTP answers: RFC 9457 problem documents, unless the route has a form of its own.
+"""Errors as HTTP answers: RFC 9457 problem documents, unless the protocol has a form of its own.
 
-A route of another protocol says so by its class:
-
-    class OtherRoute(APIRoute):
-        error_form = staticmethod(other_error)  # called as `problem` is
-
-    router = APIRouter(route_class=OtherRoute)
+Whose paths begin as one of FORMS is answered in that form, whatever refuses it: a route, a limit of
+a connection, or nobody who knows the path.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Scope
 
 from service.errors import CLIENT_CLOSED_REQUEST, STATUS, TITLE, ClientGone, Refused
 from service.settings import MOST_CHARACTERS
@@ -50,10 +45,27 @@ def problem(
     return JSONResponse(content, status, headers=headers, media_type="application/problem+json")
 
 
-def form_of(scope: Scope) -> ErrorForm:
-    """The form of errors of the route that a request found."""
-    form: ErrorForm = getattr(scope.get("route"), "error_form", problem)
-    return form
+def v2_error(
+    status: int,
+    title: str,
+    detail: str,
+    request_id: str,
+    *,
+    index: int | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """Make an error as the Open Inference Protocol has it, which knows no 422."""
+    return JSONResponse({"error": detail}, 400 if status == 422 else status, headers)
+
+
+FORMS: dict[str, ErrorForm] = {"/v2": v2_error}
+"""The form of errors by the first part of a path; all others are problems."""
+
+
+def form_of(path: str) -> ErrorForm:
+    """The form of errors below a path."""
+    first = path.split("/", 2)[1:2]
+    return FORMS.get(f"/{first[0]}", problem) if first else problem
 
 
 def refusal(error: Refused, request_id: str, form: ErrorForm = problem) -> Response:
@@ -74,14 +86,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
-        return refusal(error, request.scope[REQUEST_ID], form_of(request.scope))
+        return refusal(error, request.scope[REQUEST_ID], form_of(request.scope["path"]))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         name = first["loc"][-1]
         detail = f"{name}: {first['msg']}; got {repr(first.get('input'))[:MOST_CHARACTERS]}."
-        form = form_of(request.scope)
+        form = form_of(request.scope["path"])
         return form(422, "Value out of range", detail, request.scope[REQUEST_ID])
 
     @app.exception_handler(HTTPException)
@@ -98,7 +110,7 @@ def install(app: FastAPI) -> None:
                 return Response(status_code=204, headers=headers)
         path = request.url.path[:MOST_PATH_CHARACTERS]
         detail = f"{request.method} {path}: {error.detail}. See /docs."
-        form = form_of(request.scope)
+        form = form_of(request.scope["path"])
         return form(
             error.status_code, str(error.detail), detail, request.scope[REQUEST_ID], headers=headers
         )

@@ -30,6 +30,8 @@ _MARKS_AN_IMAGE = 3 * _MARKS_A_LABEL
 _MOST_NAMES = 3
 MOST_LABELS = 10_000
 _MAX_GZIP_MEMBERS = 100
+# What zlib is told of each coding; deflate is zlib's own form (RFC 9110 §8.4.1.2).
+_WINDOW_BITS = {"gzip": 31, "deflate": 15}
 # Of a header with parameters: to read them takes a time that grows with its square.
 _MOST_HEADER_CHARACTERS = 2000
 _BASE64_PIECE = 1 << 16
@@ -61,31 +63,32 @@ class Upload:
     labels: list[int | None] = field(default_factory=list)
 
 
-def is_gzip(coding: str) -> bool:
-    """Whether a body is packed, by its Content-Encoding.
+def packing(coding: str) -> str | None:
+    """How a body is packed, by its Content-Encoding: with gzip, with deflate, or not.
 
     Raises:
-        UnknownType: a coding other than gzip, once, and identity.
+        UnknownType: a coding other than one of them, once, and identity.
     """
     codings = [name.strip().lower().removeprefix("x-") for name in coding.split(",")]
     codings = [name for name in codings if name not in ("", "identity")]
-    if codings not in ([], ["gzip"]):
+    if len(codings) > 1 or not {*codings} <= {*_WINDOW_BITS}:
         raise UnknownType(
-            f"The Content-Encoding {coding[:80]!r} is not accepted; accepted are gzip, once, "
-            "and identity."
+            f"The Content-Encoding {coding[:80]!r} is not accepted; accepted are gzip or deflate, "
+            "once, and identity."
         )
-    return bool(codings)
+    return codings[0] if codings else None
 
 
-def gunzip(body: Buffer) -> Iterator[bytes]:
-    """Unpack gzip in pieces of 1 to PIECE_BYTES bytes, one for each step.
+def unpack(body: Buffer, coding: str) -> Iterator[bytes]:
+    """Unpack gzip or deflate in pieces of 1 to PIECE_BYTES bytes, one for each step.
 
     Raises:
         Unreadable: damaged, cut short, or followed by something else.
     """
     rest = memoryview(body)
-    for _ in range(_MAX_GZIP_MEMBERS):
-        inflate = zlib.decompressobj(wbits=31)
+    most_members = _MAX_GZIP_MEMBERS if coding == "gzip" else 1
+    for _ in range(most_members):
+        inflate = zlib.decompressobj(wbits=_WINDOW_BITS[coding])
         at = 0
         try:
             while not inflate.eof:
@@ -94,13 +97,15 @@ def gunzip(body: Buffer) -> Iterator[bytes]:
                 if piece:
                     yield piece
                 elif not taken:
-                    raise Unreadable("The gzip of the request is cut short.")
+                    raise Unreadable(f"The {coding} of the request is cut short.")
         except zlib.error as error:
-            raise Unreadable(f"The request is not gzip, or damaged ({error}).") from None
+            raise Unreadable(f"The request is not {coding}, or damaged ({error}).") from None
         rest = rest[min(at, len(rest)) - len(inflate.unused_data) :]
         if not rest:
             return
-    raise Unreadable(f"The gzip of the request has more than {_MAX_GZIP_MEMBERS} members.")
+    if coding == "gzip":
+        raise Unreadable(f"The gzip of the request has more than {_MAX_GZIP_MEMBERS} members.")
+    raise Unreadable("Behind the deflate of the request something follows.")
 
 
 def memory_to_parse(body: Buffer, content_type: str | None) -> int:
@@ -297,7 +302,7 @@ def _parse_json(body: Buffer, options: dict[bytes, bytes], max_images: int) -> U
     upload = Upload(ids=[image.id for image in images], labels=[image.label for image in images])
     for index, image in enumerate(images):
         with of_image(index, len(images)):
-            upload.images.append(_from_base64(image.b64))
+            upload.images.append(from_base64(image.b64))
     return upload
 
 
@@ -347,8 +352,12 @@ def _check_names(count: int) -> None:
         )
 
 
-def _from_base64(text: str) -> Buffer:
-    """Decode a piece at a time: other threads wait for each."""
+def from_base64(text: str, what: str = "its b64") -> Buffer:
+    """Decode a piece at a time: other threads wait for each.
+
+    Raises:
+        Unreadable: it is not base64; the sentence calls it `what`.
+    """
     # What is not of whole groups, or padded before its end, is wrong in whole only.
     size = len(text) if len(text) % 4 or "=" in text[:-2] else _BASE64_PIECE
     content = bytearray()
@@ -356,7 +365,7 @@ def _from_base64(text: str) -> Buffer:
         for at in range(0, len(text), size):
             content += binascii.a2b_base64(text[at : at + size], strict_mode=True)
     except ValueError as error:
-        raise Unreadable(f"its b64 is not base64 ({error}).") from None
+        raise Unreadable(f"{what} is not base64 ({error}).") from None
     return content
 
 

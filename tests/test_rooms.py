@@ -72,6 +72,8 @@ def test_the_science_knows_no_service(module):
         pytest.param("service.lines", (*WEB, "torch"), id="lines"),
         pytest.param("service.images", (*WEB, "torch", "http"), id="images"),
         pytest.param("service.memory", (*WEB, "torch", "PIL"), id="memory"),
+        pytest.param("service.v2.reading", (*WEB, "torch", "PIL"), id="v2-reading"),
+        pytest.param("service.v2.writing", (*WEB, "torch", "PIL"), id="v2-writing"),
         pytest.param("ttc_core.corruptions", ("torch",), id="corruptions"),
         pytest.param("ttc_core.geometry", ("torch", "numpy"), id="geometry"),
         pytest.param("ttc_core.tally", ("torch",), id="tally"),

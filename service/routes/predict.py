@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
@@ -105,7 +105,8 @@ async def answer(service: Service, http: Request, asked: Asked) -> Response:
     content = await _encode(service, asked, answered, [image.id for image in images])
     encode_seconds = time.perf_counter() - started
     service.metrics.spent("encode", encode_seconds)
-    timing = _server_timing(answered, encode_seconds, service.engine.last_adapt_seconds)
+    stages = answered.seconds | {"encode": encode_seconds}
+    timing = server_timing(stages, service.engine.last_adapt_seconds)
     return Response(
         bytes(content), media_type="application/json", headers={"Server-Timing": timing}
     )
@@ -245,8 +246,7 @@ def _prediction(
     yield b"]," + _json(rest)[1:]
 
 
-def _server_timing(answered: AnsweredRequest, encode_seconds: float, adapt_seconds: float) -> str:
+def server_timing(stages: Mapping[str, float], adapt_seconds: float) -> str:
     """The header's text, in milliseconds; adapt is the last batch's, as this one's is to come."""
-    stages = answered.seconds | {"encode": encode_seconds}
     timings = [f"{stage};dur={1000 * seconds:.2f}" for stage, seconds in stages.items()]
     return ", ".join([*timings, f'adapt;desc="previous batch";dur={1000 * adapt_seconds:.2f}'])

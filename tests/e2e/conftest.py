@@ -4,6 +4,7 @@ What needs a process of its own (signals, exit statuses) starts one with `servic
 """
 
 import contextlib
+import io
 import os
 import socket
 import sys
@@ -12,9 +13,11 @@ import time
 from dataclasses import dataclass, field
 
 import httpx
+import numpy as np
 import pytest
 import torch
 import uvicorn
+from PIL import Image
 
 from service.app import build
 from service.cli import main
@@ -203,6 +206,12 @@ def pictures():
     """The first 256 foggy images of the bundled stream as PNG files."""
     stream = open_data("bundled", Geometry(32)).open("fog", 5, limit=256)
     return [to_png(pixels) for pixels in stream.read(stream.positions)]
+
+
+@pytest.fixture(scope="session")
+def arrays(pictures):
+    """The pixels of `pictures`."""
+    return np.stack([np.asarray(Image.open(io.BytesIO(each))) for each in pictures])
 
 
 @pytest.fixture(scope="session")

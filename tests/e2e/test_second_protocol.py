@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.problems import FORMS
 from tests.fixtures import second_protocol
 from tests.fixtures.requests import ask, classes, problem
 from tests.fixtures.second_protocol import frame, pack
@@ -14,16 +15,18 @@ from tests.fixtures.second_protocol import frame, pack
 
 @pytest.fixture(scope="module")
 def second(serve):
-    """Serve with the second protocol's route mounted: the one line elsewhere."""
+    """Serve with the second protocol's route mounted: two lines elsewhere."""
 
     def with_route(app):
         app.include_router(second_protocol.router)
+        FORMS["/second"] = second_protocol.error
         return app
 
     def running(**settings):
         return serve(**{"method": "source", "wrap": with_route} | settings)
 
-    return running
+    yield running
+    del FORMS["/second"]
 
 
 @pytest.fixture(scope="module")

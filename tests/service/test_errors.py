@@ -8,6 +8,7 @@ from service import errors
 from service.errors import (
     STATUS,
     TITLE,
+    NoModel,
     NoSnapshot,
     NotBroughtBack,
     PredictionFailed,
@@ -36,12 +37,12 @@ def test_every_refusal_has_a_status_and_a_title():
 def test_statuses_are_distinct_errors():
     """A client can tell by status alone what to do; 429 has two causes, and one cure: later.
 
-    500 has three, of different routes; 404 says in its title which of two it is.
+    500 has three, of different routes; 404 says in its title which of three it is.
     """
     assert STATUS[QueueFull] == STATUS[TooManyStreams] == 429
     assert STATUS[PredictionFailed] == STATUS[StateNotRemoved] == STATUS[NotBroughtBack] == 500
-    assert STATUS[NoSnapshot] == STATUS[SavedDoesNotFit] == 404
-    assert len(set(STATUS.values())) == len(STATUS) - 4
+    assert STATUS[NoModel] == STATUS[NoSnapshot] == STATUS[SavedDoesNotFit] == 404
+    assert len(set(STATUS.values())) == len(STATUS) - 5
     assert all(400 <= status <= 599 for status in STATUS.values())
 
 

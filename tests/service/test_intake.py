@@ -174,10 +174,12 @@ def test_gzip_is_unpacked(body, coding):
     assert np.array_equal(pixels, PIXELS)
 
 
-@pytest.mark.parametrize("coding", [b"br", b"deflate", b"zstd", b"gzip, gzip", b"gzip;q=1", b"x"])
+@pytest.mark.parametrize(
+    "coding", [b"br", b"zstd", b"gzip, gzip", b"gzip, deflate", b"gzip;q=1", b"x"]
+)
 def test_another_coding_is_refused_with_what_is_accepted(coding):
     """Before the body is read."""
-    with pytest.raises(UnknownType, match="accepted are gzip, once, and identity"):
+    with pytest.raises(UnknownType, match="accepted are gzip or deflate, once, and identity"):
         run_one((b"", "image/png", (b"content-encoding", coding)))
 
 
@@ -198,6 +200,27 @@ def test_damaged_gzip_is_unreadable(body):
     """A sentence, whatever is wrong with it."""
     with pytest.raises(Unreadable, match="gzip"):
         run_one((body, "image/png", GZIP))
+
+
+@pytest.mark.parametrize("coding", [b"deflate", b"identity, Deflate"])
+@pytest.mark.parametrize("level", [0, 9])
+def test_deflate_is_unpacked(coding, level):
+    """As RFC 9110 has it: zlib's form."""
+    body = zlib.compress(GOOD, level)
+    (pixels,) = run_one((body, "image/png", (b"content-encoding", coding)))
+    assert np.array_equal(pixels, PIXELS)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", GOOD, zlib.compress(GOOD)[:-1], zlib.compress(GOOD) + b"junk", zlib.compress(GOOD) * 2,
+     zlib.compress(GOOD)[:-4] + bytes(4), gzip.compress(GOOD)],
+    ids=["nothing", "not packed", "cut", "junk behind", "twice", "wrong checksum", "gzip"],
+)  # fmt: skip
+def test_damaged_deflate_is_unreadable(body):
+    """It is zlib's form, once."""
+    with pytest.raises(Unreadable, match="deflate"):
+        run_one((body, "image/png", (b"content-encoding", b"deflate")))
 
 
 def test_a_gzip_bomb_is_refused_with_little_memory():

@@ -1,0 +1,74 @@
+"""Parameters that the protocol knows, and what they may be."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from service.errors import OutOfRange
+
+MOST_ID_CHARACTERS = 1000
+
+
+def check_names(parameters: Mapping[str, Any]) -> None:
+    """Raise OutOfRange for names that no request has: a server's own, or a proxy's."""
+    for name in parameters:
+        if name.startswith("triton_") or name == "headers":
+            raise OutOfRange(f"The parameter {name[:40]!r} is reserved: requests have none so.")
+
+
+def object_in(value: object, name: str) -> dict[str, Any]:
+    """A JSON object; {} where there is none."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise OutOfRange(f"{name} is not a JSON object; got {repr(value)[:40]}.")
+    return value
+
+
+def id_of(value: object) -> str | None:
+    """A request's id."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or len(value) > MOST_ID_CHARACTERS:
+        raise OutOfRange(
+            f"id is not a text of at most {MOST_ID_CHARACTERS:,} characters; got "
+            f"{repr(value)[:40]}."
+        )
+    return value
+
+
+def switch(parameters: Mapping[str, Any], name: str, usual: bool = False) -> bool:
+    """The value of a parameter that is true or false; `usual` where there is none."""
+    value = parameters.get(name)
+    if value is None:
+        return usual
+    if not isinstance(value, bool):
+        raise OutOfRange(f"The parameter {name} is true or false; got {repr(value)[:40]}.")
+    return value
+
+
+def number(parameters: Mapping[str, Any], name: str, most: int = 2**64 - 1) -> int:
+    """The value of a parameter that is a whole number; 0 where there is none."""
+    value = parameters.get(name)
+    if value is None:
+        return 0
+    if type(value) is not int or not 0 <= value <= most:
+        raise OutOfRange(
+            f"The parameter {name} is a whole number from 0 to {most}; got {repr(value)[:40]}."
+        )
+    return value
+
+
+def sequence(parameters: Mapping[str, Any]) -> str:
+    """The sequence that a request is of; "" for none. Whether it starts or ends is not asked."""
+    switch(parameters, "sequence_start")
+    switch(parameters, "sequence_end")
+    value = parameters.get("sequence_id")
+    if isinstance(value, str):
+        return value
+    return str(number(parameters, "sequence_id") or "")
+
+
+def timeout(parameters: Mapping[str, Any]) -> float | None:
+    """Seconds that a request may wait, which states microseconds; its priority is not asked."""
+    number(parameters, "priority")
+    return number(parameters, "timeout") / 1e6 or None

@@ -1,0 +1,226 @@
+"""What cannot be used of a request to /v2 is a sentence, costs nothing, and teaches nothing."""
+
+import gzip
+import json
+import zlib
+
+import numpy as np
+import pytest
+
+from tests.fixtures.requests import ask, problem
+from tests.fixtures.v2 import HEADER, binary, error, files, framed, outputs_of, pixels
+from tests.fixtures.wire import status_of, talk
+
+INFER = "/v2/models/bundled/infer"
+MEBIBYTE = 1 << 20
+IMAGE = np.full((1, 32, 32, 3), 100, np.uint8)
+FLOATS = np.full((1, 32, 32, 3), 0.4, np.float32)
+
+
+@pytest.fixture(scope="module")
+def running(serve):
+    with serve(method="ttc", max_images=50) as running:
+        yield running
+
+
+@pytest.fixture
+def spared(running):
+    """Post to /v2; in the end all is as it was."""
+    before = running.at_rest()["counters"]["images_total"]
+    yield lambda request, **more: running.http.post(
+        INFER, content=request[0], headers=request[1], **more
+    )
+    assert running.at_rest()["counters"]["images_total"] == before
+    assert running.service.intake.memory.held == 0
+    assert all(each["version"] == 0 for each in running.status()["streams"].values())
+
+
+def changed(value, at=0):
+    floats = FLOATS.copy()
+    floats.ravel()[at] = value
+    return floats
+
+
+def shaped(shape, content=None, datatype="UINT8"):
+    content = IMAGE.tobytes() if content is None else content
+    return binary(("images", datatype, shape, content))
+
+
+def bodies(pictures):
+    """What is refused: the request, its status, what the sentence has."""
+    one = files(pictures[0])
+    late, small = gzip.compress(one[0]), one[1] | {"Content-Encoding": "gzip"}
+    return {
+        "NaN": (pixels(changed(np.nan)), 400, "finite"),
+        "infinity": (pixels(changed(np.inf, 7)), 400, "finite"),
+        "below 0": (pixels(changed(-0.1)), 400, "from 0 to 1"),
+        "above 1": (pixels(changed(1.1)), 400, "scale 255"),
+        "above 255": (pixels(changed(256), more={"scale": 255}), 400, "0 to 255"),
+        "another scale": (pixels(FLOATS, more={"scale": 2}), 400, "1 or 255"),
+        "a scale that is true": (pixels(FLOATS, more={"scale": True}), 400, "1 or 255"),
+        "a scale that is a list": (pixels(FLOATS, more={"scale": [1]}), 400, "1 or 255"),
+        "another layout": (pixels(IMAGE, more={"format": "HWC"}), 400, "NHWC or NCHW"),
+        "not that layout": (pixels(IMAGE, more={"format": "NCHW"}), 400, "3 channels"),
+        "either layout": (pixels(np.zeros((1, 3, 32, 3), np.uint8)), 400, "format"),
+        "one channel": (pixels(np.zeros((1, 32, 32, 1), np.uint8)), 400, "shape"),
+        "no batch": (pixels(IMAGE[0]), 400, "shape"),
+        "no image": (shaped([0, 32, 32, 3], b""), 400, "image"),
+        "no pixel": (shaped([1, 0, 32, 3], b""), 400, "no pixels"),
+        "no file": (files(), 400, "image"),
+        "another datatype": (shaped([1, 32, 32, 3], datatype="INT8"), 400, "UINT8, FP32, BYTES"),
+        "51 images": (shaped([51, 1, 1, 3], bytes(153)), 413, "at most 50"),
+        "51 files": (files(*[b""] * 51), 413, "at most 50"),
+        "2^60 images": (shaped([2**60, 32, 32, 3]), 413, "at most 50"),
+        "a shape that overflows": (shaped([16, 2**60 + 2, 1, 3]), 400, "bytes"),
+        "a negative shape": (shaped([1, -32, -32, 3]), 400, "from 0"),
+        "9,000 pixels a side": (shaped([1, 9000, 1, 3], bytes(27_000)), 413, "8,192"),
+        "20,000,000 pixels": (shaped([1, 5000, 4000, 3], b""), 400, "bytes"),
+        "no image file": (files(b"hello"), 400, "not an image"),
+        "an empty file": (files(b""), 400, "empty"),
+        "one bad file of two": (files(pictures[0], b"x"), 400, "Image 2 of 2"),
+        "a file cut short": (files(pictures[0][:-40]), 400, "cut short"),
+        "elements beyond the bytes": (
+            binary(("images", "BYTES", [2], framed(pictures[0]))), 400, "element 2",
+        ),
+        "elements in a bare body": (
+            (framed(pictures[0], pictures[1]), {HEADER: "0"}), 400, "not an image",
+        ),
+        "one element in a bare body": ((framed(pictures[0]), {HEADER: "0"}), 400, "not an image"),
+        "an empty bare body": ((b"", {HEADER: "0"}), 400, "empty"),
+        "no body": ((b"", {}), 400, "JSON"),
+        "a header beyond the body": ((one[0], {HEADER: str(10**17)}), 400, HEADER),
+        "a negative header": ((one[0], {HEADER: "-1"}), 400, HEADER),
+        "a header that is no number": ((one[0], {HEADER: "many"}), 400, HEADER),
+        "a header in the middle of a file": ((one[0], {HEADER: "400"}), 400, ""),
+        "an output twice": (
+            files(pictures[0], outputs=[{"name": "label"}, {"name": "label"}]), 400, "twice",
+        ),
+        "no output of ours": (files(pictures[0], outputs=[{"name": "boxes"}]), 400, "'label'"),
+        "a parameter of Triton's own": (
+            files(pictures[0], parameters={"triton_enable_empty_final_response": True}),
+            400,
+            "reserved",
+        ),
+        "headers": (files(pictures[0], parameters={"headers": {"a": "b"}}), 400, "reserved"),
+        "a switch that is none": (files(pictures[0], parameters={"learn": "no"}), 400, "learn"),
+        "a negative timeout": (files(pictures[0], parameters={"timeout": -3}), 400, "timeout"),
+        "gzip that fails at its end": ((late[:-8] + bytes(8), small), 400, "damaged"),
+        "gzip cut short": ((late[:-9], small), 400, "cut short"),
+        "gzip without end": ((gzip.compress(bytes(40 * MEBIBYTE)), small), 413, "33,554,432"),
+        "deflate without end": (
+            (zlib.compress(bytes(40 * MEBIBYTE)), small | {"Content-Encoding": "deflate"}),
+            413,
+            "33,554,432",
+        ),
+        "more behind deflate": (
+            (zlib.compress(one[0]) + b"x", small | {"Content-Encoding": "deflate"}), 400, "follows",
+        ),
+        "another coding": ((one[0], one[1] | {"Content-Encoding": "br"}), 415, "deflate"),
+    }  # fmt: skip
+
+
+NAMES = list(bodies([b"x" * 100] * 2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_cannot_be_used_is_refused_with_a_sentence(spared, pictures, name):
+    request, status, words = bodies(pictures)[name]
+    assert words in error(spared(request), status)
+
+
+@pytest.mark.parametrize("depth", [120, 250_000])
+@pytest.mark.parametrize("path", [INFER, "/predict", "/feedback", "/v2/repository/index"])
+def test_json_nested_without_end_is_refused_wherever_json_goes(running, spared, path, depth):
+    """Lists and objects."""
+    for text in (b"[" * depth + b"]" * depth, b'{"inputs":' * depth + b"1" + b"}" * depth):
+        answer = running.http.post(path, content=text, headers={"Content-Type": "application/json"})
+        # Of names that it does not know the index reads nothing.
+        known = depth > 120 or path != "/v2/repository/index" or text.startswith(b"[")
+        assert answer.status_code // 100 == (4 if known else 2)
+        assert len(answer.text) < 2000
+
+
+def test_data_nested_120_deep_is_refused(spared):
+    data = IMAGE.ravel().tolist()
+    for _ in range(120):
+        data = [data]
+    entry = {"name": "images", "datatype": "UINT8", "shape": [1, 32, 32, 3], "data": data}
+    error(spared((json.dumps({"inputs": [entry]}).encode(), {})), 400)
+
+
+@pytest.mark.parametrize("path", [INFER, "/predict"])
+def test_a_million_chunks_of_one_byte_are_one_body(running, spared, path):
+    """Refused as any other that is no request, and others are answered meanwhile."""
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+        "Connection: close\r\n\r\n"
+    ).encode()
+    answer = talk(running.url, head, b"1\r\nx\r\n" * 1_000_000, b"0\r\n\r\n")
+    assert status_of(answer) == 400
+    assert running.http.get("/healthz").status_code == 200
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_read(running, spared):
+    """By its length, and by what comes where none is stated."""
+    error(spared((bytes(33 * MEBIBYTE), {})), 413)
+    endless = (bytes(MEBIBYTE) for _ in range(40))
+    error(running.http.post(INFER, content=endless), 413)
+
+
+def test_a_head_that_is_too_long_is_told_in_the_form_of_the_path(running):
+    """Before there is a request."""
+    for path, form in ((INFER, b'{"error":'), ("/predict", b"problem+json")):
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX: ".encode() + b"a" * 300_000
+        answer = talk(running.url, head)
+        assert status_of(answer) == 431
+        assert form in answer
+
+
+def test_tokens_are_asked_for_as_elsewhere(serve, pictures):
+    """`infer` asks for --token, statistics for one with --token-reads; what is asked by machines
+    for health needs none."""
+    body, headers = files(pictures[0])
+    with serve(method="source", token="open sesame", token_reads=True) as running:
+        refused = running.http.post(INFER, content=body, headers=headers)
+        assert "token" in error(refused, 401)
+        assert refused.headers["WWW-Authenticate"] == "Bearer"
+        error(running.http.get("/v2/models/stats"), 401)
+        right = headers | {"Authorization": "Bearer open sesame"}
+        assert outputs_of(running.http.post(INFER, content=body, headers=right))
+        assert running.http.get("/v2/models/stats", headers=right).status_code == 200
+        assert running.http.get("/v2/health/ready").status_code == 200
+        foreign = running.http.post(
+            INFER, content=body, headers=right | {"Origin": "https://evil.example"}
+        )
+        error(foreign, 403)
+
+
+def test_a_full_queue_a_drain_and_a_failure_are_told_in_the_form_of_the_protocol(
+    serve, held, pictures
+):
+    """429 with Retry-After, 503, 500."""
+    body, headers = files(*pictures[:3])
+    with serve(method="source", max_queue=2) as running:
+        error(running.http.post(INFER, content=body, headers=headers), 413)
+        running.service.batcher.drain()
+        error(running.http.post(INFER, content=body, headers=headers), 503)
+        error(running.http.get("/v2/health/ready"), 503)
+        error(running.http.get("/v2/models/bundled/ready"), 503)
+        assert running.http.get("/v2/health/live").status_code == 200
+        states = running.http.post("/v2/repository/index").json()
+        assert [each["state"] for each in states] == ["UNAVAILABLE"]
+        assert running.http.post("/v2/repository/index", json={"ready": True}).json() == []
+    with serve(method="source", max_queue_bytes=1000) as running:
+        problem(running.http.post("/predict", content=pictures[0]), 413)
+        error(running.http.post(INFER, content=body, headers=headers), 413)
+
+
+def test_our_own_failure_is_told_in_the_form_of_the_protocol(serve, pictures, monkeypatch):
+    """Its reason is in the log."""
+    body, headers = files(pictures[0])
+    with serve(method="source") as running:
+        monkeypatch.setattr("service.routes.v2.read_request", lambda *_: 1 / 0)
+        failed = running.http.post(INFER, content=body, headers=headers)
+        assert "log has the reason" in error(failed, 500)
+        assert running.service.intake.memory.held == 0
+        ask(running, pictures[:1])

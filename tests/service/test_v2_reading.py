@@ -1,0 +1,270 @@
+"""Bytes become tensors of the signature, or a Refused with a sentence; never anything else."""
+
+import contextlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import Refused, TooLarge
+from service.v2.reading import read_request
+from service.v2.signature import Input, Output, Signature
+from tests.fixtures.v2 import HEADER, Simple, binary, framed, tensor
+
+ONES = np.ones((1, 16), np.int32)
+KINDS = ("BOOL", "UINT8", "INT8", "UINT16", "INT32", "UINT64", "INT64", "FP16", "FP32", "FP64")
+
+
+def of(datatype, shape=(-1, 2), max_batch=0, **more):
+    """A model of one input."""
+    return Signature(
+        "one", "python", [Input("A", datatype, shape, **more)], [Output("B", "FP32", (-1, 2))],
+        max_batch=max_batch,
+    )  # fmt: skip
+
+
+def read(document, signature, tail=b"", stated=None):
+    text = json.dumps(document).encode()
+    if tail and stated is None:
+        stated = str(len(text))
+    return read_request(text + tail, stated, signature)
+
+
+def numpy_kind(datatype):
+    return np.dtype({"BOOL": "bool"}.get(datatype) or datatype.replace("FP", "float").lower())
+
+
+@given(
+    datatype=st.sampled_from(KINDS),
+    rows=st.integers(0, 3),
+    data=st.data(),
+    nested=st.booleans(),
+)
+def test_json_and_bytes_are_the_same_tensor(datatype, rows, data, nested):
+    """Of every datatype, flat or nested, with the edges of its range."""
+    kind = numpy_kind(datatype)
+    if datatype == "BOOL":
+        values = st.booleans()
+    elif datatype.startswith("FP"):
+        values = st.floats(width=kind.itemsize * 8, allow_nan=False, allow_infinity=False)
+    else:
+        values = st.integers(int(np.iinfo(kind).min), int(np.iinfo(kind).max))
+    drawn = data.draw(st.lists(values, min_size=2 * rows, max_size=2 * rows))
+    expected = np.array(drawn, kind).reshape(rows, 2)
+    entry = {"name": "A", "datatype": datatype, "shape": [rows, 2]}
+    given_data = expected.tolist() if nested else expected.ravel().tolist()
+    if rows or not nested:
+        came = read({"inputs": [{**entry, "data": given_data}]}, of(datatype)).inputs["A"]
+        assert np.array_equal(came.values, expected)
+        assert came.values.dtype == kind
+        assert not came.binary
+    body, headers = binary(("A", datatype, (rows, 2), expected.tobytes()))
+    came = read_request(body, headers[HEADER], of(datatype)).inputs["A"]
+    assert np.array_equal(came.values, expected)
+    assert came.binary
+
+
+@given(st.lists(st.binary(max_size=20), max_size=5))
+def test_elements_of_bytes_are_as_they_were_sent(elements):
+    """Also empty ones, and none at all."""
+    body, headers = binary(("A", "BYTES", (len(elements),), framed(*elements)))
+    came = read_request(body, headers[HEADER], of("BYTES", (-1,))).inputs["A"]
+    assert list(map(bytes, came.values)) == elements
+
+
+def test_parameters_outputs_and_order_are_read():
+    """What is not known is ignored; what is binary follows in the order of the inputs."""
+    body, headers = binary(
+        ("INPUT1", "INT32", (1, 16), (2 * ONES).tobytes()),
+        ("INPUT0", "INT32", (1, 16), ONES.tobytes()),
+        model_name="simple",
+        unknown={"deep": [1]},
+        id="7",
+        parameters={"camera": {"a": 1}, "sequence_id": 2**64 - 1, "sequence_end": False,
+                    "priority": 3, "timeout": 1500, "binary_data_output": True},
+        outputs=[{"name": "OUTPUT1", "parameters": {"binary_data": False}}, {"name": "OUTPUT0"}],
+    )  # fmt: skip
+    request = read_request(body, headers[HEADER], Simple.signature)
+    assert request.inputs["INPUT0"].values.tolist() == ONES.tolist()
+    assert request.inputs["INPUT1"].values.tolist() == (2 * ONES).tolist()
+    assert [(each.name, each.binary) for each in request.outputs] == [
+        ("OUTPUT1", False), ("OUTPUT0", True),
+    ]  # fmt: skip
+    assert (request.id, request.sequence, request.timeout) == ("7", str(2**64 - 1), 0.0015)
+
+
+@pytest.mark.parametrize("nothing", [{}, {"sequence_id": 0}, {"sequence_id": ""}, {"timeout": 0}])
+def test_0_is_no_sequence_and_no_timeout(nothing):
+    request = read({"inputs": [tensor("A", [[1, 2]], "INT8")], "parameters": nothing}, of("INT8"))
+    assert (request.sequence, request.timeout) == ("", None)
+
+
+def test_a_bare_body_is_the_one_input():
+    """Of numbers as many as the shape has, of BYTES one element, whatever is in it."""
+    one = read_request(b"\x01\x02", "0", of("UINT8")).inputs["A"]
+    assert one.values.tolist() == [[1, 2]]
+    element = read_request(framed(b"a", b"b"), "0", of("BYTES", (-1,))).inputs["A"]
+    assert element.values.tolist() == [framed(b"a", b"b")]
+    for body, signature in ((b"\x01", of("UINT8")), (b"\x01", Simple.signature)):
+        with pytest.raises(Refused):
+            read_request(body, "0", signature)
+
+
+def entry(**changes):
+    return {"name": "A", "datatype": "INT32", "shape": [1, 2], "data": [1, 2]} | changes
+
+
+def with_size(size, **changes):
+    return {k: v for k, v in entry(**changes).items() if k != "data"} | {
+        "parameters": {"binary_data_size": size}
+    }
+
+
+def nested(depth):
+    data = [1, 2]
+    for _ in range(depth):
+        data = [data]
+    return data
+
+
+REFUSED = {
+    "a list": [],
+    "no inputs": {},
+    "inputs that are none": {"inputs": {}},
+    "an input that is none": {"inputs": [3]},
+    "no input": {"inputs": []},
+    "an unknown input": {"inputs": [entry(name="B")]},
+    "a name that is a list": {"inputs": [entry(name=["A"])]},
+    "an input twice": {"inputs": [entry(), entry()]},
+    "another datatype": {"inputs": [entry(datatype="FP32")]},
+    "no datatype of the protocol": {"inputs": [entry(datatype="BF16")]},
+    "a datatype that is a list": {"inputs": [entry(datatype=[])]},
+    "another shape": {"inputs": [entry(shape=[2, 1])]},
+    "another rank": {"inputs": [entry(shape=[2])]},
+    "a shape that overflows": {"inputs": [entry(shape=[2**60 + 2, 2])]},
+    "a shape that overflows to what came": {"inputs": [with_size(8, shape=[2**63 - 1, 2])]},
+    "a negative shape": {"inputs": [entry(shape=[-1, -2])]},
+    "a shape of 70 digits": {"inputs": [entry(shape=[10**70, 2])]},
+    "a shape of fractions": {"inputs": [entry(shape=[1.0, 2])]},
+    "a shape of truths": {"inputs": [entry(shape=[True, 2])]},
+    "no shape": {"inputs": [entry(shape=None)]},
+    "a shape of 1,000 sides": {"inputs": [entry(shape=[1] * 1000)]},
+    "too few values": {"inputs": [entry(data=[1])]},
+    "too many values": {"inputs": [entry(data=[1, 2, 3])]},
+    "no data": {"inputs": [entry(data=None)]},
+    "data that is no list": {"inputs": [entry(data="12")]},
+    "data 120 deep": {"inputs": [entry(data=nested(120))]},
+    "ragged data": {"inputs": [entry(data=[[1], 2])]},
+    "fractions": {"inputs": [entry(data=[1, 2.5])]},
+    "truths": {"inputs": [entry(data=[1, True])]},
+    "texts": {"inputs": [entry(data=["1", "2"])]},
+    "objects": {"inputs": [entry(data=[{}, {}])]},
+    "nulls": {"inputs": [entry(data=[None, 1])]},
+    "a value beyond the datatype": {"inputs": [entry(data=[1, 2**31])]},
+    "a value far beyond it": {"inputs": [entry(data=[1, 10**400])]},
+    "parameters that are none": {"inputs": [entry(parameters=3)]},
+    "both forms": {"inputs": [entry(parameters={"binary_data_size": 0})]},
+    "a size beyond the body": {"inputs": [with_size(8)]},
+    "a negative size": {"inputs": [with_size(-8)]},
+    "a size of 70 digits": {"inputs": [with_size(10**70)]},
+    "a size that is no number": {"inputs": [with_size("8")]},
+    "shared memory": {"inputs": [entry(parameters={"shared_memory_region": "x"})]},
+    "an unknown output": {"inputs": [entry()], "outputs": [{"name": "A"}]},
+    "an output twice": {"inputs": [entry()], "outputs": [{"name": "B"}, {"name": "B"}]},
+    "an output that is none": {"inputs": [entry()], "outputs": ["B"]},
+    "outputs that are none": {"inputs": [entry()], "outputs": "B"},
+    "-1 classes": {
+        "inputs": [entry()],
+        "outputs": [{"name": "B", "parameters": {"classification": -1}}],
+    },
+    "a truth of classes": {
+        "inputs": [entry()],
+        "outputs": [{"name": "B", "parameters": {"classification": True}}],
+    },
+    "an id that is no text": {"inputs": [entry()], "id": 7},
+    "an id without end": {"inputs": [entry()], "id": "x" * 100_000},
+    "a reserved parameter": {"inputs": [entry()], "parameters": {"triton_x": 1}},
+    "headers": {"inputs": [entry()], "parameters": {"headers": {}}},
+    "a priority that is none": {"inputs": [entry()], "parameters": {"priority": "high"}},
+    "a negative priority": {"inputs": [entry()], "parameters": {"priority": -1}},
+    "a negative timeout": {"inputs": [entry()], "parameters": {"timeout": -1}},
+    "a sequence that is none": {"inputs": [entry()], "parameters": {"sequence_id": 1.5}},
+    "a sequence beyond 64 bits": {"inputs": [entry()], "parameters": {"sequence_id": 2**64}},
+    "a start that is none": {"inputs": [entry()], "parameters": {"sequence_start": 1}},
+    "binary output that is none": {"inputs": [entry()], "parameters": {"binary_data_output": 1}},
+    "parameters as a list": {"inputs": [entry()], "parameters": []},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_used_is_refused_with_a_sentence(name):
+    with pytest.raises(Refused) as refused:
+        read(REFUSED[name], of("INT32"))
+    assert str(refused.value).endswith(".")
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[" * 250_000, b"\xff", b'{"inputs": [NaN]}', b"9" * 10_000,
+             b'{"inputs": [{"name": "A", "shape": [' + b"9" * 5000 + b"]}]}"],
+)  # fmt: skip
+def test_what_is_no_json_is_refused(body):
+    with pytest.raises(Refused):
+        read_request(body, None, of("INT32"))
+
+
+@pytest.mark.parametrize(
+    "stated", ["-1", "", "x", "1e3", " 5", "+5", "99999999999", "9" * 5000, "0x10", "٣"]
+)
+def test_a_length_is_a_number_of_bytes_that_the_body_has(stated):
+    body, _ = binary(("A", "INT32", (1, 2), bytes(8)))
+    with pytest.raises(Refused, match=HEADER):
+        read_request(body, stated, of("INT32"))
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_the_body_ends_with_the_last_tensor(change):
+    body, headers = binary(("A", "INT32", (1, 2), bytes(8)))
+    body = body[:change] if change < 0 else body + b"\0"
+    with pytest.raises(Refused):
+        read_request(body, headers[HEADER], of("INT32"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\1\0\0\0", b"\1\0\0", framed(b"a") + b"\0", framed(b"a", b"b"), b"\xff" * 8]
+)
+def test_elements_that_do_not_fit_their_bytes_are_refused(content):
+    body, headers = binary(("A", "BYTES", (1,), content))
+    with pytest.raises(Refused):
+        read_request(body, headers[HEADER], of("BYTES", (-1,)))
+
+
+def test_limits_hold():
+    """Of a batch, of values in JSON, of values that are written as JSON or as classes."""
+    long = entry(shape=[9, 2], data=[0] * 18)
+    with pytest.raises(TooLarge, match="at most 8"):
+        read({"inputs": [long]}, of("INT32", max_batch=8))
+    with pytest.raises(TooLarge, match="binary form"):
+        read({"inputs": [entry(shape=[1, 2_000_000], data=[0] * 2_000_000)]}, of("INT32"))
+    with pytest.raises(Refused, match="binary_data"):
+        read(
+            {"inputs": [entry(shape=[60_000, 2], data=[0] * 120_000)]},
+            of("INT32", max_batch=1 << 20),
+        )
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["A", "B", "INT32", "BYTES", "x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["inputs", "outputs", "name", "shape", "datatype", "data", "parameters",
+                         "binary_data_size", "id", "sequence_id", "classification", "timeout"]),
+        inner, max_size=6),
+    max_leaves=25,
+), st.binary(max_size=20), st.none() | st.integers(-2, 200).map(str))  # fmt: skip
+def test_whatever_comes_is_read_or_refused(document, tail, stated):
+    """Nothing else is raised."""
+    with contextlib.suppress(Refused):
+        read_request(json.dumps(document).encode() + tail, stated, of("INT32"))
