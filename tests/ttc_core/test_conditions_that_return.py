@@ -11,7 +11,8 @@ from tests.fixtures.networks import CLASSES, MEAN, SIZE, STD, make_images, make_
 from ttc_core.methods import create
 from ttc_core.methods.contract import Pending, Prediction
 from ttc_core.methods.parts.conditions import PRESENT, REMEMBERED, Conditions
-from ttc_core.methods.parts.diversity import Classes
+from ttc_core.methods.parts.diversity import Classes, Diversity
+from ttc_core.methods.parts.prior import TemporalPrior
 from ttc_core.methods.parts.shadow import Shadow
 from ttc_core.methods.parts.stream_statistics import StreamShare, StreamStatistics
 from ttc_core.model import SourceModel
@@ -25,12 +26,15 @@ def model():
 
 
 class Stream:
-    """The three parts as their method has them, and images that look so or so."""
+    """The parts as their method has them, and images that look so or so."""
 
     def __init__(self, model):
         self.statistics = StreamStatistics(model, blend=1.0, early_horizon=50, late_horizon=400)
         self.shadow = Shadow(model)
-        self.conditions = Conditions(model, self.statistics, self.shadow)
+        self.diversity, self.prior = Diversity(model, 64), TemporalPrior(model.classes)
+        self.conditions = Conditions(
+            model, self.statistics, self.shadow, self.diversity, self.prior
+        )
         self._layouts = model.moments_layout.shapes
         self._numbers = torch.Generator().manual_seed(0)
 
@@ -52,7 +56,8 @@ class Stream:
         share = StreamShare(batch, moments)
         chosen = self.shadow.chosen(batch)
         compared = self.shadow.after(batch, [1.0] * len(chosen), [2.0] * len(chosen))
-        return Pending(share=share, after={"classes": classes, "shadow": compared})
+        after = {"classes": classes, "diverse": openness == 1, "shadow": compared}
+        return Pending(share=share, after=after)
 
     def _moments(self, light: float, images: int, channels: int) -> Tensor:
         """Of images whose mean and deviation are about `light`, (N, 2, C)."""
@@ -107,7 +112,7 @@ def test_what_comes_and_goes_within_a_batch_is_not_remembered_by_other_moments(m
     both = {name: torch.cat([each[name] for each in shares]) for name in shares[0]}
     share = replace(batch[1].share, images=100, image_moments=both)
     classes = replace(batch[1].after["classes"], weights=np.ones(100))
-    pending = Pending(share=share, after={"classes": classes})
+    pending = Pending(share=share, after={"classes": classes, "diverse": True})
     stream.conditions.commit(
         Prediction.of(torch.zeros(100, CLASSES), pending=pending), learned=False
     )

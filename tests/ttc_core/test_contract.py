@@ -190,8 +190,7 @@ def harmful(prediction: Prediction) -> Prediction:
 
 def diverse(prediction: Prediction) -> Prediction:
     inner = prediction.pending.inner
-    after = {**inner.pending.after}
-    after["classes"] = replace(after["classes"], openness=1.0)
+    after = {**inner.pending.after, "diverse": True}
     inner = replace(inner, pending=replace(inner.pending, after=after))
     return replace(prediction, pending=replace(prediction.pending, inner=inner))
 

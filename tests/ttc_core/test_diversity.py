@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.fixtures.contract import same
 from tests.fixtures.networks import CLASSES, make_model
 from ttc_core.methods.contract import Pending, Prediction
-from ttc_core.methods.parts.diversity import LARGEST_WEIGHT, Diversity
+from ttc_core.methods.parts.diversity import LARGEST_WEIGHT, LEAST_IMAGES, Diversity
 
 WINDOW = 64
 
@@ -67,6 +67,19 @@ def test_all_classes_open_soon_and_stay_open(diversity):
     assert opening[-1] == 1
     assert follow(diversity, answers(torch.full((200,), 1)))[-1] == 1
     assert diversity.classes.openness == 0
+
+
+def test_after_a_change_of_conditions_it_takes_as_many_answers_as_at_the_start(diversity):
+    """What was diverse is taken for it until then; the window of before tells nothing any more."""
+    follow(diversity, answers(shuffled(100)))
+    diversity.restart()
+    few = answers(torch.full((LEAST_IMAGES,), 1))
+    follow(diversity, few[:-1], batch=1)
+    assert diversity.classes.diverse
+    assert not diversity.classes.narrowed
+    follow(diversity, few[-1:])
+    assert diversity.classes.narrowed
+    assert diversity.classes.opening == 1
 
 
 def test_the_same_guess_again_and_again_never_opens(diversity):

@@ -57,6 +57,19 @@ def test_images_in_no_order_lose_nothing(favour):
     assert accuracy(answers, labels) > accuracy(logits, labels) - 1
 
 
+@pytest.mark.parametrize("favour", [1.0, 1.5, 2.0])
+def test_habits_under_other_conditions_are_no_runs(favour):
+    """A network in fog likes a class that it did not like before: once this is said to be other
+    conditions, that is its habit as if the stream began there."""
+    prior, labels = TemporalPrior(CLASSES), shuffled(400, seed=1)
+    logits = scores(labels, favour=favour, seed=1)
+    follow(prior, scores(shuffled(400)))
+    averages = prior.state()["context"]["averages"]
+    prior.restart()
+    assert same(prior.state()["context"]["averages"], averages)  # what was seen of late was seen
+    assert accuracy(follow(prior, logits), labels) > accuracy(logits, labels) - 3
+
+
 def test_runs_of_a_class_gain():
     """What the images before were is told apart better than one image alone."""
     labels = in_runs(2000, 50)

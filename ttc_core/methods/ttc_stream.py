@@ -112,9 +112,11 @@ class TTCStream(LearningMethod):
             late_horizon=s.late_horizon,
         )
         self._shadow = Shadow(self.model)
-        self._conditions = Conditions(self.model, self._statistics, self._shadow)
         self._diversity = Diversity(self.model, s.window)
         self._prior = TemporalPrior(self.model.classes)
+        self._conditions = Conditions(
+            self.model, self._statistics, self._shadow, self._diversity, self._prior
+        )
         self._scenes = Scenes(self.model)
         self._second_view = SecondView(s.second_view)
         self._temperature = Temperature(self.record_temperature)
@@ -123,10 +125,10 @@ class TTCStream(LearningMethod):
         return (
             *super()._compose(),
             self._shadow,
-            self._conditions,
-            self._statistics,
             self._diversity,
             self._prior,
+            self._conditions,
+            self._statistics,
             self._scenes,
             self._second_view,
             self._temperature,
@@ -209,6 +211,7 @@ class TTCStream(LearningMethod):
                 after={
                     "classes": seen.classes,
                     "context": seen.context,
+                    "diverse": self._diversity.classes.diverse,
                     "scene": seen.scene,
                     "second_view": seen.bet,
                     "shadow": seen.compared,

@@ -2,7 +2,9 @@
 
 How an image looks shows in the moments of the first BatchNorm layer, whatever its class. Where the
 latest images look other than the stream did, its statistics follow them as fast as at the start;
-where they look as under a condition before, they do so from what was followed then.
+where they look as under a condition before, they do so from what was followed then. What was found
+out of the answers is of the condition that was left: a network in fog has other favourites than in
+clear weather, which look like a run of one class where its habits are held against those of before.
 """
 
 from collections.abc import Mapping
@@ -14,7 +16,8 @@ from torch import Tensor
 
 from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.parts import MOST, Numbers, bounded
-from ttc_core.methods.parts.diversity import Classes
+from ttc_core.methods.parts.diversity import Diversity
+from ttc_core.methods.parts.prior import TemporalPrior
 from ttc_core.methods.parts.shadow import Shadow
 from ttc_core.methods.parts.stream_statistics import StreamShare, StreamStatistics
 from ttc_core.model import SourceModel
@@ -77,13 +80,23 @@ class Remembered:
 class Conditions:
     """Notices that conditions change, and recognises those that come back.
 
-    Only while the answers are diverse: a run of one class looks other than all classes do. The look
-    is that of the layer which the network has first; where it is never called, nothing is noticed.
-    A part of its method after `shadow` and before `statistics`, which begin anew with a change.
+    Only while the answers are diverse: a run of one class looks other than all classes do. Those
+    before a batch tell, since its own may be of few classes because of a change. The look is that
+    of the layer which the network has first; where it is never called, nothing is noticed.
+    A part of its method after `shadow`, `diversity` and `prior`, and before `statistics`; they all
+    begin anew with a change.
     """
 
-    def __init__(self, model: SourceModel, statistics: StreamStatistics, shadow: Shadow) -> None:
-        self._model, self._statistics, self._shadow = model, statistics, shadow
+    def __init__(
+        self,
+        model: SourceModel,
+        statistics: StreamStatistics,
+        shadow: Shadow,
+        diversity: Diversity,
+        prior: TemporalPrior,
+    ) -> None:
+        self._model, self._statistics = model, statistics
+        self._shadow, self._diversity, self._prior = shadow, diversity, prior
         self.reset()
 
     def reset(self) -> None:
@@ -100,9 +113,8 @@ class Conditions:
         return len(self._remembered) + 1
 
     def commit(self, prediction: Prediction, *, learned: bool) -> None:
-        share, classes = prediction.pending.share, prediction.pending.after["classes"]
+        share, diverse = prediction.pending.share, prediction.pending.after["diverse"]
         assert isinstance(share, StreamShare)
-        assert isinstance(classes, Classes)
         looks = looks_of(self._model, share)
         if looks is None:
             return
@@ -114,14 +126,14 @@ class Conditions:
             if self._present_images < PRESENT:
                 continue
             if self._condition is None:
-                if classes.diverse or not self._remembered:
+                if diverse or not self._remembered:
                     self._condition = self._recognised()
                 else:
                     self._present_images = 0  # wait for as many anew
             elif (
                 # What began within this batch has no moments yet to be remembered by.
                 not left
-                and classes.diverse
+                and diverse
                 and self._condition.images >= LEAST_IMAGES
                 and self._condition.distance(self._present) > CHANGED
             ):
@@ -137,6 +149,8 @@ class Conditions:
         self._condition, self._present_images = None, 0
         self._statistics.restart(moments)
         self._shadow.reset()
+        self._diversity.restart()
+        self._prior.restart()
 
     def _recognised(self) -> Condition:
         """The condition of the latest images: one from before, or a new one."""

@@ -1,6 +1,6 @@
 """How evenly the classes come of late: what a camera's order does to statistics is told by it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.parts import Numbers, bounded, distributions
 from ttc_core.model import SourceModel
 
-# Before so many images the answers are too few to be called diverse.
+# Before so many images the answers are too few to be called diverse, or no longer so.
 LEAST_IMAGES = 48
 # Of the most classes that a window of images can tell, how many have to come before late layers
 # begin to follow the stream, and how many before they do so wholly. Of ten: 6.5 and 7.
@@ -31,7 +31,7 @@ class Classes:
     Attributes:
         frequencies: (K,) the moving mean of the answers; sums to 1.
         sureness: the moving mean of the answers' squares, Σ p²: 1 where all are certain.
-        images: how many answers were seen.
+        images: how many answers were seen, since the conditions changed.
         openness: in [0, 1], how diverse they are.
         opening: the most that openness ever was: how far late layers may follow the stream.
         weights: (N,) what each image of the last batch counts in the statistics of late layers.
@@ -103,7 +103,7 @@ class Diversity:
             sureness += (float(answer @ answer) - sureness) / self._window
             weights.append(answer @ importance(frequencies))
         images += len(probabilities)
-        openness = 0.0
+        openness = before.openness
         if images >= LEAST_IMAGES:
             openness = self._openness(frequencies, sureness, images)
         opening = max(openness, before.opening)
@@ -124,6 +124,17 @@ class Diversity:
         if 1 / (even + (1 - even) * alike) - 1 < ALIKE * (most - 1):
             return 0.0
         return float(np.clip((1 / together / most - BEGIN) / (WHOLLY - BEGIN), 0, 1))
+
+    def restart(self) -> None:
+        """Under other conditions: count anew, and take the answers for as diverse as they were
+        until enough have come."""
+        even = 1 / self._model.classes
+        self.classes = replace(
+            self.classes,
+            frequencies=np.broadcast_to(even, self._model.classes),
+            sureness=even,
+            images=0,
+        )
 
     def commit(self, prediction: Prediction, *, learned: bool) -> None:
         self.classes = prediction.pending.after["classes"]

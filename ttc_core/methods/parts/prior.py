@@ -5,7 +5,7 @@ Sources: the experts' mixture is Herbster & Warmuth's fixed share ("Tracking the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class Context:
         averages: (H, K) the answers of late, over each horizon; rows sum to 1.
         weights: (1, 1 + T·H) of the experts, the uniform one first; they sum to 1.
         usual: (T, K) the network's average answer at each temperature; rows sum to 1.
-        images: how many had a say.
+        images: how many had a say since the conditions changed.
     """
 
     averages: Numbers
@@ -60,7 +60,8 @@ class TemporalPrior:
     so that the prior has no say. A stream of few classes has a usual answer that is very uneven;
     only UNEVEN of that is taken for the network's own. Where the images begin to look other, half
     of what was earned is dealt out anew: twelve odd pictures answered alike would else have the
-    stream's own expected to be that, too.
+    stream's own expected to be that, too. Where conditions change, so do the network's habits: what
+    is usual, and all weight, begin anew.
     """
 
     def __init__(self, classes: int) -> None:
@@ -73,11 +74,17 @@ class TemporalPrior:
         self.reset()
 
     def reset(self) -> None:
-        averages, usual = (
-            np.broadcast_to(1 / self._classes, (len(rows), self._classes))
-            for rows in (HORIZONS, TEMPERATURES)
+        self._context = Context(self._even(HORIZONS), self._first, self._even(TEMPERATURES))
+
+    def restart(self) -> None:
+        """Under other conditions: what is usual, and what that earned, is of those before; what
+        stands before the camera may be the same."""
+        self._context = replace(
+            self._context, weights=self._first, usual=self._even(TEMPERATURES), images=0
         )
-        self._context = Context(averages, self._first, usual)
+
+    def _even(self, rows: Sequence[float]) -> Numbers:
+        return np.broadcast_to(1 / self._classes, (len(rows), self._classes))
 
     @property
     def weight(self) -> float:
