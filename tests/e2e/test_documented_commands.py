@@ -101,6 +101,14 @@ def shape(answer):
     return [shape(answer[0])] if isinstance(answer, list) and answer else None
 
 
+def test_what_the_page_of_v2_asks_is_answered(serve, shell):
+    """Metadata, and a bare body with its stream in a header."""
+    (block,) = blocks(ROOT / "docs" / "v2.md")
+    with serve(method="ttc") as running:
+        assert '"probabilities"' in shell(block, running.url)
+        assert running.at_rest()["streams"]["gate-4"]["images"] == 1
+
+
 def lines_of_ttc():
     """The command lines of ttc in blocks, and in sentences, which may leave out what is clear."""
     for page in PAGES:
