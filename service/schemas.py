@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
 
 from service.errors import OutOfRange
-from ttc_core.geometry import Interpolation
+from ttc_core.interpolation import Interpolation
 
 STREAM_PATTERN = r"^[A-Za-z0-9._:-]{1,64}$"
 STREAM_NAME = re.compile(STREAM_PATTERN)

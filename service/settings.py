@@ -23,6 +23,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.settings_file import everyone_may_read, read_toml
 from ttc_core.errors import shown
+from ttc_core.interpolation import INTERPOLATIONS, Interpolation
 
 # Pillow refuses more by itself, with a limit of its own in the message.
 MOST_PIXELS = 178_956_970
@@ -31,9 +32,6 @@ MOST, MOST_BYTES, MOST_THREADS, DAY = 1_000_000, 1 << 40, 1024, 86_400
 MOST_IDS = 10_000_000
 # The pixels a side that a model may read.
 MOST_SIDE = 8192
-# As `ttc_core.geometry` has it, which would import numpy.
-Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
-INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 FEWEST_TOKEN_CHARACTERS = 8
 # Half of what a request's line and headers may have together.
 MOST_TOKEN_BYTES = 32 << 10

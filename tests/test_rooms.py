@@ -75,7 +75,8 @@ def test_the_science_knows_no_service(module):
         pytest.param("service.v2.reading", (*WEB, "torch", "PIL"), id="v2-reading"),
         pytest.param("service.v2.writing", (*WEB, "torch", "PIL"), id="v2-writing"),
         pytest.param("ttc_core.corruptions", ("torch",), id="corruptions"),
-        pytest.param("ttc_core.geometry", ("torch", "numpy"), id="geometry"),
+        pytest.param("ttc_core.geometry", ("torch",), id="geometry"),
+        pytest.param("ttc_core.interpolation", ("torch", "numpy", "PIL"), id="interpolation"),
         pytest.param("ttc_core.tally", ("torch",), id="tally"),
     ],
 )

@@ -22,7 +22,7 @@ from ttc_core.calibration_record import SUFFIX, CalibrationRecord, RecordError
 from ttc_core.checkpoint import Checkpoint, fill, read_checkpoint
 from ttc_core.class_names import read_class_names
 from ttc_core.errors import LoadError, PluginError, told
-from ttc_core.geometry import Interpolation
+from ttc_core.interpolation import Interpolation
 from ttc_core.model import Origins, Precision, SourceModel
 from ttc_core.plugins import call_factory
 from ttc_core.programs import HEAD, open_program

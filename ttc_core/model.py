@@ -19,7 +19,8 @@ from ttc_core.calibration_record import CalibrationRecord
 from ttc_core.errors import ModelError, told
 from ttc_core.flat import Layout, stacked, tensor_bytes
 from ttc_core.fused import Network, fused
-from ttc_core.geometry import Geometry, Interpolation
+from ttc_core.geometry import Geometry
+from ttc_core.interpolation import Interpolation
 from ttc_core.normalization import (
     JoinedLook,
     Look,

@@ -14,13 +14,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from service.settings import (
-    INTERPOLATIONS,
     LISTS,
     METHODS,
     MOST_SIDE,
     OPTIONAL,
     SWITCHES,
-    Interpolation,
     Settings,
     accepted,
     default,
@@ -30,6 +28,7 @@ from service.settings import (
     variable,
 )
 from ttc_core.files import check_regular
+from ttc_core.interpolation import INTERPOLATIONS, Interpolation
 
 # torch takes seconds to import: a verb imports what it needs, so that --help comes at once.
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 import os
 import re
 from contextlib import nullcontext
-from typing import get_args
 
 import pytest
 from click import UsageError
@@ -13,7 +12,6 @@ from pydantic import SecretStr, ValidationError
 from service.cli import cli
 from service.cli.options import chosen_settings
 from service.settings import (
-    INTERPOLATIONS,
     LISTS,
     METHODS,
     MOST_TOKEN_BYTES,
@@ -28,7 +26,6 @@ from service.settings import (
     unknown_variables,
 )
 from ttc_core import methods
-from ttc_core.geometry import Interpolation
 from ttc_core.methods import DEFAULT_METHOD
 
 
@@ -74,11 +71,6 @@ def test_a_program_of_a_file_is_served_by_source(kind):
     assert (read_settings(program).method, read_settings(program).guard) == ("source", "off")
     assert read_settings(program | {"method": "tent"}).method == "tent"
     assert read_settings(program | {"paper": True}).method == "ttc"
-
-
-def test_the_interpolations_are_the_geometrys():
-    """Two lists, as one module imports numpy, and the settings are read for --help."""
-    assert get_args(Interpolation) == INTERPOLATIONS
 
 
 def test_a_flag_goes_before_its_variable_and_that_before_the_default(monkeypatch):

@@ -5,7 +5,6 @@ import math
 import struct
 import sys
 import zlib
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,7 +15,8 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
-from ttc_core.geometry import Geometry, Interpolation, fit, resized_size, to_rgb
+from ttc_core.geometry import Geometry, fit, resized_size, to_rgb
+from ttc_core.interpolation import INTERPOLATIONS
 from ttc_core.pictures import open_picture
 
 ASYMMETRIC = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -315,7 +315,7 @@ def photographs():
     return [china, flower, *(china.resize(size, Image.Resampling.LANCZOS) for size in SIZES)]
 
 
-@pytest.mark.parametrize("interpolation", get_args(Interpolation))
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize(("size", "crop"), [(256, 224), (232, 224), (235, 223), (32, 32)])
 def test_pixels_are_those_of_torchvisions_transforms(interpolation, size, crop, photographs):
     """Bit for bit, as `weights.transforms()` prepares a photograph, whatever its size and shape."""
