@@ -9,22 +9,17 @@ those of `ttc serve`'s own server: here they are uvicorn's.
 
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 
 from fastapi import FastAPI
 
 from service.app import build
-from service.settings import Settings
-from ttc_core.load import load, pick_device
-from ttc_core.methods import create, settings_for
+from service.cli.serve import load_source
+from service.settings import read_settings
 
-settings = Settings()
-method = create(
-    settings.method,
-    load(settings.model, device=pick_device(settings.device)),
-    guard=settings.guard,
-    **settings_for(settings.method, {}, statistics=settings.statistics),
-)
-ttc = build(settings, method)
+settings = read_settings({})
+load = partial(load_source, settings)  # again with POST /ttc/model
+ttc = build(settings, load(), load)
 
 
 @contextlib.asynccontextmanager

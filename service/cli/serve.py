@@ -82,7 +82,7 @@ def _serve(settings: Settings) -> None:
     with listener:
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        load = partial(_load, settings)
+        load = partial(load_source, settings)
         source = load()
         app = build(settings, source, load)
         _introduce(settings, source)
@@ -94,8 +94,12 @@ def _serve(settings: Settings) -> None:
             raise click.ClickException("The service failed; the lines above say why.")
 
 
-def _load(settings: Settings) -> "Method":
-    """Make the method at the source on the model that the settings name, and try it out."""
+def load_source(settings: Settings) -> "Method":
+    """Make the method at the source on the model that the settings name, and try it out.
+
+    Raises:
+        UserError, click.UsageError: the model cannot be loaded, or a setting does not fit.
+    """
     from ttc_core.guard import divided
     from ttc_core.methods import create, settings_for
 

@@ -66,7 +66,7 @@ def test_what_runbooks_ask_the_service_is_answered(
     """One after another, where both tokens are asked for, also by what is read; and where none."""
     protected = {"token": TOKEN, "admin_token": ADMIN, "token_reads": True} if guarded else {}
     given = {"TTC_TOKEN": TOKEN, "TOKEN": ADMIN} if guarded else {"TTC_TOKEN": "", "TOKEN": ""}
-    commands = [each for page in PAGES[1:] for each in curls(page)]
+    commands = [each for page in PAGES[1:] if page.stem != "v2" for each in curls(page)]
     assert len(commands) > 15
     method = make_method("ttc", guard="on", samples_per_step=10)
     with serve(source=method, max_batch=10, **protected) as running:
@@ -81,7 +81,7 @@ def test_what_runbooks_ask_the_service_is_answered(
 
 def test_what_the_readme_asks_the_service_is_answered_as_it_says(serve, shell):
     """The answers have the fields that stand below the commands, and a label finds its image."""
-    predict, feedback = curls(ROOT / "README.md")
+    predict, feedback, _ = curls(ROOT / "README.md")  # the last: other weights, test_reload.py
     shapes = [
         json.loads(text.replace(", …]", "]"))
         for text in re.findall(
@@ -116,7 +116,7 @@ def lines_of_ttc():
         found = dict.fromkeys(re.findall(r"^\s*ttc (.+)$", whole, re.MULTILINE), False)
         said = re.findall(r"`ttc ([a-z]+ [^`]+)`", page.read_text().replace("\n", " "))
         for line, is_partial in {**dict.fromkeys(said, True), **found}.items():
-            words = shlex.split(line.removesuffix("&"), comments=True)
+            words = shlex.split(line.partition(">")[0].removesuffix("&"), comments=True)
             yield pytest.param(words, is_partial, id=f"{page.stem}: {' '.join(words)}")
 
 
