@@ -16,9 +16,10 @@ import java.util.concurrent.TimeUnit;
 /**
  * Has image files classified, from Java 17 or later without a library: java Client.java photo.jpg …
  *
- * <p>From the environment: TTC_URL, TTC_STREAM, TTC_TOKEN. What was refused (429, 503) or found no
- * connection is sent again, as late as Retry-After says and within BUDGET. What was lost on its way
- * back is not: the service may have learned from the image already.
+ * <p>From the environment: TTC_URL, TTC_STREAM, TTC_TOKEN. What the service refused (429, 503) or
+ * found no connection is sent again, as late as Retry-After says and within BUDGET. What was lost on
+ * its way back is not, nor is what a proxy refused, whose 503 is no problem document: the service
+ * may have learned from the image already.
  */
 public class Client {
   private static final Duration BUDGET = Duration.ofSeconds(30); // for an image
@@ -67,6 +68,12 @@ public class Client {
     System.exit(status);
   }
 
+  private static boolean isRefused(HttpResponse<String> response) {
+    String type = response.headers().firstValue("Content-Type").orElse("");
+    return (response.statusCode() == 429 || response.statusCode() == 503)
+        && type.startsWith("application/problem+json");
+  }
+
   /** The answer as JSON; null where a signal came first. */
   private static String predict(Path file) throws IOException, InterruptedException {
     String stream = GIVEN.getOrDefault("TTC_STREAM", "java");
@@ -88,7 +95,7 @@ public class Client {
           return response.body();
         }
         why = response.body();
-        if (response.statusCode() != 429 && response.statusCode() != 503) {
+        if (!isRefused(response)) {
           throw new IOException(why);
         }
         asked =

@@ -2,9 +2,10 @@
 # Have image files classified by curl, one after another:  sh curl.sh photo.jpg …
 #
 # From the environment: TTC_URL, TTC_STREAM, and TTC_TOKEN, which goes through a pipe so that no list
-# of processes shows it. What was refused (429, 503) or found no connection is sent again, after as
-# many seconds as Retry-After says. curl's own --retry would do so after lost answers, too, when the
-# service may have learned from the image already. Needs curl 7.84 or later.
+# of processes shows it. What the service refused (429, 503) or found no connection is sent again,
+# after as many seconds as Retry-After says. curl's own --retry would do so after lost answers, too,
+# and after a 503 of a proxy, which is no problem document: the service may have learned from the
+# image already. Needs curl 7.84 or later.
 set -eu
 url=${TTC_URL:-http://127.0.0.1:8000}/predict?stream=${TTC_STREAM:-curl}
 answer=$(mktemp)
@@ -13,10 +14,11 @@ pause=
 trap 'kill $pause 2>/dev/null; exit 143' TERM
 trap 'kill $pause 2>/dev/null; exit 130' INT
 
-post() { # FILE → the status, and what Retry-After says
+post() { # FILE → status|what Retry-After says|type of the answer
   printf '%s' "${TTC_TOKEN:+Authorization: Bearer $TTC_TOKEN}" |
     curl --silent --show-error --max-time 60 --header @- --header 'Content-Type: image/jpeg' \
-      --data-binary @"$1" --output "$answer" --write-out '%{http_code} %header{retry-after}' "$url"
+      --data-binary @"$1" --output "$answer" --write-out '%{http_code}|%header{retry-after}|%{content_type}' \
+      "$url"
 }
 
 for file in "$@"; do
@@ -25,7 +27,10 @@ for file in "$@"; do
     told=$(post "$file") || code=$?
     case "$code $told" in
       "0 2"*) break ;;
-      "0 429"* | "0 503"*) wait=${told#* } ;;
+      "0 429|"*"|application/problem+json"* | "0 503|"*"|application/problem+json"*)
+        wait=${told#*|}
+        wait=${wait%%|*}
+        ;;
       "7 "*) wait= ;; # nothing listens there
       *) try=5 ;;
     esac

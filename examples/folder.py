@@ -4,8 +4,10 @@
 
 It is looked at each second, which works on network drives, too. A file is sent once it has stayed
 as it is from one look to the next: it is then no longer being written. What was sent is kept in
-`.sent` in the folder, so that a restart sends nothing twice. The stream is named TTC_STREAM, the
-service is at TTC_URL, its --token is TTC_TOKEN.
+`.sent` in the folder, so that a restart goes on behind it. A signal lets the request in hand be
+answered and noted; what is killed, or loses power, in between sends that one picture again, and the
+service learns from it twice. The stream is named TTC_STREAM, the service is at TTC_URL, its --token
+is TTC_TOKEN.
 """
 
 import json
@@ -79,7 +81,8 @@ def main(folder: Path) -> None:
                 else:
                     (found,) = answer.predictions
                     print(f"{name}: {found.name} {found.confidence:.0%}", flush=True)
-                # Also what is no picture, and whose answer was lost: it may have been learned.
+                # Also what is no picture, and whose answer was lost, or came of a proxy: it may
+                # have been learned.
                 sent.add((name, changed))
             before = now
             stop.wait(pause)

@@ -1,8 +1,9 @@
 // Have image files classified from Node 18 or later, without a library:  node node.mjs photo.jpg …
 //
-// From the environment: TTC_URL, TTC_STREAM, TTC_TOKEN. What was refused (429, 503) or found no
-// connection is sent again, as late as Retry-After says and within BUDGET. What was lost on its way
-// back is not: the service may have learned from the image already.
+// From the environment: TTC_URL, TTC_STREAM, TTC_TOKEN. What the service refused (429, 503) or found
+// no connection is sent again, as late as Retry-After says and within BUDGET. What was lost on its
+// way back is not, nor is what a proxy refused, whose 503 is no problem document: the service may
+// have learned from the image already.
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 
@@ -25,6 +26,11 @@ async function post(body) {
   }
 }
 
+function refused(response) {
+  const type = response.headers.get("Content-Type") ?? "";
+  return [429, 503].includes(response.status) && type.startsWith("application/problem+json");
+}
+
 async function said(response) {
   if (response === null) return `Nothing answers at ${TTC_URL}.`;
   const problem = await response.json().catch(() => ({}));
@@ -36,7 +42,7 @@ async function predict(file) {
   const end = Date.now() + BUDGET;
   for (let backoff = 250; ; backoff *= 2) {
     const response = await post(body);
-    if (response !== null && response.status !== 429 && response.status !== 503) {
+    if (response !== null && !refused(response)) {
       if (!response.ok) throw new Error(await said(response));
       return response.json();
     }

@@ -230,7 +230,7 @@ class Batcher(Generic[Item, Result]):
                 )
             finally:
                 self._running = False
-                stopped = NotReady("The service stopped before it came to this request.")
+                stopped = NotReady("The service stopped before it had answered this request.")
                 self._fail_all(batch, stopped)
                 if self._between is not None and not self._between[1].done():
                     self._between[1].set_exception(stopped)
@@ -294,7 +294,7 @@ class Batcher(Generic[Item, Result]):
     def _fail_all(self, batch: Batch[Item, Result] | None, error: NotReady) -> None:
         """Refuse who waits for an answer, in the lines and in the batch at hand."""
         for place in [*self._lines, *(batch.places if batch else ())]:
-            place.fail(error)
+            place.turn_away(error, place.taken)
 
     def _learns(self, batch: Batch[Item, Result]) -> bool:
         policy = self._adapt in ("always", "auto") or (self._adapt == "idle" and not self._lines)

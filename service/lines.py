@@ -15,7 +15,14 @@ from heapq import heappop, heappush
 from time import monotonic
 from typing import Generic, TypeVar
 
-from service.errors import ClientGone, DeadlineExpired, QueueFull, Refused, TooLarge
+from service.errors import (
+    ClientGone,
+    DeadlineExpired,
+    PredictionFailed,
+    QueueFull,
+    Refused,
+    TooLarge,
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -97,6 +104,19 @@ class Place(Generic[Item, Result]):
             self._done.set_exception(error)
             # The client may have gone: then nobody asks for the error, and that is no mistake.
             self._done.exception()
+
+    def turn_away(self, error: Refused, begun: int) -> None:
+        """Fail with an error that may have the client send the request again.
+
+        With another one if that would teach its images twice: the device has had the first
+        `begun`, and whether it learned from them, or still will, is not known here.
+        """
+        if begun and self.learn:
+            error = PredictionFailed(
+                f"{error} Of the request's {self.images} images the first {begun} may have been "
+                "learned from."
+            )
+        self.fail(error)
 
     def answer(self, answers: Sequence[Result]) -> None:
         """Add the answers of one of its batches; after the last, the request is answered."""
@@ -181,9 +201,9 @@ class Batch(Generic[Item, Result]):
             position += stop - start
 
     def fail(self, error: Refused) -> None:
-        """Answer all its requests with an error."""
-        for place in self.places:
-            place.fail(error)
+        """Answer all its requests with an error; nothing was learned from this batch."""
+        for place, start, _ in self.slices:
+            place.turn_away(error, start)
 
 
 @dataclass(eq=False)

@@ -254,14 +254,19 @@ class Kit:
             raise NotAsked("there is no model metadata to build a request from") from None
 
     @cached_property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """What is sent: a tensor for each input."""
+    def declared_inputs(self) -> tuple[Declared, ...]:
+        """What the model declares to take, or what was given in its place."""
         inputs = self._given or declared(self.metadata, "inputs")
         if not inputs:
             raise NotAsked("the model metadata names no inputs: give them with --input")
+        return inputs
+
+    @cached_property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What is sent: a tensor for each input."""
         return tuple(
             example(each, sizes(each.shape, self._side), self._element, place)
-            for place, each in enumerate(inputs)
+            for place, each in enumerate(self.declared_inputs)
         )
 
     @cached_property

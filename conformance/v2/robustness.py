@@ -6,6 +6,7 @@ None of it is written in the protocol. Most has crashed a server, or a client, o
 import gzip
 import math
 import struct
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from conformance.v2.asking import HEADER, Failed, Inference, Kit, NotApplicable, told
@@ -17,8 +18,8 @@ CHUNKS = 1_000
 DEEP_DATA = 120
 DEEP_JSON = 100_000
 HUGE = 2**70
-# 16 of them are 2^64 + 32: 32 for whoever counts in 64 bits.
-OVERFLOWING = 2**60 + 2
+# Fits 64 bits; no two of them do, multiplied.
+LARGE = 2**62
 
 CHECKS = Checks(ROBUST)
 
@@ -182,7 +183,9 @@ def wrong_datatype(kit: Kit) -> None:
 
 @CHECKS.add("wrong-shape", "shapes that are negative, no numbers, missing or nested are refused")
 def wrong_shape(kit: Kit) -> None:
-    for wrong in ([-1, -1], [-HUGE], ["1"], [1.5], [[1]], "1", None):
+    wholes: tuple[object, ...] = ("1", None)
+    wrongs: tuple[object, ...] = (-1, -HUGE, "1", 1.5, [1], None)
+    for wrong in (*wholes, *(_replaced(kit, {_free(kit)[0]: each}) for each in wrongs)):
         request = kit.inference()
         request.body["inputs"][0]["shape"] = wrong
         kit.refuses(request)
@@ -191,9 +194,9 @@ def wrong_shape(kit: Kit) -> None:
 @CHECKS.add("shape-overflow", "a shape whose size overflows 64 bits is refused")
 def shape_overflow(kit: Kit) -> None:
     for binary in (False, True):
-        for sizes in ([16, OVERFLOWING], [HUGE, HUGE], [2**32] * 4):
-            request = _first(kit, _repeated(kit.inputs[0], 32), binary=binary)
-            request.body["inputs"][0]["shape"] = sizes
+        for shape, tensor in _overflowing(kit):
+            request = _first(kit, tensor, binary=binary)
+            request.body["inputs"][0]["shape"] = shape
             kit.refuses(request)
 
 
@@ -207,11 +210,16 @@ def shape_and_data(kit: Kit) -> None:
         kit.refuses(request)
 
 
-@CHECKS.add("shape-zero", "a shape with a 0 is no 5xx")
+@CHECKS.add("shape-zero", "a shape with a 0, beside huge sizes too, is no 5xx")
 def shape_zero(kit: Kit) -> None:
-    request = _first(kit, _repeated(kit.inputs[0], 0))
-    request.body["inputs"][0]["shape"] = [0] * len(kit.inputs[0].shape)
-    kit.bears(request)
+    large = dict.fromkeys(_free(kit), LARGE)
+    places = range(len(kit.inputs[0].shape))
+    shapes = [_replaced(kit, {**large, place: 0}) for place in places]
+    for binary in (False, True):
+        for shape in (_replaced(kit, dict.fromkeys(places, 0)), *shapes):
+            request = _first(kit, _repeated(kit.inputs[0], 0), binary=binary)
+            request.body["inputs"][0]["shape"] = shape
+            kit.bears(request)
 
 
 @CHECKS.add("wrong-data", "data of another type is coerced or refused, no 5xx")
@@ -364,6 +372,46 @@ def _json_input(kit: Kit) -> tuple[Inference, dict[str, Any], Tensor]:
         if tensor.has_json:
             return request, entry, tensor
     raise NotApplicable("the model has no input with a form in JSON")
+
+
+def _free(kit: Kit) -> list[int]:
+    """Which sizes of the first input may be any; all of them where none may.
+
+    A server refuses a wrong rank, or another size than the model's, before it multiplies: what it
+    makes of huge sizes is seen where those are allowed.
+    """
+    shape = kit.declared_inputs[0].shape
+    if not shape:
+        raise NotApplicable("the first input is a scalar")
+    return [place for place, size in enumerate(shape) if size < 0] or list(range(len(shape)))
+
+
+def _replaced(kit: Kit, sizes: Mapping[int, object]) -> list[object]:
+    """The first input's shape with other sizes in some places."""
+    return [sizes.get(place, size) for place, size in enumerate(kit.inputs[0].shape)]
+
+
+def _overflowing(kit: Kit) -> Iterator[tuple[list[object], Tensor]]:
+    """Shapes of more than 2^64 elements, or bytes, and what is sent: as many as 64 bits tell."""
+    tensor = kit.inputs[0]
+    nothing, count = _repeated(tensor, 0), len(tensor.elements)
+    width = 1 if tensor.datatype == "BYTES" else len(tensor.binary()) // count
+    free = _free(kit)
+    for place in free:
+        size = tensor.shape[place]
+        # So many more are a multiple of 2^64, of elements or of bytes.
+        elements, byte_count = (
+            2**64 // math.gcd(2**64, count // size * each) for each in (1, width)
+        )
+        for other, sent in (
+            (size + elements, tensor),
+            (size + byte_count, tensor),
+            (elements, nothing),
+            (HUGE, tensor),
+        ):
+            yield _replaced(kit, {place: other}), sent
+    yield _replaced(kit, dict.fromkeys(free, 2**32)), tensor
+    yield _replaced(kit, dict.fromkeys(free, HUGE)), tensor
 
 
 def _repeated(tensor: Tensor, count: int) -> Tensor:

@@ -49,8 +49,8 @@ class Client(Connection):
         timeout: seconds to wait for connecting, and for an answer.
         connections: at once, at most.
         retry_budget: seconds since a call began, within which it is sent again where nothing of it
-            was accepted: the service refused it (429, 503), or there was no connection. In between
-            it waits as long as Retry-After says, and a random time that grows. 0: never.
+            was accepted: the service itself refused it (429, 503), or there was no connection. In
+            between it waits as long as Retry-After says, and a random time that grows. 0: never.
 
     Every method raises ServiceError when no result came. A request whose answer was lost is not
     sent again: the service may have learned from its images.

@@ -14,6 +14,8 @@ from service.client.errors import REFUSED, ServiceError
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = 60.0
 UNSENDABLE = (httpx.InvalidURL, UnicodeError)
+# The form of the service's own refusals (RFC 9457). No proxy of its own accord has it.
+_PROBLEM = "application/problem+json"
 # There was no connection: nothing can have been accepted.
 _UNCONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 
@@ -94,7 +96,29 @@ class Connection:
                     "is it the service, and of the client's version?"
                 )
                 raise ServiceError(response.status_code, detail) from None
-        raise _refusal(self.url + call.path, response)
+        raise self._refusal(call, response)
+
+    def _refusal(self, call: Call[Any], response: httpx.Response) -> ServiceError:
+        try:
+            problem = response.json()
+        except (ValueError, RecursionError):
+            problem = None
+        if not isinstance(problem, dict):
+            problem = {}
+        detail = problem.get("detail")
+        if not isinstance(detail, str):
+            status = f"{response.status_code} {response.reason_phrase}"
+            detail = f"{self.url}{call.path} answered {status}."
+        request_id = problem.get("request_id") or response.headers.get("X-Request-Id")
+        media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        return ServiceError(
+            response.status_code,
+            detail,
+            _retry_after(response.headers.get("Retry-After", "")),
+            request_id,
+            may_repeat=response.status_code in REFUSED
+            and (media_type == _PROBLEM or call.method == "GET"),
+        )
 
     def _no_answer(self, error: Exception) -> ServiceError:
         reason = str(error) or type(error).__name__
@@ -115,26 +139,6 @@ def _bearer(token: str) -> dict[bytes, bytes]:
     if any(ord(each) < 32 or ord(each) == 127 for each in token):  # and it is shown to nobody
         raise ValueError("A token has no line ends or control characters; this one does.")
     return {b"Authorization": b"Bearer " + token.encode(errors="surrogateescape")}
-
-
-def _refusal(address: str, response: httpx.Response) -> ServiceError:
-    try:
-        problem = response.json()
-    except (ValueError, RecursionError):
-        problem = None
-    if not isinstance(problem, dict):
-        problem = {}
-    detail = problem.get("detail")
-    if not isinstance(detail, str):
-        detail = f"{address} answered {response.status_code} {response.reason_phrase}."
-    request_id = problem.get("request_id") or response.headers.get("X-Request-Id")
-    return ServiceError(
-        response.status_code,
-        detail,
-        _retry_after(response.headers.get("Retry-After", "")),
-        request_id,
-        may_repeat=response.status_code in REFUSED,
-    )
 
 
 def _retry_after(header: str) -> float | None:

@@ -3,7 +3,8 @@
 from ttc_core.errors import UserError
 
 REFUSED = (429, 503)
-"""The statuses of a request that was turned away as it came: nothing was learned from it."""
+"""The statuses of a request that was turned away as it came: nothing was learned from it, if the
+service says so itself. Proxies answer 503 after they have forwarded it, too."""
 
 
 class ServiceError(UserError):
@@ -14,8 +15,9 @@ class ServiceError(UserError):
         detail: the sentence, the server's own where there is one.
         retry_after: seconds after which the server wants to be asked again; None: not said.
         request_id: the server's name for the request, as in its log; None: not said.
-        may_repeat: nothing was accepted: the service refused (429, 503), or there was no
-            connection. Else it may have learned from the images already.
+        may_repeat: nothing was accepted: the service itself refused (429, 503, as a problem
+            document), or there was no connection; or the call only reads, and whoever it was
+            refused. Else the service may have learned from the images already.
     """
 
     def __init__(

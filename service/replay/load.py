@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from service.client import REFUSED, AsyncClient, Call, Reply, ServiceError
+from service.client import AsyncClient, Call, Reply, ServiceError
 from service.replay.outbox import Batch, Outbox
 from service.replay.plan import Arrivals, ReplayPlan
 from service.replay.tally import ReplayTally
@@ -164,7 +164,7 @@ class Load:
                     answer = await self.client.send(batch.call)
                     break
                 except ServiceError as error:
-                    if error.status not in REFUSED or tries == TRIES:
+                    if error.status is None or not error.may_repeat or tries == TRIES:
                         raise
                     tries += 1
                     self.tally.retries += 1

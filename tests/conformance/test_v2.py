@@ -67,6 +67,7 @@ def lacking(rows: dict[str, dict]) -> set[str]:
             {"binary-mixed", "nested-data", "versions", "classification", "nan-binary"},
         ),
         ("floats", ["--tolerance", "0"], {"binary-mixed", "versions", "binary-bytes"}),
+        ("pictures", [], {"binary-mixed", "versions", "binary-bytes", "raw"}),
     ],
 )
 def test_a_right_server_has_everything(capsys, right, model, options, inapplicable):
@@ -114,18 +115,24 @@ DEFECTS = {
     "500 at parameters": {"wrong-parameters"},
     "ignores encodings": {"unknown-encoding"},
     "answers twice": {"wrong-outputs"},
+    "takes -1": {"wrong-shape"},
     "overflows": {"shape-overflow"},
+    "overflows in bytes": {"shape-overflow"},
+    "500 at huge sizes": {"shape-zero"},
     "500 at a negative header": {"header-negative"},
     "leaves bytes": {"binary-sizes"},
     "answers NaN": {"nan-binary"},
 }
+
+# That show in a model of floats alone, or of several sizes that may be any.
+MODELS = {"answers NaN": "floats", "500 at huge sizes": "pictures"}
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_defect_fails_its_own_lines_alone(capsys, defect):
     """Each says what came, and with which request."""
     with serving(Stub(defect)) as url:
-        status, rows = asked(capsys, url, "floats" if defect == "answers NaN" else "simple")
+        status, rows = asked(capsys, url, MODELS.get(defect, "simple"))
     found = lacking(rows)
     assert found == DEFECTS[defect]
     required = {row["group"] for name, row in rows.items() if name in found}
@@ -134,6 +141,15 @@ def test_a_defect_fails_its_own_lines_alone(capsys, defect):
         assert rows[name]["why"]
         assert rows[name]["request"].startswith("curl ")
         assert url in rows[name]["request"]
+
+
+@pytest.mark.parametrize("defect", ["takes -1", "overflows", "overflows in bytes"])
+@pytest.mark.parametrize("model", ["floats", "pictures"])
+def test_shapes_are_wrong_in_the_rank_and_sizes_that_a_model_has(capsys, model, defect):
+    """An image model refuses others before it multiplies, and the defect would not be seen."""
+    with serving(Stub(defect)) as url:
+        _, rows = asked(capsys, url, model)
+    assert lacking(rows) == DEFECTS[defect]
 
 
 def test_a_listed_extension_that_is_not_there_is_told(capsys):

@@ -83,6 +83,15 @@ def test_what_was_lost_on_its_way_back_is_not_sent_again(scripted, photos, start
     assert err.strip()
 
 
+@pytest.mark.parametrize("refusal", [429, 503])
+def test_what_a_proxy_refused_is_not_sent_again(scripted, photos, start, command, refusal):
+    """It may have forwarded the request before: Envoy says so in plain text."""
+    scripted.before = [(refusal, {"Content-Type": "text/plain", "Retry-After": "0"})]
+    status, out, err = finish(start(*command, *photos[:2], url=scripted.url))
+    assert (status, out, len(scripted.asked)) == (1, "", 1)
+    assert err.strip()
+
+
 @pytest.mark.parametrize("refusal", [400, 500])
 def test_what_is_wrong_is_told_by_the_services_sentence(scripted, photos, start, command, refusal):
     """Once, however often it would be asked."""

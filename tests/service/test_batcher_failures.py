@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from service import batcher
-from service.errors import NotReady, OutOfRange, PredictionFailed
+from service.errors import NotReady, OutOfRange, PredictionFailed, TooManyStreams
 from tests.fixtures.queue import FakePass, FakeWorker, Queue, in_loop, no_logs, settle
 
 # What goes wrong
@@ -354,7 +354,7 @@ def test_a_failing_loop_starts_again():
 
 
 def test_a_cancelled_loop_leaves_nobody_of_its_batch_waiting():
-    """Those on the device end as those in the queue do, also a request cut over batches."""
+    """Those on the device end, too, also a request cut over batches; who waited may come back."""
 
     async def walk():
         queue = Queue(max_batch=2)
@@ -364,15 +364,61 @@ def test_a_cancelled_loop_leaves_nobody_of_its_batch_waiting():
         await queue.worker.started.wait()
         queue.loop.cancel()
         ends = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
-        assert [type(end) for end in ends] == [NotReady, NotReady]
+        assert [type(end) for end in ends] == [PredictionFailed, NotReady]
         assert not queue.batcher.is_running
+
+    in_loop(walk())
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_a_request_that_is_answered_in_part_is_not_told_to_come_back(learn):
+    """Its first batches were learned from: sent again they would teach twice, unless none did."""
+
+    async def walk():
+        async with Queue(max_batch=2) as queue:
+            take = queue.batcher._lines._take
+
+            def failing():
+                if not queue.worker.batches:
+                    return take()
+                queue.batcher._lines._take = take
+                raise RuntimeError("a mistake of ours")
+
+            queue.batcher._lines._take = failing
+            begun = queue.ask("abcde", learn=learn)
+            behind = queue.ask("f", "other", learn=learn)
+            first, second = await asyncio.gather(begun, behind, return_exceptions=True)
+            assert isinstance(first, PredictionFailed if learn else NotReady)
+            assert ("the first 2 may have been learned from" in str(first)) == learn
+            assert isinstance(second, NotReady)
+
+    in_loop(walk())
+
+
+@pytest.mark.parametrize(("before", "expected"), [(0, TooManyStreams), (1, PredictionFailed)])
+def test_a_stream_refused_in_the_middle_of_a_request_is_not_told_to_come_back(before, expected):
+    """Whose first batch is refused may come back; who had answers before may not."""
+
+    class Full(FakeWorker):
+        async def predict(self, parts, *, learn, shed):
+            if len(self.batches) == before:
+                raise TooManyStreams("No place.", retry_after=1)
+            return await super().predict(parts, learn=learn, shed=shed)
+
+    async def walk():
+        async with Queue(Full(), max_batch=2) as queue:
+            with pytest.raises(expected, match=r"^No place\."):
+                await queue.ask("abcde")
 
     in_loop(walk())
 
 
 @pytest.mark.parametrize("hangs_in", ["predict", "adapt"])
 def test_nobody_waits_for_a_worker_that_hangs(monkeypatch, hangs_in):
-    """Who is in the batch, who waits and who comes gets a 503; it goes on if the worker does."""
+    """Who waits and who comes gets a 503; it goes on if the worker does.
+
+    Who is in the batch gets a 500: once the worker goes on, the batch is learned from.
+    """
     monkeypatch.setattr(batcher, "HUNG_SECONDS", 0.1)
 
     class Hanging(FakeWorker):
@@ -394,7 +440,7 @@ def test_nobody_waits_for_a_worker_that_hangs(monkeypatch, hangs_in):
             behind = queue.ask("b", "other")
             ends = await asyncio.wait_for(asyncio.gather(first, behind, return_exceptions=True), 10)
             assert isinstance(ends[1], NotReady)
-            assert isinstance(ends[0], NotReady) or hangs_in == "adapt"
+            assert isinstance(ends[0], PredictionFailed) or hangs_in == "adapt"
             with pytest.raises(NotReady, match="has not returned"):
                 queue.ask("c")
             queue.worker.gate.set()

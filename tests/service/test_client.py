@@ -179,6 +179,34 @@ def test_what_may_have_been_accepted_is_not_sent_again(service, ask, status):
 
 
 @both
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("kind", ["text/plain", "text/html; charset=utf-8", "application/json"])
+def test_what_a_proxy_refuses_may_have_been_accepted(service, ask, status, kind):
+    """Envoy answers 503 when the service's connection ends after it has forwarded the request."""
+    service.before = [(status, {"Content-Type": kind, "Retry-After": "0"})]
+    with pytest.raises(ServiceError) as caught:
+        ask(service.url, "predict", [b"x"], retry_budget=10)
+    assert not caught.value.may_repeat
+    assert len(service.asked) == 1
+
+
+@both
+def test_a_refusal_of_ours_is_known_however_its_form_is_written(service, ask):
+    """A proxy on the way may add a charset, or write it in capitals."""
+    service.before = [(503, {"Content-Type": "Application/Problem+JSON; charset=utf-8"})]
+    assert ask(service.url, "predict", [b"x"], retry_budget=10).version == 3
+
+
+@both
+def test_what_only_reads_is_asked_again_whoever_refused(service, ask):
+    """Nothing moves by it."""
+    service.will_answer({"stream": "door", "method": "ttc", "version": 3, "snapshots": []})
+    service.before = [(503, {"Content-Type": "text/plain"})]
+    assert ask(service.url, "snapshots", "door", retry_budget=10).snapshots == []
+    assert len(service.asked) == 2
+
+
+@both
 def test_a_predict_whose_answer_was_lost_is_not_sent_again(service, ask):
     """The service may have learned from it: a second time would be once too often."""
     service.will_answer(PREDICTION)

@@ -215,6 +215,15 @@ def test_lockstep_gives_up_after_some_tries_with_the_servers_sentence(fake, data
     assert fake.log.count("predict") == load.TRIES
 
 
+def test_lockstep_sends_nothing_again_that_a_proxy_may_have_forwarded(fake, data, monkeypatch):
+    """Its 503 is no problem document."""
+    monkeypatch.setattr("tests.fixtures.fake_service.PROBLEM", "text/plain")
+    fake.refusals.append((503, 0.01))
+    with pytest.raises(ServiceError, match="503"):
+        run(ReplayPlan(data, fake.url))
+    assert fake.log.count("predict") == 1
+
+
 def test_lockstep_stops_at_another_error_and_keeps_the_finished_rows(fake, data):
     """A 500 cannot be made good: the sentence is the server's, the rows before it stay."""
     rows, (view, screen) = Rows(None), plain_view()
