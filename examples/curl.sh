@@ -22,6 +22,10 @@ post() { # FILE → status|what Retry-After says|type of the answer
 }
 
 for file in "$@"; do
+  if [ ! -f "$file" ]; then
+    echo "There is no file $file." >&2
+    exit 1
+  fi
   for try in 1 2 3 4 5; do
     code=0
     told=$(post "$file") || code=$?

@@ -104,7 +104,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         LoadError: the file is missing, unreadable, holds code, or no tensors by name.
     """
     if not path.is_file():
-        raise LoadError(f"There is no weight file {path}.")
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise LoadError(f"The weight file {path} {what}; a file is accepted.")
     if path.suffix == ".json":
         raise LoadError(
             f"{path} is an index of several files; expected is one file with all weights, as "

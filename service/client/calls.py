@@ -3,7 +3,7 @@
 import base64
 import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any, Generic, TypeVar
@@ -71,6 +71,8 @@ def predict_call(
     for name, values in (("label", labels), ("id", ids)):
         if values is None:
             continue
+        if isinstance(values, str | bytes) or not isinstance(values, Collection):
+            raise ValueError(f"{name}s must be a list, one for each image; got {values!r:.80}.")
         if len(values) != len(entries):
             raise ValueError(
                 f"{name}s must be as many as images, {len(entries)}; got {len(values)}."

@@ -435,6 +435,8 @@ def test_an_array_is_sent_with_the_very_pixels_that_it_has(pixels):
         ([], {}, "at least one"),
         ([b"a", b"b"], {"labels": [1]}, "labels must be as many as images, 2; got 1"),
         ([b"a"], {"ids": ["a", "b"]}, "ids must be as many as images, 1; got 2"),
+        ([b"a"], {"ids": "a"}, "ids must be a list, one for each image; got 'a'"),
+        ([b"a"], {"labels": 1}, "labels must be a list, one for each image; got 1"),
     ],
 )
 def test_what_cannot_be_sent_is_refused_before_sending(images, options, sentence):
