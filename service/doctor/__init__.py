@@ -7,7 +7,7 @@ from service.doctor.checks import CHECKS, Check, Finding, Verdict, find_check
 from service.doctor.data import look_at_data
 from service.doctor.installation import look_at_device, look_at_installation
 from service.doctor.model import look_at_model
-from service.doctor.recommendation import start_command, without_data
+from service.doctor.recommendation import mend_first, start_command, without_data
 from service.doctor.trial import look_at_methods
 
 __all__ = ["CHECKS", "Asked", "Check", "Finding", "Verdict", "examine", "find_check"]
@@ -28,6 +28,9 @@ def examine(asked: Asked) -> Iterator[Finding]:
         return
     seen = yield from look_at_data(asked, model)
     if seen is None:
+        return
+    if seen.unsolved:
+        yield mend_first(asked, seen)
         return
     tried = yield from look_at_methods(asked, seen)
     yield start_command(asked, seen, tried)

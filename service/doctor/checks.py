@@ -214,7 +214,8 @@ CHECKS: dict[str, Check] = {
             "of the four streams by more than two standard errors, the one with the best mean is "
             "taken if that mean is above the frozen network's by more than two; the default "
             "stays where the best is not better than it by more than two. Else nothing is "
-            "gained by adapting, and the frozen network is recommended. Three corruptions of a "
+            "gained by adapting, and the frozen network is recommended. Where a problem is left "
+            "that no option mends, no method is tried. Three corruptions of a "
             "few images are no promise: ttc evaluate with your own data says more.",
         ),
     )

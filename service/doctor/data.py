@@ -181,6 +181,14 @@ def _normalisation(
     numbers = {str(each): round(float(fits[each].right.mean()), 4) for each in ranked}
     shown = [each for each in ranked if each in ranked[:SHOWN] or each in (stated, best)]
     tried = "; ".join(f"{each}: {numbers[str(each)]:.1%}" for each in shown)
+    order = _order_of_classes(model, fits[stated].answers, labels)
+    most = float(fits[ranked[0]].right.mean())
+    if order.verdict == "problem" and order.numbers["assigned"] > most:
+        said = f"not to be told while classes are in another order, see T304 ({tried})"
+        return Finding("T303", "note", said, {"accuracy": numbers, "found": None}), None
+    if not _above_guessing(model, fits[ranked[0]].right):
+        said = f"not to be told: by none are images answered better than by guessing ({tried})"
+        return Finding("T303", "note", said, {"accuracy": numbers, "found": None}), None
     if not _plainly_better(fits[best].right, fits[stated].right):
         said = f"plausible: no usual one is plainly better on {len(labels)} images ({tried})"
         return Finding("T303", "ok", said, {"accuracy": numbers, "found": None}), None
@@ -207,8 +215,10 @@ def _plainly_better(right: Right, other: Right) -> bool:
 
 @dataclass(frozen=True)
 class Fit:
-    """How well images are answered: (N,) each rightly, 1 or 0; mean log probability of labels."""
+    """How well images are answered: (N,) the answers, and whether each is right, 1 or 0; the mean
+    log probability of labels."""
 
+    answers: NDArray[np.int64]
     right: Right
     likelihood: float
 
@@ -243,8 +253,9 @@ def _fit(
         answers.append(model.run(inputs).logits.cpu())
     logits = torch.cat(answers)
     likelihood = -F.cross_entropy(logits, torch.from_numpy(labels)).item()
-    right = np.asarray(logits.argmax(dim=1).numpy() == labels, np.float64)
-    return Fit(right, likelihood if math.isfinite(likelihood) else -math.inf)
+    found = logits.argmax(dim=1).numpy()
+    right = np.asarray(found == labels, np.float64)
+    return Fit(found, right, likelihood if math.isfinite(likelihood) else -math.inf)
 
 
 def _units(model: SourceModel, images: NDArray[np.uint8]) -> Iterator[Tensor]:
@@ -266,9 +277,7 @@ def _accuracy(model: SourceModel, answers: NDArray[np.int64], labels: NDArray[np
     several = len(np.unique(labels)) > 1
     said = f"{accuracy:.1%} ± {error:.1%} of {len(labels):,} clean images right"
     numbers = {"accuracy": accuracy, "error": error, "commonest_answer": commonest}
-    # Of guesses: an error of 0 is no certainty where none is right.
-    doubt = math.sqrt(guessing * (1 - guessing) / len(labels))
-    if accuracy <= guessing + 2 * doubt:
+    if not _above_guessing(model, np.asarray(answers == labels, np.float64)):
         return Finding(
             "T302",
             "problem",
@@ -283,6 +292,12 @@ def _accuracy(model: SourceModel, answers: NDArray[np.int64], labels: NDArray[np
             "T302", "note", f"{said}; {model.accuracy:.1%} are stated for the model", numbers
         )
     return Finding("T302", "ok", said, numbers)
+
+
+def _above_guessing(model: SourceModel, right: Right) -> bool:
+    """By two standard errors of guesses: that of no right answers at all is 0."""
+    guessing = 1 / model.classes
+    return float(right.mean()) > guessing + 2 * math.sqrt(guessing * (1 - guessing) / len(right))
 
 
 def _order_of_classes(

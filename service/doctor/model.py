@@ -59,11 +59,14 @@ def look_at_model(asked: Asked) -> Generator[Finding, None, SourceModel | None]:
 def _input(model: SourceModel) -> Finding:
     origins = model.origins
     mean, std = (", ".join(f"{each:.4g}" for each in group) for group in (model.mean, model.std))
+    whence = origins.geometry
+    if origins.interpolation != whence:
+        whence += f"; interpolation from {origins.interpolation}"
     return Finding(
         "T202",
         "ok",
-        f"{model.geometry} (from {origins.geometry}; interpolation from {origins.interpolation}); "
-        f"mean {mean}, deviation {std} (from {origins.normalisation})",
+        f"{model.geometry} (from {whence}); mean {mean}, deviation {std} (from "
+        f"{origins.normalisation})",
         {
             "size": model.size,
             "crop": model.crop,

@@ -22,16 +22,21 @@ def without_data(asked: Asked, model: SourceModel) -> Finding:
     return _finding("ok", method, why if model.adaptable else "it answers frozen", command)
 
 
+def mend_first(asked: Asked, seen: Seen) -> Finding:
+    """What to start with where the model is not used as it was trained; nothing was measured."""
+    method = DEFAULT_METHOD if seen.model.adaptable else "source"
+    command = _command(asked, method, seen.changed, own_settings(method, seen))
+    why = f"mend {', '.join(seen.unsolved)} first and look again; until then no method is tried"
+    return _finding("note", method, why, command)
+
+
 def start_command(asked: Asked, seen: Seen, tried: Tried) -> Finding:
     """What to start with after all that was found."""
     if "source" not in tried.right:
         return Finding("T402", "problem", "none: the model fails on these images, see T401")
     method, why = chosen(tried)
     command = _command(asked, method, seen.changed, own_settings(method, seen))
-    if seen.unsolved:
-        codes = ", ".join(seen.unsolved)
-        why = f"mend {codes} first and look again, until then nothing here holds; {why}"
-    return _finding("note" if seen.unsolved else "ok", method, why, command)
+    return _finding("ok", method, why, command)
 
 
 def chosen(tried: Tried) -> tuple[str, str]:

@@ -1,12 +1,13 @@
 """What `ttc doctor --data` finds, and what it recommends."""
 
+import dataclasses
 import shlex
 
 import numpy as np
 import pytest
 
 from service.client import Client
-from service.doctor import Asked, examine
+from service.doctor import Asked, data, examine
 from service.doctor.data import look_at_data
 from service.doctor.recommendation import chosen
 from service.doctor.trial import Tried
@@ -77,7 +78,43 @@ def test_classes_in_another_order_than_in_training_are_told(colours):
     findings, seen = look("reordered", colours)
     assert findings["T304"].verdict == "problem"
     assert findings["T304"].numbers["assigned"] > 0.95
+    assert findings["T303"].verdict == "note"  # what is right by chance alone says nothing of it
     assert "T304" in seen.unsolved
+
+
+def test_what_no_option_mends_has_to_be_mended_before_methods_are_tried(colours):
+    *_, last = examine(asked("reordered", colours, images=120))
+    assert (last.code, last.verdict) == ("T402", "note")
+    assert "mend T302, T304 first" in last.sentence
+    assert last.numbers["command"].startswith(
+        "ttc serve --model tests.fixtures.centroids:reordered"
+    )
+
+
+def test_of_normalisations_that_are_as_often_right_the_surest_is_named():
+    """But for BGR, where the usual order is as right: of grey images it says nothing."""
+    right, plain = np.ones(50), data.USUAL[0]
+    bgr = dataclasses.replace(plain, bgr=True)
+    answers = np.zeros(50, np.int64)
+    fits = {
+        plain: data.Fit(answers, right, -0.5),
+        data.USUAL[1]: data.Fit(answers, right, -0.3),
+        data.USUAL[2]: data.Fit(answers, 0 * right, -0.1),
+        bgr: data.Fit(answers, right, -0.2),
+    }
+    assert data._surest(plain, fits) == data.USUAL[1]
+
+
+def test_a_model_that_guesses_is_told_and_its_normalisation_left_open(tmp_path):
+    """Each class has images of ten colours."""
+    folder = centroids.write_folder(tmp_path / "colours")
+    for path in list(folder.glob("*/*.png")):
+        label, number = int(path.parent.name), int(path.stem)
+        path.rename(folder / f"{(label + number) % centroids.CLASSES}" / f"{label}-{number}.png")
+    findings, seen = look("plain", folder)
+    assert findings["T302"].verdict == "problem"
+    assert findings["T303"].verdict == "note"
+    assert "T302" in seen.unsolved
 
 
 def test_mirror_images_that_mean_something_else_are_told(tmp_path):
