@@ -31,7 +31,8 @@ def doctor(data: str | None, images: int, seed: int, as_json: bool, network: Mod
     """
     import torch
 
-    from service.doctor import Asked, examine
+    from service.doctor.asked import Asked
+    from service.doctor.examination import examine
 
     if network.threads:
         torch.set_num_threads(network.threads)
@@ -96,7 +97,7 @@ def _options(network: ModelOptions) -> dict[str, str | None]:
 @click.argument("code", required=False)
 def explain(code: str | None) -> None:
     """Tell what a check of ttc doctor means and what to do; without CODE list them all."""
-    from service.doctor import CHECKS, find_check
+    from service.doctor.checks import CHECKS, find_check
 
     if code is None:
         for check in CHECKS.values():

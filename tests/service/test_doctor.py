@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from service.cli import cli
-from service.doctor import CHECKS, Asked, find_check, installation
-from service.doctor.checks import UnknownCodeError
+from service.doctor import installation
+from service.doctor.asked import Asked
+from service.doctor.checks import CHECKS, UnknownCodeError, find_check
 from service.doctor.model import look_at_model
 from tests.fixtures import centroids
 from ttc_core.errors import ModelError

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from service.client import Client
-from service.doctor import Asked, data, examine
+from service.doctor import data
+from service.doctor.asked import Asked
 from service.doctor.data import look_at_data
+from service.doctor.examination import examine
 from service.doctor.recommendation import chosen
 from service.doctor.trial import Tried
 from service.launch import launch
