@@ -18,7 +18,7 @@ try:
     from service.cli.config import config
     from service.cli.corrupt import corrupt
     from service.cli.demo import demo
-    from service.cli.doctor import doctor
+    from service.cli.doctor import doctor, explain
     from service.cli.evaluate import evaluate
     from service.cli.replay import replay
     from service.cli.report import report
@@ -107,6 +107,7 @@ def cli() -> None:
 
 for verb in (
     *(serve, config, replay, evaluate, report, corrupt, train, calibrate, demo, doctor, state),
+    explain,
     completion,
 ):
     cli.add_command(verb)

@@ -25,7 +25,7 @@ from ttc_core.load import BUNDLED_WEIGHTS
 ROOT = Path(__file__).parents[2]
 VERBS = (
     *("serve", "config", "replay", "evaluate", "report", "corrupt"),
-    *("train", "calibrate", "demo", "doctor", "state", "completion"),
+    *("train", "calibrate", "demo", "doctor", "explain", "state", "completion"),
 )
 
 
@@ -424,7 +424,39 @@ def test_doctor_names_a_device_that_is_not_there(ttc):
     """Exit status 1 and the finding."""
     status, out, _ = ttc("doctor", "--device", "cuda:99")
     assert status == 1
-    assert "PROBLEM  There is no device cuda:99" in out
+    assert "PROBLEM  T103  There is no device cuda:99" in out
+
+
+def test_doctor_tells_machines_in_one_object(ttc):
+    """Progress goes to standard error; the last finding's command is at hand."""
+    status, out, err = ttc("doctor", "--device", "cpu", "--std", "0.3,0.3,0.3", "--json")
+    found = json.loads(out)
+    assert (status, found["problems"]) == (0, 0)
+    assert {"code", "title", "verdict", "sentence", "numbers"} == set(found["findings"][0])
+    command = "ttc serve --model bundled --device cpu --std 0.3,0.3,0.3 --method ttc_stream"
+    assert found["command"].startswith(command)
+    assert "Loading bundled" in err
+
+
+def test_doctor_says_what_is_wrong_with_a_model_and_explain_what_to_do(ttc):
+    """Exit status 1 and the code."""
+    status, out, err = ttc("doctor", "--model", "tests.fixtures.centroids:without_norm")
+    assert status == 1
+    assert "PROBLEM  T201" in out
+    assert "ttc explain T201" in err
+    status, out, _ = ttc("explain", "T201")
+    assert status == 0
+    assert "torch.jit.save" in out
+
+
+def test_explain_lists_all_codes_and_names_near_ones(ttc):
+    """Without a code all of them; an unknown one is a sentence."""
+    status, out, _ = ttc("explain")
+    assert status == 0
+    assert {"T101", "T303", "T402"} <= {line.split()[0] for line in out.splitlines()}
+    status, _, err = ttc("explain", "T399")
+    assert status == 1
+    assert "T399 is no check's code; near it are T" in err
 
 
 def test_state_shows_what_was_saved(ttc, serve, pictures, tmp_path):

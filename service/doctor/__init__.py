@@ -1,0 +1,1 @@
+"""Look over an installation, a model and its data before it serves."""
