@@ -319,7 +319,7 @@ def test_networks_of_other_classes_in_a_file_are_refused(distilled, told, tmp_pa
 
 def test_a_teacher_of_another_kind_is_passed_over(tmp_path):
     """Its classes are not counted for the network that is named."""
-    teacher = fine_tuned(torchvision.models.mobilenet_v3_small, classes=11)
+    teacher = fine_tuned(torchvision.models.shufflenet_v2_x1_0, classes=11)
     own = small(7)
     torch.save({"teacher": teacher.state_dict(), "model": own.state_dict()}, tmp_path / "a.pt")
     model = load(f"torchvision/shufflenet_v2_x0_5@{tmp_path}/a.pt")
