@@ -76,6 +76,12 @@ def usual_method(model: str, *, paper: bool = False) -> str:
     return "source" if model.startswith(("torchscript@", "export@")) else "ttc_stream"
 
 
+def _states_no_size(model: str) -> bool:
+    """Whether a model's spec is of a kind that comes without a size of its images."""
+    name = model.partition("@")[0]
+    return name == "torchscript" or (":" in name and not name.startswith("timm/"))
+
+
 def _usual_guard(given: dict[str, Any]) -> Literal["on", "off", "observe"]:
     """As `ttc_core.guard.default_mode` has it, which would import torch."""
     is_default = given.get("method", "ttc_stream") == "ttc_stream" and not given.get("paper")
@@ -265,6 +271,20 @@ class Settings(BaseSettings):
             text = text[1:-1]
         return tuple(text.split(","))
 
+    @field_validator("crop")
+    @classmethod
+    def _is_within_the_size(cls, value: int | None, info: ValidationInfo) -> int | None:
+        size, model = info.data.get("size"), str(info.data.get("model"))
+        if value is None or "size" not in info.data:  # a size that is wrong is told by itself
+            return value
+        if size is not None and value > size:
+            raise ValueError(
+                f"at most --size, the shorter side before it is cut, is expected: {size}"
+            )
+        if size is None and _states_no_size(model):
+            raise ValueError("it needs --size, the shorter side before it is cut")
+        return value
+
     @field_validator("set", "cors_origin", mode="before")
     @classmethod
     def _split_at_spaces(cls, value: object) -> object:
@@ -343,7 +363,7 @@ OPTIONAL = LISTS | {
 
 # What defaults follow from that are made when the settings are read.
 _FOLLOWED: Mapping[str, tuple[str, ...]] = {
-    "method": ("paper",),
+    "method": ("model", "paper"),
     "guard": ("paper", "method"),
     "adapt": ("paper",),
 }
@@ -552,12 +572,19 @@ def _refusal(where: str, name: str, said: str, got: object) -> str:
 
 
 def _followed(settings: Settings, name: str) -> str | None:
-    """The settings that have a default differ from the usual one; None where none has."""
-    if getattr(settings, name) == default(name):
+    """The settings that have a default differ from the usual one, each by itself; None: none."""
+    value, field = getattr(settings, name), Settings.model_fields[name]
+    if value == default(name):
         return None
-    return ", ".join(
-        each for each in _FOLLOWED.get(name, ()) if getattr(settings, each) != default(each)
+    followed = (
+        each
+        for each in _FOLLOWED.get(name, ())
+        if value
+        == field.get_default(
+            call_default_factory=True, validated_data={each: getattr(settings, each)}
+        )
     )
+    return ", ".join(followed) or None
 
 
 def _notices(path: object, said: Mapping[str, Any]) -> Iterator[str]:

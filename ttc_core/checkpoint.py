@@ -242,6 +242,67 @@ def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A part of a file that may be the network's weights: a set, or what lies under a prefix in it.
+
+    Attributes:
+        names: in the network, by those that the file may have for them.
+        size: of the set, in tensors.
+    """
+
+    place: str
+    prefix: str
+    state: Weights
+    names: Mapping[str, str]
+    size: int
+
+    def __str__(self) -> str:
+        where = repr(self.place) if self.place else "at the top level"
+        return f"{where} under {self.prefix!r}" if self.prefix else where
+
+
+def _candidates(expected: Weights, found: Mapping[str, Weights]) -> Iterator[_Candidate]:
+    """The preferred first."""
+    own = {_unwrapped(name): name for name in expected if not _is_counter(name)}
+    if len(own) < sum(not _is_counter(name) for name in expected):
+        own = {name: name for name in expected if not _is_counter(name)}
+    for place, weights in found.items():
+        given = {name: tensor for name, tensor in weights.items() if not _is_counter(name)}
+        for names in _without_common_prefixes(own):
+            for prefix, state in _variants(given, names):
+                yield _Candidate(place, prefix, state, names, len(given))
+
+
+def class_counts(
+    sample: Mapping[str, Tensor], odd: int, found: Mapping[str, Weights]
+) -> dict[str, int]:
+    """Count the classes of each network in a file that is the sample's but for their number.
+
+    Args:
+        sample: a state dict of that network with `odd` classes; nothing else has as many rows.
+
+    Returns:
+        Their classes by where they lie, to show; the preferred first.
+    """
+    expected = {name: tensor for name, tensor in sample.items() if isinstance(tensor, Tensor)}
+    ends = {name for name, tensor in expected.items() if tensor.ndim and len(tensor) == odd}
+    counts: dict[str, int] = {}
+    for candidate in _candidates(expected, found):
+        state, names = candidate.state, candidate.names
+        heads = [name for name in names if names[name] in ends and name in state]
+        rows = {len(state[name]) for name in heads if state[name].ndim}
+        if len(rows) != 1:
+            continue
+        (classes,) = rows
+        wanted = {name: expected[own] for name, own in names.items()}
+        for name in heads:
+            wanted[name] = wanted[name].new_empty(classes, *wanted[name].shape[1:], device="meta")
+        if not _problems(wanted, state, names):
+            counts.setdefault(str(candidate), classes)
+    return counts
+
+
 def fill(module: nn.Module, found: Mapping[str, Weights], origin: object) -> list[str]:
     """Load the first set of weights that fits the network.
 
@@ -253,20 +314,15 @@ def fill(module: nn.Module, found: Mapping[str, Weights], origin: object) -> lis
             another shape, and how many there are.
     """
     expected = {name: t for name, t in module.state_dict().items() if isinstance(t, Tensor)}
-    own = {_unwrapped(name): name for name in expected if not _is_counter(name)}
-    if len(own) < sum(not _is_counter(name) for name in expected):
-        own = {name: name for name in expected if not _is_counter(name)}
     best: list[str] | None = None
-    for place, weights in found.items():
-        given = {name: tensor for name, tensor in weights.items() if not _is_counter(name)}
-        for names in _without_common_prefixes(own):
-            for prefix, state in _variants(given, names):
-                problems = _problems({n: expected[names[n]] for n in names}, state, names)
-                if not problems:
-                    _load(module, {names[name]: state[name] for name in names}, origin)
-                    return _choice(origin, place, prefix, found, len(given) - len(state))
-                if best is None or len(problems) < len(best):
-                    best = problems
+    for candidate in _candidates(expected, found):
+        state, names = candidate.state, candidate.names
+        problems = _problems({n: expected[names[n]] for n in names}, state, names)
+        if not problems:
+            _load(module, {names[name]: state[name] for name in names}, origin)
+            return _choice(origin, candidate, found)
+        if best is None or len(problems) < len(best):
+            best = problems
     assert best is not None
     more = f"; and {len(best) - NAMED:,} more" if len(best) > NAMED else ""
     raise LoadError(f"{origin} does not fit the network: {'; '.join(best[:NAMED])}{more}.")
@@ -332,23 +388,20 @@ def _load(module: nn.Module, state: Weights, origin: object) -> None:
         raise LoadError(f"{origin} could not be loaded into the network: {told(error)}.") from error
 
 
-def _choice(
-    origin: object, place: str, prefix: str, found: Mapping[str, Weights], left: int
-) -> list[str]:
+def _choice(origin: object, taken: _Candidate, found: Mapping[str, Weights]) -> list[str]:
     # A few tensors beside the weights are no other network.
     others = [
         other or "the top level"
         for other, weights in found.items()
-        if other != place and 2 * len(weights) > len(found[place])
+        if other != taken.place and 2 * len(weights) > len(found[taken.place])
     ]
-    taken = f"the weights {place!r}" if place else "the weights at the top level"
-    if prefix:
-        taken += f" under {prefix!r}"
+    left = taken.size - len(taken.state)
     if not others and not left:
         return []
     beside = [f"not those in {', '.join(map(_shortened, others[:NAMED]))}"] if others else []
     beside += [f"{left:,} other tensors were left"] if left else []
-    return [f"{origin} holds more than one network: {taken} were taken, {' and '.join(beside)}."]
+    said = " and ".join(beside)
+    return [f"{origin} holds more than one network: the weights {taken} were taken, {said}."]
 
 
 def _shortened(name: str) -> str:

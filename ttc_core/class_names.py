@@ -1,7 +1,7 @@
 """Names of classes, in the forms in which people keep them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ttc_core.errors import LoadError, shown
@@ -17,7 +17,8 @@ def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
     """Read the names of a model's classes, in the order of their numbers; FORMS says how.
 
     Raises:
-        LoadError: the file is missing, unreadable, of another form, or has not one name a class.
+        LoadError: the file is missing, unreadable, of another form, has not one name a class, or
+            one name for two.
     """
     try:
         with path.open("rb") as file:
@@ -40,7 +41,19 @@ def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
             f"{path} names {len(names):,} classes ({_ends(names)}), and the network has "
             f"{classes:,}; one name for each is expected."
         )
+    if double := first_double(names):
+        raise LoadError(f"{path}: {double}; each class needs a name of its own.")
     return names
+
+
+def first_double(names: Sequence[str]) -> str | None:
+    """Tell the first name that two classes have, and which they are; None where none is."""
+    seen: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if name in seen:
+            return f"{shown(repr(name))} is the name of class {seen[name]} and of class {index}"
+        seen[name] = index
+    return None
 
 
 def names_of(value: object) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from ttc_core.calibration_record import SUFFIX, CalibrationRecord, RecordError
-from ttc_core.checkpoint import Checkpoint, fill, read_checkpoint
-from ttc_core.class_names import read_class_names
+from ttc_core.checkpoint import Checkpoint, class_counts, fill, read_checkpoint
+from ttc_core.class_names import first_double, read_class_names
 from ttc_core.errors import LoadError, PluginError, told
 from ttc_core.interpolation import Interpolation
 from ttc_core.model import Origins, Precision, SourceModel
@@ -45,6 +45,8 @@ _PLAIN = ((0.0,) * 3, (1.0,) * 3)
 _UNSTATED = "not stated"
 _FILE = "the file"
 _UNNAMED = "none are stated"
+# Of a file without names: by their number, which one's own classes may have, too.
+_IMAGENETS, _CIFARS = "ImageNet's, for 1,000 classes", "CIFAR-10's, for ten classes"
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ def load(
     model = _loaded(spec, stated, torch.device(device), precision, trust_code)
     if class_names is not None:
         model.name_classes(read_class_names(class_names, model.classes), str(class_names))
+    else:
+        model.notices += _doubtful_names(model, spec.partition("@")[2])
     beside = record_beside(spec)
     if calibration is not None:
         model.calibration = CalibrationRecord.read(calibration, model)
@@ -132,6 +136,15 @@ def load(
         except RecordError as error:
             model.notices.append(f"{error} It is left out.")
     return model
+
+
+def _doubtful_names(model: SourceModel, file: str) -> Iterable[str]:
+    """What to beware of in the names that a model has without --class-names."""
+    origin = model.origins.class_names
+    if origin in (_IMAGENETS, _CIFARS):
+        yield f"{file} names no classes: they are called as {origin}; --class-names gives others."
+    elif origin == file and (double := first_double(model.class_names)):
+        yield f"{file}: {double}; --class-names gives others."
 
 
 def record_beside(spec: str) -> Path | None:
@@ -200,6 +213,10 @@ def _made(
     flags = [f"--{name}" for name in ("size", "crop") if getattr(stated, name) is not None]
     if stated.size is not None:
         size, crop = stated.size, stated.crop
+        if crop is not None and crop > size:
+            raise LoadError(
+                f"--crop {crop} is above --size {size}, the shorter side before it is cut."
+            )
     elif stated.crop is not None:
         crop = stated.crop
         if size is None or crop > size:
@@ -227,6 +244,10 @@ def _made(
         normalisation=" and ".join(moments + others),
         class_names=_UNNAMED,
     )
+    if origin == _UNSTATED and moments == ["--mean"]:
+        model.notices.append("--mean is said without --std: nothing is divided by a deviation.")
+    if origin == _UNSTATED and moments == ["--std"]:
+        model.notices.append("--std is said without --mean: no mean is taken off.")
     given, whose = names
     if given is not None and len(given) == model.classes:
         model.name_classes(given, whose)
@@ -268,12 +289,10 @@ def _cifar(name: str, file: str, stated: Input) -> SourceModel:
     for state in checkpoint.sets.values():
         for key in [key for key in state if key.rpartition(".")[2] in ("mu", "sigma")]:
             buffers.setdefault(key.rpartition(".")[2], state.pop(key).flatten().tolist())
-    classes = checkpoint.classes([f"{architecture.head}.weight"]) or 10
-    module = architecture.build(classes)
-    notices = fill(module, checkpoint.sets, file)
+    module, classes, notices = _filled(f"cifar/{name}", architecture.build, checkpoint, file)
     names = (checkpoint.class_names, file)
     if names[0] is None and classes == len(CIFAR10_CLASSES):
-        names = (CIFAR10_CLASSES, "CIFAR-10's, for ten classes")
+        names = (CIFAR10_CLASSES, _CIFARS)
     usual = Input(
         buffers.get("mu") or architecture.mean, buffers.get("sigma") or architecture.std, 32
     )
@@ -320,7 +339,7 @@ def _torchvision(spec: str, file: str, stated: Input) -> SourceModel:
         module, classes, notices = _filled(name, build, checkpoint, file)
         names = (checkpoint.class_names, file)
         if names[0] is None and classes == len(published):
-            names = (published, f"ImageNet's, for {classes:,} classes")
+            names = (published, _IMAGENETS)
     else:
         names = (None if wish == "none" else published, str(weights))
         try:
@@ -405,6 +424,10 @@ def _filled(
 
     Args:
         build: makes the network, of so many classes.
+
+    Raises:
+        LoadError: the file has none that fits, or several with other numbers of classes, as
+            distilling leaves them: which of them is meant cannot be told.
     """
     try:
         with torch.device("meta"):  # where nothing is drawn at random, nor takes memory
@@ -416,7 +439,14 @@ def _filled(
         for key, tensor in sample.state_dict().items()
         if tensor.ndim >= 2 and len(tensor) == ODD
     ]
-    found = checkpoint.classes(heads)
+    counts = class_counts(sample.state_dict(), ODD, checkpoint.sets)
+    if len(set(counts.values())) > 1:
+        several = ", ".join(f"{place} has {count:,}" for place, count in counts.items())
+        raise LoadError(
+            f"{file} holds networks that fit {name} and differ in their classes: {several}. Save "
+            "the weights that are to be served alone, with torch.save or as safetensors."
+        )
+    found = next(iter(counts.values()), None) or checkpoint.classes(heads)
     classes = found or _IMAGENET_CLASSES
     module = build(classes)
     try:

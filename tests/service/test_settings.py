@@ -159,6 +159,7 @@ def test_a_variable_is_read_as_its_flag_is(monkeypatch, name, text, value):
         ("token", ""),
         ("token", "two\nlines of it"),
         ("admin_token", "space behind "),
+        ("crop", 8193),
         ("cors_origin", "*"),
         ("cors_origin", "cameras.example"),
         ("cors_origin", "https://cameras.example/page"),
@@ -180,6 +181,28 @@ def test_a_value_out_of_bounds_is_a_sentence_with_the_flag(monkeypatch, name, va
             assert not value or value.strip() not in sentence
         else:
             assert str(value).split(",")[0].lower() in sentence.lower()
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"size": 64, "crop": 65}, r"at most --size, .*: 64; got 65\.$"),
+        ({"model": "package.module:network", "crop": 65}, r"it needs --size, .*; got 65\.$"),
+        ({"model": "torchscript@network.pt", "crop": 65}, r"it needs --size, .*; got 65\.$"),
+    ],
+)
+def test_a_crop_that_no_model_has_a_size_for_is_refused(said, sentence):
+    """Before a model is loaded; where it states a size, that counts once it is."""
+    with pytest.raises(ValueError, match=rf"^--crop \(or TTC_CROP\): {sentence}"):
+        read_settings(said)
+    assert read_settings(said | {"size": 65}).crop == 65
+    for model in ("bundled", "torchvision/resnet18", "timm/hf-hub:some/network"):
+        assert read_settings({"model": model, "crop": 16}).crop == 16
+
+
+def test_a_wrong_size_is_told_before_the_crop():
+    with pytest.raises(ValueError, match=r"^--size \(or TTC_SIZE\)"):
+        read_settings({"size": 0, "crop": 16})
 
 
 @pytest.mark.parametrize("value", ["0.1,0.2,0.3", "[0.1,0.2,0.3]", " [0.1, 0.2, 0.3] "])

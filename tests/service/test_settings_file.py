@@ -70,6 +70,7 @@ def another(name):
         "cors_origin": ("https://a.example", "http://b.example:81"),
         "mean": (0.1, 0.25, 1.0),
         "std": (0.5, 1e-05, 1.0),
+        "interpolation": "bicubic",
     }
     if name in special:
         return special[name]
@@ -315,6 +316,26 @@ def test_every_setting_is_shown_with_its_value_and_where_it_comes_from(file):
         "host": ["127.0.0.1", "default"],
         "config": [str(path), "flag --config"],
     }.items() <= shown.items()
+
+
+@pytest.mark.parametrize(
+    ("given", "method", "guard"),
+    [
+        ({}, None, None),
+        ({"model": "torchvision/resnet18"}, None, None),
+        ({"model": "torchscript@x"}, "model", "method"),
+        ({"model": "export@x"}, "model", "method"),
+        ({"paper": True}, "paper", "paper, method"),
+        ({"model": "torchscript@x", "paper": True}, "paper", "paper, method"),
+        ({"model": "torchvision/resnet18", "paper": True}, "paper", "paper, method"),
+        ({"method": "ttc_stream", "paper": True}, "--method", "paper"),
+        ({"method": "tent", "model": "torchscript@x"}, "--method", "method"),
+    ],
+)
+def test_what_a_default_follows_from_is_told(given, method, guard):
+    """Of what is said, what has the default differ, and no more."""
+    origins = read(given).origins
+    assert (origins["method"].name, origins["guard"].name) == (method, guard)
 
 
 def test_the_same_as_json(file):

@@ -112,6 +112,14 @@ def test_the_number_of_classes_is_the_files(tmp_path):
     model = load(f"cifar/resnet20@{tmp_path}/cifar100.pt")
     assert model.classes == 100
     assert model.class_names[99] == "99"
+    assert model.notices == []
+
+
+def test_ten_classes_of_a_cifar_network_are_taken_for_cifars(tmp_path):
+    """They may be one's own, so that it is told."""
+    torch.save(random_weights("resnet20", classes=10), tmp_path / "own.pt")
+    (notice,) = load(f"cifar/resnet20@{tmp_path}/own.pt").notices
+    assert "CIFAR-10's, for ten classes; --class-names" in notice
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,11 @@ def test_a_file_of_a_thousand_classes_has_imagenets_names(tmp_path):
     model = load(f"torchvision/shufflenet_v2_x0_5@{tmp_path}/weights.pt")
     assert model.class_names[:2] == ("tench", "goldfish")
     assert "1,000 classes" in model.origins.class_names
+    assert any("ImageNet's" in said and "--class-names" in said for said in model.notices)
+    (tmp_path / "names").write_text("\n".join(f"part {number}" for number in range(1000)))
+    model = load(f"torchvision/shufflenet_v2_x0_5@{tmp_path}/weights.pt",
+                 class_names=tmp_path / "names")  # fmt: skip
+    assert model.notices == []
 
 
 def test_a_file_of_another_network_is_refused_with_what_does_not_fit(resnet18, tmp_path):
@@ -281,6 +286,57 @@ def test_a_name_without_a_network_is_asked_for(resnet18, tmp_path):
         load(f"{tmp_path}/weights.pt")
 
 
+def small(classes: int) -> nn.Module:
+    return fine_tuned(torchvision.models.shufflenet_v2_x0_5, classes=classes)
+
+
+def inside(network: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in network.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("distilled", "told"),
+    [
+        (
+            lambda teacher, own: {"teacher": teacher.state_dict(), "model": own.state_dict()},
+            r"'teacher' has 11, 'model' has 7",
+        ),
+        (
+            lambda teacher, own: inside(own, "student.backbone.") | inside(teacher, "teacher."),
+            r"at the top level under 'teacher\.' has 11, "
+            r"at the top level under 'student\.backbone\.' has 7",
+        ),
+    ],
+    ids=["containers", "flat"],
+)
+def test_networks_of_other_classes_in_a_file_are_refused(distilled, told, tmp_path):
+    """A teacher that knows other classes is no moving average; which is meant nobody can tell."""
+    torch.save(distilled(small(11), small(7)), tmp_path / "weights.pt")
+    spec = f"torchvision/shufflenet_v2_x0_5@{tmp_path}/weights.pt"
+    with pytest.raises(LoadError, match=rf"differ in their classes: {told}\. Save"):
+        load(spec)
+
+
+def test_a_teacher_of_another_kind_is_passed_over(tmp_path):
+    """Its classes are not counted for the network that is named."""
+    teacher = fine_tuned(torchvision.models.shufflenet_v2_x1_0, classes=11)
+    own = small(7)
+    torch.save({"teacher": teacher.state_dict(), "model": own.state_dict()}, tmp_path / "a.pt")
+    model = load(f"torchvision/shufflenet_v2_x0_5@{tmp_path}/a.pt")
+    assert model.classes == 7
+    assert answers_as(model, own)
+
+
+def test_a_teacher_of_the_same_classes_goes_first(tmp_path):
+    """A mean teacher is the average that its authors evaluate."""
+    teacher = small(7)
+    torch.save({"model": small(7).state_dict(), "teacher": inside(teacher, "net.")},
+               tmp_path / "a.pt")  # fmt: skip
+    teacher.fc.bias.data.add_(1)  # what was saved above shares its memory, and is written already
+    model = load(f"torchvision/shufflenet_v2_x0_5@{tmp_path}/a.pt")
+    assert any("the weights 'teacher' under 'net.' were taken" in said for said in model.notices)
+
+
 # What is said of a model's input
 
 
@@ -297,7 +353,7 @@ def test_what_is_said_goes_before_what_weights_say(resnet18, tmp_path):
     assert load(spec, size=128, crop=112).geometry == Geometry(128, 112)
     with pytest.raises(LoadError, match=r"--crop 300 goes with --size, .* it is 256 otherwise"):
         load(spec, crop=300)
-    with pytest.raises(LoadError, match=r"crop at most size; got size 64, crop 65"):
+    with pytest.raises(LoadError, match=r"^--crop 65 is above --size 64"):
         load(spec, size=64, crop=65)
 
 
@@ -373,6 +429,8 @@ def test_digits_as_class_names_are_no_indices(tmp_path):
         ('{"1": "a", "2": "b"}', r"no name of class 0; counting begins at 0"),
         ('{"a": "b"}', r"has no index"),
         ("[" * 100_000, r"holds no class names"),
+        ("a\nb\nc\nb \na", r"'b' is the name of class 1 and of class 3"),
+        ('{"0": "a", "1": "a", "2": "b", "3": "c", "4": "d"}', r"'a' is the name of class 0 and"),
     ],
 )
 def test_class_names_that_do_not_fit_are_a_sentence(content, sentence, tmp_path):
@@ -404,6 +462,17 @@ def test_names_in_a_weight_file_go_before_published_ones_and_behind_stated_ones(
     model = load(f"{NETWORKS}:small_network@{tmp_path}/a.pt")
     assert model.class_names == tuple("01234")
     assert any("names 2 classes, and the network has 5" in said for said in model.notices)
+
+
+def test_doubles_among_the_names_in_a_weight_file_are_told(tmp_path):
+    """Published lists have some; --class-names, which may not, goes before them."""
+    state = make_network("batch-norm").state_dict()
+    torch.save({"model": state, "classes": list("abcbe")}, tmp_path / "a.pt")
+    (tmp_path / "names").write_text("a\nb\nc\nd\ne")
+    spec = f"{NETWORKS}:small_network@{tmp_path}/a.pt"
+    told = "'b' is the name of class 1 and of class 3"
+    assert sum(told in said for said in load(spec).notices) == 1
+    assert not any(told in said for said in load(spec, class_names=tmp_path / "names").notices)
 
 
 def test_timm_is_an_extra(monkeypatch):

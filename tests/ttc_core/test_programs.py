@@ -97,6 +97,17 @@ def test_the_size_of_an_exported_program_is_the_files(opened, folder):
     assert any("no mean and deviation are stated" in said for said in model.notices)
 
 
+@pytest.mark.parametrize(
+    ("said", "missing"), [({"mean": MEAN}, "without --std"), ({"std": STD}, "without --mean")]
+)
+def test_half_of_a_normalisation_is_told(said, missing, opened):
+    """The other half is none, which is seldom meant; with both nothing is said of it."""
+    model = opened("torchscript@scripted.pt")
+    assert not any("--std" in notice for notice in model.notices)
+    model = load("torchscript@scripted.pt", **said, size=SIZE, trust_code=True)
+    assert sum(missing in notice for notice in model.notices) == 1
+
+
 def test_other_code_is_another_model(opened, folder):
     """The digest is of the file: of a frozen program no weight is in a state dict."""
     first = opened("torchscript@frozen.pt").digest

@@ -348,16 +348,22 @@ def small_pictures():
     return CleanData(np.repeat(framed[..., None], 3, axis=3), labels, Geometry(32))
 
 
-@pytest.mark.parametrize("batch", [10, 50])
-def test_fog_after_clear_weather_is_answered_as_fog_from_the_start(model, small_pictures, batch):
+@pytest.mark.parametrize(("batch", "order"), [(10, 1), (50, 2)])
+def test_fog_after_clear_weather_is_answered_as_fog_from_the_start(
+    model, small_pictures, batch, order
+):
     """The network has other favourites in it than before, which are no run of one class."""
-    method = create("ttc_stream", model)
-    for corruption in ("clean", "fog"):
-        right = []
-        stream = small_pictures.open(corruption, 5, limit=250, order="iid", seed=1)
-        for images, labels in stream.batches(batch):
-            prediction = method.predict(as_batch(images))
-            right += list(prediction.probabilities.argmax(dim=1).numpy() == labels)
-            method.adapt(prediction)
+    accuracy = {}
+    for corruptions in (("fog",), ("clean", "fog")):
+        method = create("ttc_stream", model)
+        for corruption in corruptions:
+            right = []
+            stream = small_pictures.open(corruption, 5, limit=250, order="iid", seed=order)
+            for images, labels in stream.batches(batch):
+                prediction = method.predict(as_batch(images))
+                right += list(prediction.probabilities.argmax(dim=1).numpy() == labels)
+                method.adapt(prediction)
+        accuracy[corruptions] = np.mean(right[-150:])
     assert method.details["conditions"] == 2
-    assert np.mean(right[-150:]) > 0.35  # from the start 0.45; SOURCE 0.25
+    # Without counting anew it is some thirty points below.
+    assert accuracy["clean", "fog"] > accuracy["fog",] - 0.1

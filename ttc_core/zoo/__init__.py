@@ -22,7 +22,6 @@ class Architecture:
     build: Callable[[int], nn.Module]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    head: str
 
 
 def _resnet(depth: int) -> Architecture:
@@ -31,7 +30,6 @@ def _resnet(depth: int) -> Architecture:
         # akamaster's training script normalises CIFAR-10 with ImageNet's figures.
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        head="linear",
     )
 
 
@@ -40,7 +38,6 @@ def _wide_resnet(depth: int, width: int) -> Architecture:
         build=lambda classes: WideResNet(depth, width, classes),
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
-        head="fc",
     )
 
 
@@ -54,7 +51,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         build=lambda classes: BottleneckResNet(classes=classes),
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),
-        head="linear",
     ),
     "wrn28-10": _wide_resnet(28, 10),
     "wrn40-2": _wide_resnet(40, 2),
