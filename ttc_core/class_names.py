@@ -17,8 +17,7 @@ def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
     """Read the names of a model's classes, in the order of their numbers; FORMS says how.
 
     Raises:
-        LoadError: the file is missing, unreadable, of another form, has not one name a class, or
-            one name for two.
+        LoadError: the file is missing, unreadable, of another form, or has not one name a class.
     """
     try:
         with path.open("rb") as file:
@@ -41,8 +40,6 @@ def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
             f"{path} names {len(names):,} classes ({_ends(names)}), and the network has "
             f"{classes:,}; one name for each is expected."
         )
-    if double := first_double(names):
-        raise LoadError(f"{path}: {double}; each class needs a name of its own.")
     return names
 
 

@@ -125,8 +125,7 @@ def load(
     model = _loaded(spec, stated, torch.device(device), precision, trust_code)
     if class_names is not None:
         model.name_classes(read_class_names(class_names, model.classes), str(class_names))
-    else:
-        model.notices += _doubtful_names(model, spec.partition("@")[2])
+    model.notices += _doubtful_names(model, str(class_names or "") or spec.partition("@")[2])
     beside = record_beside(spec)
     if calibration is not None:
         model.calibration = CalibrationRecord.read(calibration, model)
@@ -139,12 +138,12 @@ def load(
 
 
 def _doubtful_names(model: SourceModel, file: str) -> Iterable[str]:
-    """What to beware of in the names that a model has without --class-names."""
+    """What to beware of in a model's names. Published lists have doubles: ImageNet's two cranes."""
     origin = model.origins.class_names
     if origin in (_IMAGENETS, _CIFARS):
         yield f"{file} names no classes: they are called as {origin}; --class-names gives others."
-    elif origin == file and (double := first_double(model.class_names)):
-        yield f"{file}: {double}; --class-names gives others."
+    elif file and (double := first_double(model.class_names)):
+        yield f"{file}: {double}, so that their answers look alike."
 
 
 def record_beside(spec: str) -> Path | None:
