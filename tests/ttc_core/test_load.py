@@ -77,7 +77,7 @@ def test_a_model_is_frozen_and_in_eval_mode():
         ("cifar/resnet20", r"give cifar/ARCHITECTURE@FILE"),
         ("cifar/resnet21@x.pt", r"resnet20, resnet32"),
         ("torchvision/resnet19?weights=none", r"no classification model 'resnet19' \(is resnet1"),
-        ("torchvision/resnet18@missing.pt", r"no weight file missing\.pt"),
+        ("torchvision/resnet18@missing.pt", r"weight file missing\.pt is not there"),
         ("torchvision/resnet18@", r"names no file behind the @"),
         ("timm/resnet19@missing.pt", r"no (weight file missing\.pt|model 'resnet19')"),
         ("timm/resnet1888?weights=none", r"timm has no model 'resnet1888' \(is resnet18"),
@@ -90,7 +90,7 @@ def test_a_model_is_frozen_and_in_eval_mode():
         (f"{NETWORKS}:returns_text", r"must return an nn\.Module or a SourceModel.*str"),
         (f"{NETWORKS}:without_normalization", r"no BatchNorm, LayerNorm, GroupNorm or RMSNorm"),
         (f"{NETWORKS}:HeadlessSum", r"split into features and head was not found.*split='NAME'"),
-        (f"{NETWORKS}:small_network@missing.pt", r"no weight file missing\.pt"),
+        (f"{NETWORKS}:small_network@missing.pt", r"weight file missing\.pt is not there"),
     ],
 )
 def test_a_spec_that_names_nothing_gives_a_sentence(spec, sentence):
