@@ -25,6 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from service import tracing
 from service.answering import Image, ImageAnswer
 from service.batcher import Batcher
+from service.bounds import PIECE_BYTES
 from service.decoding import SMALL_BYTES, Decoding, Threads
 from service.engine import Engine
 from service.errors import ClientGone, OutOfRange, ReceiveTimeout, Refused, TooLarge, of_image
@@ -34,7 +35,6 @@ from service.metrics import Metrics
 from service.schemas import STREAM_NAME, STREAM_PATTERN, LateLabel
 from service.settings import Settings
 from service.uploads import (
-    PIECE_BYTES,
     Upload,
     check_count,
     check_label,

@@ -15,6 +15,13 @@ from pydantic_core import from_json
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 
+from service.bounds import (
+    MOST_CONTAINERS,
+    MOST_HEADER_CHARACTERS,
+    PIECE_BYTES,
+    count_containers,
+    count_values,
+)
 from service.errors import OutOfRange, TooLarge, UnknownType, Unreadable, of_image
 from service.images import check_media_type
 from service.schemas import FeedbackRequest, LateLabel, PredictRequest, check_written
@@ -22,23 +29,17 @@ from ttc_core.pictures import Buffer
 
 ACCEPTED = "image/*, multipart/form-data with fields named image, or application/json"
 MAX_ID_CHARACTERS = 128
-PIECE_BYTES = 1 << 20
 # Between them stand the values of a JSON body. An image has three, and may have some in its id.
 _MARKS_A_LABEL = 4 + MAX_ID_CHARACTERS
 _MARKS_AN_IMAGE = 3 * _MARKS_A_LABEL
 # No object of a request has more names.
 _MOST_NAMES = 3
 MOST_LABELS = 10_000
-# Lists and objects of a JSON body, or what looks like one in a text. Hundreds of thousands are read
-# in half a second, and the interpreter looks for rings in them, while no other thread runs.
-MOST_CONTAINERS = 1 << 16
 _MAX_GZIP_MEMBERS = 100
 # Read of a Content-Encoding; what stands behind them is no coding of ours.
 _MOST_CODINGS = 10
 # What zlib is told of each coding; deflate is zlib's own form (RFC 9110 §8.4.1.2).
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
-# Of a header with parameters: to read them takes a time that grows with its square.
-MOST_HEADER_CHARACTERS = 2000
 _BASE64_PIECE = 1 << 16
 _HEADER_NAME = re.compile(rb"[!#-'*+.0-9A-Z^-z|~-]+")
 _MOST_DIGITS = 18  # what has more is cut: any such number is no class
@@ -145,21 +146,6 @@ def content_type(headers: Headers) -> str | None:
 def _media_type(content_type: str | None) -> tuple[bytes, dict[bytes, bytes]]:
     media_type, options = parse_options_header(content_type or "")
     return media_type.strip(), {name.lower(): value for name, value in options.items()}
-
-
-def count_values(body: Buffer) -> int:
-    """How many values JSON has at most, by what stands between them."""
-    return count_containers(body) + _count(body, b",")
-
-
-def count_containers(body: Buffer) -> int:
-    """How many lists and objects JSON has at most."""
-    return _count(body, b"{") + _count(body, b"[")
-
-
-def _count(body: Buffer, mark: bytes) -> int:
-    """Count a piece at a time: other threads wait for each."""
-    return sum(body.count(mark, at, at + PIECE_BYTES) for at in range(0, len(body), PIECE_BYTES))
 
 
 def _check_json(body: Buffer, items: int, marks: int, too_many: TooLarge) -> None:

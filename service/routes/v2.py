@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from service.bounds import count_values
 from service.errors import NoModel, NotReady, OutOfRange, Unreadable
 from service.intake import Submission
 from service.routes.context import PROBLEMS, ServiceNow
@@ -19,7 +20,7 @@ from service.routes.guards import MAY_POST, MAY_READ, StreamHeader, stream_asked
 from service.routes.predict import TURN_SECONDS, server_timing
 from service.schemas import STREAM_PATTERN
 from service.settings import DAY
-from service.uploads import count_values, memory_to_parse
+from service.uploads import memory_to_parse
 from service.v2.datatypes import MOST_DIMENSIONS, MOST_SIDE, NAMES, Buffer
 from service.v2.model import Model
 from service.v2.parameters import switch

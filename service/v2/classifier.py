@@ -190,10 +190,12 @@ def _ids(request_id: str | None, count: int) -> list[str | None]:
 
 
 def _memory_of_files(inputs: Mapping[str, Tensor], _body: Buffer) -> int:
-    """The bytes that `_files` takes: of base64 as text and of the files."""
+    """The bytes that `_files` takes: of the files, and of base64 as text. A body is one itself."""
     tensor = inputs[IMAGES]
+    if tensor.binary:
+        return sum(len(each) for each in tensor.values.flat if isinstance(each, memoryview))
     sizes = [len(each) for each in tensor.values.flat]
-    return sum(sizes) if tensor.binary else sum(sizes) + max(sizes, default=0)
+    return sum(sizes) + max(sizes, default=0)
 
 
 def _files(inputs: dict[str, Tensor], ids: list[str | None], _body: Buffer) -> Upload:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json as read_json
 
+from service.bounds import MOST_CONTAINERS, count_containers, count_values
 from service.errors import OutOfRange, Refused, TooLarge, Unreadable
-from service.uploads import MOST_CONTAINERS, count_containers, count_values
 from service.v2.datatypes import (
     BYTES,
     MOST_SIDE,

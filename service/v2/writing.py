@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.bounds import MOST_HEADER_CHARACTERS
 from service.errors import OutOfRange
-from service.uploads import MOST_HEADER_CHARACTERS
 from service.v2.datatypes import BYTES, packed
 from service.v2.reading import InferenceRequest, Wanted
 from service.v2.signature import VERSION, Signature
