@@ -47,6 +47,18 @@ class ImageAnswer:
     shed: Shed | None
     digest: str | None = None
 
+    def best(self, count: int) -> list[int]:
+        """Its best classes, so many, best first; of equals as `predicted` has it.
+
+        A client's count and the server's must agree.
+        """
+        answers, row = self.answers, self.row
+        if count == 1:
+            return [int(answers.predicted[row])]
+        order = np.lexsort((-answers.logits[row], -answers.probabilities[row]))
+        found: list[int] = order[:count].tolist()
+        return found
+
 
 @dataclass(frozen=True)
 class Part:

@@ -20,7 +20,7 @@ from service.errors import Forbidden
 from service.intake import Intake
 from service.metrics import Metrics
 from service.middleware import RequestContext
-from service.problems import REQUEST_ID, form_of, install, refusal
+from service.problems import REQUEST_ID, form_of, install, path_in, refusal
 from service.reloading import Reloading, model_labels
 from service.routes import control, docs, feedback, health, predict, v2
 from service.routes.context import Service, problems
@@ -51,7 +51,7 @@ class _Cors(CORSMiddleware):
         if answer.status_code != 200:
             page, why = headers["origin"][:100], bytes(answer.body).decode()
             error = Forbidden(f"Pages of {page} may not do this: {why}.")
-            answer = refusal(error, scope[REQUEST_ID], form_of(scope["path"]))
+            answer = refusal(error, scope[REQUEST_ID], form_of(path_in(scope)))
         await answer(scope, receive, send)
 
 

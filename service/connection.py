@@ -215,8 +215,8 @@ class Connection(HttpToolsProtocol):
         self._since = self.loop.time()
 
     def on_url(self, url: bytes) -> None:
+        super().on_url(url)  # first: a refusal is told in the form of the path
         self._count_head(len(url))
-        super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count_head(len(name) + len(value) + len(b": \r\n"))
@@ -303,9 +303,7 @@ class Connection(HttpToolsProtocol):
                 return
         given = dict(self.headers or ()).get(b"x-request-id", b"")
         request_id = request_id_of(given.decode("latin-1"))
-        # Of what never became a request there may be no path, and of its URL a part.
-        path = (self.url or b"").partition(b"?")[0].decode("latin-1")
-        response = problems.refusal(error, request_id, problems.form_of(path))
+        response = problems.refusal(error, request_id, problems.form_of(_path_of(self.url or b"")))
         response.headers["X-Request-Id"] = request_id
         response.headers["Cache-Control"] = "no-store"
         response.headers["Connection"] = "close"
@@ -319,6 +317,13 @@ class Connection(HttpToolsProtocol):
         self._service.metrics.requests.labels("other", "other", status).inc()
         fields = {"status": response.status_code, "request_id": request_id, "reason": str(error)}
         log.info("no request", extra={"fields": fields})
+
+
+def _path_of(url: bytes) -> str:
+    """The path of a URL, of what has arrived of it; "" where that is none."""
+    if not url.startswith(b"/"):  # the absolute form
+        url = b"/" + url.partition(b"://")[2].partition(b"/")[2]
+    return url.partition(b"?")[0].decode("latin-1")
 
 
 def _is_host(text: bytes) -> bool:

@@ -25,6 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from service import tracing
 from service.answering import Image, ImageAnswer
 from service.batcher import Batcher
+from service.bounds import PIECE_BYTES
 from service.decoding import SMALL_BYTES, Decoding, Threads
 from service.engine import Engine
 from service.errors import ClientGone, OutOfRange, ReceiveTimeout, Refused, TooLarge, of_image
@@ -34,7 +35,6 @@ from service.metrics import Metrics
 from service.schemas import STREAM_NAME, STREAM_PATTERN, LateLabel
 from service.settings import Settings
 from service.uploads import (
-    PIECE_BYTES,
     Upload,
     check_count,
     check_label,
@@ -101,15 +101,21 @@ class Intake:
             return await self.threads.run(parse, share, memory_to_parse(body, stated), small=small)
 
     @asynccontextmanager
-    async def received(self, http: Request) -> AsyncIterator[tuple[Buffer, Share]]:
+    async def received(
+        self, http: Request, most: int | None = None
+    ) -> AsyncIterator[tuple[Buffer, Share]]:
         """The body of a request without images, and its share of the memory.
+
+        Args:
+            most: bytes that it may have, unpacked too; None: --max-body. Whom no token is asked of
+                is not to fill the memory of those who have one.
 
         Raises:
             Refused: the request is turned away. ClientGone: nobody waits any more.
         """
         share = Share(self.memory)
         try:
-            yield await Reception(self, http, share).receive(), share
+            yield await Reception(self, http, share, most).receive(), share
         except ClientDisconnect:
             raise ClientGone from None
         finally:
@@ -123,17 +129,24 @@ class Intake:
 class Reception:
     """A request's body on its way in, within the limits of size, memory and time.
 
+    Args:
+        most: bytes, as it comes and unpacked; None: --max-body.
+
     Attributes:
         bytes: what it holds of the memory.
     """
 
-    def __init__(self, intake: Intake, http: Request, share: Share) -> None:
+    def __init__(
+        self, intake: Intake, http: Request, share: Share, most: int | None = None
+    ) -> None:
         self._intake, self._http, self._share = intake, http, share
+        max_body = intake.settings.max_body
+        self._most = max_body if most is None else min(most, max_body)
         self.bytes = 0
 
     async def receive(self) -> Buffer:
         """Read the body, and unpack it."""
-        limit, seconds = self._intake.settings.max_body, self._intake.settings.receive_timeout
+        limit, seconds = self._most, self._intake.settings.receive_timeout
         headers, body = self._http.headers, bytearray()
         coding = packing(", ".join(headers.getlist("content-encoding")))
         stated = headers.get("content-length", "0")
@@ -155,18 +168,18 @@ class Reception:
         return await self._unpack(body, coding) if coding else body
 
     def _append(self, more: bytes, body: bytearray, name: str) -> None:
-        limit = self._intake.settings.max_body
-        if len(body) + len(more) > limit:
-            raise TooLarge(f"{name} has more than {limit:,} bytes, the most accepted.")
+        if len(body) + len(more) > self._most:
+            raise TooLarge(f"{name} has more than {self._most:,} bytes, the most accepted.")
         self._share.take(len(more))
         self.bytes += len(more)
         body += more
 
     async def _unpack(self, body: bytearray, coding: str) -> bytearray:
-        content, pieces = bytearray(), unpack(body, coding)
+        piece_bytes = min(PIECE_BYTES, self._most + 1)
+        content, pieces = bytearray(), unpack(body, coding, piece_bytes)
         more, small = lambda: next(pieces, b""), len(body) <= SMALL_BYTES
         threads, share = self._intake.threads, self._share
-        while piece := await threads.run(more, share, PIECE_BYTES, small=small):
+        while piece := await threads.run(more, share, piece_bytes, small=small):
             self._append(piece, content, "Unpacked, the request")
         share.take(-len(body))
         self.bytes -= len(body)
@@ -279,6 +292,10 @@ class Submission:
     def _enter_watched(self, http: Request) -> None:
         loop, place = asyncio.get_running_loop(), self._enter()
         self._watching = loop.call_later(PRESENCE_SECONDS, self._watch, http, place)
+
+    def keep(self, size_bytes: int) -> None:
+        """Have memory, until the images are made, for what was read out of the body beside it."""
+        self._hold(self._bytes + size_bytes)
 
     async def work(self, call: Callable[[], T], memory: int) -> T:
         """Do in a thread what would keep the event loop busy; it takes `memory` bytes meanwhile."""

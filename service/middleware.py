@@ -17,7 +17,7 @@ from service.errors import NotReady
 from service.intake import DELIVERED, NOTES
 from service.logs import ACCESS
 from service.metrics import Metrics
-from service.problems import MOST_PATH_CHARACTERS, REQUEST_ID, form_of, refusal
+from service.problems import MOST_PATH_CHARACTERS, REQUEST_ID, form_of, path_in, refusal
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger(ACCESS)
@@ -51,13 +51,14 @@ class RequestContext:
         headers = Headers(scope=scope)
         request_id = request_id_of(headers.get("x-request-id", ""))
         scope[REQUEST_ID] = request_id
-        with tracing.request(request_id, headers, traced=scope["path"] not in QUIET):
+        with tracing.request(request_id, headers, traced=path_in(scope) not in QUIET):
             await self._answer(scope, receive, send, started)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, started: float) -> None:
         request_id = scope[REQUEST_ID]
         status = 0
-        asked = scope["method"]
+        asked, path = scope["method"], path_in(scope)
+        quiet = path in QUIET
         if asked == "HEAD":  # GET without its body; a copy, as the server goes by its own scope
             scope = {**scope, "method": "GET"}
 
@@ -75,13 +76,13 @@ class RequestContext:
             await send(message)
 
         # The scrape would find itself.
-        counted = self._metrics.requests_in_progress if scope["path"] not in QUIET else None
+        counted = None if quiet else self._metrics.requests_in_progress
         if counted:
             counted.inc()
         answer: ASGIApp = self._app
-        if scope.get("state", {}).get(CROWDED) and scope["path"] not in QUIET:
+        if scope.get("state", {}).get(CROWDED) and not quiet:
             refused = NotReady("All connections that are kept are at work.", retry_after=1)
-            answer = refusal(refused, request_id, form_of(scope["path"]))
+            answer = refusal(refused, request_id, form_of(path))
         try:
             await answer(scope, receive, send_and_note)
         except Exception:
@@ -89,7 +90,7 @@ class RequestContext:
             if status:
                 raise  # the answer has begun: all that is left is to cut it off
             detail = "The service failed on this request; its log has the reason."
-            answer = form_of(scope["path"])(500, "Internal error", detail, request_id)
+            answer = form_of(path)(500, "Internal error", detail, request_id)
             await answer(scope, receive, send_and_note)
         finally:
             # The answer is on its way, or never will be: adaptation need not wait for it.
@@ -101,7 +102,7 @@ class RequestContext:
             self._metrics.requests.labels(route, method, str(status)).inc()
             seconds = time.perf_counter() - started
             self._metrics.request_seconds.labels(route).observe(seconds, tracing.exemplar())
-            if scope["path"] not in QUIET:
+            if not quiet:
                 _tell(scope, method, route, status, seconds)
 
 

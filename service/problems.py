@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from service.errors import CLIENT_CLOSED_REQUEST, STATUS, TITLE, ClientGone, Refused
 from service.settings import MOST_CHARACTERS
@@ -62,6 +63,14 @@ FORMS: dict[str, ErrorForm] = {"/v2": v2_error}
 """The form of errors by the first part of a path; all others are problems."""
 
 
+def path_in(scope: Scope) -> str:
+    """A request's path as our routes have it: without where the application is mounted."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    rest = path.removeprefix(root)
+    return rest if rest[:1] in ("", "/") else path
+
+
 def form_of(path: str) -> ErrorForm:
     """The form of errors below a path."""
     first = path.split("/", 2)[1:2]
@@ -86,20 +95,20 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
-        return refusal(error, request.scope[REQUEST_ID], form_of(request.scope["path"]))
+        return refusal(error, request.scope[REQUEST_ID], form_of(path_in(request.scope)))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         name = first["loc"][-1]
         detail = f"{name}: {first['msg']}; got {repr(first.get('input'))[:MOST_CHARACTERS]}."
-        form = form_of(request.scope["path"])
+        form = form_of(path_in(request.scope))
         return form(422, "Value out of range", detail, request.scope[REQUEST_ID])
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
-        if request.method == "OPTIONS" and request.scope["path"] == "/*":  # OPTIONS *
+        if request.method == "OPTIONS" and path_in(request.scope) == "/*":  # OPTIONS *
             return Response(status_code=204, headers={"Allow": "GET, HEAD, OPTIONS, POST"})
         if error.status_code == 405:
             allowed = set(headers["Allow"].split(", ")) | {"OPTIONS"}
@@ -110,7 +119,7 @@ def install(app: FastAPI) -> None:
                 return Response(status_code=204, headers=headers)
         path = request.url.path[:MOST_PATH_CHARACTERS]
         detail = f"{request.method} {path}: {error.detail}. See /docs."
-        form = form_of(request.scope["path"])
+        form = form_of(path_in(request.scope))
         return form(
             error.status_code, str(error.detail), detail, request.scope[REQUEST_ID], headers=headers
         )

@@ -197,7 +197,7 @@ class Settings(BaseSettings):
         description="bearer token that /reset, /rollback and /model ask for instead of --token",
     )
     token_reads: Annotated[bool, Accepted("on, off; on with a token only")] = Field(
-        False, description="/status, /snapshots and /metrics ask for one of the tokens too"
+        False, description="/status, /snapshots, /metrics and /v2's statistics ask for a token too"
     )
     cors_origin: Annotated[
         tuple[str, ...],

@@ -15,6 +15,13 @@ from pydantic_core import from_json
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 
+from service.bounds import (
+    MOST_CONTAINERS,
+    MOST_HEADER_CHARACTERS,
+    PIECE_BYTES,
+    count_containers,
+    count_values,
+)
 from service.errors import OutOfRange, TooLarge, UnknownType, Unreadable, of_image
 from service.images import check_media_type
 from service.schemas import FeedbackRequest, LateLabel, PredictRequest, check_written
@@ -22,7 +29,6 @@ from ttc_core.pictures import Buffer
 
 ACCEPTED = "image/*, multipart/form-data with fields named image, or application/json"
 MAX_ID_CHARACTERS = 128
-PIECE_BYTES = 1 << 20
 # Between them stand the values of a JSON body. An image has three, and may have some in its id.
 _MARKS_A_LABEL = 4 + MAX_ID_CHARACTERS
 _MARKS_AN_IMAGE = 3 * _MARKS_A_LABEL
@@ -30,10 +36,10 @@ _MARKS_AN_IMAGE = 3 * _MARKS_A_LABEL
 _MOST_NAMES = 3
 MOST_LABELS = 10_000
 _MAX_GZIP_MEMBERS = 100
+# Read of a Content-Encoding; what stands behind them is no coding of ours.
+_MOST_CODINGS = 10
 # What zlib is told of each coding; deflate is zlib's own form (RFC 9110 §8.4.1.2).
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
-# Of a header with parameters: to read them takes a time that grows with its square.
-_MOST_HEADER_CHARACTERS = 2000
 _BASE64_PIECE = 1 << 16
 _HEADER_NAME = re.compile(rb"[!#-'*+.0-9A-Z^-z|~-]+")
 _MOST_DIGITS = 18  # what has more is cut: any such number is no class
@@ -69,7 +75,7 @@ def packing(coding: str) -> str | None:
     Raises:
         UnknownType: a coding other than one of them, once, and identity.
     """
-    codings = [name.strip().lower().removeprefix("x-") for name in coding.split(",")]
+    codings = [name.strip().lower().removeprefix("x-") for name in coding.split(",", _MOST_CODINGS)]
     codings = [name for name in codings if name not in ("", "identity")]
     if len(codings) > 1 or not {*codings} <= {*_WINDOW_BITS}:
         raise UnknownType(
@@ -79,8 +85,8 @@ def packing(coding: str) -> str | None:
     return codings[0] if codings else None
 
 
-def unpack(body: Buffer, coding: str) -> Iterator[bytes]:
-    """Unpack gzip or deflate in pieces of 1 to PIECE_BYTES bytes, one for each step.
+def unpack(body: Buffer, coding: str, piece_bytes: int = PIECE_BYTES) -> Iterator[bytes]:
+    """Unpack gzip or deflate in pieces of 1 to `piece_bytes` bytes, one for each step.
 
     Raises:
         Unreadable: damaged, cut short, or followed by something else.
@@ -93,7 +99,7 @@ def unpack(body: Buffer, coding: str) -> Iterator[bytes]:
         try:
             while not inflate.eof:
                 taken = inflate.unconsumed_tail or rest[at : (at := at + (1 << 16))]
-                piece = inflate.decompress(taken, PIECE_BYTES)
+                piece = inflate.decompress(taken, piece_bytes)
                 if piece:
                     yield piece
                 elif not taken:
@@ -116,7 +122,7 @@ def memory_to_parse(body: Buffer, content_type: str | None) -> int:
     if media_type == b"application/json":
         # As text, its strings, those checked, what they encode; and an object for each value.
         # Text that is not ASCII may have four bytes a character.
-        return (7 if body.isascii() else 13) * len(body) // 2 + 100 * _marks(body)
+        return (7 if body.isascii() else 13) * len(body) // 2 + 100 * count_values(body)
     return 0
 
 
@@ -129,10 +135,10 @@ def content_type(headers: Headers) -> str | None:
     stated = headers.getlist("content-type")
     if len(stated) > 1:
         raise Unreadable(f"The request has {len(stated)} Content-Types; send one.")
-    if stated and len(stated[0]) > _MOST_HEADER_CHARACTERS:
+    if stated and len(stated[0]) > MOST_HEADER_CHARACTERS:
         raise UnknownType(
             f"The Content-Type has {len(stated[0]):,} characters; at most "
-            f"{_MOST_HEADER_CHARACTERS:,} are accepted."
+            f"{MOST_HEADER_CHARACTERS:,} are accepted."
         )
     return stated[0] if stated else None
 
@@ -142,12 +148,18 @@ def _media_type(content_type: str | None) -> tuple[bytes, dict[bytes, bytes]]:
     return media_type.strip(), {name.lower(): value for name, value in options.items()}
 
 
-def _marks(body: Buffer) -> int:
-    """Count what stands between values, a piece at a time: other threads wait for each."""
-    pieces = range(0, len(body), PIECE_BYTES)
-    return sum(
-        body.count(mark, at, at + PIECE_BYTES) for at in pieces for mark in (b",", b"{", b"[")
-    )
+def _check_json(body: Buffer, items: int, marks: int, too_many: TooLarge) -> None:
+    """Raise `too_many` for JSON of more values than so many items have, each of so many marks.
+
+    And TooLarge for more lists and objects than the items may be: to read them all others wait.
+    """
+    if count_values(body) > marks * items:
+        raise too_many
+    if count_containers(body) > MOST_CONTAINERS + items:
+        raise TooLarge(
+            f"The JSON has more than {MOST_CONTAINERS + items:,} lists and objects, the most "
+            "accepted."
+        )
 
 
 def parse_upload(
@@ -174,10 +186,14 @@ def parse_upload(
     if media_type == b"multipart/form-data":
         upload = _parse_form(body, options.get(b"boundary", b""), max_images)
     elif media_type == b"application/json":
-        if _marks(body) > _MARKS_AN_IMAGE * max_images:
-            raise TooLarge(
+        _check_json(
+            body,
+            max_images,
+            _MARKS_AN_IMAGE,
+            TooLarge(
                 f"The JSON has more values than {max_images:,} images have, the most accepted."
-            )
+            ),
+        )
         upload = _parse_json(body, options, max_images)
     else:
         try:
@@ -212,19 +228,20 @@ def check_upload(upload: Upload, classes: int, max_images: int, max_image_bytes:
                 raise TooLarge(
                     f"it has {len(image):,} bytes; at most {max_image_bytes:,} are accepted."
                 )
-            _check_id(name)
+            check_id(name)
             check_label(label, classes)
 
 
-def _check_id(name: str | None) -> None:
+def check_id(name: str | None, what: str = "its id") -> None:
+    """Raise OutOfRange for an image's id that later labels could not name it by."""
     if name is None:
         return
     if len(name) > MAX_ID_CHARACTERS:
         raise OutOfRange(
-            f"its id has {len(name):,} characters; at most {MAX_ID_CHARACTERS} are accepted."
+            f"{what} has {len(name):,} characters; at most {MAX_ID_CHARACTERS} are accepted."
         )
     if any(unicodedata.category(each) in ("Cc", "Cs") for each in name):
-        raise OutOfRange(f"its id {name!r} has control characters; accepted is printable text.")
+        raise OutOfRange(f"{what} {name!r} has control characters; accepted is printable text.")
 
 
 def parse_labels(body: Buffer, content_type: str | None, *, classes: int) -> list[LateLabel]:
@@ -241,14 +258,13 @@ def parse_labels(body: Buffer, content_type: str | None, *, classes: int) -> lis
     if media_type != b"application/json":
         raise UnknownType("Labels go as application/json.")
     too_many = TooLarge(f"The request has more than {MOST_LABELS:,} labels, the most accepted.")
-    if _marks(body) > _MARKS_A_LABEL * MOST_LABELS:
-        raise too_many
+    _check_json(body, MOST_LABELS, _MARKS_A_LABEL, too_many)
     labels = _read_json(body, options, FeedbackRequest).labels
     if len(labels) > MOST_LABELS:
         raise too_many
     for index, each in enumerate(labels):
         with of_image(index, len(labels), name="Label"):
-            _check_id(each.id)
+            check_id(each.id)
             check_label(each.label, classes)
     return labels
 
@@ -401,10 +417,10 @@ def _parse_form(body: Buffer, boundary: bytes, max_images: int) -> Upload:
         if number == 3 * max_images:
             raise TooLarge(f"The form has more than {3 * max_images:,} parts.")
         disposition = headers.get(b"content-disposition", b"")
-        if len(disposition) > _MOST_HEADER_CHARACTERS:
+        if len(disposition) > MOST_HEADER_CHARACTERS:
             raise Unreadable(
                 f"The form is malformed: a Content-Disposition has {len(disposition):,} "
-                f"characters; at most {_MOST_HEADER_CHARACTERS:,} are accepted."
+                f"characters; at most {MOST_HEADER_CHARACTERS:,} are accepted."
             )
         _, options = parse_options_header(disposition)
         name = options.get(b"name", b"").decode("utf-8", "replace")

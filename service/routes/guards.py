@@ -14,6 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 
 from service.errors import Forbidden, OutOfRange, Unauthorized
+from service.problems import path_in
 from service.routes.context import ServiceNow
 from service.schemas import DEFAULT_STREAM, STREAM_PATTERN, check_written
 from service.settings import Settings, plain_origin
@@ -45,7 +46,7 @@ async def known_query(request: Request) -> None:
     given = request.query_params.multi_items()
     for name, count in Counter(name for name, _ in given).items():
         if name not in takes:
-            if request.scope["path"].startswith("/v2"):
+            if path_in(request.scope).startswith("/v2"):
                 continue
             raise OutOfRange(f"The query has {name[:100]!r}; {accepted}.")
         if count > 1 and list not in map(get_origin, takes[name]):
@@ -69,15 +70,21 @@ def _types(annotation: object) -> Iterator[object]:
 
 
 def stream_named(request: Request, stream: str | None) -> str:
-    """The one stream that a request names, in its query or its header.
+    """The one stream that a request names, in its query or its header, or the default one.
 
     Raises:
         OutOfRange: it names several.
     """
+    named = stream_asked(request, stream)
+    return DEFAULT_STREAM if named is None else named
+
+
+def stream_asked(request: Request, stream: str | None) -> str | None:
+    """As `stream_named`; None where it names none."""
     named = {*request.headers.getlist("x-session-id"), *([stream] if stream else [])}
     if len(named) > 1:
         raise OutOfRange(f"The request names {len(named)} streams; at most one is accepted.")
-    return named.pop() if named else DEFAULT_STREAM
+    return named.pop() if named else None
 
 
 async def without_body(request: Request) -> None:

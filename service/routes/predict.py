@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
 from service.answering import ImageAnswer
@@ -219,12 +218,7 @@ def _prediction(
     """Write the answer to an image, in pieces of at most MOST_IN_A_PIECE classes."""
     answers, row = answer.answers, answer.row
     probabilities = answers.probabilities[row]
-    # Of equals as `predicted` has it: the client's and the server's count must agree.
-    best = (
-        [int(answers.predicted[row])]
-        if asked.top_k == 1
-        else np.lexsort((-answers.logits[row], -probabilities))[: asked.top_k].tolist()
-    )
+    best = answer.best(asked.top_k)
 
     def scores(indices: list[int]) -> list[dict[str, Any]]:
         return [

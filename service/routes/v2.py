@@ -12,19 +12,23 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from service.bounds import count_values
 from service.errors import NoModel, NotReady, OutOfRange, Unreadable
 from service.intake import Submission
 from service.routes.context import PROBLEMS, ServiceNow
-from service.routes.guards import MAY_POST, MAY_READ, StreamHeader, stream_named
+from service.routes.guards import MAY_POST, MAY_READ, StreamHeader, stream_asked
 from service.routes.predict import TURN_SECONDS, server_timing
-from service.schemas import DEFAULT_STREAM, STREAM_PATTERN
+from service.schemas import STREAM_PATTERN
+from service.settings import DAY
 from service.uploads import memory_to_parse
-from service.v2.datatypes import NAMES, Buffer
+from service.v2.datatypes import MOST_DIMENSIONS, MOST_SIDE, NAMES, Buffer
 from service.v2.model import Model
+from service.v2.parameters import switch
 from service.v2.reading import (
     HEADER_LENGTH,
     InferenceRequest,
     json_length,
+    json_of,
     object_of,
     read_request,
 )
@@ -152,10 +156,8 @@ async def models(request: Request) -> Document:
 )
 async def index(request: Request, service: ServiceNow) -> list[Document]:
     """The models with their states; with {"ready": true} those that are ready."""
-    async with service.intake.received(request) as (body, _):
-        if len(body) > AT_ONCE_JSON:
-            raise Unreadable(f"The body has {len(body):,} bytes; accepted is {{}}.")
-        asked = object_of(bytes(body)).get("ready", False) if body.strip() else False
+    async with service.intake.received(request, most=AT_ONCE_JSON) as (body, _):
+        asked = object_of(body).get("ready", False) if body.strip() else False
     if not isinstance(asked, bool):
         raise OutOfRange(f"ready is true or false; got {repr(asked)[:40]}.")
     states = {True: "READY", False: "UNAVAILABLE"}
@@ -213,9 +215,21 @@ _TENSOR = {
     "required": ["name", "shape", "datatype"],
     "properties": {
         "name": {"type": "string"},
-        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "shape": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MOST_DIMENSIONS,
+            "items": {"type": "integer", "minimum": 0, "maximum": MOST_SIDE},
+        },
         "datatype": {"type": "string", "enum": list(NAMES)},
-        "parameters": {"type": "object"},
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "binary_data_size": {"type": "integer", "minimum": 0, "maximum": MOST_SIDE},
+                "scale": {"enum": [1, 255, "1", "255"]},
+                "format": {"enum": ["NHWC", "NCHW"]},
+            },
+        },
         "data": {
             "type": "array",
             "items": {},
@@ -223,6 +237,13 @@ _TENSOR = {
         },
     },
 }
+
+
+def _example(shape: list[int], datatype: str = "UINT8", **more: Any) -> dict[str, Any]:
+    tensor = {"name": "images", "shape": shape, "datatype": datatype, **more}
+    return {"value": {"inputs": [tensor]}}
+
+
 _REQUEST_BODY = {
     "required": True,
     "description": f"JSON; behind it, with {HEADER_LENGTH} its length, tensors as bytes; with 0 "
@@ -249,6 +270,14 @@ _REQUEST_BODY = {
                     },
                 },
             },
+            "examples": {
+                "one pixel": _example([1, 1, 1, 3], data=[255, 0, 0]),
+                "a brightest value": _example(
+                    [1, 1, 1, 3], "FP32", data=[255.0, 0.5, 0], parameters={"scale": 255}
+                ),
+                "no image, refused": _example([0, MOST_SIDE, MOST_SIDE, 3], data=[]),
+                "no pixels, refused": _example([1, MOST_SIDE // 2, 0, 3], "FP32", data=[]),
+            },
         },
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     },
@@ -270,26 +299,34 @@ async def infer(
         str | None, Query(pattern=STREAM_PATTERN, description="as the parameter stream")
     ] = None,
     x_session_id: StreamHeader = None,
+    timeout: Annotated[
+        float | None,
+        Query(
+            gt=0,
+            le=DAY,
+            allow_inf_nan=False,
+            description="seconds after which not to run it; the parameter has microseconds",
+        ),
+    ] = None,
+    learn: Annotated[bool | None, Query(description="as the parameter learn")] = None,
+    context: Annotated[bool | None, Query(description="as the parameter context")] = None,
 ) -> Response:
     """Answer tensors.
 
-    The stream is the parameter `sequence_id` or `stream`; a bare body has it in the query or in
-    X-Session-Id.
+    The stream is the parameter `sequence_id` or `stream`, or stands in X-Session-Id. The query is
+    for bare bodies, which have no parameters; where both are given they say the same.
     """
     began = time.perf_counter()
-    named = stream_named(request, stream)
+    named = stream_asked(request, stream)
     signature = served.signature
     try:
         async with Submission(service.intake, None, http=request) as submission:
             asked = await _read(request, submission, served)
-            if named != DEFAULT_STREAM:
-                if asked.sequence not in ("", named):
-                    raise OutOfRange("sequence_id names another stream than the request.")
-                asked = replace(asked, sequence=named)
+            asked = _with_query(asked, named, timeout, learn=learn, context=context)
             inference = await served.infer(asked, submission)
         writing = time.perf_counter()
         answer = Answer()
-        await _in_turns(write(answer, signature, asked, inference.outputs))
+        await _in_turns(write(answer, signature, asked, inference.outputs, inference.best))
         response = await _response(request, answer)
     except BaseException:
         served.statistics.failed(time.perf_counter() - began)
@@ -304,6 +341,35 @@ async def infer(
     return response
 
 
+def _with_query(
+    asked: InferenceRequest, stream: str | None, timeout: float | None, **switches: bool | None
+) -> InferenceRequest:
+    """A request with what its query and headers say besides.
+
+    Raises:
+        OutOfRange: its parameters say something else.
+    """
+    if stream is not None:
+        if asked.sequence not in ("", stream):
+            raise OutOfRange("sequence_id names another stream than the query or X-Session-Id.")
+        asked = replace(asked, sequence=stream)
+    if timeout is not None:
+        if asked.timeout not in (None, timeout):
+            raise OutOfRange(
+                f"The parameter timeout is {asked.timeout} seconds and the query's {timeout}; "
+                "give one of them."
+            )
+        asked = replace(asked, timeout=timeout)
+    given = {name: value for name, value in switches.items() if value is not None}
+    for name, value in given.items():
+        if switch(asked.parameters, name, usual=value) != value:
+            written = str(value).lower()
+            raise OutOfRange(
+                f"The query has {name}={written}, the parameters the opposite; give one of them."
+            )
+    return replace(asked, parameters={**asked.parameters, **given})
+
+
 async def _read(request: Request, submission: Submission, served: Model) -> InferenceRequest:
     """Receive a request and take it apart; what it was read from is kept by its tensors alone."""
     stated = request.headers.getlist(HEADER_LENGTH)
@@ -312,16 +378,20 @@ async def _read(request: Request, submission: Submission, served: Model) -> Infe
     length = stated[0] if stated else None
     body = await submission.receive()
     read = partial(read_request, body, length, served.signature)
-    if json_length(body, length) <= AT_ONCE_JSON and len(body) <= AT_ONCE_BYTES:
-        return read()
-    needed = await submission.work(partial(_memory_to_read, body, length), 0)
-    return await submission.work(read, needed)
+    json_bytes = json_length(body, length)
+    if json_bytes <= AT_ONCE_JSON and len(body) <= AT_ONCE_BYTES:
+        asked = read()
+    else:
+        needed = await submission.work(partial(_memory_to_read, body, json_bytes), json_bytes)
+        asked = await submission.work(read, needed)
+    submission.keep(asked.memory)
+    return asked
 
 
-def _memory_to_read(body: Buffer, stated: str | None) -> int:
-    length = json_length(body, stated)
-    # JSON as it is parsed, and elements of BYTES beside the body.
-    return memory_to_parse(body[:length], "application/json") + len(body)
+def _memory_to_read(body: Buffer, json_bytes: int) -> int:
+    """What JSON takes while it is read, and its tensors of numbers."""
+    text = json_of(body, json_bytes)
+    return memory_to_parse(text, "application/json") + 8 * count_values(text)
 
 
 async def _in_turns(steps: Iterator[bytes | None]) -> bytes:
@@ -342,7 +412,7 @@ async def _response(request: Request, answer: Answer) -> Response:
     if answer.tensors:
         headers[HEADER_LENGTH] = str(len(content))
         content, media_type = content + answer.tensors, "application/octet-stream"
-    coding = coding_for(",".join(request.headers.getlist("accept-encoding")))
+    coding = coding_for(request.headers.getlist("accept-encoding"))
     if coding is not None:
         headers["Content-Encoding"] = coding
         content = await _in_turns(pack(content, coding))

@@ -4,7 +4,7 @@ It takes UINT8 and FP32 pixels, and BYTES, which are image files; all go the way
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from service.intake import Submission
 from service.routes.context import Service
 from service.schemas import DEFAULT_STREAM, STREAM_NAME, STREAM_PATTERN
 from service.settings import DAY
-from service.uploads import MAX_ID_CHARACTERS, Upload, from_base64
+from service.uploads import Upload, check_id, from_base64
 from service.v2.datatypes import BYTES, Buffer, shown
 from service.v2.model import Inference, Statistics
 from service.v2.parameters import switch
@@ -31,7 +31,7 @@ IMAGES = "images"
 # In the order of the sides of a batch: where rows, columns and channels are.
 _LAYOUTS = {"NHWC": (1, 2, 3), "NCHW": (2, 3, 1)}
 # The brightest value of FP32, by the parameter `scale`.
-_SCALES = {"1": 1.0, "255": 255.0}
+_SCALES = {1: 1.0, 255: 255.0, "1": 1.0, "255": 255.0}
 # Paths of the routes where a model's name would stand.
 _TAKEN = ("", "stats")
 
@@ -123,7 +123,12 @@ class Classifier:
             wanted.name: self._output(wanted.name, answered.answers, names)
             for wanted in request.outputs
         }
-        return Inference(outputs, answered.seconds, self._passes(answered.answers))
+        return Inference(
+            outputs,
+            answered.seconds,
+            self._passes(answered.answers),
+            {"probabilities": lambda row, count: answered.answers[row].best(count)},
+        )
 
     def _stream(self, request: InferenceRequest) -> str:
         named = request.parameters.get("stream")
@@ -135,10 +140,12 @@ class Classifier:
         return names.pop() if names else DEFAULT_STREAM
 
     async def _images(self, request: InferenceRequest, submission: Submission) -> Sequence[Image]:
-        tensor = request.inputs.pop(IMAGES)  # what it came in needs no memory behind this
         ids = _ids(request.id, request.batch)
-        if tensor.datatype == BYTES:
-            return await submission.decode(partial(_files, tensor, ids))
+        if request.inputs[IMAGES].datatype == BYTES:
+            return await submission.decode(
+                partial(_files, request.inputs, ids), partial(_memory_of_files, request.inputs)
+            )
+        tensor = request.inputs.pop(IMAGES)  # what it came in needs no memory behind this
         layout = _layout(request, tensor)
         rows, columns, _ = (tensor.shape[side] for side in layout)
         if not rows * columns:
@@ -172,18 +179,39 @@ class Classifier:
 
 def _ids(request_id: str | None, count: int) -> list[str | None]:
     """What later labels name the images by: the request's id; of several with /0, /1, … behind."""
-    if not request_id or len(request_id) > MAX_ID_CHARACTERS - 8 or not request_id.isprintable():
+    if not request_id:
         return [None] * count
-    return [request_id] if count == 1 else [f"{request_id}/{index}" for index in range(count)]
+    if count == 1:
+        check_id(request_id, "The request's id, which is its image's,")
+        return [request_id]
+    ids = [f"{request_id}/{index}" for index in range(count)]
+    check_id(ids[-1], "The request's id with /0, /1, … behind it, an image's each,")
+    return list(ids)
 
 
-def _files(tensor: Tensor, ids: list[str | None], _body: Buffer) -> Upload:
-    """The image files of a tensor. Runs in a thread."""
-    files: list[Buffer] = tensor.values.ravel().tolist()
-    if not tensor.binary:
-        for index, file in enumerate(files):
-            with of_image(index, len(files)):
-                files[index] = from_base64(file.decode("latin-1"), "a file in JSON")
+def _memory_of_files(inputs: Mapping[str, Tensor], _body: Buffer) -> int:
+    """The bytes that `_files` takes: of the files, and of base64 as text. A body is one itself."""
+    tensor = inputs[IMAGES]
+    if tensor.binary:
+        return sum(len(each) for each in tensor.values.flat if isinstance(each, memoryview))
+    sizes = [len(each) for each in tensor.values.flat]
+    return sum(sizes) + max(sizes, default=0)
+
+
+def _files(inputs: dict[str, Tensor], ids: list[str | None], _body: Buffer) -> Upload:
+    """The image files of a request, which loses them: the body has no other use then.
+
+    Runs in a thread.
+    """
+    tensor, files = inputs.pop(IMAGES), list[Buffer]()
+    for index, file in enumerate(tensor.values.flat):
+        if isinstance(file, memoryview):
+            files.append(bytes(file))
+        elif tensor.binary:  # the whole body
+            files.append(file)
+        else:
+            with of_image(index, tensor.values.size):
+                files.append(from_base64(file.decode("latin-1"), "a file in JSON"))
     return Upload(files, ids)
 
 
@@ -207,10 +235,9 @@ def _scale(request: InferenceRequest, tensor: Tensor) -> float:
     asked = tensor.parameters.get("scale", request.parameters.get("scale"))
     if asked is None:
         return 1.0
-    text = f"{asked:g}" if isinstance(asked, int | float) and asked is not True else asked
-    if not isinstance(text, str) or text not in _SCALES:
+    if type(asked) not in (int, float, str) or asked not in _SCALES:
         raise OutOfRange(f"The parameter scale is 1 or 255; got {repr(asked)[:40]}.")
-    return _SCALES[text]
+    return _SCALES[asked]
 
 
 def _pixels(values: NDArray[Any], most: float | None) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 import math
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -31,7 +32,7 @@ def check_shape(shape: object) -> tuple[int, ...]:
 
     Raises:
         OutOfRange: no list of 1 to 16 whole numbers from 0 to 2^63 − 1. Their product may be of any
-            size: whoever reads the tensor compares it with what came.
+            size: `count_of` looks at it.
     """
     if not isinstance(shape, list) or not 1 <= len(shape) <= MOST_DIMENSIONS:
         raise OutOfRange(
@@ -46,17 +47,32 @@ def check_shape(shape: object) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def count_of(shape: tuple[int, ...], datatype: str) -> int:
+    """How many values a tensor has.
+
+    Raises:
+        OutOfRange: it would have 2^63 bytes or more if its sides of 0 were of 1: numpy has no such
+            shape, be it empty.
+    """
+    width = NUMPY[datatype].itemsize if datatype in NUMPY else 8
+    if math.prod(side or 1 for side in shape) * width > MOST_SIDE:
+        raise OutOfRange(
+            f"its shape {shown(shape)} is one of 2^63 bytes or more, which no tensor has."
+        )
+    return math.prod(shape)
+
+
 def from_bytes(
     body: Buffer, start: int, size: int, datatype: str, shape: tuple[int, ...]
 ) -> NDArray[Any]:
     """Read a tensor of `size` bytes at `start`: in C order, little endian, without gaps.
 
-    Of numbers it is a view of the body; BYTES are elements behind their length in four bytes.
+    It is a view of the body; BYTES are elements behind their length in four bytes, a view each.
 
     Raises:
-        Unreadable: it has another size than its shape says.
+        Unreadable: it has another size than its shape says. OutOfRange: as `count_of`.
     """
-    count = math.prod(shape)
+    count = count_of(shape, datatype)
     if datatype == BYTES:
         return _elements(list(_split(body, start, size, count)), shape)
     kind = NUMPY[datatype]
@@ -71,8 +87,8 @@ def from_bytes(
     return found.reshape(shape)
 
 
-def _split(body: Buffer, start: int, size: int, count: int) -> Iterator[Buffer]:
-    at, end = start, start + size
+def _split(body: Buffer, start: int, size: int, count: int) -> Iterator[memoryview]:
+    at, end, view = start, start + size, memoryview(body)
     for number in range(count):
         length = _LENGTH.unpack_from(body, at)[0] if at + _LENGTH.size <= end else 0
         at += _LENGTH.size
@@ -81,7 +97,7 @@ def _split(body: Buffer, start: int, size: int, count: int) -> Iterator[Buffer]:
                 f"its bytes end within element {number + 1:,} of {shown_count(count)}; each is "
                 "its length in four bytes, little endian, and as many bytes."
             )
-        yield body[at : at + length]
+        yield view[at : at + length]
         at += length
     if at != end:
         raise Unreadable(f"it has {end - at:,} bytes behind its {count:,} elements.")
@@ -92,9 +108,9 @@ def from_json(data: object, datatype: str, shape: tuple[int, ...]) -> NDArray[An
 
     Raises:
         Unreadable: lists nested otherwise, or too deep. OutOfRange: another number of values than
-            the shape has, or a value that is none of the datatype's.
+            the shape has, a value that is none of the datatype's, or as `count_of`.
     """
-    values, count = _flat(data), math.prod(shape)
+    values, count = _flat(data), count_of(shape, datatype)
     if len(values) != count:
         raise OutOfRange(
             f"its data has {len(values):,} values; its shape {shown(shape)} has "
@@ -144,10 +160,15 @@ def _flat(data: object) -> list[Any]:
     raise Unreadable(f"its data is nested more than {MOST_DIMENSIONS} lists deep.")
 
 
-def _elements(values: Sequence[Buffer], shape: tuple[int, ...]) -> NDArray[Any]:
+def _elements(values: Sequence[Buffer | memoryview], shape: tuple[int, ...]) -> NDArray[Any]:
     found = np.empty(len(values), object)
     found[:] = values
     return found.reshape(shape)
+
+
+def memory_of(values: NDArray[Any]) -> int:
+    """The bytes of a tensor and of its elements."""
+    return values.nbytes + (sum(map(sys.getsizeof, values.flat)) if values.dtype == object else 0)
 
 
 def packed(values: NDArray[Any], datatype: str) -> bytes:

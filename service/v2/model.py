@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from service.intake import Submission
 from service.v2.reading import InferenceRequest
 from service.v2.signature import VERSION, Signature
+from service.v2.writing import Best
 
 STAGES = {"queue": "queue", "decode": "compute_input", "forward": "compute_infer"}
 """How the protocol calls the stages that a request spends its time in; to write is the last."""
@@ -23,11 +24,14 @@ class Inference:
         outputs: by name, all that were asked for; the first side is the batch's.
         seconds: spent in each of STAGES.
         passes: of the model, for this request and no earlier one.
+        best: by an output's name, what tells the best classes of row n, so many, best first, of
+            equals too; without it they are by their values, and equals by their index.
     """
 
     outputs: Mapping[str, NDArray[Any]]
     seconds: Mapping[str, float] = field(default_factory=dict)
     passes: int = 1
+    best: Mapping[str, Best] = field(default_factory=dict)
 
 
 class Model(Protocol):

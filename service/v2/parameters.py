@@ -8,11 +8,17 @@ from service.errors import OutOfRange
 MOST_ID_CHARACTERS = 1000
 
 
-def check_names(parameters: Mapping[str, Any]) -> None:
-    """Raise OutOfRange for names that no request has: a server's own, or a proxy's."""
-    for name in parameters:
-        if name.startswith("triton_") or name == "headers":
-            raise OutOfRange(f"The parameter {name[:40]!r} is reserved: requests have none so.")
+def parameters_in(entry: Mapping[str, Any], name: str = "parameters") -> dict[str, Any]:
+    """The parameters of a request, an input or an output; {} where there are none.
+
+    Raises:
+        OutOfRange: no JSON object, or it has a name that none has: a server's own, or a proxy's.
+    """
+    parameters = object_in(entry.get("parameters"), name)
+    for each in parameters:
+        if each.startswith("triton_") or each == "headers":
+            raise OutOfRange(f"The parameter {each[:40]!r} is reserved: requests have none so.")
+    return parameters
 
 
 def object_in(value: object, name: str) -> dict[str, Any]:

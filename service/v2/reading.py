@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json as read_json
 
+from service.bounds import MOST_CONTAINERS, count_containers, count_values
 from service.errors import OutOfRange, Refused, TooLarge, Unreadable
 from service.v2.datatypes import (
     BYTES,
@@ -21,9 +22,18 @@ from service.v2.datatypes import (
     check_shape,
     from_bytes,
     from_json,
+    memory_of,
     shown,
 )
-from service.v2.parameters import check_names, id_of, number, object_in, sequence, switch, timeout
+from service.v2.parameters import (
+    id_of,
+    number,
+    object_in,
+    parameters_in,
+    sequence,
+    switch,
+    timeout,
+)
 from service.v2.signature import Input, Shape, Signature
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -40,7 +50,8 @@ class Tensor:
     """An input of a request.
 
     Attributes:
-        values: of `shape`; of BYTES objects, which are bytes.
+        values: of `shape`. What came in binary form is a view of the body, BYTES are views of it
+            each; those of JSON are bytes.
         binary: whether it came as bytes, not as JSON.
     """
 
@@ -81,6 +92,11 @@ class InferenceRequest:
     timeout: float | None = None
     batch: int = 1
 
+    @property
+    def memory(self) -> int:
+        """Bytes that its tensors hold beside the body."""
+        return sum(memory_of(tensor.values) for tensor in self.inputs.values() if not tensor.binary)
+
 
 def json_length(body: Buffer, stated: str | None) -> int:
     """How many bytes of a body are JSON, by the header that may say so.
@@ -112,9 +128,8 @@ def read_request(body: Buffer, stated: str | None, signature: Signature) -> Infe
     length = json_length(body, stated)
     if stated is not None and length == 0:
         return _bare(body, signature)
-    content = object_of(bytes(body[:length]))
-    parameters = object_in(content.get("parameters"), "parameters")
-    check_names(parameters)
+    content = object_of(json_of(body, length))
+    parameters = parameters_in(content)
     binary = switch(parameters, "binary_data_output")
     inputs, batch = _inputs(content.get("inputs"), body, length, signature)
     return InferenceRequest(
@@ -128,17 +143,26 @@ def read_request(body: Buffer, stated: str | None, signature: Signature) -> Infe
     )
 
 
-def object_of(text: bytes) -> dict[str, Any]:
+def json_of(body: Buffer, length: int) -> Buffer:
+    """The first bytes of a body, which are JSON; a copy where more follows."""
+    return body if length == len(body) else bytes(memoryview(body)[:length])
+
+
+def object_of(text: Buffer) -> dict[str, Any]:
     """Read JSON that is an object.
 
     Raises:
         Unreadable: it is not JSON. OutOfRange: it is no object. TooLarge: it has too many values.
     """
-    marks = sum(text.count(mark) for mark in (b",", b"[", b"{"))
-    if marks > MOST_VALUES:
+    if count_values(text) > MOST_VALUES:
         raise TooLarge(
             f"The JSON has more than {MOST_VALUES:,} values; send tensors in binary form: "
             f"binary_data_size and {HEADER_LENGTH}."
+        )
+    if count_containers(text) > MOST_CONTAINERS:
+        raise TooLarge(
+            f"The JSON has more than {MOST_CONTAINERS:,} lists and objects; send data as one flat "
+            f"list, or in binary form: binary_data_size and {HEADER_LENGTH}."
         )
     try:
         content = read_json(text, allow_inf_nan=False)
@@ -215,7 +239,7 @@ def _of_tensor(kind: str, name: str) -> Iterator[None]:
 def _input(entry: dict[str, Any], known: Input, body: Buffer, at: int, most: int) -> Tensor:
     shape = check_shape(entry.get("shape"))
     datatype = _datatype(entry.get("datatype"), known, shape, most)
-    parameters = object_in(entry.get("parameters"), "its parameters")
+    parameters = parameters_in(entry, "its parameters")
     if _SHARED_MEMORY in parameters:
         raise OutOfRange("shared memory is not served: send the tensor itself.")
     binary, data = "binary_data_size" in parameters, entry.get("data")
@@ -313,7 +337,7 @@ def _outputs(content: object, binary: bool, batch: int, signature: Signature) ->
 
 
 def _output(entry: dict[str, Any], name: str, binary: bool) -> Wanted:
-    parameters = object_in(entry.get("parameters"), "its parameters")
+    parameters = parameters_in(entry, "its parameters")
     if _SHARED_MEMORY in parameters:
         raise OutOfRange("shared memory is not served: the answer brings the tensor itself.")
     if "binary_data" in parameters:

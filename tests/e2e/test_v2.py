@@ -1,5 +1,6 @@
 """/v2: what is served of the Open Inference Protocol, and that it is the walk of /predict."""
 
+import contextlib
 import gzip
 import io
 import zlib
@@ -7,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 
-from tests.fixtures.requests import ask, classes
+from service.problems import path_in
+from tests.fixtures.requests import ask, classes, problem
 from tests.fixtures.v2 import (
     HEADER,
     Simple,
@@ -207,6 +210,10 @@ def test_the_classification_extension_names_classes(running, pictures):
     expected = [f"{one['confidence']:f}:{one['class']}:{one['name']}" for image in told
                 for one in image["top_k"]]  # fmt: skip
     assert [x.decode() if isinstance(x, bytes) else x for x in found] == expected
+    wanted[0]["parameters"]["classification"] = 1
+    best = outputs_of(post(running, files(*pictures[:20], outputs=wanted)))["probabilities"]
+    found = [int((x.decode() if isinstance(x, bytes) else x).split(":")[1]) for x in best]
+    assert found == classes(ask(running, pictures[:20]))
     wanted = [{"name": "label", "parameters": {"classification": 3}}]
     assert "no classes" in error(post(running, files(pictures[0], outputs=wanted)), 400)
 
@@ -219,6 +226,14 @@ def test_a_request_is_the_image_s_id_for_later_labels(running, pictures):
     given = [{"id": name, "label": 1} for name in ("frame-1", "frames/0", "frames/1")]
     late = running.http.post("/feedback", json={"labels": given})
     assert late.json()["taken"] == 3
+
+
+@pytest.mark.parametrize("name", ["x" * 128, "caf\u00a0é 7", "x" * 120])
+def test_whatever_id_is_accepted_names_its_image(running, pictures, name):
+    """As of /predict."""
+    assert post(running, files(pictures[0], id=name)).json()["id"] == name
+    late = running.http.post("/feedback", json={"labels": [{"id": name, "label": 1}]})
+    assert late.json()["taken"] == 1
 
 
 # Streams, learning, time
@@ -249,6 +264,40 @@ def test_streams_learn_apart_as_with_predict(serve, pictures, arrays):
         assert "named as" in error(
             post(running, files(pictures[0], parameters={"sequence_id": "a b"})), 400
         )
+
+
+def test_the_query_says_what_a_bare_body_cannot(serve, pictures):
+    """`learn`, `context` and `timeout` as /predict has them; never otherwise than a parameter."""
+    bare = {"content": pictures[0], "headers": {HEADER: "0"}}
+    with serve(method="tent") as running:
+        ask(running, pictures[:50], params={"stream": "gate"})
+        before = running.at_rest()["streams"]["gate"]
+        query = "stream=gate&learn=false&context=false&timeout=20"
+        assert running.http.post(f"{INFER}?{query}", **bare).status_code == 200
+        assert running.at_rest()["streams"]["gate"]["version"] == before["version"]
+        late = running.http.post(f"{INFER}?timeout=0.000001", **bare)
+        assert "deadline" in error(late, 504)
+        for query in ("learn=no", "learn=1", "context=", "timeout=0", "timeout=soon"):
+            error(running.http.post(f"{INFER}?{query}", **bare), 400)
+        for name, said, meant in (
+            ("learn", "false", False), ("context", "true", True), ("timeout", "2.5", 2_500_000),
+        ):  # fmt: skip
+            body, headers = files(pictures[0], parameters={"stream": "x", name: meant})
+            same = running.http.post(f"{INFER}?{name}={said}", content=body, headers=headers)
+            assert same.status_code == 200
+            other = not meant if isinstance(meant, bool) else 1_000_000
+            body, headers = files(pictures[0], parameters={"stream": "x", name: other})
+            differs = running.http.post(f"{INFER}?{name}={said}", content=body, headers=headers)
+            assert "give one of them" in error(differs, 400)
+
+
+@pytest.mark.parametrize("way", ["header", "query"])
+def test_a_stream_that_is_named_default_is_named(running, pictures, way):
+    """Not the sequence's, which names another."""
+    body, headers = files(pictures[0], parameters={"sequence_id": "cam"})
+    headers |= {"X-Session-Id": "default"} if way == "header" else {}
+    url = INFER if way == "header" else f"{INFER}?stream=default"
+    assert "another stream" in error(running.http.post(url, content=body, headers=headers), 400)
 
 
 @pytest.mark.parametrize("form", ["files", "pixels"])
@@ -311,6 +360,54 @@ def test_bodies_are_unpacked_and_answers_packed(running, pictures, coding, pack)
         "/predict", content=pack(pictures[0]), headers={"Content-Encoding": coding}
     )
     assert packed.json()["predictions"][0]["class"] == classes(expected)[0]
+
+
+# Within another application
+
+
+def test_mounted_in_an_application_it_is_the_same_protocol(serve, pictures):
+    """Its errors have its form, unknown names in the query are ignored, health makes no noise."""
+
+    def mount(ttc):
+        @contextlib.asynccontextmanager
+        async def lifespan(_):
+            async with ttc.router.lifespan_context(ttc):
+                yield
+
+        outer = FastAPI(lifespan=lifespan)
+        outer.mount("/ttc", ttc)
+        outer.state = ttc.state
+        return outer
+
+    with serve(method="source", wrap=mount) as running:
+        http = running.http
+        body, headers = files(pictures[0])
+        answer = http.post(f"/ttc{INFER}", content=body, headers=headers)
+        assert predicted(answer) == classes(http.post("/ttc/predict", content=pictures[0]).json())
+        assert http.get("/ttc/v2?test_1=1").status_code == 200
+        error(http.get("/ttc/v2/models/other"), 404)
+        error(http.get("/ttc/v2/nowhere"), 404)
+        error(http.delete(f"/ttc{INFER}"), 405)
+        error(http.post(f"/ttc{INFER}", content=b"[]"), 400)
+        error(http.post(f"/ttc{INFER}?stream=a%20b", content=body, headers=headers), 400)
+        problem(http.get("/ttc/nowhere"), 404)
+        problem(http.get("/ttc/status?x=1"), 422)
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "ours"),
+    [
+        ("/v2/models", "", "/v2/models"),
+        ("/ttc/v2/models", "/ttc", "/v2/models"),
+        ("/ttc/v2", "/ttc/", "/v2"),
+        ("/v2/models", "/ttc", "/v2/models"),
+        ("/v2", "/v", "/v2"),
+        ("/v2/v2/models", "/v2", "/v2/models"),
+    ],
+)
+def test_a_path_is_ours_without_where_we_are_mounted(path, root, ours):
+    """Some servers and proxies take the prefix off themselves."""
+    assert path_in({"path": path, "root_path": root}) == ours
 
 
 # A model of other tensors

@@ -1,15 +1,22 @@
 """What cannot be used of a request to /v2 is a sentence, costs nothing, and teaches nothing."""
 
+import base64
 import gzip
 import json
+import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
+from service.memory import Share
+from tests.e2e.conftest import wait_for
 from tests.fixtures.requests import ask, problem
 from tests.fixtures.v2 import HEADER, binary, error, files, framed, outputs_of, pixels
 from tests.fixtures.wire import status_of, talk
+from ttc_core.methods.source import Source
 
 INFER = "/v2/models/bundled/infer"
 MEBIBYTE = 1 << 20
@@ -19,7 +26,7 @@ FLOATS = np.full((1, 32, 32, 3), 0.4, np.float32)
 
 @pytest.fixture(scope="module")
 def running(serve):
-    with serve(method="ttc", max_images=50) as running:
+    with serve(method="ttc", max_images=50, max_pixels=16_000) as running:
         yield running
 
 
@@ -57,6 +64,8 @@ def bodies(pictures):
         "above 1": (pixels(changed(1.1)), 400, "scale 255"),
         "above 255": (pixels(changed(256), more={"scale": 255}), 400, "0 to 255"),
         "another scale": (pixels(FLOATS, more={"scale": 2}), 400, "1 or 255"),
+        "a scale beyond all numbers": (pixels(FLOATS, more={"scale": 10**400}), 400, "1 or 255"),
+        "a scale that is text": (pixels(FLOATS, more={"scale": "1.0"}), 400, "1 or 255"),
         "a scale that is true": (pixels(FLOATS, more={"scale": True}), 400, "1 or 255"),
         "a scale that is a list": (pixels(FLOATS, more={"scale": [1]}), 400, "1 or 255"),
         "another layout": (pixels(IMAGE, more={"format": "HWC"}), 400, "NHWC or NCHW"),
@@ -65,6 +74,8 @@ def bodies(pictures):
         "one channel": (pixels(np.zeros((1, 32, 32, 1), np.uint8)), 400, "shape"),
         "no batch": (pixels(IMAGE[0]), 400, "shape"),
         "no image": (shaped([0, 32, 32, 3], b""), 400, "image"),
+        "no image of sides without end": (shaped([0, 2**62, 2**62, 3], b""), 400, "2^63"),
+        "no pixel of sides without end": (shaped([1, 2**62, 0, 3], b""), 400, "2^63"),
         "no pixel": (shaped([1, 0, 32, 3], b""), 400, "no pixels"),
         "no file": (files(), 400, "image"),
         "another datatype": (shaped([1, 32, 32, 3], datatype="INT8"), 400, "UINT8, FP32, BYTES"),
@@ -73,8 +84,11 @@ def bodies(pictures):
         "2^60 images": (shaped([2**60, 32, 32, 3]), 413, "at most 50"),
         "a shape that overflows": (shaped([16, 2**60 + 2, 1, 3]), 400, "bytes"),
         "a negative shape": (shaped([1, -32, -32, 3]), 400, "from 0"),
+        "70,000 lists": (
+            (b'{"inputs":[{"data":[%s[]]}]}' % (b"[0]," * 70_000), {}), 413, "flat list",
+        ),
         "9,000 pixels a side": (shaped([1, 9000, 1, 3], bytes(27_000)), 413, "8,192"),
-        "20,000,000 pixels": (shaped([1, 5000, 4000, 3], b""), 400, "bytes"),
+        "20,000 pixels": (shaped([1, 200, 100, 3], bytes(60_000)), 413, "16,000"),
         "no image file": (files(b"hello"), 400, "not an image"),
         "an empty file": (files(b""), 400, "empty"),
         "one bad file of two": (files(pictures[0], b"x"), 400, "Image 2 of 2"),
@@ -95,6 +109,9 @@ def bodies(pictures):
         "an output twice": (
             files(pictures[0], outputs=[{"name": "label"}, {"name": "label"}]), 400, "twice",
         ),
+        "an id of 129 characters": (files(pictures[0], id="a" * 129), 400, "129 characters"),
+        "an id of 127 with /0": (files(*pictures[:2], id="a" * 127), 400, "129 characters"),
+        "an id with a tab": (files(pictures[0], id="a\tb"), 400, "control"),
         "no output of ours": (files(pictures[0], outputs=[{"name": "boxes"}]), 400, "'label'"),
         "a parameter of Triton's own": (
             files(pictures[0], parameters={"triton_enable_empty_final_response": True}),
@@ -167,13 +184,46 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(running, spared):
     error(running.http.post(INFER, content=endless), 413)
 
 
-def test_a_head_that_is_too_long_is_told_in_the_form_of_the_path(running):
-    """Before there is a request."""
-    for path, form in ((INFER, b'{"error":'), ("/predict", b"problem+json")):
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX: ".encode() + b"a" * 300_000
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [
+        (INFER, b'{"error":'),
+        (f"http://x{INFER}", b'{"error":'),
+        ("/predict", b"problem+json"),
+        ("http://x/predict?to=/v2", b"problem+json"),
+        ("http://v2/", b"problem+json"),
+    ],
+)
+def test_a_head_that_is_too_long_is_told_in_the_form_of_the_path(running, path, form):
+    """Before there is a request, be it the URL or a header that is too long."""
+    for head in (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nX: ".encode() + b"a" * 300_000,
+        f"POST {path}{'&' if '?' in path else '?'}".encode() + b"a" * 300_000,
+    ):
         answer = talk(running.url, head)
         assert status_of(answer) == 431
         assert form in answer
+
+
+def test_strangers_do_not_fill_the_memory_of_those_who_have_the_token(serve, pictures):
+    """What takes a body and asks for no token takes 4,096 bytes of it, packed or not."""
+    with serve(method="source", token="open sesame", max_queue_bytes=1 << 20) as running:
+        held = []
+
+        def slowly():
+            for _ in range(20):
+                yield bytes(1000)
+                held.append(running.service.intake.memory.held)
+
+        for content, headers in (
+            (bytes(5000), {}),
+            (slowly(), {}),
+            (gzip.compress(bytes(900_000)), {"Content-Encoding": "gzip"}),
+        ):
+            refused = running.http.post("/v2/repository/index", content=content, headers=headers)
+            assert "4,096" in error(refused, 413)
+        assert max(held) <= 4096
+        assert running.http.post("/v2/repository/index", content=b" " * 4096).status_code == 200
 
 
 def test_tokens_are_asked_for_as_elsewhere(serve, pictures):
@@ -195,10 +245,45 @@ def test_tokens_are_asked_for_as_elsewhere(serve, pictures):
         error(foreign, 403)
 
 
-def test_a_full_queue_a_drain_and_a_failure_are_told_in_the_form_of_the_protocol(
-    serve, held, pictures
-):
-    """429 with Retry-After, 503, 500."""
+def test_a_full_queue_is_told_in_the_form_of_the_protocol(serve, held, pictures):
+    """429 with Retry-After, while others' images wait for the device."""
+    body, headers = files(*pictures[:2])
+    source, gates = held("source")
+    with serve(source=source, max_queue=2) as running, ThreadPoolExecutor(2) as pool:
+        gates.predict.clear()
+        gates.predicting.clear()
+        try:
+            first = pool.submit(ask, running, pictures[:2])
+            assert gates.predicting.wait(30)
+            waiting = pool.submit(ask, running, pictures[:2])
+            wait_for(lambda: running.service.batcher.waiting_images == 2)
+            full = running.http.post(INFER, content=body, headers=headers)
+            assert "queue" in error(full, 429)
+            assert int(full.headers["Retry-After"]) >= 1
+        finally:
+            gates.open()
+        assert len(first.result(60)["predictions"]) == len(waiting.result(60)["predictions"]) == 2
+
+
+class Nan(Source):
+    """Answers with numbers that are none."""
+
+    def predict(self, images, *, learn=True):
+        prediction = super().predict(images, learn=learn)
+        prediction.logits.fill_(torch.nan)
+        return prediction
+
+
+def test_scores_that_are_no_numbers_are_told_in_the_form_of_the_protocol(serve, model, pictures):
+    """500."""
+    body, headers = files(*pictures[:2])
+    with serve(source=Nan(model), method="source") as running:
+        failed = running.http.post(INFER, content=body, headers=headers)
+        assert "not finite" in error(failed, 500)
+
+
+def test_a_drain_is_told_in_the_form_of_the_protocol(serve, pictures):
+    """503; what never fits is 413."""
     body, headers = files(*pictures[:3])
     with serve(method="source", max_queue=2) as running:
         error(running.http.post(INFER, content=body, headers=headers), 413)
@@ -224,3 +309,37 @@ def test_our_own_failure_is_told_in_the_form_of_the_protocol(serve, pictures, mo
         assert "log has the reason" in error(failed, 500)
         assert running.service.intake.memory.held == 0
         ask(running, pictures[:1])
+
+
+@pytest.mark.parametrize("form", ["JSON", "elements", "a bare body", "pixels in JSON"])
+def test_what_a_request_takes_was_set_aside_for_it(serve, monkeypatch, form):
+    """Files that are refused once their headers are read; pixels that are answered."""
+    most, take, size = 0, Share.take, 6 * MEBIBYTE
+    file = b"\x89PNG\r\n\x1a\n" + np.random.default_rng(0).bytes(size)
+
+    def noting(share, size_bytes):
+        nonlocal most
+        take(share, size_bytes)
+        most = max(most, share.memory.held)
+
+    text = base64.b64encode(file).decode()
+    entry = {"name": "images", "datatype": "BYTES", "shape": [3], "data": [text] * 3}
+    values = {"name": "images", "datatype": "FP32", "shape": [90, 32, 32, 3], "data": [0] * 276_480}
+    body, headers = {
+        "JSON": lambda: (json.dumps({"inputs": [entry]}).encode(), {}),
+        "elements": lambda: files(*[file] * 3),
+        "a bare body": lambda: (file, {HEADER: "0"}),
+        "pixels in JSON": lambda: (json.dumps({"inputs": [values]}).encode(), {}),
+    }[form]()
+    monkeypatch.setattr(Share, "take", noting)
+    with serve(method="source") as running:
+        running.http.post(INFER, content=body, headers=headers)
+        most = 0
+        tracemalloc.start()
+        try:
+            answer = running.http.post(INFER, content=body, headers=headers)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert answer.status_code == (200 if form == "pixels in JSON" else 400)
+    assert peak < most + 4 * MEBIBYTE  # on their way through the sockets

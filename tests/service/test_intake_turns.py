@@ -13,6 +13,7 @@ import pytest
 from PIL import Image as Picture
 
 from service import decoding
+from service.answering import ImageAnswer
 from service.decoding import AT_ONCE_BYTES, CHUNK_PIXELS, DECODE_CHUNK, SMALL_PIXELS
 from service.errors import DeadlineExpired
 from service.images import TINY_BYTES, TINY_PIXELS
@@ -321,7 +322,7 @@ def answered(images, classes):
         suspects=(),
         modes=(),
     )
-    rows = [SimpleNamespace(answers=batch, row=row, shed=None, digest="0") for row in range(images)]
+    rows = [ImageAnswer(batch, row, 0.0, None, "0") for row in range(images)]
     return SimpleNamespace(answers=rows), batch
 
 

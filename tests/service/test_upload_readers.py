@@ -93,6 +93,7 @@ def test_what_is_no_base64_is_seen_in_every_piece(wrong, at):
 
 COUNTLESS = {
     "values": '{"images": [' + ",".join(["1"] * 390_000) + "]}",
+    "lists": '{"images": [' + ",".join(["[]"] * 190_000) + "]}",
     "keys": "{" + ",".join(f'"{n:x}": 1' for n in range(390_000)) + "}",
     "keys-of-an-image": '{"images": [{' + ",".join(f'"{n:x}": 1' for n in range(390_000)) + "}]}",
 }

@@ -208,7 +208,8 @@ def test_a_form_without_a_usable_boundary_is_unreadable(boundary):
         ('{"labels": [{"id": "a", "label": 1, "stream": "a b"}]}', OutOfRange, r"0\.stream"),
         ('{"labels": [{"id": "a", "label": 1, "stream": ""}]}', OutOfRange, r"0\.stream"),
         ('{"labels": {"a": 1}}', OutOfRange, "labels: .*list"),
-        ("[" * 100_000, Unreadable, "not JSON"),
+        ("[" * 50_000, Unreadable, "not JSON"),
+        ("[" * 100_000, TooLarge, "75,536 lists and objects"),
         ("[" * 2_000_000, TooLarge, "10,000 labels"),
     ],
 )

@@ -74,6 +74,38 @@ def test_elements_of_bytes_are_as_they_were_sent(elements):
     assert list(map(bytes, came.values)) == elements
 
 
+def test_elements_in_binary_form_take_no_memory_beside_the_body_and_those_of_json_are_counted():
+    body, headers = binary(("A", "BYTES", (2,), framed(bytes(5000), b"a")))
+    request = read_request(bytearray(body), headers[HEADER], of("BYTES", (-1,)))
+    assert all(isinstance(each, memoryview) for each in request.inputs["A"].values)
+    assert request.memory == 0
+    text = read({"inputs": [tensor("A", ["a" * 5000], "BYTES")]}, of("BYTES", (-1,)))
+    assert 5000 < text.memory < 5200
+    assert read({"inputs": [tensor("A", [[1, 2]], "FP64")]}, of("FP64")).memory == 16
+
+
+EMPTY = [
+    [0, 2**62, 2**62, 3], [1, 2**62, 0, 3], [0, 3, 2**62, 2**62], [0, 2**63 - 1, 2**63 - 1, 3],
+    [1, 0, 2**63 - 1, 3],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("datatype", ["UINT8", "FP32", "FP64", "BYTES"])
+@pytest.mark.parametrize("shape", EMPTY)
+def test_a_tensor_of_nothing_with_sides_without_end_is_refused(shape, datatype):
+    """numpy has no such shape of 2^63 bytes."""
+    signature = of(datatype, (-1, -1, -1, -1))
+    body, headers = binary(("A", datatype, shape, b""))
+    for call in (
+        lambda: read(
+            {"inputs": [{**entry(shape=shape, data=[]), "datatype": datatype}]}, signature
+        ),
+        lambda: read_request(body, headers[HEADER], signature),
+    ):
+        with pytest.raises(Refused, match=r"2\^63 bytes"):
+            call()
+
+
 def test_parameters_outputs_and_order_are_read():
     """What is not known is ignored; what is binary follows in the order of the inputs."""
     body, headers = binary(
@@ -187,6 +219,11 @@ REFUSED = {
     "an id without end": {"inputs": [entry()], "id": "x" * 100_000},
     "a reserved parameter": {"inputs": [entry()], "parameters": {"triton_x": 1}},
     "headers": {"inputs": [entry()], "parameters": {"headers": {}}},
+    "a reserved parameter of an input": {"inputs": [entry(parameters={"triton_x": 1})]},
+    "headers of an output": {
+        "inputs": [entry()],
+        "outputs": [{"name": "B", "parameters": {"headers": 1}}],
+    },
     "a priority that is none": {"inputs": [entry()], "parameters": {"priority": "high"}},
     "a negative priority": {"inputs": [entry()], "parameters": {"priority": -1}},
     "a negative timeout": {"inputs": [entry()], "parameters": {"timeout": -1}},
@@ -248,6 +285,12 @@ def test_limits_hold():
         read({"inputs": [long]}, of("INT32", max_batch=8))
     with pytest.raises(TooLarge, match="binary form"):
         read({"inputs": [entry(shape=[1, 2_000_000], data=[0] * 2_000_000)]}, of("INT32"))
+    lists = b'{"inputs":[{"name":"A","datatype":"INT32","shape":[1,2],"data":[%s[]]}]}'
+    for each in (b"[],", b"[0],", b"[[]],"):
+        with pytest.raises(TooLarge, match="flat list"):
+            read_request(lists % (each * 70_000), None, of("INT32"))
+    image = {"inputs": [tensor("A", np.zeros((1, 224, 224, 3), np.uint8), "UINT8")]}
+    assert read(image, of("UINT8", (-1, -1, -1, 3))).inputs["A"].values.shape[1] == 224
     with pytest.raises(Refused, match="binary_data"):
         read(
             {"inputs": [entry(shape=[60_000, 2], data=[0] * 120_000)]},
@@ -268,3 +311,23 @@ def test_whatever_comes_is_read_or_refused(document, tail, stated):
     """Nothing else is raised."""
     with contextlib.suppress(Refused):
         read_request(json.dumps(document).encode() + tail, stated, of("INT32"))
+
+
+SIDES = st.sampled_from([0, 0, 1, 1, 2, 3, 2**31, 2**32, 2**60, 2**61, 2**62, 2**63 - 1, 2**63])
+
+
+@given(
+    shape=st.lists(SIDES, min_size=2, max_size=2) | st.lists(SIDES, max_size=17),
+    datatype=st.sampled_from((*KINDS, "BYTES")),
+    data=st.lists(st.integers(0, 1), max_size=6) | st.none() | st.just([[], []]),
+    tail=st.binary(max_size=12),
+)
+def test_whatever_shape_comes_is_read_or_refused(shape, datatype, data, tail):
+    """Of two free sides, in JSON and in bytes: what is read has the shape."""
+    given_data = {"parameters": {"binary_data_size": len(tail)}} if data is None else {"data": data}
+    tail = tail if data is None else b""
+    one = {"name": "A", "datatype": datatype, "shape": shape, **given_data}
+    text = json.dumps({"inputs": [one]}).encode()
+    with contextlib.suppress(Refused):
+        request = read_request(text + tail, str(len(text)), of(datatype, (-1, -1)))
+        assert list(request.inputs["A"].values.shape) == shape

@@ -21,9 +21,9 @@ SIGNATURE = Signature(
 P = np.array([[0.2, 0.5, 0.3], [0.25, 0.25, 0.5]], np.float32)
 
 
-def written(outputs, *wanted, id=None):
-    answer = Answer()
-    for _ in write(answer, SIGNATURE, InferenceRequest(id, {}, {}, list(wanted)), outputs):
+def written(outputs, *wanted, id=None, **more):
+    answer, request = Answer(), InferenceRequest(id, {}, {}, list(wanted))
+    for _ in write(answer, SIGNATURE, request, outputs, **more):
         pass
     return json.loads(answer.text), bytes(answer.tensors)
 
@@ -49,6 +49,12 @@ def test_bytes_follow_in_the_order_of_the_outputs():
     assert tail[sizes[0] :] == P.tobytes()
     assert len(tail) == sum(sizes)
     assert "id" not in document
+
+
+def test_of_equals_the_model_says_which_is_best():
+    best = {"P": lambda row, count: [2 - row, 1, 0][:count]}
+    document, _ = written({"P": P}, Wanted("P", False, classes=1), best=best)
+    assert document["outputs"][0]["data"] == ["0.300000:2:bird", "0.250000:1:dog:brown"]
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -86,7 +92,8 @@ def test_what_json_has_no_number_for_is_told(value):
     ],
 )
 def test_an_answer_is_packed_as_the_client_takes_it(accepted, coding):
-    assert coding_for(accepted) == coding
+    assert coding_for([accepted]) == coding
+    assert coding_for([accepted, "," * 3000]) is None
 
 
 @pytest.mark.parametrize(
