@@ -10,6 +10,7 @@ those of `ttc serve`'s own server: here they are uvicorn's.
 import contextlib
 from collections.abc import AsyncIterator
 
+import torch
 from fastapi import FastAPI
 
 from service.app import build
@@ -18,6 +19,9 @@ from ttc_core.load import load, pick_device
 from ttc_core.methods import create, settings_for
 
 settings = Settings()
+if settings.threads:
+    # Before the model is made: its weights are laid out for so many.
+    torch.set_num_threads(settings.threads)
 method = create(
     settings.method,
     load(settings.model, device=pick_device(settings.device)),
