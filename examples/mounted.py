@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 
+import torch
 from fastapi import FastAPI
 
 from service.app import build
@@ -18,6 +19,9 @@ from service.cli.serve import load_source
 from service.settings import read_settings
 
 settings = read_settings({})
+if settings.threads:
+    # Before the model is made: its weights are laid out for so many.
+    torch.set_num_threads(settings.threads)
 load = partial(load_source, settings)  # again with POST /ttc/model
 ttc = build(settings, load(), load)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import math
 import os
+import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -42,6 +43,14 @@ SMALL_PIXELS = 4_000_000
 # How far threads at large requests step back behind the event loop, the device's and small ones:
 # on few cores a small pass took three times as long beside them.
 STEP_BACK = 10
+
+
+def step_back() -> None:
+    """Leave the processors to the other threads, where a thread by itself can: on Linux."""
+    if sys.platform == "linux":  # elsewhere it is the whole process that would
+        os.nice(STEP_BACK)
+
+
 # The memory in which one small image is parsed and decoded in one go.
 AT_ONCE_BYTES = 6 << 20
 
@@ -55,7 +64,7 @@ class Threads:
     def __init__(self, count: int) -> None:
         kinds = (True, False)
         self._pools = {
-            small: ThreadPoolExecutor(count, "decode", os.nice, (0 if small else STEP_BACK,))
+            small: ThreadPoolExecutor(count, "decode", None if small else step_back)
             for small in kinds
         }
         self._turns = {small: asyncio.Semaphore(count) for small in kinds}

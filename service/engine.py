@@ -150,6 +150,7 @@ class Engine:
             self.truth,
             self.silence,
             self._reports,
+            self._remove_kept_aside,
         )
 
     @property
@@ -525,17 +526,25 @@ class Engine:
             except Exception:
                 log.exception("saving failed")
 
-    async def _save_changed(self, *, older_than: float = 0.0) -> None:
-        """Save the streams that changed so many seconds ago; batches run in between."""
-        loop = asyncio.get_running_loop()
+    async def _save_changed(self, *, older_than: float = 0.0) -> bool:
+        """Save the streams that changed so many seconds ago; batches run in between.
+
+        Returns:
+            Whether files have all of what they had changed by before.
+        """
+        loop, began, failed = asyncio.get_running_loop(), time.monotonic(), set[str]()
         names = await asyncio.to_thread(self._saving.to_save, older_than, self.streams)
         while names:
             taken = await self._on_device(self.table.snapshots, names)
             written = [
                 await loop.run_in_executor(self._writer, self.table.write, each) for each in taken
             ]
+            failed |= {each for each, saved in zip(taken, written, strict=True) if not saved}
             if older_than and written and not any(written):
-                return  # it is the folder: another round tries again
+                break  # it is the folder: another round tries again
+        unsaved = self._saving.unsaved()
+        limit = began - older_than
+        return not any(since <= limit or each in failed for each, since in unsaved.items())
 
     async def save(self) -> bool:
         """Save all that has changed, if there is a folder for it; return whether all went well."""
@@ -556,6 +565,17 @@ class Engine:
 
     # Other weights
 
+    async def _remove_kept_aside(self) -> tuple[int, str | None]:
+        """Remove the streams of former weights: how many, and the first reason why not all."""
+
+        def remove() -> tuple[int, str | None]:
+            if self._folders is None or self._folder is None:
+                return 0, None
+            return self._folders.remove_others(self._folder)
+
+        # By the writer, behind what is still on its way there.
+        return await asyncio.get_running_loop().run_in_executor(self._writer, remove)
+
     def between_passes(self, call: Callable[[], T]) -> T:
         """Have the device thread call something, and wait for what it returns, in any other."""
         return self._device.submit(call).result()
@@ -572,23 +592,36 @@ class Engine:
         folder = None
         if self._folders is not None:
             source = _unwatched(source)
-            await self._save_changed()
-            if self._saving.failing:
-                raise StateFolderError(
-                    "What streams have learned cannot be saved now, and would be lost; "
-                    "an event not_saved says why."
-                )
+            await self._save_all()  # before a folder is made for others
             digests = source.model.digest, self.source.model.digest
             folder = await asyncio.to_thread(self._folders.beside, *digests)
-            await asyncio.to_thread(self._tell_what_fails, folder, source)
-        return await asyncio.to_thread(
-            Saving, source, folder, self.events, self._metrics, self.truth
-        )
+        try:
+            if folder is not None:
+                await asyncio.to_thread(self._tell_what_fails, folder, source)
+            saving = await asyncio.to_thread(
+                Saving, source, folder, self.events, self._metrics, self.truth
+            )
+            # What has changed meanwhile: of that which is left then, all is copied at the switch.
+            await self._save_all()
+        except BaseException:
+            self._leave(folder)
+            raise
+        return saving
+
+    async def _save_all(self) -> None:
+        if not await self._save_changed():
+            raise StateFolderError(
+                "What streams have learned cannot be saved now, and would be lost; "
+                "an event not_saved says why."
+            )
 
     def give_up(self, saving: Saving) -> None:
         """What was prepared is not to be."""
-        if self._folders is not None and saving.folder is not None:
-            self._folders.leave(saving.folder)
+        self._leave(saving.folder)
+
+    def _leave(self, folder: StateFolder | None) -> None:
+        if self._folders is not None and folder is not None:
+            self._folders.leave(folder)
 
     async def exchange(self, saving: Saving) -> Former:
         """Have other weights answer, to be called between two batches; `put_away` is to follow."""
@@ -597,7 +630,9 @@ class Engine:
     def _exchange(self, saving: Saving) -> Former:
         records, names = self.streams, self._saving.to_save(0.0, self.streams)
         while names:
-            self.table.snapshots(names)
+            # A copy each of what changed since `prepare`, until it is written.
+            for name in self.table.snapshots(names):
+                self._writer.submit(self._saving.write, name)
         saving.answers_from = self.truth.newest
         former = self.table.begin_anew(saving)
         self.truth.begin_anew()
@@ -610,17 +645,19 @@ class Engine:
             How many streams of theirs are kept, and how many are not as they were at last.
         """
         saving, loop = former.saving, asyncio.get_running_loop()
-        if self._folders is None or saving.folder is None:
+        if saving.folder is None:
             return 0, former.streams
-        for name in saving.leaving():
-            await loop.run_in_executor(self._writer, saving.write, name)
-        _, kept = await asyncio.to_thread(saving.remove)
-        self._reports.not_removed(kept)
-        names = set[str]()
-        with contextlib.suppress(OSError):
-            names = await asyncio.to_thread(saving.names)
-        lost = saving.unsaved().keys()
-        self._folders.leave(saving.folder)
+        try:
+            for name in saving.leaving():
+                await loop.run_in_executor(self._writer, saving.write, name)
+            _, kept = await asyncio.to_thread(saving.remove)
+            self._reports.not_removed(kept)
+            names = set[str]()
+            with contextlib.suppress(OSError):
+                names = await asyncio.to_thread(saving.names)
+            lost = saving.unsaved().keys()
+        finally:
+            self._leave(saving.folder)
         return len(names - lost), len(lost)
 
     def close(self) -> None:
@@ -628,8 +665,8 @@ class Engine:
         self._device.shutdown()
         self._writer.shutdown()
         self.truth.close()
-        if self._folders is not None and self._folder is not None:
-            self._folders.leave(self._folder)
+        self._leave(self._folder)
+        if self._folders is not None:
             self._folders.close()
 
 

@@ -8,16 +8,15 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-
-import torch
+from concurrent.futures import Future
 
 from service.answering import Image, ImageAnswer
 from service.batcher import Batcher
-from service.engine import Engine
+from service.decoding import step_back
+from service.engine import Engine, Former
 from service.errors import ModelRefused, NotReady, Refused
 from service.intake import Intake
 from service.metrics import Metrics
@@ -25,12 +24,15 @@ from service.schemas import ReloadResponse
 from service.settings import Settings
 from ttc_core.errors import UserError, told
 from ttc_core.fused import between_passes
+from ttc_core.load import at_work
 from ttc_core.methods import Method
 from ttc_core.model import SourceModel
 from ttc_core.plugins import guarded
 
-# How far the thread that loads steps back behind those that answer.
-STEP_BACK = 10
+log = logging.getLogger(__name__)
+
+# Of the time to end in, how long a thread that still reads a model is waited for: it may be stuck.
+READING_SHARE = 0.1
 ENDING = "The service is shutting down; the model was not loaded anew."
 
 
@@ -57,7 +59,7 @@ class Reloading:
         self._settings, self._engine, self._batcher = settings, engine, batcher
         self._intake, self._metrics, self._load = intake, metrics, load
         self.since = time.time()
-        self._loader = ThreadPoolExecutor(1, "loading", initializer=_step_back)
+        self._reader: threading.Thread | None = None
         self._task: asyncio.Task[ReloadResponse] | None = None
         # Until what was read takes over, it may be given up at any time.
         self._may_end, self._draining = True, False
@@ -114,8 +116,14 @@ class Reloading:
                 await asyncio.wait({task})
 
     def close(self) -> None:
-        """End the thread, once it is through with what it reads."""
-        self._loader.shutdown()
+        """Wait for the thread that reads, but not for one that is stuck; it ends with the process.
+
+        Of one that computes meanwhile, the process may not end well.
+        """
+        if self._reader is not None:
+            self._reader.join(READING_SHARE * self._settings.drain_timeout)
+            if self._reader.is_alive():
+                log.warning("What loads the model anew has not ended, and is left behind.")
 
     async def _reload(self) -> ReloadResponse:
         began = time.monotonic()
@@ -140,8 +148,8 @@ class Reloading:
     async def _exchanged(self) -> ReloadResponse:
         if self._load is None:
             raise ModelRefused("This server was handed its model, and cannot read it anew.")
-        loop, former = asyncio.get_running_loop(), self._engine.source.model
-        source = await loop.run_in_executor(self._loader, self._read)
+        former = self._engine.source.model
+        source = await self._read_apart()
         model = source.model
         names = {"digest": model.digest, "former_digest": former.digest}
         if misfit := _misfit(former, model):
@@ -161,23 +169,50 @@ class Reloading:
         self._metrics.show_model(model_labels(self._settings, source))
         self._metrics.model_loaded.set(self.since)
         self._metrics.model_loads.labels("loaded").inc()
-        aside, dropped = await self._engine.put_away(left)
-        response = ReloadResponse(
-            changed=True,
-            **names,
-            streams_kept_aside=aside,
-            streams_dropped=dropped,
-            streams_brought_back=await self._engine.saved_streams(),
-        )
+        response = ReloadResponse(changed=True, **names, **await self._streams_after(left))
         told_of = response.model_dump(exclude={"changed", "seconds"})
         self._engine.events.note("model_loaded", **told_of)
         self._looking = asyncio.create_task(self._engine.look_at_saved())
         return response
 
+    async def _streams_after(self, left: Former) -> dict[str, int | None]:
+        """What became of the streams, as the response has it; None: it is not known.
+
+        The other weights answer already: whatever fails now refuses nothing.
+        """
+        aside, dropped, brought_back = None, None, None
+        try:
+            aside, dropped = await self._engine.put_away(left)
+            brought_back = await self._engine.saved_streams()
+        except Exception:
+            log.exception("Other weights answer now; what became of the streams is not known:")
+        return {
+            "streams_kept_aside": aside,
+            "streams_dropped": dropped,
+            "streams_brought_back": brought_back,
+        }
+
+    async def _read_apart(self) -> Method:
+        """Read in a thread of its own, which the process does not wait for at its end."""
+        found: Future[Method] = Future()
+
+        def run() -> None:
+            step_back()
+            try:
+                found.set_result(self._read())
+            except BaseException as error:
+                found.set_exception(error)
+
+        self._reader = threading.Thread(target=run, name="loading", daemon=True)
+        found.set_running_or_notify_cancel()  # whoever waits may give up, and the thread goes on
+        self._reader.start()
+        return await asyncio.wrap_future(found)
+
     def _read(self) -> Method:
         """Make the method on the model as it can be read now, in the thread that loads."""
         assert self._load is not None
         between_passes.set(self._engine.between_passes)
+        at_work.set(self._engine.source.model.module)
         with guarded("The model cannot be loaded anew"):
             source = self._load()
             _ = source.model.digest  # hashing takes its time
@@ -202,12 +237,6 @@ def model_labels(settings: Settings, source: Method) -> dict[str, str]:
     }
 
 
-def _step_back() -> None:
-    """Leave the processors to the threads that answer."""
-    os.nice(STEP_BACK)
-    torch.set_num_threads(1)
-
-
 def _misfit(served: SourceModel, read: SourceModel) -> str | None:
     """Why a model cannot take the place of the one that is served; None: it can."""
     again = "It is served after a restart."
@@ -223,10 +252,9 @@ def _misfit(served: SourceModel, read: SourceModel) -> str | None:
             f"What was read has other class names than what is served (class {at} is {now!r}, "
             f"not {before!r}): labels and clients go by those. {again}"
         )
-    if (read.size, read.crop) != (served.size, served.crop):
+    if read.geometry != served.geometry:
         return (
-            f"What was read takes images of size {read.size} (crop {read.crop}), and what is "
-            f"served of size {served.size} (crop {served.crop}): requests are on their way in "
-            f"that size. {again}"
+            f"What was read takes {read.geometry}, and what is served {served.geometry}: requests "
+            f"are on their way as those. {again}"
         )
     return None

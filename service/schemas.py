@@ -204,6 +204,10 @@ class ResetResponse(BaseModel):
         "nothing was done; a name misspelt, or a stream that has sent nothing since its last reset",
     )
     discarded: Discarded
+    kept_aside: int = Field(
+        0,
+        description="saved streams of former weights that were removed, too, as with * all are",
+    )
 
 
 class ReloadResponse(BaseModel):
@@ -212,13 +216,15 @@ class ReloadResponse(BaseModel):
     changed: bool = Field(description="false: the weights are the same, and nothing moved")
     digest: str = Field(description="of the weights that answer now")
     former_digest: str = Field(description="of those that did before")
-    streams_kept_aside: int = Field(
-        0, description="of the former weights, in the state folder: they go on when those come back"
+    streams_kept_aside: int | None = Field(
+        0,
+        description="of the former weights, in the state folder: they go on when those come back; "
+        "null, as of the two below: not known, the log says why",
     )
-    streams_dropped: int = Field(
+    streams_dropped: int | None = Field(
         0, description="of the former weights, that were in memory and are not kept as they were"
     )
-    streams_brought_back: int = Field(
+    streams_brought_back: int | None = Field(
         0, description="that these weights have in the state folder from before"
     )
     seconds: float = Field(0.0, description="that it took, from reading to the last stream's file")

@@ -38,6 +38,8 @@ SUFFIX = ".safetensors"
 LEASE = ".lease"
 # Names the weights whose streams lie in the folder itself, once there are others' beside.
 OWNER = ".weights"
+# Folders of others' streams, each with the digest of its weights behind it.
+APART = "weights-"
 MOST_DIGEST_BYTES = 64
 # Of a file: the inode, and when it was written, in nanoseconds.
 Identity = tuple[int, int]
@@ -289,7 +291,7 @@ class StateFolders:
         Raises:
             StateFolderError: it cannot be used.
         """
-        apart = self._itself.path / f"weights-{digest}"
+        apart = self._itself.path / f"{APART}{digest}"
         if self._owner() in (None, digest) and not apart.is_dir():
             return self._itself
         return StateFolder(apart, **self._names)
@@ -320,6 +322,30 @@ class StateFolders:
                 return file.read(MOST_DIGEST_BYTES).decode(errors="replace").strip() or None
         except OSError:
             return None
+
+    def remove_others(self, served: StateFolder) -> tuple[int, str | None]:
+        """Remove the streams of all weights but those that are served.
+
+        Returns:
+            How many files were removed, and the first reason why one could not be.
+        """
+        count, problem = 0, None
+        try:
+            apart = sorted(each for each in self._itself.path.glob(f"{APART}*") if each.is_dir())
+            for folder in (self._itself.path, *apart):
+                if folder == served.path:
+                    continue
+                for file in [each for each in folder.iterdir() if stream_of(each.name)]:
+                    try:
+                        file.unlink()
+                        count += 1
+                    except OSError as error:
+                        problem = problem or f"{shown(file.name)}: {error.strerror}"
+                with contextlib.suppress(OSError):
+                    sync_folder(folder)
+        except OSError as error:
+            problem = problem or f"the state folder: {error.strerror}"
+        return count, problem
 
     def leave(self, folder: StateFolder) -> None:
         """Give up the folder of weights that are served no more."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import ParamSpec, Protocol, TypeVar
 
 from service.errors import NoSnapshot, NotBroughtBack, SavedDoesNotFit, StateNotRemoved
@@ -28,7 +28,12 @@ class OnDevice(Protocol):
 
 
 class Undoing:
-    """Takes streams back, and tells what that threw away."""
+    """Takes streams back, and tells what that threw away.
+
+    Args:
+        remove_kept_aside: removes the saved streams of former weights; returns how many, and why
+            one could not be.
+    """
 
     def __init__(
         self,
@@ -37,9 +42,11 @@ class Undoing:
         truth: Truth,
         silence: Silence,
         reports: StreamReports,
+        remove_kept_aside: Callable[[], Awaitable[tuple[int, str | None]]],
     ) -> None:
         self._on_device, self._table, self._truth = on_device, table, truth
         self._silence, self._reports = silence, reports
+        self._remove_kept_aside = remove_kept_aside
 
     def put_back(self, stream: str, record: StreamRecord, source: Method) -> None:
         """Give a stream that cannot go on a method at the source, on the device thread."""
@@ -53,6 +60,7 @@ class Undoing:
     async def reset(self, stream: str | None) -> ResetResponse:
         """Put a stream, or with None all, back to the source, and tell what that threw away.
 
+        With all go those of former weights that are kept aside: nothing learned is to come back.
         A stream of which nothing is known is there already, and that is told.
 
         Raises:
@@ -78,6 +86,10 @@ class Undoing:
         await asyncio.to_thread(self._reports.reset, names if stream else known, found, kept)
         for name, reason in kept.items():
             problem = problem or f"stream {name}: {reason}"
+        kept_aside = 0
+        if stream is None:
+            kept_aside, why_not = await self._remove_kept_aside()
+            problem = problem or why_not
         if problem is not None:
             raise StateNotRemoved(
                 "Reset, but what is saved could not be removed and would come back after a "
@@ -87,6 +99,7 @@ class Undoing:
             streams=[stream] if stream else known,
             known=bool(known),
             discarded=_sum(found.values()),
+            kept_aside=kept_aside,
         )
 
     def _forget(

@@ -8,6 +8,9 @@ torchvision's and our own classes, whose path depends on nothing but the images.
 oneDNN lays a convolution's weights out by the images it gets, and lays them out anew in every pass
 where they lie otherwise: for a lone image that took longer than all the rest. So there are two
 rows of operations, one for a lone image and one for several; weights that lie alike are shared.
+How it lays them out depends on the number of torch's threads as well: they are packed for that of
+the thread that packs. No pass lays weights out anew, then, for one image and for two with as many
+threads; larger batches may (with 4 threads those of 8 do), where it weighs little.
 """
 
 import operator
@@ -45,16 +48,17 @@ Packed = dict[tuple[str, bytes], Tensor]
 between_passes: ContextVar[Callable[[Callable[[], Any]], Any]] = ContextVar(
     "between_passes", default=lambda call: call()
 )
-"""Calls something while no other thread runs a network, and returns what that does. Whoever makes
-models beside threads that answer sets it."""
+"""Calls something while no other thread runs a network, in the thread that runs them, and returns
+what that does. Whoever makes models beside threads that answer sets it."""
 
 
 def fused(module: nn.Module, side: int, dtype: torch.dtype = torch.float32) -> Network | None:
     """The network written so; None where it cannot be, or answers otherwise.
 
-    To be called as a model is made. torch.fx changes nn.Module for the whole process while it
-    traces: a pass of any network in another thread may fail then, or come into the trace, unless
-    `between_passes` keeps it from running.
+    To be called as a model is made, in a thread with as many of torch's threads as passes will
+    have. torch.fx changes nn.Module for the whole process while it traces: a pass of any network in
+    another thread may fail then, or come into the trace, unless `between_passes` keeps it from
+    running; it has the weights packed, too, one layer at a time.
 
     Args:
         module: on the CPU, in float32 and in evaluation mode; neither it nor its weights change
@@ -178,7 +182,8 @@ class _Writer:
         how = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
         (images,) = convolution.all_input_nodes
         size = list(images.meta["tensor_meta"].shape)
-        packed = torch.ops.mkldnn._reorder_convolution_weight(weight.to(self._dtype), *how, size)
+        pack = torch.ops.mkldnn._reorder_convolution_weight
+        packed = between_passes.get()(partial(pack, weight.to(self._dtype), *how, size))
         lies = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
         packed = self._packed.setdefault((convolution.name, lies), packed)
         with self._graph.inserting_before(convolution):

@@ -8,11 +8,11 @@ whose files are code and therefore have to be trusted in so many words.
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import safetensors
 import torch
@@ -65,9 +65,9 @@ class Input:
     interpolation: Interpolation | None = None
 
 
-# Layers that factories made, as long as somebody has them: a model may be loaded anew while they
-# answer, and other weights filled into them would answer at once.
-_in_use: WeakSet[nn.Module] = WeakSet()
+at_work: ContextVar[nn.Module | None] = ContextVar("at_work", default=None)
+"""The network that answers while another is loaded: weights that were filled into its layers would
+answer at once. Whoever loads beside threads that answer sets it."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -513,14 +513,14 @@ def _factory(name: str, file: str, stated: Input) -> SourceModel:
     if isinstance(made, SourceModel) and stated != Input():
         said = [f"--{each}" for each, value in vars(stated).items() if value is not None]
         raise LoadError(f"{name} states its own input; leave {' and '.join(said)} out.")
-    if not _in_use.isdisjoint(module.modules()):
+    served = at_work.get()
+    if served is not None and not {*served.modules()}.isdisjoint(module.modules()):
         raise LoadError(
-            f"{name} returned layers of a network that it has returned before, and that is still "
-            "in use; it must make all of them anew each time."
+            f"{name} returned layers of the network that answers now; it must make all of them "
+            "anew each time."
         )
     checkpoint = read_checkpoint(Path(file)) if file else Checkpoint({})
     notices = fill(module, checkpoint.sets, file) if file else []
-    _in_use.update(module.modules())
     if isinstance(made, SourceModel):
         model = made
         if file:

@@ -54,7 +54,8 @@ async def reset(
     """Restore source weights, optimizer, counters and statistics of a stream, a saved one too.
 
     What labels said of it counts no more in `truth`; ids stay known, and metrics go on. Of a stream
-    of which nothing is known nothing is done, and `known` says so.
+    of which nothing is known nothing is done, and `known` says so. With `*`, streams that are kept
+    aside for former weights go as well (`kept_aside` says how many); one by its name leaves them.
     """
     name = stream_named(request, stream)
     return await service.engine.undoing.reset(None if name == ALL_STREAMS else name)

@@ -7,12 +7,13 @@ import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
 import torch
 
-from service.cli.serve import _load
+from service.cli.serve import load_source
 from service.client import Client, ServiceError
 from service.launch import launch
 from service.settings import Settings
@@ -43,7 +44,7 @@ def reloadable(serve, weights):
 
     def running(**options):
         options = {**OPTIONS, "model": f"cifar/resnet20@{weights}", "device": "cpu", **options}
-        load = partial(_load, Settings(**options))
+        load = partial(load_source, Settings(**options))
         return serve(source=load(), load=load, **options)
 
     return running
@@ -263,6 +264,53 @@ def test_what_cannot_be_served_leaves_the_former_at_work(
         assert running.http.post("/model").json()["changed"]
 
 
+def test_other_pixels_than_those_on_their_way_are_refused(serve, weights):
+    """Also where only the way they are resized is another."""
+    options = {**OPTIONS, "model": f"cifar/resnet20@{weights}", "device": "cpu"}
+    source = load_source(Settings(**options))
+    write(weights, seed=2)
+    load = partial(load_source, Settings(**options, interpolation="bicubic"))
+    with serve(source=source, load=load, **options) as running:
+        detail = problem(running.http.post("/model"), 409)["detail"]
+        assert "(bicubic)" in detail
+        assert "(bilinear)" in detail
+
+
+def test_what_fails_once_the_others_answer_refuses_nothing(
+    reloadable, weights, pictures, monkeypatch
+):
+    """The answer says that they do, and what is not known of the streams."""
+    with reloadable() as running:
+        former = ask(running, pictures[:4])["model_digest"]
+        write(weights, seed=2)
+
+        async def fail(_):
+            raise RuntimeError("odd")
+
+        monkeypatch.setattr(running.service.engine, "put_away", fail)
+        told_of = running.http.post("/model").json()
+        assert told_of["changed"]
+        assert told_of["streams_kept_aside"] is told_of["streams_dropped"] is None
+        assert ask(running, pictures[:4])["model_digest"] == told_of["digest"] != former
+        assert (loads(running, "loaded"), loads(running, "refused")) == (1, 0)
+        assert len(told(running, "model_loaded")) == 1
+
+
+def test_the_number_of_threads_stays_what_it_is_in_this_process(reloadable, weights):
+    """torch gives every thread that begins later the number that any thread set last."""
+    with ThreadPoolExecutor(1) as apart:
+        before = apart.submit(torch.get_num_threads).result()
+        try:
+            with reloadable() as running:
+                apart.submit(torch.set_num_threads, 3).result()
+                write(weights, seed=2)
+                assert running.http.post("/model").json()["changed"]
+                with ThreadPoolExecutor(1) as later:
+                    assert later.submit(torch.get_num_threads).result() == 3
+        finally:
+            apart.submit(torch.set_num_threads, before).result()
+
+
 def test_one_at_a_time_and_none_while_it_ends(serve, make_method, pictures):
     """Meanwhile answers go on; a second request is told so; a drain gives up what is being read."""
     may_go, reading = threading.Event(), threading.Event()
@@ -318,7 +366,7 @@ def test_a_factory_that_returns_the_network_at_work_is_refused(
     )
     monkeypatch.syspath_prepend(tmp_path)
     options = {**OPTIONS, "model": f"shop:make@{weights}", "device": "cpu"}
-    load = partial(_load, Settings(**options))
+    load = partial(load_source, Settings(**options))
     with serve(source=load(), load=load, **options) as running:
         before = answers_of(running, pictures[:4])
         write(weights, seed=2)
@@ -360,3 +408,49 @@ def test_a_hangup_loads_the_file_and_a_drain_in_mid_load_ends_well(weights, pict
     apart = [path.name for path in (tmp_path / "states").glob("weights-*")]
     assert apart  # of the second weights; the third's if they took over in time
     assert f"weights-{former}" not in apart
+
+
+@pytest.mark.slow
+def test_a_hangup_is_ignored_where_it_was(weights):
+    """Under nohup a terminal that closes is nothing to the server."""
+    options = ("--model", f"cifar/resnet20@{weights}", "--device", "cpu", "--threads", "1")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with launch(*options) as server:
+            status = Path(f"/proc/{server.process.pid}/status").read_text()
+            (ignored,) = (line for line in status.splitlines() if line.startswith("SigIgn"))
+            assert int(ignored.split()[1], 16) & 1 << (signal.SIGHUP - 1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+def test_a_drain_does_not_wait_for_a_factory_that_is_stuck(pictures, tmp_path):
+    """All is answered and saved: the end is a good one, long before --drain-timeout."""
+    (tmp_path / "stuck.py").write_text(
+        "import pathlib, time\n"
+        "from ttc_core.zoo import ARCHITECTURES\n"
+        f"FILE = pathlib.Path({str(tmp_path / 'reading')!r})\n"
+        "calls = 0\n"
+        "def make():\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    if calls > 1:\n"
+        "        FILE.touch()\n"
+        "        time.sleep(600)\n"
+        "    return ARCHITECTURES['resnet20'].build(10)\n"
+    )
+    options = ("--model", "stuck:make", "--size", "32", "--device", "cpu", "--threads", "1")
+    options += ("--drain-timeout", "20", "--state-dir", str(tmp_path / "states"))
+    with (
+        launch(*options, environment={"PYTHONPATH": str(tmp_path)}) as server,
+        Client(server.url, timeout=60) as client,
+    ):
+        client.predict(pictures[:4])
+        server.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "reading").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert server.stop() == 0
+    assert (tmp_path / "states" / "default.safetensors").exists()

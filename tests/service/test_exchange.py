@@ -12,7 +12,7 @@ import torch
 from service.errors import NoSnapshot
 from service.state_folder import OWNER, StateFolderError
 from tests.fixtures.networks import make_model
-from tests.fixtures.streams import PIXELS, batch, events, request, stop
+from tests.fixtures.streams import PIXELS, batch, events, request, reset, stop
 from ttc_core.methods import create
 
 
@@ -110,6 +110,110 @@ def test_where_nothing_can_be_saved_nothing_is_exchanged(engine, tmp_path, monke
     assert exchange(table, 1.0) == (1, 0)
 
 
+def refuse_to_save(monkeypatch, folder, refused):
+    """A disk that takes every stream but one."""
+    real = folder.save
+
+    def save(stream, *given):
+        if stream == refused:
+            raise OSError(28, os.strerror(28))
+        return real(stream, *given)
+
+    monkeypatch.setattr(folder, "save", save)
+
+
+def test_a_failure_that_is_over_refuses_nothing(engine, tmp_path, monkeypatch):
+    """Nothing has been written since, as there was nothing to write."""
+    table = engine(tmp_path, source=source_of(0.0))
+    request(table, "gate")
+    with monkeypatch.context() as patch:
+        refuse_to_save(patch, table._saving.folder, "gate")
+        assert not asyncio.run(table.save())
+    reset(table, "gate")
+    assert exchange(table, 1.0) == (0, 0)
+
+
+@pytest.mark.parametrize("refused", ["gate", "door"])
+def test_one_stream_that_cannot_be_saved_refuses_the_exchange(
+    engine, tmp_path, monkeypatch, refused
+):
+    """Whether or not another was saved after it; and it goes on."""
+    table = engine(tmp_path, source=source_of(0.0))
+    for name in ("gate", "door"):
+        request(table, name)
+    with monkeypatch.context() as patch:
+        refuse_to_save(patch, table._saving.folder, refused)
+        with pytest.raises(StateFolderError, match="cannot be saved"):
+            exchange(table, 1.0)
+    assert close(request(table, refused), at_source(0.0, times=2))
+    assert exchange(table, 1.0) == (2, 0)
+
+
+def test_few_streams_are_left_for_the_switch_and_written_as_it_goes(engine, tmp_path, monkeypatch):
+    """Not a copy of each that changed while the others' weights were made ready."""
+    table = engine(tmp_path, source=source_of(0.0))
+    request(table, "gate")
+    beside = table._folders.beside
+
+    def slowly(*digests):
+        request(table, "gate")
+        request(table, "door")
+        return beside(*digests)
+
+    monkeypatch.setattr(table._folders, "beside", slowly)
+
+    async def run():
+        saving = await table.prepare(source_of(1.0))
+        assert table.unsaved_streams == 0
+        await batch(table, "door")
+        former = await table.exchange(saving)
+        table._writer.submit(int).result()
+        assert not former.saving.unsaved()
+        return await table.put_away(former)
+
+    assert asyncio.run(run()) == (2, 0)
+
+
+def test_what_was_prepared_in_vain_can_be_prepared_again(engine, tmp_path, monkeypatch):
+    """The disk fills up in between: the others' folder is not held for ever."""
+    table = engine(tmp_path, source=source_of(0.0))
+    request(table, "gate")
+    exchange(table, 1.0)
+    tell = table._tell_what_fails
+    with monkeypatch.context() as patch:
+
+        def slowly(*given):
+            request(table, "door")
+            tell(*given)
+
+        patch.setattr(table, "_tell_what_fails", slowly)
+        refuse_to_save(patch, table._saving.folder, "door")
+        with pytest.raises(StateFolderError, match="cannot be saved"):
+            exchange(table, 2.0)
+    assert exchange(table, 2.0) == (1, 0)
+
+
+def test_a_reset_of_all_forgets_streams_of_other_weights_too(engine, tmp_path):
+    """Wherever they lie, and how many is told; one by its name leaves them."""
+    table = engine(tmp_path, source=source_of(0.0))
+    for weights in (1.0, 2.0, 0.0, 1.0):
+        for name in ("gate", "door"):
+            request(table, name)
+        exchange(table, weights)
+    request(table, "gate")
+    assert reset(table, "gate").kept_aside == 0
+    (tmp_path / "notes.txt").write_text("somebody's")
+    told = reset(table, None)
+    assert (told.streams, told.kept_aside) == (["door"], 4)
+    assert [path.name for path in tmp_path.rglob("*") if "safetensors" in path.name] == []
+    assert (tmp_path / "notes.txt").exists()
+    for weights in (2.0, 0.0, 1.0):
+        exchange(table, weights)
+        assert asyncio.run(table.saved_streams()) == 0
+        assert close(request(table, "gate"), at_source(weights))
+    assert not events(table, "not_saved")
+
+
 def test_a_stream_that_the_disk_refuses_at_the_last_moment_is_told_of(
     engine, tmp_path, monkeypatch
 ):
@@ -121,16 +225,8 @@ def test_a_stream_that_the_disk_refuses_at_the_last_moment_is_told_of(
         saving = await table.prepare(source_of(1.0))
         for name in ("gate", "door"):
             await batch(table, name)
-        former = await table.exchange(saving)
-        real = former.saving.folder.save
-
-        def save(stream, *given):
-            if stream == "gate":
-                raise OSError(28, os.strerror(28))
-            return real(stream, *given)
-
-        monkeypatch.setattr(former.saving.folder, "save", save)
-        return await table.put_away(former)
+        refuse_to_save(monkeypatch, table._saving.folder, "gate")
+        return await table.put_away(await table.exchange(saving))
 
     assert asyncio.run(run()) == (1, 1)
     monkeypatch.undo()
@@ -177,9 +273,13 @@ def test_a_late_label_of_the_former_weights_is_not_weighed_by_the_new(engine, tm
         assert table.streams["gate"].answers_from == table.truth.newest > 0
 
 
-def test_a_reset_that_meets_an_exchange_removes_what_it_forgot(engine, tmp_path):
+@pytest.mark.parametrize("apart", [False, True], ids=["in-the-folder", "in-one-of-its-own"])
+def test_a_reset_that_meets_an_exchange_removes_what_it_forgot(engine, tmp_path, apart):
     """The stream's file goes from the folder that it was in, though others answer meanwhile."""
-    table = engine(tmp_path, source=source_of(0.0))
+    table = engine(tmp_path, source=source_of(1.0 if apart else 0.0))
+    if apart:
+        exchange(table, 0.0)
+        assert table._saving.folder.path.name.startswith("weights-")
     request(table, "gate")
     asyncio.run(table.save())
 

@@ -14,7 +14,7 @@ from PIL import Image as Picture
 
 from service import decoding
 from service.answering import ImageAnswer
-from service.decoding import AT_ONCE_BYTES, CHUNK_PIXELS, DECODE_CHUNK, SMALL_PIXELS
+from service.decoding import AT_ONCE_BYTES, CHUNK_PIXELS, DECODE_CHUNK, SMALL_PIXELS, step_back
 from service.errors import DeadlineExpired
 from service.images import TINY_BYTES, TINY_PIXELS
 from service.intake import Submission
@@ -271,6 +271,13 @@ def test_threads_at_large_requests_step_back(gate):
     door.run(door.post(GOOD, "image/png"), door.post(LARGE, "image/png"))
     niceness = {width: nice for width, _, nice in gate.decoded}
     assert niceness[32] == os.getpriority(os.PRIO_PROCESS, 0) < niceness.popitem()[1]
+
+
+def test_where_the_whole_process_would_step_back_no_thread_does(monkeypatch):
+    """Niceness is a thread's own on Linux only."""
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("os.nice", lambda by: pytest.fail("it stepped back"))
+    step_back()
 
 
 def test_files_and_pixels_of_another_origin_need_no_http(gate):

@@ -28,7 +28,7 @@ from tests.fixtures.networks import (
 from ttc_core.datasets import STREAM_FILE, Geometry, open_data
 from ttc_core.errors import LoadError
 from ttc_core.evaluate import run_stream
-from ttc_core.load import BUNDLED_WEIGHTS, load, pick_device
+from ttc_core.load import BUNDLED_WEIGHTS, at_work, load, pick_device
 from ttc_core.methods import create
 from ttc_core.model import SourceModel
 from ttc_core.zoo import ARCHITECTURES
@@ -592,3 +592,26 @@ def test_the_bundled_header_is_complete():
     assert len(json.loads(header["mean"])) == len(json.loads(header["std"])) == 3
     assert header["architecture"] in ARCHITECTURES
     assert int(header["size"]) == 32
+
+
+def test_a_factory_may_keep_its_network_unless_that_answers_meanwhile(tmp_path, monkeypatch):
+    """Loaded twice in one process, also after a file that did not fit."""
+    (tmp_path / "keeps.py").write_text(
+        "from ttc_core.zoo import ARCHITECTURES\n"
+        "ONLY = ARCHITECTURES['resnet20'].build(10)\n"
+        "def make():\n    return ONLY\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    good, bad = tmp_path / "good.pth", tmp_path / "bad.pth"
+    torch.save(ARCHITECTURES["resnet20"].build(10).state_dict(), good)
+    torch.save(ARCHITECTURES["resnet32"].build(10).state_dict(), bad)
+    with pytest.raises(LoadError, match=r"bad\.pth"):
+        load(f"keeps:make@{bad}")
+    first = load(f"keeps:make@{good}")
+    assert load(f"keeps:make@{good}").digest == first.digest
+    token = at_work.set(first.module)
+    try:
+        with pytest.raises(LoadError, match=r"answers now; .* anew each time"):
+            load(f"keeps:make@{good}")
+    finally:
+        at_work.reset(token)

@@ -201,32 +201,57 @@ def test_a_network_in_fewer_operations_answers_as_written(name, images):
 
 
 PASSES = """
-import torch, torchvision
-from ttc_core.fused import fused
-shorter = fused(torchvision.models.resnet50().eval(), 224)
-with torch.no_grad():
-    for count in (1, 2, 5):
-        images = torch.randn(count, 3, 224, 224)
-        shorter(images)
-        print("from here", flush=True)
-        shorter(images)
-        print("to here", flush=True)
+import sys, torch, torchvision
+from concurrent.futures import ThreadPoolExecutor
+from ttc_core.fused import between_passes, fused
+network = torchvision.models.resnet50().eval()
+
+def begin():
+    torch.set_num_threads(2)
+    torch.get_num_threads()  # a thread that has computed nothing takes what another says later
+
+def write_beside():
+    torch.set_num_threads(1)
+    between_passes.set(lambda call: passes.submit(call).result())
+    return fused(network, 224)
+
+def answer():
+    assert torch.get_num_threads() == 2
+    with torch.no_grad():
+        for count in (1, 2):
+            images = torch.randn(count, 3, 224, 224)
+            shorter(images)
+            print("from here", flush=True)
+            shorter(images)
+            print("to here", flush=True)
+
+with ThreadPoolExecutor(1) as passes, ThreadPoolExecutor(1) as other:
+    passes.submit(begin).result()
+    if sys.argv[1] == "beside":
+        shorter = other.submit(write_beside).result()
+    else:
+        shorter = passes.submit(fused, network, 224).result()
+    passes.submit(answer).result()
 """
 
 
 @pytest.mark.skipif(torch.__version__ < "2.14", reason="2.10 cannot pack its first kernel")
-def test_no_pass_lays_weights_out_anew():
-    """Of a lone image that took longer than all the rest; oneDNN itself says what it does."""
+@pytest.mark.parametrize("made", ["at the start", "beside"])
+def test_no_pass_lays_weights_out_anew(made):
+    """Of a lone image that took longer than all the rest; oneDNN itself says what it does.
+
+    Also where a thread with another number of threads makes it beside those that answer.
+    """
     said = subprocess.run(
-        [sys.executable, "-c", PASSES],
+        [sys.executable, "-c", PASSES, made],
         env={**os.environ, "ONEDNN_VERBOSE": "1"},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     passes = [part.partition("to here")[0] for part in said.split("from here")[1:]]
-    assert [part.count(",convolution,") for part in passes] == [53] * 3
-    assert [part.count(",reorder,") for part in passes] == [0] * 3
+    assert [part.count(",convolution,") for part in passes] == [53] * 2
+    assert [part.count(",reorder,") for part in passes] == [0] * 2
 
 
 def with_hook(network: nn.Module) -> nn.Module:
