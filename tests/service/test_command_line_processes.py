@@ -193,7 +193,7 @@ def test_a_method_that_fails_at_its_first_batch_is_not_served(verb, sentence, tm
     assert "Traceback" not in done.stderr
     assert "Listening on" not in done.stderr
     said = done.stderr.splitlines()[-1]
-    assert said.startswith("Error: own:Own fails at its first batch: ")
+    assert said.startswith("ttc: own:Own fails at its first batch: ")
     assert sentence in said
 
 
