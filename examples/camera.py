@@ -14,17 +14,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import BinaryIO
+from io import RawIOBase
 
 from service.client import Client, ServiceError
 
 Frame = tuple[float, bytes]  # seconds since 1970 at which it came, a JPEG file
 
 
-def jpegs(stream: BinaryIO) -> Iterator[bytes]:
-    """Part a stream of JPEGs, none of which has a thumbnail in it, at their ends."""
+def jpegs(stream: RawIOBase) -> Iterator[bytes]:
+    """Part a stream of JPEGs, none of which has a thumbnail in it, at their ends.
+
+    Args:
+        stream: whose `read` returns what is there, as an unbuffered file's does.
+    """
     rest = b""
-    while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
+    while chunk := stream.read(1 << 16):
         rest += chunk
         while end := rest.find(b"\xff\xd9") + 1:
             yield rest[: end + 1]
@@ -57,8 +61,10 @@ class Newest:
 
 def read(newest: Newest) -> None:
     """Take frames as they come, until there are no more."""
-    for file in jpegs(sys.stdin.buffer):
-        newest.put((time.time(), file))
+    # Unbuffered, since Python cannot end while a thread waits for a frame within sys.stdin's lock.
+    with open(0, "rb", buffering=0, closefd=False) as stream:
+        for file in jpegs(stream):
+            newest.put((time.time(), file))
 
 
 def main(stream: str, url: str) -> None:

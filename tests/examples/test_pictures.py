@@ -57,7 +57,7 @@ def test_a_stream_of_jpegs_is_parted_at_their_ends(files, sizes):
     rest = io.BytesIO(b"".join(files))
 
     class Pieces:
-        def read1(self, most):
+        def read(self, most):
             return rest.read(sizes.pop(0) if sizes else most)
 
     assert list(jpegs(Pieces())) == files
