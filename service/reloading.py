@@ -138,12 +138,22 @@ class Reloading:
         await asyncio.to_thread(gc.collect)
         if isinstance(found, str):
             raise self._refusal(found)
+        self._tell(found)
         return found.model_copy(update={"seconds": round(time.monotonic() - began, 3)})
 
     def _refusal(self, sentence: str) -> ModelRefused:
         self._metrics.model_loads.labels("refused").inc()
         self._engine.events.note("model_refused", level=logging.ERROR, reason=sentence)
         return ModelRefused(sentence)
+
+    def _tell(self, found: ReloadResponse) -> None:
+        """Only once all is done: whoever hears of it may ask for the next."""
+        self._metrics.model_loads.labels("loaded" if found.changed else "unchanged").inc()
+        if found.changed:
+            told_of = found.model_dump(exclude={"changed", "seconds"})
+            self._engine.events.note("model_loaded", **told_of)
+        else:
+            self._engine.events.note("model_unchanged", digest=found.digest)
 
     async def _exchanged(self) -> ReloadResponse:
         if self._load is None:
@@ -155,8 +165,6 @@ class Reloading:
         if misfit := _misfit(former, model):
             raise ModelRefused(misfit)
         if model.digest == former.digest:
-            self._metrics.model_loads.labels("unchanged").inc()
-            self._engine.events.note("model_unchanged", digest=model.digest)
             return ReloadResponse(changed=False, **names)
         saving = await self._engine.prepare(source)
         self._may_end = False
@@ -168,10 +176,7 @@ class Reloading:
         self.since, self._intake.model = time.time(), model
         self._metrics.show_model(model_labels(self._settings, source))
         self._metrics.model_loaded.set(self.since)
-        self._metrics.model_loads.labels("loaded").inc()
         response = ReloadResponse(changed=True, **names, **await self._streams_after(left))
-        told_of = response.model_dump(exclude={"changed", "seconds"})
-        self._engine.events.note("model_loaded", **told_of)
         self._looking = asyncio.create_task(self._engine.look_at_saved())
         return response
 
