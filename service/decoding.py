@@ -45,10 +45,10 @@ SMALL_PIXELS = 4_000_000
 STEP_BACK = 10
 
 
-def step_back() -> None:
+def step_back(by: int = STEP_BACK) -> None:
     """Leave the processors to the other threads, where a thread by itself can: on Linux."""
     if sys.platform == "linux":  # elsewhere it is the whole process that would
-        os.nice(STEP_BACK)
+        os.nice(by)
 
 
 # The memory in which one small image is parsed and decoded in one go.

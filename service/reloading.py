@@ -31,6 +31,10 @@ from ttc_core.plugins import guarded
 
 log = logging.getLogger(__name__)
 
+# Behind those that answer, but not so far that on a busy machine a second's work takes a minute:
+# with 10, as where large requests are decoded, whoever had asked gave up.
+STEP_BACK = 5
+
 # Of the time to end in, how long a thread that still reads a model is waited for: it may be stuck.
 READING_SHARE = 0.1
 ENDING = "The service is shutting down; the model was not loaded anew."
@@ -202,7 +206,7 @@ class Reloading:
         found: Future[Method] = Future()
 
         def run() -> None:
-            step_back()
+            step_back(STEP_BACK)
             try:
                 found.set_result(self._read())
             except BaseException as error:
