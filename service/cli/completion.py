@@ -27,7 +27,7 @@ class _Bash(BashComplete):
 class _OneWord(ShellComplete):
     """To the other shells it is one, all of which they expect."""
 
-    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[Any]]:
+    def get_completions(self, args: list[str], incomplete: str) -> "list[CompletionItem[Any]]":
         found = super().get_completions(args, incomplete)
         option, equals, _ = incomplete.partition("=")
         if equals and option.startswith("--"):
