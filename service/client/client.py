@@ -45,7 +45,8 @@ class Client(Connection):
     Args:
         url: of the service, with a path if it is served under one.
         token: what the server's --token says, if it has one.
-        admin_token: what its --admin-token says, for resets and rollbacks; either stands for both.
+        admin_token: what its --admin-token says, for resets, rollbacks and
+            reloads; either stands for both.
         timeout: seconds to wait for connecting, and for an answer.
         connections: at once, at most.
         retry_budget: seconds since a call began, within which it is sent again where nothing of it

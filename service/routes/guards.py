@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, get_args, get_origin
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Query, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
@@ -17,11 +17,19 @@ from service.errors import Forbidden, OutOfRange, Unauthorized
 from service.problems import path_in
 from service.routes.context import ServiceNow
 from service.schemas import DEFAULT_STREAM, STREAM_PATTERN, check_written
-from service.settings import Settings, plain_origin
+from service.settings import DAY, Settings, plain_origin
 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 
-
+Timeout = Annotated[
+    float | None,
+    Query(
+        gt=0,
+        le=DAY,
+        allow_inf_nan=False,
+        description="seconds after which not to run the request",
+    ),
+]
 # Read by `stream_named`, which sees every header of the name; declared for /docs.
 StreamHeader = Annotated[
     str | None, Header(pattern=STREAM_PATTERN, description="the stream, as a header")

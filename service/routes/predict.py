@@ -14,9 +14,8 @@ from service.answering import ImageAnswer
 from service.errors import OutOfRange
 from service.intake import AnsweredRequest, Submission
 from service.routes.context import Service, ServiceNow, problems
-from service.routes.guards import MAY_POST, StreamHeader, stream_named
+from service.routes.guards import MAY_POST, StreamHeader, Timeout, stream_named
 from service.schemas import STREAM_PATTERN, EncodedImage, PredictResponse
-from service.settings import DAY
 from service.uploads import content_type, memory_to_parse, parse_upload
 from ttc_core.methods import HostPrediction
 from ttc_core.methods.contract import ADAPTING
@@ -138,15 +137,7 @@ async def predict(
     top_k: Annotated[int, Query(ge=1, description="how many classes to name")] = 1,
     id: Annotated[list[str] | None, Query(description="echoed; one an image")] = None,
     label: Annotated[list[str] | None, Query(description="true class; one an image")] = None,
-    timeout: Annotated[
-        float | None,
-        Query(
-            gt=0,
-            le=DAY,
-            allow_inf_nan=False,
-            description="seconds after which not to run the request",
-        ),
-    ] = None,
+    timeout: Timeout = None,
     learn: Annotated[bool, Query(description="false: answer only; nothing moves")] = True,
     context: Annotated[
         bool, Query(description="false: leave the images before out; the model adapts all the same")

@@ -16,10 +16,9 @@ from service.bounds import count_values
 from service.errors import NoModel, NotReady, OutOfRange, Unreadable
 from service.intake import Submission
 from service.routes.context import PROBLEMS, ServiceNow
-from service.routes.guards import MAY_POST, MAY_READ, StreamHeader, stream_asked
+from service.routes.guards import MAY_POST, MAY_READ, StreamHeader, Timeout, stream_asked
 from service.routes.predict import TURN_SECONDS, server_timing
 from service.schemas import STREAM_PATTERN
-from service.settings import DAY
 from service.uploads import memory_to_parse
 from service.v2.datatypes import MOST_DIMENSIONS, MOST_SIDE, NAMES, Buffer
 from service.v2.model import Model
@@ -299,15 +298,7 @@ async def infer(
         str | None, Query(pattern=STREAM_PATTERN, description="as the parameter stream")
     ] = None,
     x_session_id: StreamHeader = None,
-    timeout: Annotated[
-        float | None,
-        Query(
-            gt=0,
-            le=DAY,
-            allow_inf_nan=False,
-            description="seconds after which not to run it; the parameter has microseconds",
-        ),
-    ] = None,
+    timeout: Timeout = None,
     learn: Annotated[bool | None, Query(description="as the parameter learn")] = None,
     context: Annotated[bool | None, Query(description="as the parameter context")] = None,
 ) -> Response:
