@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch import nn
 
+from service.cli.serve import load_source
 from service.client import Client
 from service.launch import LaunchError, launch
+from service.settings import Settings
 
 NAMES = ("cat", "dog", "guinea pig")
 OPTIONS = ("--device", "cpu", "--threads", "1")
@@ -60,16 +62,23 @@ def names_of(folder):
     return "--class-names", str(folder / "names.json")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", list(WAYS))
-def test_a_fine_tuned_network_is_served_however_it_was_saved(way, network, photographs, tmp_path):
+def test_a_fine_tuned_network_is_served_however_it_was_saved(
+    way, serve, network, photographs, tmp_path
+):
     """To a photograph as it was taken it answers as where it was trained."""
     WAYS[way](network, tmp_path / "weights.pt")
-    model = ("--model", f"torchvision/resnet18@{tmp_path}/weights.pt", *names_of(tmp_path))
+    options = {
+        "model": f"torchvision/resnet18@{tmp_path}/weights.pt",
+        "class_names": names_of(tmp_path)[1],
+        "device": "cpu",
+        "method": "source",
+    }
     files, inputs = photographs
     with torch.no_grad():
         wanted = network(inputs).softmax(dim=1).numpy()
-    with launch(*model, *OPTIONS, "--method", "source") as server, Client(server.url) as client:
+    source = load_source(Settings(**options, threads=1))
+    with serve(source=source, **options) as running, Client(running.url) as client:
         answers = client.predict(files, top_k=3)
     for answer, probabilities in zip(answers.predictions, wanted, strict=True):
         found = {each.name: each.confidence for each in answer.top_k}

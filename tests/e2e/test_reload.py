@@ -82,11 +82,11 @@ def test_under_load_each_request_is_answered_whole_by_one_of_both(reloadable, we
         with ThreadPoolExecutor(4) as pool:
             sizes = {"a": 1, "b": 10, "c": 3, "nobody": 8}
             cameras = [pool.submit(camera, *each) for each in sizes.items()]
-            running.wait_for(lambda: len(answered) > 40)
+            running.wait_for(lambda: len(answered) > 20)
             write(weights, seed=2)
             told_of = running.http.post("/model").json()
             count = len(answered)
-            running.wait_for(lambda: len(answered) > count + 40)
+            running.wait_for(lambda: len(answered) > count + 20)
             stop.set()
             for each in cameras:
                 each.result()
