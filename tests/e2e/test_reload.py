@@ -287,7 +287,7 @@ def test_what_fails_once_the_others_answer_refuses_nothing(
         async def fail(_):
             raise RuntimeError("odd")
 
-        monkeypatch.setattr(running.service.engine, "put_away", fail)
+        monkeypatch.setattr(running.service.engine.exchanging, "put_away", fail)
         told_of = running.http.post("/model").json()
         assert told_of["changed"]
         assert told_of["streams_kept_aside"] is told_of["streams_dropped"] is None
