@@ -144,6 +144,11 @@ def _load(spec: str, stated: Input, device: torch.device, trust_code: bool) -> S
     name, at, file = spec.partition("@")
     if at and not file:
         raise LoadError(f"{spec!r} names no file behind the @; accepted are {SPECS}.")
+    if file.startswith("~/") and not os.path.exists(file):
+        raise LoadError(
+            f"The file {file} is not there: shells put the home folder for ~ at the beginning of a "
+            "word alone. Write it out, or as $HOME."
+        )
     if spec == "bundled":
         return _bundled(stated)
     if name.startswith("cifar/"):

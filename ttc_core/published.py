@@ -1,6 +1,8 @@
 """Networks of torchvision and timm, whose published weights say how images are prepared."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from torch import nn
 
 from ttc_core.checkpoint import Checkpoint, read_checkpoint
 from ttc_core.errors import LoadError, told
-from ttc_core.filling import filled
+from ttc_core.filling import IMAGENET_CLASSES, filled
 from ttc_core.model import SourceModel
 from ttc_core.model_input import UNNAMED, Input, make_model
 
@@ -17,6 +19,9 @@ from ttc_core.model_input import UNNAMED, Input, make_model
 # whoever goes on from those has networks that do so too. And a head beside the main one is left
 # out where a file has none.
 _INCEPTIONS = ("inception_v3", "googlenet")
+_SECOND_HEADS = frozenset({"AuxLogits", "aux1"})
+# Of torch, which looks for it wherever it reads a file.
+_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 # Of a file without names: by their number, which one's own classes may have, too.
 IMAGENETS = "ImageNet's, for 1,000 classes"
 
@@ -41,35 +46,47 @@ def torchvision_model(spec: str, file: str, stated: Input) -> SourceModel:
     weights = choices.DEFAULT if wish in ("DEFAULT", "none") else choices[wish]
     notices: list[str] = []
     published = weights.meta["categories"]
+    # Without weights the network still takes the usual input of its kind.
+    transforms = weights.transforms()
+    options = _of_one_size(name, stated.crop or stated.size or transforms.crop_size[0])
+
+    def build(classes: int) -> nn.Module:
+        network: nn.Module = torchvision.models.get_model(
+            name, weights=None, num_classes=classes, **options
+        )
+        return network
+
     names: tuple[Sequence[str] | None, str]
     if file:
         checkpoint = read_checkpoint(Path(file))
-        options: dict[str, Any] = {}
         if name in _INCEPTIONS:
-            aux = any(key.lower().startswith("aux") for key in _keys(checkpoint))
-            options = {"aux_logits": aux, "transform_input": True, "init_weights": False}
-
-        def build(classes: int) -> nn.Module:
-            network: nn.Module = torchvision.models.get_model(
-                name, weights=None, num_classes=classes, **options
-            )
-            return network
-
+            options |= {
+                "aux_logits": _has_second_head(checkpoint),
+                "transform_input": True,
+                "init_weights": False,
+            }
         module, classes, notices = filled(name, build, checkpoint, file)
+        if name in _INCEPTIONS:
+            notices.append(
+                f"{name} is taken to read its input as its published weights do (transform_input); "
+                "if it was trained from nothing, name a function that makes it otherwise, as "
+                "package.module:factory@FILE."
+            )
         names = (checkpoint.class_names, file)
         if names[0] is None and classes == len(published):
             names = (published, IMAGENETS)
+    elif wish == "none":
+        module, names = build(IMAGENET_CLASSES), (None, str(weights))
     else:
-        names = (None if wish == "none" else published, str(weights))
+        names = (published, str(weights))
         try:
-            module = torchvision.models.get_model(name, weights=None if wish == "none" else weights)
+            with _no_code():
+                module = torchvision.models.get_model(name, weights=weights)
         except OSError as error:
             raise LoadError(
                 f"The weights of {name} could not be downloaded ({error}); use ?weights=none, or "
                 f"torchvision/{name}@FILE with a file of them."
             ) from None
-    # Without weights the network still takes the usual input of its kind.
-    transforms = weights.transforms()
     usual = Input(
         transforms.mean,
         transforms.std,
@@ -91,6 +108,8 @@ def timm_model(spec: str, file: str, stated: Input) -> SourceModel:
     architecture = name.partition(".")[0]
     if ":" not in name and not timm.is_model(architecture):
         raise LoadError(f"timm has no model {name!r}{_near(architecture, timm.list_models())}.")
+    if query not in ("", "weights=none"):
+        raise LoadError(f"timm/{name}?{query}: behind the ? weights=none is accepted.")
     notices: list[str] = []
     names: tuple[Sequence[str] | None, str] = (None, UNNAMED)
     if file:
@@ -136,8 +155,34 @@ def timm_model(spec: str, file: str, stated: Input) -> SourceModel:
     return model
 
 
-def _keys(checkpoint: Checkpoint) -> Iterable[str]:
-    return (key for weights in checkpoint.sets.values() for key in weights)
+def _of_one_size(name: str, side: int) -> dict[str, Any]:
+    """What has torchvision make a network for images of this side, where it is made for one."""
+    if name.startswith("vit_"):
+        return {"image_size": side}
+    return {"input_size": (side, side)} if name.startswith("maxvit_") else {}
+
+
+def _has_second_head(checkpoint: Checkpoint) -> bool:
+    """Whether a file of an Inception has the head that is of use in training alone."""
+    return any(
+        not _SECOND_HEADS.isdisjoint(key.split("."))
+        for weights in checkpoint.sets.values()
+        for key in weights
+    )
+
+
+@contextlib.contextmanager
+def _no_code() -> Iterator[None]:
+    """Have torchvision, which reads what it downloads as a pickle of anything, read weights."""
+    before = os.environ.get(_WEIGHTS_ONLY)
+    os.environ[_WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_WEIGHTS_ONLY]
+        else:
+            os.environ[_WEIGHTS_ONLY] = before
 
 
 def _near(name: str, known: Iterable[str]) -> str:
