@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import threading
 import weakref
 
 import numpy as np
@@ -296,6 +297,41 @@ def test_a_reset_that_meets_an_exchange_removes_what_it_forgot(engine, tmp_path,
     assert told.known
     exchange(table, 0.0)
     assert close(request(table, "gate"), at_source(0.0))
+
+
+@pytest.mark.parametrize("where", ["names", "remove"], ids=["before-it", "in-the-middle"])
+def test_a_reset_of_all_that_meets_an_exchange_resets_the_others_too(
+    engine, tmp_path, monkeypatch, where
+):
+    """What was kept aside for those that take over meanwhile is among all that was learned."""
+    table = engine(tmp_path, source=source_of(1.0))
+    request(table, "gate")
+    exchange(table, 0.0)
+    request(table, "door")
+    forgotten, exchanged = threading.Event(), threading.Event()
+    former = table._saving
+    real = getattr(former, where)
+
+    def slowly(*given):
+        found = real(*given) if where == "names" else None
+        forgotten.set()
+        assert exchanged.wait(10)
+        return real(*given) if found is None else found
+
+    monkeypatch.setattr(former, where, slowly)
+
+    async def run():
+        saving = await table.exchanging.prepare(source_of(1.0))
+        resetting = asyncio.create_task(table.undoing.reset(None))
+        assert await asyncio.to_thread(forgotten.wait, 10)
+        left = await table.exchanging.exchange(saving)
+        exchanged.set()
+        await table.exchanging.put_away(left)
+        return await resetting
+
+    asyncio.run(run())
+    assert [path.name for path in tmp_path.rglob("*.safetensors")] == []
+    assert close(request(table, "gate"), at_source(1.0))
 
 
 def test_the_former_network_is_freed(engine, tmp_path):
