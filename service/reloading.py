@@ -134,7 +134,8 @@ class Reloading:
         began = time.monotonic()
         try:
             found: ReloadResponse | str = await self._exchanged()
-        except NotReady:
+        except NotReady as error:
+            self._refusal(str(error))  # told, whoever asked
             raise
         except Exception as error:
             known = isinstance(error, UserError | Refused)
@@ -226,7 +227,8 @@ class Reloading:
         at_work.set(self._engine.source.model.module)
         with guarded("The model cannot be loaded anew"):
             source = self._load()
-            _ = source.model.digest  # hashing takes its time
+            # Each takes its time, or passes that the first who ask would wait for.
+            _ = source.model.digest, source.model.takes_one, source.shares
         return source
 
 
