@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -21,19 +20,20 @@ import torch
 from service import tracing
 from service.answering import Image, Part, Pass, Said, ask, shed_of
 from service.events import Events
+from service.exchanging import Exchanging
 from service.known_ids import FILE, KnownIds
 from service.metrics import Metrics, versions
 from service.saving import Saving, StreamRecord
 from service.schemas import DoubtedStatus, SavedUnfit
 from service.shedding import Shed
 from service.silence import Silence
-from service.state_folder import StateFolder, StateFolderError, StateFolders
+from service.state_folder import StateFolder, StateFolders
 from service.stream_reports import StreamReports
 from service.streams import Streams
 from service.truth import Truth
 from service.undoing import Undoing
 from ttc_core.evaluate import warm_up
-from ttc_core.guard import Unwatched, holds, mode_of, watching
+from ttc_core.guard import holds, watching
 from ttc_core.methods import Act, Adaptation, Method, Prediction
 from ttc_core.methods.contract import Right
 from ttc_core.plugins import source_digest
@@ -48,22 +48,12 @@ WEIGHED_AT_ONCE = 32
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
-@dataclass(frozen=True)
-class Former:
-    """What is left of weights that answer no more: their saving, and how many streams they had in
-    memory."""
-
-    saving: Saving
-    streams: int
-
-
 class Engine:
     """Runs the batches of all streams on one thread.
 
     `code` has digests of the method's and the model's code, where it is the user's own; `table` has
     the streams' places: whoever wants an answer that teaches is admitted there first; `undoing`
-    takes streams back. Other weights are exchanged for those that answer by `prepare`, `exchange`
-    and `put_away`.
+    takes streams back, `exchanging` exchanges other weights for those that answer.
 
     Args:
         source: a method at the source; streams are forked from it.
@@ -104,7 +94,6 @@ class Engine:
         self.events = Events()
         self._folders, folder = None, None
         if state_dir is not None:
-            source = _unwatched(source)
             self._folders = StateFolders(state_dir, **specs, code=self.code)
             folder = self._folders.of(source.model.digest)
         names, ids_file = source.model.class_names, None if state_dir is None else state_dir / FILE
@@ -116,10 +105,10 @@ class Engine:
             lasting=state_dir is not None,
             note_change=lambda stream: self._saving.note_change(stream),
         )
-        saving = Saving(source, folder, self.events, metrics, self.truth)
+        saving_of = partial(Saving, events=self.events, metrics=metrics, truth=self.truth)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self.table = Streams(
-            saving,
+            saving_of(source, folder),
             self._writer,
             self.events,
             metrics,
@@ -144,13 +133,23 @@ class Engine:
             watches=self.watches,
             holds=holds(source),
         )
+        self.exchanging = Exchanging(
+            self._on_device,
+            self._writer,
+            self.table,
+            self.truth,
+            self._reports,
+            self._folders,
+            saving_of,
+            self._save_changed,
+        )
         self.undoing = Undoing(
             self._on_device,
             self.table,
             self.truth,
             self.silence,
             self._reports,
-            self._remove_kept_aside,
+            self.exchanging.remove_kept_aside,
         )
 
     @property
@@ -217,6 +216,10 @@ class Engine:
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
         return await loop.run_in_executor(self._device, lambda: context.run(call, *args, **kwargs))
 
+    def between_passes(self, call: Callable[[], T]) -> T:
+        """Have the device thread call something, and wait for what it returns, in any other."""
+        return self._device.submit(call).result()
+
     async def start(self) -> None:
         """Run one throw-away batch, so that the first is not slow."""
         await self._on_device(warm_up, self.source)
@@ -229,18 +232,7 @@ class Engine:
             versions=versions(),
         )
         if self._folder is not None:
-            await self._on_device(self._tell_what_fails, self._folder, self.source)
-
-    def _tell_what_fails(self, folder: StateFolder, source: Method) -> None:
-        """Tell whether no stream at all can be saved in a folder."""
-        problem = folder.problem or folder.unfit(source)
-        if problem is not None:
-            self.events.note(
-                "not_saving",
-                message=f"no stream will be saved in {folder.path}",
-                level=logging.WARNING,
-                reason=problem,
-            )
+            await self._on_device(self._reports.tell_what_fails, self._folder, self.source)
 
     # Batches
 
@@ -563,113 +555,11 @@ class Engine:
         )
         return not unsaved
 
-    # Other weights
-
-    async def _remove_kept_aside(self) -> tuple[int, str | None]:
-        """Remove the streams of former weights: how many, and the first reason why not all."""
-
-        def remove() -> tuple[int, str | None]:
-            if self._folders is None or self._folder is None:
-                return 0, None
-            return self._folders.remove_others(self._folder)
-
-        # By the writer, behind what is still on its way there.
-        return await asyncio.get_running_loop().run_in_executor(self._writer, remove)
-
-    def between_passes(self, call: Callable[[], T]) -> T:
-        """Have the device thread call something, and wait for what it returns, in any other."""
-        return self._device.submit(call).result()
-
-    async def prepare(self, source: Method) -> Saving:
-        """Save what there is to save, and make ready for streams of other weights to come.
-
-        Args:
-            source: the method at the source, of those; `exchange` is to follow, or `give_up`.
-
-        Raises:
-            StateFolderError: what streams have learned could not be kept.
-        """
-        folder = None
-        if self._folders is not None:
-            source = _unwatched(source)
-            await self._save_all()  # before a folder is made for others
-            digests = source.model.digest, self.source.model.digest
-            folder = await asyncio.to_thread(self._folders.beside, *digests)
-        try:
-            if folder is not None:
-                await asyncio.to_thread(self._tell_what_fails, folder, source)
-            saving = await asyncio.to_thread(
-                Saving, source, folder, self.events, self._metrics, self.truth
-            )
-            # What has changed meanwhile: of that which is left then, all is copied at the switch.
-            await self._save_all()
-        except BaseException:
-            self._leave(folder)
-            raise
-        return saving
-
-    async def _save_all(self) -> None:
-        if not await self._save_changed():
-            raise StateFolderError(
-                "What streams have learned cannot be saved now, and would be lost; "
-                "an event not_saved says why."
-            )
-
-    def give_up(self, saving: Saving) -> None:
-        """What was prepared is not to be."""
-        self._leave(saving.folder)
-
-    def _leave(self, folder: StateFolder | None) -> None:
-        if self._folders is not None and folder is not None:
-            self._folders.leave(folder)
-
-    async def exchange(self, saving: Saving) -> Former:
-        """Have other weights answer, to be called between two batches; `put_away` is to follow."""
-        return await self._on_device(self._exchange, saving)
-
-    def _exchange(self, saving: Saving) -> Former:
-        records, names = self.streams, self._saving.to_save(0.0, self.streams)
-        while names:
-            # A copy each of what changed since `prepare`, until it is written.
-            for name in self.table.snapshots(names):
-                self._writer.submit(self._saving.write, name)
-        saving.answers_from = self.truth.newest
-        former = self.table.begin_anew(saving)
-        self.truth.begin_anew()
-        return Former(former, len(records))
-
-    async def put_away(self, former: Former) -> tuple[int, int]:
-        """Write what the streams of former weights have learned since `prepare`.
-
-        Returns:
-            How many streams of theirs are kept, and how many are not as they were at last.
-        """
-        saving, loop = former.saving, asyncio.get_running_loop()
-        if saving.folder is None:
-            return 0, former.streams
-        try:
-            for name in saving.leaving():
-                await loop.run_in_executor(self._writer, saving.write, name)
-            _, kept = await asyncio.to_thread(saving.remove)
-            self._reports.not_removed(kept)
-            names = set[str]()
-            with contextlib.suppress(OSError):
-                names = await asyncio.to_thread(saving.names)
-            lost = saving.unsaved().keys()
-        finally:
-            self._leave(saving.folder)
-        return len(names - lost), len(lost)
-
     def close(self) -> None:
         """Finish what was sent to the thread, then end it."""
         self._device.shutdown()
         self._writer.shutdown()
         self.truth.close()
-        self._leave(self._folder)
-        if self._folders is not None:
+        if self._folders is not None and self._folder is not None:
+            self._folders.leave(self._folder)
             self._folders.close()
-
-
-def _unwatched(source: Method) -> Method:
-    """The same, that keeps what a guard had in saved streams; nothing of those is to be lost."""
-    return Unwatched(source) if mode_of(source) == "off" else source

@@ -16,8 +16,9 @@ from concurrent.futures import Future
 from service.answering import Image, ImageAnswer
 from service.batcher import Batcher
 from service.decoding import step_back
-from service.engine import Engine, Former
+from service.engine import Engine
 from service.errors import ModelRefused, NotReady, Refused
+from service.exchanging import Former
 from service.intake import Intake
 from service.metrics import Metrics
 from service.schemas import ReloadResponse
@@ -133,7 +134,8 @@ class Reloading:
         began = time.monotonic()
         try:
             found: ReloadResponse | str = await self._exchanged()
-        except NotReady:
+        except NotReady as error:
+            self._refusal(str(error))  # told, whoever asked
             raise
         except Exception as error:
             known = isinstance(error, UserError | Refused)
@@ -170,12 +172,13 @@ class Reloading:
             raise ModelRefused(misfit)
         if model.digest == former.digest:
             return ReloadResponse(changed=False, **names)
-        saving = await self._engine.prepare(source)
+        exchanging = self._engine.exchanging
+        saving = await exchanging.prepare(source)
         self._may_end = False
         try:
-            left = await self._batcher.between_batches(lambda: self._engine.exchange(saving))
+            left = await self._batcher.between_batches(lambda: exchanging.exchange(saving))
         except BaseException:
-            self._engine.give_up(saving)
+            exchanging.give_up(saving)
             raise
         self.since, self._intake.model = time.time(), model
         self._metrics.show_model(model_labels(self._settings, source))
@@ -191,7 +194,7 @@ class Reloading:
         """
         aside, dropped, brought_back = None, None, None
         try:
-            aside, dropped = await self._engine.put_away(left)
+            aside, dropped = await self._engine.exchanging.put_away(left)
             brought_back = await self._engine.saved_streams()
         except Exception:
             log.exception("Other weights answer now; what became of the streams is not known:")
@@ -224,7 +227,8 @@ class Reloading:
         at_work.set(self._engine.source.model.module)
         with guarded("The model cannot be loaded anew"):
             source = self._load()
-            _ = source.model.digest  # hashing takes its time
+            # Each takes its time, or passes that the first who ask would wait for.
+            _ = source.model.digest, source.model.takes_one, source.shares
         return source
 
 

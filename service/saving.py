@@ -23,7 +23,7 @@ from service.state_folder import Identity, StateFolder
 from service.truth import Truth
 from ttc_core.errors import UserError, shown
 from ttc_core.frames import KINDS
-from ttc_core.guard import doubted, watching
+from ttc_core.guard import Unwatched, doubted, mode_of, watching
 from ttc_core.guard.estimate import Estimates
 from ttc_core.methods import Method
 from ttc_core.methods.contract import ADAPTING, HELD, State
@@ -120,11 +120,13 @@ class Saving:
     disk, and may be any thread but that one.
 
     Args:
-        source: a method at the source; streams are forked from it.
+        source: a method at the source.
         folder: where streams are saved, or None.
         truth: what labels say of the streams; it is in their files.
 
     Attributes:
+        source: streams are forked from it; with a folder it keeps what a guard had in saved
+            streams, where none is on.
         failing: the last file could not be written; none is given up for another before one was.
         answers_from: the number of the latest answer that other weights gave before: what labels
             say of those up to it is nothing to the streams of these.
@@ -138,7 +140,9 @@ class Saving:
         metrics: Metrics,
         truth: Truth,
     ) -> None:
-        self.source, self.folder, self.answers_from = source, folder, 0
+        is_unwatched = folder is not None and mode_of(source) == "off"
+        self.source: Method = Unwatched(source) if is_unwatched else source
+        self.folder, self.answers_from = folder, 0
         self._events, self._metrics, self._truth = events, metrics, truth
         # Since when what is not in its file, by stream; and what is on its way there.
         self._changed: dict[str, float] = {}

@@ -21,10 +21,11 @@ from service.schemas import (
     StreamTruth,
 )
 from service.silence import Silence
+from service.state_folder import StateFolder
 from service.streams import Streams
 from ttc_core.errors import told
 from ttc_core.guard.estimate import LATEST
-from ttc_core.methods import Act, Adaptation
+from ttc_core.methods import Act, Adaptation, Method
 
 # Why nothing is learned from a batch by intent, or was told already; the metric counts them all.
 UNREMARKABLE = (None, "shed", "settled", "none_selected", "suspect", "failed")
@@ -139,6 +140,17 @@ class StreamReports:
             streams=found.streams,
             reason=why,
         )
+
+    def tell_what_fails(self, folder: StateFolder, source: Method) -> None:
+        """Tell whether no stream at all can be saved in a folder."""
+        problem = folder.problem or folder.unfit(source)
+        if problem is not None:
+            self._events.note(
+                "not_saving",
+                message=f"no stream will be saved in {folder.path}",
+                level=logging.WARNING,
+                reason=problem,
+            )
 
     def _estimated_accuracy(self, answers: str) -> float:
         """Mean over the images of late that any stream's guard compared; NaN for none."""

@@ -66,7 +66,7 @@ class Undoing:
         Raises:
             StateNotRemoved: they are at the source, but would come back after a restart.
         """
-        names, problem = [stream or ""], None
+        names, problem, served = [stream or ""], None, self._table.saving
         if stream is None:
             try:
                 names = await asyncio.to_thread(self._table.names)
@@ -90,6 +90,8 @@ class Undoing:
         if stream is None:
             kept_aside, why_not = await self._remove_kept_aside()
             problem = problem or why_not
+            if self._table.saving is not served:  # others answer since, and have streams of theirs
+                return await self.reset(None)
         if problem is not None:
             raise StateNotRemoved(
                 "Reset, but what is saved could not be removed and would come back after a "

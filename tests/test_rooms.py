@@ -54,8 +54,8 @@ def test_the_reader_of_imports_sees_them():
     """Absolute ones, those of packages and modules, and those inside functions."""
     assert "ttc_core.objective" in set(imports("ttc_core.methods.ttc"))
     assert "torch" in set(imports("ttc_core.model"))
-    assert "torchvision" in set(imports("ttc_core.load"))
-    assert "torchvision" not in set(imports("ttc_core.load", top_level=True))
+    assert "torchvision" in set(imports("ttc_core.published"))
+    assert "torchvision" not in set(imports("ttc_core.published", top_level=True))
     assert "ttc_core.methods.settings" in reached("ttc_core.methods")
 
 

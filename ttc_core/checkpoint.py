@@ -1,4 +1,4 @@
-"""Weight files as people have them, and networks filled from them. No code is executed from a file.
+"""Weight files as people have them. No code is executed from a file.
 
 A file may hold several sets of weights (a model and its moving average, say), each inside
 containers and under prefixes that wrappers put in front of the names.
@@ -13,7 +13,6 @@ import pickletools
 import re
 import types
 import zipfile
-from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from ttc_core.class_names import names_of
 from ttc_core.errors import LoadError, told
@@ -40,11 +39,9 @@ CONTAINERS = (
 WRAPPERS = frozenset(
     ("_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 )
-# Where a file's names say of several networks which is the one to serve; the preferred first.
-PREFERRED = ("ema_model", "model_ema", "ema", "averaged_model", "teacher", "model", "net")
 # Never weights of a network, though full of tensors.
 _OTHERS = re.compile(r"optim|sched|scaler|criterion|loss", re.IGNORECASE)
-NAMED, MOST_SETS = 5, 20
+MOST_SETS = 20
 # Where files keep the names of their classes, at their top or among a Lightning module's options.
 CLASS_NAMES = ("class_names", "classes", "class_to_idx", "idx_to_class", "id2label")
 OPTIONS = "hyper_parameters"
@@ -131,7 +128,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise LoadError(f"{path} holds no state dict (tensors by name).")
     found = dict(islice(_weights(content, "", _DEPTH), MOST_SETS))
     if not found:
-        name = _shortened(str(next(iter(content))))
+        name = shortened(str(next(iter(content))))
         raise LoadError(f"{path} holds no state dict: {name!r} is not a tensor.")
     return Checkpoint(found, _class_names(named))
 
@@ -223,7 +220,7 @@ def _weights(content: Mapping[Any, Any], place: str, depth: int) -> Iterator[tup
         if depth and not _OTHERS.search(name):
             yield from _weights(inner[name], f"{place}.{name}" if place else name, depth - 1)
     own = {
-        _unwrapped(key): tensor
+        unwrapped(key): tensor
         for key, value in content.items()
         if isinstance(key, str) and (tensor := _tensor(value)) is not None
     }
@@ -238,171 +235,11 @@ def _tensor(value: object) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """A name without what wrappers put among its parts."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A part of a file that may be the network's weights: a set, or what lies under a prefix in it.
-
-    Attributes:
-        names: in the network, by those that the file may have for them.
-        size: of the set, in tensors.
-    """
-
-    place: str
-    prefix: str
-    state: Weights
-    names: Mapping[str, str]
-    size: int
-
-    def __str__(self) -> str:
-        where = repr(self.place) if self.place else "at the top level"
-        return f"{where} under {self.prefix!r}" if self.prefix else where
-
-
-def _candidates(expected: Weights, found: Mapping[str, Weights]) -> Iterator[_Candidate]:
-    """The preferred first."""
-    own = {_unwrapped(name): name for name in expected if not _is_counter(name)}
-    if len(own) < sum(not _is_counter(name) for name in expected):
-        own = {name: name for name in expected if not _is_counter(name)}
-    for place, weights in found.items():
-        given = {name: tensor for name, tensor in weights.items() if not _is_counter(name)}
-        for names in _without_common_prefixes(own):
-            for prefix, state in _variants(given, names):
-                yield _Candidate(place, prefix, state, names, len(given))
-
-
-def class_counts(
-    sample: Mapping[str, Tensor], odd: int, found: Mapping[str, Weights]
-) -> dict[str, int]:
-    """Count the classes of each network in a file that is the sample's but for their number.
-
-    Args:
-        sample: a state dict of that network with `odd` classes; nothing else has as many rows.
-
-    Returns:
-        Their classes by where they lie, to show; the preferred first.
-    """
-    expected = {name: tensor for name, tensor in sample.items() if isinstance(tensor, Tensor)}
-    ends = {name for name, tensor in expected.items() if tensor.ndim and len(tensor) == odd}
-    counts: dict[str, int] = {}
-    for candidate in _candidates(expected, found):
-        state, names = candidate.state, candidate.names
-        heads = [name for name in names if names[name] in ends and name in state]
-        rows = {len(state[name]) for name in heads if state[name].ndim}
-        if len(rows) != 1:
-            continue
-        (classes,) = rows
-        wanted = {name: expected[own] for name, own in names.items()}
-        for name in heads:
-            wanted[name] = wanted[name].new_empty(classes, *wanted[name].shape[1:], device="meta")
-        if not _problems(wanted, state, names):
-            counts.setdefault(str(candidate), classes)
-    return counts
-
-
-def fill(module: nn.Module, found: Mapping[str, Weights], origin: object) -> list[str]:
-    """Load the first set of weights that fits the network.
-
-    Returns:
-        Sentences about what was chosen, where there was a choice.
-
-    Raises:
-        LoadError: none fits; the sentence names some keys that are missing, left over or of
-            another shape, and how many there are.
-    """
-    expected = {name: t for name, t in module.state_dict().items() if isinstance(t, Tensor)}
-    best: list[str] | None = None
-    for candidate in _candidates(expected, found):
-        state, names = candidate.state, candidate.names
-        problems = _problems({n: expected[names[n]] for n in names}, state, names)
-        if not problems:
-            _load(module, {names[name]: state[name] for name in names}, origin)
-            return _choice(origin, candidate, found)
-        if best is None or len(problems) < len(best):
-            best = problems
-    assert best is not None
-    more = f"; and {len(best) - NAMED:,} more" if len(best) > NAMED else ""
-    raise LoadError(f"{origin} does not fit the network: {'; '.join(best[:NAMED])}{more}.")
-
-
-def _is_counter(name: str) -> bool:
-    return name.endswith("num_batches_tracked")
-
-
-def _without_common_prefixes(names: dict[str, str]) -> Iterator[dict[str, str]]:
-    """A network's own names may begin with what a file's lack."""
-    yield names
-    first = {name.partition(".")[0] for name in names}
-    if len(first) == 1 and names.keys().isdisjoint(first):
-        shorter = {name.partition(".")[2]: own for name, own in names.items()}
-        yield from _without_common_prefixes(shorter)
-
-
-def _variants(given: Weights, expected: Collection[str]) -> Iterator[tuple[str, Weights]]:
-    """The weights as they are, then those under each prefix that expected names lie under.
-
-    It may be any: the attribute in which a training script's own module held the network.
-    """
-    yield "", given
-    found: Counter[str] = Counter()
-    for name in given:
-        parts = name.split(".")
-        for place in range(1, len(parts)):
-            if ".".join(parts[place:]) in expected:
-                found[".".join(parts[:place]) + "."] += 1
-    prefixes = [prefix for prefix, _ in found.most_common(MOST_SETS)]
-    for prefix in sorted(prefixes, key=_rank):
-        yield prefix, {n.removeprefix(prefix): t for n, t in given.items() if n.startswith(prefix)}
-
-
-def _rank(prefix: str) -> int:
-    parts = prefix.split(".")
-    return min((n for n, name in enumerate(PREFERRED) if name in parts), default=len(PREFERRED))
-
-
-def _problems(expected: Weights, given: Weights, names: Mapping[str, str]) -> list[str]:
-    problems = [f"missing {_shortened(names[name])}" for name in sorted(expected.keys() - given)]
-    problems += [f"left over {_shortened(name)}" for name in sorted(given.keys() - expected)]
-    for name in sorted(expected.keys() & given):
-        wanted, tensor = expected[name], given[name]
-        if nn.parameter.is_lazy(wanted):
-            continue
-        if tensor.shape != wanted.shape:
-            shapes = f"{tuple(tensor.shape)}, not {tuple(wanted.shape)}"
-            problems.append(f"{names[name]} has shape {shapes}")
-        elif wanted.is_floating_point() and not tensor.is_floating_point():
-            problems.append(f"{names[name]} holds {tensor.dtype}, not {wanted.dtype}")
-    return problems
-
-
-def _load(module: nn.Module, state: Weights, origin: object) -> None:
-    filling = OrderedDict(state)
-    # Of which version each layer's names are; MNASNet refuses what says none.
-    filling._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
-    try:
-        module.load_state_dict(filling, strict=False)
-    except Exception as error:  # a network's own loading may raise anything
-        raise LoadError(f"{origin} could not be loaded into the network: {told(error)}.") from error
-
-
-def _choice(origin: object, taken: _Candidate, found: Mapping[str, Weights]) -> list[str]:
-    # A few tensors beside the weights are no other network.
-    others = [
-        other or "the top level"
-        for other, weights in found.items()
-        if other != taken.place and 2 * len(weights) > len(found[taken.place])
-    ]
-    left = taken.size - len(taken.state)
-    if not others and not left:
-        return []
-    beside = [f"not those in {', '.join(map(_shortened, others[:NAMED]))}"] if others else []
-    beside += [f"{left:,} other tensors were left"] if left else []
-    said = " and ".join(beside)
-    return [f"{origin} holds more than one network: the weights {taken} were taken, {said}."]
-
-
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """A name, as long as a sentence bears it."""
     return name if len(name) <= 80 else f"{name[:80]}…"

@@ -7,25 +7,25 @@ whose files are code and therefore have to be trusted in so many words.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
 from torch import nn
 
 from ttc_core.calibration_record import SUFFIX, CalibrationRecord, RecordError
-from ttc_core.checkpoint import Checkpoint, class_counts, fill, read_checkpoint
+from ttc_core.checkpoint import Checkpoint, read_checkpoint
 from ttc_core.class_names import first_double, read_class_names
 from ttc_core.errors import LoadError, PluginError, told
+from ttc_core.filling import fill, filled
 from ttc_core.interpolation import Interpolation
-from ttc_core.model import Origins, Precision, SourceModel
+from ttc_core.model import Precision, SourceModel
+from ttc_core.model_input import PLAIN, UNSTATED, Input, make_model
 from ttc_core.plugins import call_factory
 from ttc_core.programs import HEAD, open_program
+from ttc_core.published import IMAGENETS, timm_model, torchvision_model
 from ttc_core.zoo import ARCHITECTURES, CIFAR10_CLASSES
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "zoo" / "weights.safetensors"
@@ -33,37 +33,9 @@ SPECS = (
     "bundled, torchvision/NAME[?weights=none|NAME][@FILE], timm/NAME[@FILE], "
     "cifar/ARCHITECTURE@FILE, package.module:factory[@FILE], torchscript@FILE, export@FILE"
 )
-# A network of so many classes is made to see which of its weights are the head's: nothing else in
-# one has as many rows.
-ODD = 1013
-# These two of torchvision's read what their published weights had as an input of another scale;
-# whoever goes on from those has networks that do so too. And a head beside the main one is left
-# out where a file has none.
-_INCEPTIONS = ("inception_v3", "googlenet")
-_IMAGENET_CLASSES = 1000
-_PLAIN = ((0.0,) * 3, (1.0,) * 3)
-_UNSTATED = "not stated"
 _FILE = "the file"
-_UNNAMED = "none are stated"
-# Of a file without names: by their number, which one's own classes may have, too.
-_IMAGENETS, _CIFARS = "ImageNet's, for 1,000 classes", "CIFAR-10's, for ten classes"
-
-
-@dataclass(frozen=True)
-class Input:
-    """What is said of a model's input; None: nothing.
-
-    Attributes:
-        mean, std: per channel, for values in [0, 1].
-        size, crop, interpolation: see `SourceModel`.
-    """
-
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    size: int | None = None
-    crop: int | None = None
-    interpolation: Interpolation | None = None
-
+# Of a file without names, as IMAGENETS.
+_CIFARS = "CIFAR-10's, for ten classes"
 
 at_work: ContextVar[nn.Module | None] = ContextVar("at_work", default=None)
 """The network that answers while another is loaded: weights that were filled into its layers would
@@ -140,7 +112,7 @@ def load(
 def _doubtful_names(model: SourceModel, file: str) -> Iterable[str]:
     """What to beware of in a model's names. Published lists have doubles: ImageNet's two cranes."""
     origin = model.origins.class_names
-    if origin in (_IMAGENETS, _CIFARS):
+    if origin in (IMAGENETS, _CIFARS):
         yield f"{file} names no classes: they are called as {origin}; --class-names gives others."
     elif file and (double := first_double(model.class_names)):
         yield f"{file}: {double}, so that their answers look alike."
@@ -172,14 +144,19 @@ def _load(spec: str, stated: Input, device: torch.device, trust_code: bool) -> S
     name, at, file = spec.partition("@")
     if at and not file:
         raise LoadError(f"{spec!r} names no file behind the @; accepted are {SPECS}.")
+    if file.startswith("~/") and not os.path.exists(file):
+        raise LoadError(
+            f"The file {file} is not there: shells put the home folder for ~ at the beginning of a "
+            "word alone. Write it out, or as $HOME."
+        )
     if spec == "bundled":
         return _bundled(stated)
     if name.startswith("cifar/"):
         return _cifar(name.removeprefix("cifar/"), file, stated)
     if name.startswith("torchvision/"):
-        return _torchvision(name.removeprefix("torchvision/"), file, stated)
+        return torchvision_model(name.removeprefix("torchvision/"), file, stated)
     if name.startswith("timm/"):
-        return _timm(name.removeprefix("timm/"), file, stated)
+        return timm_model(name.removeprefix("timm/"), file, stated)
     if name in ("torchscript", "export") and file:
         return _program(name, file, stated, device, trust_code)
     if ":" in name:
@@ -192,72 +169,6 @@ def _load(spec: str, stated: Input, device: torch.device, trust_code: bool) -> S
     raise LoadError(f"{spec!r} names no model; accepted are {SPECS}.")
 
 
-def _made(
-    module: nn.Module,
-    usual: Input,
-    origin: str,
-    stated: Input,
-    *,
-    names: tuple[Sequence[str] | None, str] = (None, _UNNAMED),
-    **how: Any,
-) -> SourceModel:
-    """The model whose input is as stated, else as usual.
-
-    Args:
-        origin: where the usual comes from, to show.
-        names: of the classes, if they are known, and where they come from. Not their number: they
-            are left out then, with a notice.
-    """
-    size, crop = usual.size, usual.crop
-    flags = [f"--{name}" for name in ("size", "crop") if getattr(stated, name) is not None]
-    if stated.size is not None:
-        size, crop = stated.size, stated.crop
-        if crop is not None and crop > size:
-            raise LoadError(
-                f"--crop {crop} is above --size {size}, the shorter side before it is cut."
-            )
-    elif stated.crop is not None:
-        crop = stated.crop
-        if size is None or crop > size:
-            raise LoadError(
-                f"--crop {crop} goes with --size, the shorter side before it is cut: "
-                f"{'none is stated otherwise' if size is None else f'it is {size} otherwise'}."
-            )
-    mean, std = stated.mean or usual.mean, stated.std or usual.std
-    assert mean is not None
-    assert std is not None
-    model = SourceModel(
-        module,
-        mean=mean,
-        std=std,
-        size=size,
-        crop=crop,
-        interpolation=stated.interpolation or usual.interpolation or "bilinear",
-        **how,
-    )
-    moments = [f"--{name}" for name in ("mean", "std") if getattr(stated, name) is not None]
-    others = [origin] if len(moments) < 2 else []
-    model.origins = Origins(
-        geometry=" and ".join(flags) or origin,
-        interpolation="--interpolation" if stated.interpolation else origin,
-        normalisation=" and ".join(moments + others),
-        class_names=_UNNAMED,
-    )
-    if origin == _UNSTATED and moments == ["--mean"]:
-        model.notices.append("--mean is said without --std: nothing is divided by a deviation.")
-    if origin == _UNSTATED and moments == ["--std"]:
-        model.notices.append("--std is said without --mean: no mean is taken off.")
-    given, whose = names
-    if given is not None and len(given) == model.classes:
-        model.name_classes(given, whose)
-    elif given is not None:
-        model.notices.append(
-            f"{whose} names {len(given):,} classes, and the network has {model.classes:,}: the "
-            "names are left out; --class-names gives others."
-        )
-    return model
-
-
 def _bundled(stated: Input) -> SourceModel:
     with safetensors.safe_open(BUNDLED_WEIGHTS, framework="pt") as file:
         header = file.metadata()
@@ -266,7 +177,7 @@ def _bundled(stated: Input) -> SourceModel:
     module = ARCHITECTURES[header["architecture"]].build(len(checkpoint.class_names))
     fill(module, checkpoint.sets, BUNDLED_WEIGHTS)
     usual = Input(json.loads(header["mean"]), json.loads(header["std"]), int(header["size"]))
-    return _made(
+    return make_model(
         module,
         usual,
         _FILE,
@@ -288,7 +199,7 @@ def _cifar(name: str, file: str, stated: Input) -> SourceModel:
     for state in checkpoint.sets.values():
         for key in [key for key in state if key.rpartition(".")[2] in ("mu", "sigma")]:
             buffers.setdefault(key.rpartition(".")[2], state.pop(key).flatten().tolist())
-    module, classes, notices = _filled(f"cifar/{name}", architecture.build, checkpoint, file)
+    module, classes, notices = filled(f"cifar/{name}", architecture.build, checkpoint, file)
     names = (checkpoint.class_names, file)
     if names[0] is None and classes == len(CIFAR10_CLASSES):
         names = (CIFAR10_CLASSES, _CIFARS)
@@ -296,178 +207,9 @@ def _cifar(name: str, file: str, stated: Input) -> SourceModel:
         buffers.get("mu") or architecture.mean, buffers.get("sigma") or architecture.std, 32
     )
     origin = _FILE if buffers else f"what cifar/{name} is trained with"
-    model = _made(module, usual, origin, stated, names=names)
+    model = make_model(module, usual, origin, stated, names=names)
     model.notices[:0] = notices
     return model
-
-
-def _torchvision(spec: str, file: str, stated: Input) -> SourceModel:
-    try:
-        import torchvision
-    except RuntimeError as error:
-        raise LoadError(
-            f"torchvision does not match the installed torch ({error}); install a matching pair "
-            "with pip install --upgrade torch torchvision."
-        ) from None
-    name, _, query = spec.partition("?")
-    wish = query.removeprefix("weights=") or "DEFAULT"
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise LoadError(f"torchvision has no classification model {name!r}{_near(name, known)}.")
-    choices = torchvision.models.get_model_weights(name)
-    if wish not in (*choices.__members__, "DEFAULT", "none"):
-        choice = ", ".join(choices.__members__)
-        raise LoadError(f"weights={wish}: {name} has {choice}, DEFAULT, or none.")
-    weights = choices.DEFAULT if wish in ("DEFAULT", "none") else choices[wish]
-    notices: list[str] = []
-    published = weights.meta["categories"]
-    names: tuple[Sequence[str] | None, str]
-    if file:
-        checkpoint = read_checkpoint(Path(file))
-        options: dict[str, Any] = {}
-        if name in _INCEPTIONS:
-            aux = any(key.lower().startswith("aux") for key in _keys(checkpoint))
-            options = {"aux_logits": aux, "transform_input": True, "init_weights": False}
-
-        def build(classes: int) -> nn.Module:
-            network: nn.Module = torchvision.models.get_model(
-                name, weights=None, num_classes=classes, **options
-            )
-            return network
-
-        module, classes, notices = _filled(name, build, checkpoint, file)
-        names = (checkpoint.class_names, file)
-        if names[0] is None and classes == len(published):
-            names = (published, _IMAGENETS)
-    else:
-        names = (None if wish == "none" else published, str(weights))
-        try:
-            module = torchvision.models.get_model(name, weights=None if wish == "none" else weights)
-        except OSError as error:
-            raise LoadError(
-                f"The weights of {name} could not be downloaded ({error}); use ?weights=none, or "
-                f"torchvision/{name}@FILE with a file of them."
-            ) from None
-    # Without weights the network still takes the usual input of its kind.
-    transforms = weights.transforms()
-    usual = Input(
-        transforms.mean,
-        transforms.std,
-        transforms.resize_size[0],
-        transforms.crop_size[0],
-        transforms.interpolation.value,
-    )
-    model = _made(module, usual, f"torchvision's {weights}", stated, names=names)
-    model.notices[:0] = notices
-    return model
-
-
-def _timm(spec: str, file: str, stated: Input) -> SourceModel:
-    try:
-        import timm
-    except ImportError:
-        raise LoadError("timm models need the extra: pip install 'ttc-service[timm]'.") from None
-    name, _, query = spec.partition("?")
-    architecture = name.partition(".")[0]
-    if ":" not in name and not timm.is_model(architecture):
-        raise LoadError(f"timm has no model {name!r}{_near(architecture, timm.list_models())}.")
-    notices: list[str] = []
-    names: tuple[Sequence[str] | None, str] = (None, _UNNAMED)
-    if file:
-
-        def build(classes: int) -> nn.Module:
-            network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes)
-            return network
-
-        checkpoint = read_checkpoint(Path(file))
-        module, _, notices = _filled(name, build, checkpoint, file)
-        names = (checkpoint.class_names, file)
-    else:
-        try:
-            module = timm.create_model(name, pretrained=query != "weights=none")
-        except Exception as error:  # the hub's client has errors of its own for "no network"
-            raise LoadError(
-                f"timm/{name} could not be made: {told(error)}. Where it cannot be downloaded, "
-                f"timm/{name}@FILE reads a file of its weights."
-            ) from None
-    config = timm.data.resolve_model_data_config(module)
-    _, height, width = config["input_size"]
-    if height != width:
-        raise LoadError(
-            f"timm/{name} reads images of {width} × {height} pixels; square ones are served."
-        )
-    # As timm.data.transforms_imagenet_eval has it.
-    size, crop = int(height / config["crop_pct"]), height
-    mode = config["crop_mode"]
-    if mode == "squash" and size == crop:
-        usual_size: tuple[int, int | None] = (size, None)
-    else:
-        usual_size = (max(size, crop), crop)
-        if mode != "center":
-            notices.append(
-                f"timm prepares images for it by {mode!r}, and here their middle is cut out; "
-                "--size without --crop resizes all of an image."
-            )
-    usual = Input(config["mean"], config["std"], *usual_size, config["interpolation"])
-    tag = getattr(module, "pretrained_cfg", {}).get("tag")
-    origin = f"timm's {name.partition('.')[0]}{f'.{tag}' if tag else ''}"
-    model = _made(module, usual, origin, stated, names=names)
-    model.notices[:0] = notices
-    return model
-
-
-def _filled(
-    name: str, build: Callable[[int], nn.Module], checkpoint: Checkpoint, file: str
-) -> tuple[nn.Module, int, list[str]]:
-    """The network with as many classes as the file has, filled from it; and what is to be said.
-
-    Args:
-        build: makes the network, of so many classes.
-
-    Raises:
-        LoadError: the file has none that fits, or several with other numbers of classes, as
-            distilling leaves them: which of them is meant cannot be told.
-    """
-    try:
-        with torch.device("meta"):  # where nothing is drawn at random, nor takes memory
-            sample = build(ODD)
-    except Exception:  # some compute as they are made
-        sample = build(ODD)
-    heads = [
-        key
-        for key, tensor in sample.state_dict().items()
-        if tensor.ndim >= 2 and len(tensor) == ODD
-    ]
-    counts = class_counts(sample.state_dict(), ODD, checkpoint.sets)
-    if len(set(counts.values())) > 1:
-        several = ", ".join(f"{place} has {count:,}" for place, count in counts.items())
-        raise LoadError(
-            f"{file} holds networks that fit {name} and differ in their classes: {several}. Save "
-            "the weights that are to be served alone, with torch.save or as safetensors."
-        )
-    found = next(iter(counts.values()), None) or checkpoint.classes(heads)
-    classes = found or _IMAGENET_CLASSES
-    module = build(classes)
-    try:
-        return module, classes, fill(module, checkpoint.sets, file)
-    except LoadError as error:
-        if found is not None:
-            raise LoadError(f"{str(error).rstrip('.')}. It was filled as {name}.") from None
-        raise LoadError(
-            f"{str(error).rstrip('.')}. {name} has its head in {' and '.join(heads)}, by whose "
-            "rows classes are counted, and the file has none of them: with a head of one's own, "
-            "name a function that makes the network, as package.module:factory@FILE."
-        ) from None
-
-
-def _keys(checkpoint: Checkpoint) -> Iterable[str]:
-    return (key for weights in checkpoint.sets.values() for key in weights)
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    """A question for a name that is meant, to end a sentence with."""
-    close = get_close_matches(name, list(known), 3, cutoff=0.6)
-    return f" (is {' or '.join(close)} meant?)" if close else ""
 
 
 def _program(
@@ -480,10 +222,10 @@ def _program(
             "Weights alone hold none, and adapt: torch.save(model.state_dict(), 'weights.pt')."
         )
     program = open_program(kind, Path(file), device)
-    model = _made(
+    model = make_model(
         program,
-        Input(*_PLAIN, program.side),
-        _UNSTATED,
+        Input(*PLAIN, program.side),
+        UNSTATED,
         stated,
         split=HEAD,
         adaptable=False,
@@ -527,7 +269,7 @@ def _factory(name: str, file: str, stated: Input) -> SourceModel:
             model.refresh()
     else:
         names = (checkpoint.class_names, file)
-        model = _made(module, Input(*_PLAIN), _UNSTATED, stated, names=names)
+        model = make_model(module, Input(*PLAIN), UNSTATED, stated, names=names)
     model.notices[:0] = notices
     if model.size is None and not any(model.mean) and set(model.std) == {1.0}:
         model.notices.insert(

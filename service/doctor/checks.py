@@ -82,7 +82,8 @@ CHECKS: dict[str, Check] = {
             "bundled model at work",
             "The bundled model answers the first images that come with the package; its accuracy "
             "over all of them is known. More than six points away means that this installation "
-            "computes wrongly: another torch, another device, or a damaged file.",
+            "computes wrongly: another torch, another device, or a damaged file. It is left out "
+            "where options feed the model otherwise than it was trained.",
         ),
         Check(
             "T105",
@@ -178,8 +179,9 @@ CHECKS: dict[str, Check] = {
             "than the stated one, by five points and by three standard errors of the "
             "difference, image by image: state it by --mean and --std, as the command at the end "
             "does. BGR cannot be stated: let a factory of your own "
-            "(package.module:factory) return the network behind x.flip(1). The checks after it go "
-            "by the normalisation that was found.",
+            "(package.module:factory) return the network behind x.flip(1). What a factory's "
+            "SourceModel states is mended there. Else the checks after it go by the normalisation "
+            "that was found.",
         ),
         Check(
             "T304",

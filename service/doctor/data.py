@@ -13,11 +13,12 @@ from torch import Tensor
 
 from service.doctor.asked import Asked
 from service.doctor.checks import Finding
+from service.doctor.installation import OUT_OF_MEMORY
 from ttc_core.datasets import DataSet, Stream, open_data
 from ttc_core.errors import UserError
 from ttc_core.evaluate import as_batch
 from ttc_core.methods.parts.second_view import Bet, divergence_of_views, lost_certainty
-from ttc_core.model import SourceModel
+from ttc_core.model import MAKER, SourceModel
 from ttc_core.order import LONG_RUN
 
 AT_ONCE = 50
@@ -94,6 +95,9 @@ def look_at_data(asked: Asked, model: SourceModel) -> Generator[Finding, None, S
     except (UserError, ValueError) as error:
         yield Finding("T301", "problem", str(error))
         return None
+    except OUT_OF_MEMORY:
+        yield Finding("T301", "problem", f"memory is too little for {AT_ONCE} images at once")
+        return None
     return seen
 
 
@@ -109,7 +113,7 @@ def _look_at_data(asked: Asked, model: SourceModel, spec: str) -> Generator[Find
     yield _described(asked, model, len(whole), labels)
     asked.say("Trying the usual normalisations …")
     finding, found = _normalisation(model, tried, first.labels)
-    if found is not None and found.bgr:
+    if found is not None and not _can_be_said(model, found):
         seen = replace(seen, unsolved=("T303",))
     elif found is not None:
         numbers = {"--mean": found.mean, "--std": found.std}
@@ -192,15 +196,20 @@ def _normalisation(
     if not _plainly_better(fits[best].right, fits[stated].right):
         said = f"plausible: no usual one is plainly better on {len(labels)} images ({tried})"
         return Finding("T303", "ok", said, {"accuracy": numbers, "found": None}), None
-    how = (
-        "--mean and --std cannot say BGR: return the network behind x.flip(1) from a factory"
-        if best.bgr
-        else "state it with --mean {} --std {}; the checks below go by it".format(
-            *(",".join(f"{each:g}" for each in of) for of in (best.mean, best.std))
-        )
-    )
+    mean, std = (",".join(f"{each:g}" for each in of) for of in (best.mean, best.std))
+    if best.bgr:
+        how = "--mean and --std cannot say BGR: return the network behind x.flip(1) from a factory"
+    elif not _can_be_said(model, best):
+        how = f"have the factory state it: SourceModel(…, mean=({mean}), std=({std}))"
+    else:
+        how = f"state it with --mean {mean} --std {std}; the checks below go by it"
     said = f"the network was trained otherwise than is stated: {best} fits ({tried}); {how}"
     return Finding("T303", "problem", said, {"accuracy": numbers, "found": str(best)}), best
+
+
+def _can_be_said(model: SourceModel, found: Normalisation) -> bool:
+    """Whether --mean and --std say it: not BGR, nor where a factory's SourceModel states them."""
+    return not found.bgr and model.origins.normalisation != MAKER
 
 
 def _three(numbers: tuple[float, ...]) -> Three:
@@ -312,17 +321,23 @@ def _order_of_classes(
             f"{'class' if classes == 1 else 'classes'} are too few to tell",
         )
     first = np.arange(len(labels)) % 2 == 0
-    counts = np.zeros((model.classes, model.classes))
-    np.add.at(counts, (answers[first], labels[first]), 1)
+    # Of the model's classes those that occur: there may be tens of thousands.
+    occur = np.union1d(answers, labels)
+    answered, meant = np.searchsorted(occur, answers), np.searchsorted(occur, labels)
+    counts = np.zeros((len(occur), len(occur)))
+    np.add.at(counts, (answered[first], meant[first]), 1)
     # As they are called, where nothing speaks against it.
-    called = linear_sum_assignment(counts + 0.5 * np.eye(model.classes), maximize=True)[1]
+    called = linear_sum_assignment(counts + 0.5 * np.eye(len(occur)), maximize=True)[1]
     as_is = np.asarray(answers[~first] == labels[~first], np.float64)
-    otherwise = np.asarray(called[answers[~first]] == labels[~first], np.float64)
+    otherwise = np.asarray(called[answered[~first]] == meant[~first], np.float64)
     numbers = {"as_named": float(as_is.mean()), "assigned": float(otherwise.mean())}
     if not _plainly_better(otherwise, as_is):
         return Finding("T304", "ok", "the classes are in the order of training", numbers)
-    moved = [each for each in np.unique(labels) if called[each] != each][:3]
-    named = ", ".join(f"{model.class_names[n]} means {model.class_names[called[n]]}" for n in moved)
+    moved = [at for at in np.unique(meant) if called[at] != at][:3]
+    named = ", ".join(
+        f"{model.class_names[occur[at]]} means {model.class_names[occur[called[at]]]}"
+        for at in moved
+    )
     return Finding(
         "T304",
         "problem",

@@ -9,7 +9,7 @@ from service.doctor.asked import Asked
 from service.doctor.checks import Finding
 from service.metrics import versions
 from ttc_core.datasets import open_data
-from ttc_core.errors import LoadError, ModelError
+from ttc_core.errors import LoadError, ModelError, told
 from ttc_core.evaluate import run_stream
 from ttc_core.load import pick_device
 from ttc_core.methods import create
@@ -21,6 +21,7 @@ BATCH, PASSES = 100, 4
 PATIENCE = 3.0
 # A smaller share of the time is within what it varies by.
 NO_MATTER = 0.05
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
 def look_at_installation() -> Iterator[Finding]:
@@ -77,7 +78,11 @@ def bfloat16(asked: Asked, images: int = BATCH) -> Finding:
         others = [asked.load(precision=each) for each in ("float32", "bfloat16")]
     except (LoadError, ModelError) as error:
         return Finding("T105", "ok", f"--precision bfloat16 is of no use here: {error}")
-    usual, reduced = (seconds(each, images) for each in others)
+    usual = seconds(others[0], images)
+    try:
+        reduced = seconds(others[1], images)
+    except (ModelError, *OUT_OF_MEMORY) as error:
+        return Finding("T105", "ok", f"--precision bfloat16 is of no use here: {told(error)}")
     share = round(reduced / usual, 2)
     said = "faster" if share <= 1 - NO_MATTER else "slower" if share > 1 else "hardly faster"
     whose = "the bundled model" if asked.model == "bundled" else asked.model

@@ -7,7 +7,14 @@ import torch
 
 from service.doctor.asked import Asked
 from service.doctor.checks import Finding
-from service.doctor.installation import BATCH, PATIENCE, bfloat16, bundled_at_work, seconds
+from service.doctor.installation import (
+    BATCH,
+    OUT_OF_MEMORY,
+    PATIENCE,
+    bfloat16,
+    bundled_at_work,
+    seconds,
+)
 from service.saving import state_bytes
 from service.settings import default
 from ttc_core.errors import ModelError, UserError
@@ -49,7 +56,9 @@ def look_at_model(asked: Asked) -> Generator[Finding, None, SourceModel | None]:
     largest = timed.numbers["seconds"].get(str(BATCH))
     # A batch that takes so long would be waited for eight times more.
     batch = BATCH if largest is not None and largest < PATIENCE else 8
-    if asked.model == "bundled":
+    origins = model.origins
+    is_fed_as_trained = origins.geometry == origins.interpolation == origins.normalisation
+    if asked.model == "bundled" and is_fed_as_trained:
         yield bundled_at_work(model)
     if str(batch) in timed.numbers["seconds"]:
         yield bfloat16(asked, batch)
@@ -126,7 +135,7 @@ def _times(model: SourceModel) -> Finding:
     for batch in BATCHES:
         try:
             found[str(batch)] = seconds(model, batch)
-        except (MemoryError, torch.OutOfMemoryError):
+        except OUT_OF_MEMORY:
             failed = f"; memory is too little for {batch} images at once, see --max-batch"
             break
         except ModelError as error:
@@ -152,6 +161,13 @@ def _memory(model: SourceModel) -> Finding:
         method.adapt(method.predict(noise))
     except UserError as error:
         return Finding("T207", "problem", f"{DEFAULT_METHOD} fails at its first batch: {error}")
+    except OUT_OF_MEMORY:
+        return Finding(
+            "T207",
+            "problem",
+            f"memory is too little for {DEFAULT_METHOD} to learn from {ANSWERED} images at once; "
+            "with a smaller --max-batch, or --method source, it may be enough",
+        )
     size = state_bytes(method)
     most = default("max_stream_bytes")
     room = most // max(size, 1)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from service.doctor.asked import Asked
 from service.doctor.checks import Finding
 from service.doctor.data import Right, Seen, mean_and_error
+from service.doctor.installation import OUT_OF_MEMORY
 from ttc_core.errors import UserError
 from ttc_core.evaluate import run_stream, warm_up
 from ttc_core.methods import METHODS, Method, create, settings_for
@@ -71,6 +72,8 @@ def look_at_methods(asked: Asked, seen: Seen) -> Generator[Finding, None, Tried]
             right[name], milliseconds[name] = _run(method, seen, places)
         except (UserError, ValueError) as error:
             refused[name] = str(error)
+        except OUT_OF_MEMORY:
+            refused[name] = f"memory is too little for {BATCH} images at once"
     tried = Tried(right, refused, milliseconds)
     yield _shown(tried, len(shuffled))
     return tried

@@ -15,6 +15,7 @@ import torch
 
 from service.cli.serve import load_source
 from service.client import Client, ServiceError
+from service.errors import NotReady
 from service.launch import launch
 from service.settings import Settings
 from tests.fixtures.requests import ask, problem
@@ -232,6 +233,14 @@ def test_the_memory_of_the_former_network_is_free_again(reloadable, weights, pic
         assert [each() is None for each in gone] == [True] * 3
 
 
+def test_what_is_found_out_of_a_network_is_known_before_it_answers(reloadable, weights):
+    """It takes several passes, which whoever came first would wait for."""
+    with reloadable() as running:
+        write(weights, seed=2)
+        assert running.http.post("/model").json()["changed"]
+        assert {"digest", "takes_one", "shares"} <= vars(running.service.source.model).keys()
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
@@ -287,7 +296,7 @@ def test_what_fails_once_the_others_answer_refuses_nothing(
         async def fail(_):
             raise RuntimeError("odd")
 
-        monkeypatch.setattr(running.service.engine, "put_away", fail)
+        monkeypatch.setattr(running.service.engine.exchanging, "put_away", fail)
         told_of = running.http.post("/model").json()
         assert told_of["changed"]
         assert told_of["streams_kept_aside"] is told_of["streams_dropped"] is None
@@ -333,6 +342,25 @@ def test_one_at_a_time_and_none_while_it_ends(serve, make_method, pictures):
         problem(running.http.post("/model"), 503)
         ask(running, pictures[:2])
         may_go.set()
+
+
+def test_a_queue_that_stops_before_the_exchange_is_told(reloadable, weights, pictures, monkeypatch):
+    """Also to whoever asked by a signal, and waits for no answer."""
+    with reloadable() as running:
+        former = ask(running, pictures[:2])["model_digest"]
+        write(weights, seed=2)
+
+        async def stopped(call):
+            raise NotReady("The queue stopped.")
+
+        monkeypatch.setattr(running.service.batcher, "between_batches", stopped)
+        problem(running.http.post("/model"), 503)
+        assert [event["reason"] for event in told(running, "model_refused")] == [
+            "The queue stopped."
+        ]
+        assert ask(running, pictures[:2])["model_digest"] == former
+        monkeypatch.undo()
+        assert running.http.post("/model").json()["changed"]
 
 
 @pytest.mark.parametrize("error", [MemoryError("no more"), RuntimeError("odd"), SystemExit(3)])

@@ -60,7 +60,24 @@ def test_a_model_that_fails_is_not_blamed_on_another_precision(monkeypatch):
         installation.bfloat16(asked())
 
 
+def test_a_precision_in_which_a_model_fails_is_of_no_use_and_no_more():
+    """All other checks are made."""
+    findings, model = found(look_at_model(own("ThroughNumpy")))
+    assert model is not None
+    assert "of no use here: ModelError: The network failed" in findings["T105"].sentence
+    assert {"T206", "T207", "T208"} <= findings.keys()
+
+
 # The model
+
+
+def test_too_little_memory_to_learn_is_told():
+    """Answering takes less: what can be said of that is said."""
+    findings, model = found(look_at_model(own("Cramped")))
+    assert model is not None
+    assert set(findings["T206"].numbers["seconds"]) == {"1", "8"}
+    assert findings["T207"].verdict == "problem"
+    assert "memory is too little" in findings["T207"].sentence
 
 
 def test_a_model_is_described_by_what_it_reads_answers_adapts_and_costs():
@@ -94,6 +111,16 @@ def test_a_model_that_does_not_load_is_a_problem_that_says_why(spec, said):
     assert list(findings) == ["T201"]
     assert findings["T201"].verdict == "problem"
     assert said in findings["T201"].sentence
+
+
+def test_the_bundled_model_fed_otherwise_says_nothing_of_the_installation():
+    """Its accuracy is known as it was trained alone."""
+    findings, _ = found(look_at_model(asked()))
+    assert findings["T104"].verdict == "ok"
+    otherwise = Asked("bundled", lambda **changed: load("bundled", size=16, **changed), {})
+    findings, model = found(look_at_model(otherwise))
+    assert model is not None
+    assert "T104" not in findings
 
 
 # Codes

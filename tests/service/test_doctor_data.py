@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+import types
 
 import numpy as np
 import pytest
@@ -74,6 +75,25 @@ def test_channels_as_bgr_are_told_and_that_no_option_says_so(colours):
     assert "x.flip(1)" in findings["T303"].sentence
     assert "T303" in seen.unsolved
     assert seen.changed == {}
+
+
+def test_what_a_factory_states_wrongly_is_to_be_mended_there(colours):
+    """No option says otherwise, so that the checks go on by what is stated."""
+    findings, seen = look("states_its_input", colours)
+    assert findings["T301"].verdict != "problem"
+    assert findings["T303"].numbers["found"] == "mean 0.5, deviation 0.5"
+    assert "SourceModel(…, mean=(0.5,0.5,0.5), std=(0.5,0.5,0.5))" in findings["T303"].sentence
+    assert "T303" in seen.unsolved
+    assert seen.changed == {}
+
+
+def test_the_order_of_tens_of_thousands_of_classes_is_looked_at_too():
+    """Those that occur are compared, not each with each."""
+    labels = np.repeat([7, 150_000], 20)
+    model = types.SimpleNamespace(classes=200_000, class_names=[str(n) for n in range(200_000)])
+    finding = data._order_of_classes(model, labels[::-1], labels)
+    assert "7 means 150000, 150000 means 7" in finding.sentence
+    assert data._order_of_classes(model, labels, labels).verdict == "ok"
 
 
 def test_classes_in_another_order_than_in_training_are_told(colours):
@@ -157,6 +177,21 @@ def test_a_damaged_image_is_named(tmp_path):
     findings, seen = look("plain", folder)
     assert seen is None
     assert "4/1.png" in findings["T301"].sentence
+
+
+def test_memory_too_little_to_look_at_the_data_is_told(colours):
+    findings, seen = look("Cramped", colours)
+    assert seen is None
+    assert "memory is too little for 50 images at once" in findings["T301"].sentence
+
+
+def test_methods_for_which_memory_is_too_little_are_left_out(colours):
+    """The others are tried."""
+    found = {each.code: each for each in examine(asked("Greedy", colours, images=60))}
+    refused = found["T401"].numbers["refused"]
+    assert "memory is too little" in refused["tent"]
+    assert "source" in found["T401"].numbers["methods"]
+    assert found["T402"].numbers["method"] not in refused
 
 
 # The recommendation

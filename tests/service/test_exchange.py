@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import threading
 import weakref
 
 import numpy as np
@@ -29,8 +30,9 @@ def exchange(engine, weights):
     """Exchange the weights, as between two batches; (kept aside, dropped)."""
 
     async def run():
-        former = await engine.exchange(await engine.prepare(source_of(weights)))
-        return await engine.put_away(former)
+        exchanging = engine.exchanging
+        former = await exchanging.exchange(await exchanging.prepare(source_of(weights)))
+        return await exchanging.put_away(former)
 
     return asyncio.run(run())
 
@@ -163,13 +165,13 @@ def test_few_streams_are_left_for_the_switch_and_written_as_it_goes(engine, tmp_
     monkeypatch.setattr(table._folders, "beside", slowly)
 
     async def run():
-        saving = await table.prepare(source_of(1.0))
+        saving = await table.exchanging.prepare(source_of(1.0))
         assert table.unsaved_streams == 0
         await batch(table, "door")
-        former = await table.exchange(saving)
+        former = await table.exchanging.exchange(saving)
         table._writer.submit(int).result()
         assert not former.saving.unsaved()
-        return await table.put_away(former)
+        return await table.exchanging.put_away(former)
 
     assert asyncio.run(run()) == (2, 0)
 
@@ -179,14 +181,14 @@ def test_what_was_prepared_in_vain_can_be_prepared_again(engine, tmp_path, monke
     table = engine(tmp_path, source=source_of(0.0))
     request(table, "gate")
     exchange(table, 1.0)
-    tell = table._tell_what_fails
+    tell = table._reports.tell_what_fails
     with monkeypatch.context() as patch:
 
         def slowly(*given):
             request(table, "door")
             tell(*given)
 
-        patch.setattr(table, "_tell_what_fails", slowly)
+        patch.setattr(table._reports, "tell_what_fails", slowly)
         refuse_to_save(patch, table._saving.folder, "door")
         with pytest.raises(StateFolderError, match="cannot be saved"):
             exchange(table, 2.0)
@@ -222,11 +224,11 @@ def test_a_stream_that_the_disk_refuses_at_the_last_moment_is_told_of(
     request(table, "gate")
 
     async def run():
-        saving = await table.prepare(source_of(1.0))
+        saving = await table.exchanging.prepare(source_of(1.0))
         for name in ("gate", "door"):
             await batch(table, name)
         refuse_to_save(monkeypatch, table._saving.folder, "gate")
-        return await table.put_away(await table.exchange(saving))
+        return await table.exchanging.put_away(await table.exchanging.exchange(saving))
 
     assert asyncio.run(run()) == (1, 1)
     monkeypatch.undo()
@@ -284,17 +286,52 @@ def test_a_reset_that_meets_an_exchange_removes_what_it_forgot(engine, tmp_path,
     asyncio.run(table.save())
 
     async def run():
-        saving = await table.prepare(source_of(1.0))
+        saving = await table.exchanging.prepare(source_of(1.0))
         resetting = asyncio.create_task(table.undoing.reset("gate"))
         await asyncio.sleep(0)
-        former = await table.exchange(saving)
-        await table.put_away(former)
+        former = await table.exchanging.exchange(saving)
+        await table.exchanging.put_away(former)
         return await resetting
 
     told = asyncio.run(run())
     assert told.known
     exchange(table, 0.0)
     assert close(request(table, "gate"), at_source(0.0))
+
+
+@pytest.mark.parametrize("where", ["names", "remove"], ids=["before-it", "in-the-middle"])
+def test_a_reset_of_all_that_meets_an_exchange_resets_the_others_too(
+    engine, tmp_path, monkeypatch, where
+):
+    """What was kept aside for those that take over meanwhile is among all that was learned."""
+    table = engine(tmp_path, source=source_of(1.0))
+    request(table, "gate")
+    exchange(table, 0.0)
+    request(table, "door")
+    forgotten, exchanged = threading.Event(), threading.Event()
+    former = table._saving
+    real = getattr(former, where)
+
+    def slowly(*given):
+        found = real(*given) if where == "names" else None
+        forgotten.set()
+        assert exchanged.wait(10)
+        return real(*given) if found is None else found
+
+    monkeypatch.setattr(former, where, slowly)
+
+    async def run():
+        saving = await table.exchanging.prepare(source_of(1.0))
+        resetting = asyncio.create_task(table.undoing.reset(None))
+        assert await asyncio.to_thread(forgotten.wait, 10)
+        left = await table.exchanging.exchange(saving)
+        exchanged.set()
+        await table.exchanging.put_away(left)
+        return await resetting
+
+    asyncio.run(run())
+    assert [path.name for path in tmp_path.rglob("*.safetensors")] == []
+    assert close(request(table, "gate"), at_source(1.0))
 
 
 def test_the_former_network_is_freed(engine, tmp_path):

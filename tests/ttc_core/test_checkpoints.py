@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -234,6 +235,22 @@ def test_code_in_a_weight_file_is_never_executed(writer, where, tmp_path):
     assert not sentinel.exists()
     pickle.loads(pickle.dumps(Trap(sentinel)))
     assert sentinel.exists(), "the trap itself does not work"
+
+
+def test_published_weights_run_no_code_either(tmp_path, monkeypatch):
+    """torchvision itself reads what lies in torch's cache as a pickle of anything."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+    weights = torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT
+    file = tmp_path / "hub" / "checkpoints" / Path(weights.url).name
+    file.parent.mkdir(parents=True)
+    torch.save(torchvision.models.shufflenet_v2_x0_5().state_dict(), file)
+    assert load("torchvision/shufflenet_v2_x0_5").class_names[0] == "tench"
+    torch.save(Trap(tmp_path / "executed"), file)
+    with pytest.raises(LoadError, match="shufflenet_v2_x0_5 could not be loaded"):
+        load("torchvision/shufflenet_v2_x0_5")
+    assert not (tmp_path / "executed").exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 
 def truncated(path: Path) -> None:

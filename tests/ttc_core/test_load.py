@@ -81,6 +81,8 @@ def test_a_model_is_frozen_and_in_eval_mode():
         ("torchvision/resnet18@", r"names no file behind the @"),
         ("timm/resnet19@missing.pt", r"no (weight file missing\.pt|model 'resnet19')"),
         ("timm/resnet1888?weights=none", r"timm has no model 'resnet1888' \(is resnet18"),
+        ("timm/resnet18?weigths=none", r"behind the \? weights=none is accepted"),
+        ("torchvision/resnet18@~/missing.pt", r"the home folder for ~ at the beginning of a word"),
         ("torchscript@missing.pt", r"holds code, which runs .* --trust-code"),
         ("export@missing.pt2", r"holds code, which runs .* --trust-code"),
         ("torchvision/resnet18?weights=V9", r"weights=V9: resnet18 has IMAGENET1K_V1"),
@@ -244,6 +246,31 @@ def test_classes_are_counted_wherever_the_head_is(spec, tmp_path):
     assert answers_as(model, network)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("prefix", ["", "model.", "module.net."])
+def test_a_second_head_is_found_under_any_prefix(prefix, tmp_path):
+    """As Lightning leaves it; and what is taken for granted of the input is told."""
+    options = {"init_weights": False, "transform_input": True}
+    network = fine_tuned(torchvision.models.googlenet, **options)
+    torch.save(inside(network, prefix), tmp_path / "weights.pt")
+    model = load(f"torchvision/googlenet@{tmp_path}/weights.pt")
+    assert answers_as(model, network)
+    assert any("transform_input" in said for said in model.notices)
+
+
+@pytest.mark.slow
+def test_a_vision_transformer_is_made_for_the_images_that_it_is_given(tmp_path):
+    """It has a place for each patch: of --size, or of the published weights that are named."""
+    network = fine_tuned(torchvision.models.vit_b_32, image_size=384)
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    spec = f"torchvision/vit_b_32@{tmp_path}/weights.pt"
+    model = load(spec, size=384)
+    assert model.geometry == Geometry(384)
+    assert answers_as(model, network)
+    with pytest.raises(LoadError, match=r"pos_embedding has shape \(1, 145, 768\), not \(1, 50"):
+        load(spec)
+
+
 def test_a_network_without_normalisation_is_filled_and_refused(tmp_path):
     """SqueezeNet's head, a convolution, is counted, too; but nothing in it could adapt."""
     torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), tmp_path / "a.pt")
@@ -330,11 +357,12 @@ def test_a_teacher_of_another_kind_is_passed_over(tmp_path):
 def test_a_teacher_of_the_same_classes_goes_first(tmp_path):
     """A mean teacher is the average that its authors evaluate."""
     teacher = small(7)
+    teacher.fc.bias.data.add_(1)
     torch.save({"model": small(7).state_dict(), "teacher": inside(teacher, "net.")},
                tmp_path / "a.pt")  # fmt: skip
-    teacher.fc.bias.data.add_(1)  # what was saved above shares its memory, and is written already
     model = load(f"torchvision/shufflenet_v2_x0_5@{tmp_path}/a.pt")
     assert any("the weights 'teacher' under 'net.' were taken" in said for said in model.notices)
+    assert answers_as(model, teacher)
 
 
 # What is said of a model's input
