@@ -1,11 +1,13 @@
 import java.io.IOException;
 import java.net.ConnectException;
 import java.net.URI;
+import java.net.URLEncoder;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
 import java.net.http.HttpRequest.BodyPublishers;
 import java.net.http.HttpResponse;
 import java.net.http.HttpResponse.BodyHandlers;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.Map;
@@ -76,7 +78,8 @@ public class Client {
 
   /** The answer as JSON; null where a signal came first. */
   private static String predict(Path file) throws IOException, InterruptedException {
-    String stream = GIVEN.getOrDefault("TTC_STREAM", "java");
+    String stream =
+        URLEncoder.encode(GIVEN.getOrDefault("TTC_STREAM", "java"), StandardCharsets.UTF_8);
     HttpRequest.Builder request =
         HttpRequest.newBuilder(URI.create(URL + "/predict?stream=" + stream))
             .timeout(Duration.ofSeconds(60))

@@ -19,6 +19,7 @@ from io import RawIOBase
 from service.client import Client, ServiceError
 
 Frame = tuple[float, bytes]  # seconds since 1970 at which it came, a JPEG file
+MOST_BYTES = 32 << 20  # of a frame: the service takes none that is larger
 
 
 def jpegs(stream: RawIOBase) -> Iterator[bytes]:
@@ -33,6 +34,8 @@ def jpegs(stream: RawIOBase) -> Iterator[bytes]:
         while end := rest.find(b"\xff\xd9") + 1:
             yield rest[: end + 1]
             rest = rest[end + 1 :]
+        if len(rest) > MOST_BYTES:
+            rest = b""
 
 
 class Newest:

@@ -10,6 +10,7 @@ service learns from it twice. The stream is named TTC_STREAM, the service is at 
 is TTC_TOKEN.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -29,8 +30,9 @@ def look(folder: Path) -> Look:
     found = {}
     for entry in os.scandir(folder):
         if Path(entry.name).suffix.lower() in SUFFIXES and entry.is_file():
-            known = entry.stat()
-            found[entry.name] = (known.st_mtime_ns, known.st_size)
+            with contextlib.suppress(FileNotFoundError):  # it was there a moment ago
+                known = entry.stat()
+                found[entry.name] = (known.st_mtime_ns, known.st_size)
     return dict(sorted(found.items(), key=lambda pair: (pair[1], pair[0])))
 
 
@@ -54,6 +56,8 @@ class Sent:
 
 def main(folder: Path) -> None:
     """Send pictures until a signal ends it."""
+    if not folder.is_dir():
+        sys.exit(f"There is no folder {folder}.")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -68,22 +72,25 @@ def main(folder: Path) -> None:
                     break
                 if (name, changed) in sent or before.get(name) != (changed, size):
                     continue
+                shown = os.fsencode(name).decode(errors="backslashreplace")  # it may be no UTF-8
                 try:
                     answer = client.predict(folder / name, stream=os.environ.get("TTC_STREAM"))
                 except ServiceError as error:
-                    print(f"{name}: {error}", file=sys.stderr, flush=True)
-                    if error.may_repeat or error.status in (401, 403):
+                    said, out = str(error), sys.stderr
+                    if error.may_repeat or error.status in (401, 403, 404):
+                        print(f"{shown}: {said}", file=out, flush=True)
                         pause = error.retry_after or SECONDS
                         break  # nothing of it was taken: it is the first of the next look
                 except ValueError as error:  # it is gone, or may not be read
-                    print(f"{name}: {error}", file=sys.stderr, flush=True)
+                    print(f"{shown}: {error}", file=sys.stderr, flush=True)
                     continue
                 else:
                     (found,) = answer.predictions
-                    print(f"{name}: {found.name} {found.confidence:.0%}", flush=True)
-                # Also what is no picture, and whose answer was lost, or came of a proxy: it may
-                # have been learned.
+                    said, out = f"{found.name} {found.confidence:.0%}", sys.stdout
+                # Before it is told, whoever listens. Also what is no picture, and whose answer was
+                # lost, or came of a proxy: it may have been learned.
                 sent.add((name, changed))
+                print(f"{shown}: {said}", file=out, flush=True)
             before = now
             stop.wait(pause)
 

@@ -52,8 +52,10 @@ def read(
         now = time.time() if live else number / a_second
         if now < due:
             continue
+        there, pixels = capture.retrieve()
+        if not there:  # a damaged one: the next that is whole goes
+            continue
         due = now + seconds
-        _, pixels = capture.retrieve()
         _, file = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])
         put(frames, (f"{now:.3f}", file.tobytes()), live, stop)
 
@@ -107,4 +109,8 @@ def main(source: str, seconds: float) -> None:
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit("usage: video.py FILE_OR_URL [SECONDS]")
-    main(sys.argv[1], float((sys.argv[2:] or ["1"])[0]))
+    try:
+        pause = float((sys.argv[2:] or ["1"])[0])
+    except ValueError:
+        sys.exit(f"SECONDS is a number; got {sys.argv[2]!r}.")
+    main(sys.argv[1], pause)

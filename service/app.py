@@ -22,7 +22,7 @@ from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.problems import REQUEST_ID, form_of, install, path_in, refusal
 from service.reloading import Reloading, model_labels
-from service.routes import control, docs, feedback, health, predict, v2
+from service.routes import control, docs, feedback, health, predict, v2, v2_infer
 from service.routes.context import Service, problems
 from service.routes.direct import DirectPredict
 from service.routes.guards import EVERY_ROUTE
@@ -163,7 +163,7 @@ def build(settings: Settings, source: Method, load: Callable[[], Method] | None 
     )
     # By name, as /v2 serves them.
     app.state.models = dict[str, Model]()
-    for module in (predict, feedback, control, health, v2, docs):
+    for module in (predict, feedback, control, health, v2, v2_infer, docs):
         app.include_router(module.router)
     install(app)
     app.add_middleware(DirectPredict)

@@ -5,6 +5,8 @@ PIECE_BYTES = 1 << 20
 # Lists and objects of a JSON body, or what looks like one in a text. Hundreds of thousands are read
 # in half a second, and the interpreter looks for rings in them, while no other thread runs.
 MOST_CONTAINERS = 1 << 16
+# Names in its objects, or colons in a text. A million different ones are read in three seconds.
+MOST_NAMES = 1 << 16
 # Of a header with parameters: to read them takes a time that grows with its square.
 MOST_HEADER_CHARACTERS = 2000
 
@@ -17,6 +19,11 @@ def count_values(body: bytes | bytearray) -> int:
 def count_containers(body: bytes | bytearray) -> int:
     """How many lists and objects JSON has at most."""
     return _count(body, b"{") + _count(body, b"[")
+
+
+def count_names(body: bytes | bytearray) -> int:
+    """How many names the objects of JSON have at most."""
+    return _count(body, b":")
 
 
 def _count(body: bytes | bytearray, mark: bytes) -> int:

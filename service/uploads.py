@@ -18,8 +18,10 @@ from starlette.datastructures import Headers
 from service.bounds import (
     MOST_CONTAINERS,
     MOST_HEADER_CHARACTERS,
+    MOST_NAMES,
     PIECE_BYTES,
     count_containers,
+    count_names,
     count_values,
 )
 from service.errors import OutOfRange, TooLarge, UnknownType, Unreadable, of_image
@@ -34,6 +36,8 @@ _MARKS_A_LABEL = 4 + MAX_ID_CHARACTERS
 _MARKS_AN_IMAGE = 3 * _MARKS_A_LABEL
 # No object of a request has more names.
 _MOST_NAMES = 3
+# An item's names, and colons in its id.
+_COLONS_AN_ITEM = 10
 MOST_LABELS = 10_000
 _MAX_GZIP_MEMBERS = 100
 # Read of a Content-Encoding; what stands behind them is no coding of ours.
@@ -151,7 +155,8 @@ def _media_type(content_type: str | None) -> tuple[bytes, dict[bytes, bytes]]:
 def _check_json(body: Buffer, items: int, marks: int, too_many: TooLarge) -> None:
     """Raise `too_many` for JSON of more values than so many items have, each of so many marks.
 
-    And TooLarge for more lists and objects than the items may be: to read them all others wait.
+    And TooLarge for more lists, objects and names than the items may have: to read them all others
+    wait.
     """
     if count_values(body) > marks * items:
         raise too_many
@@ -160,6 +165,8 @@ def _check_json(body: Buffer, items: int, marks: int, too_many: TooLarge) -> Non
             f"The JSON has more than {MOST_CONTAINERS + items:,} lists and objects, the most "
             "accepted."
         )
+    if count_names(body) > (most := MOST_NAMES + _COLONS_AN_ITEM * items):
+        raise TooLarge(f"The JSON has more than {most:,} names, or colons, the most accepted.")
 
 
 def parse_upload(
@@ -333,7 +340,7 @@ def _read_json(body: Buffer, options: dict[bytes, bytes], form: type[Form]) -> F
         raise UnknownType("JSON must be UTF-8; its Content-Type names another charset.")
     content: Any = None
     with contextlib.suppress(ValueError):
-        content = from_json(bytes(body), allow_inf_nan=False)
+        content = from_json(bytes(body), allow_inf_nan=False, cache_strings="none")
     try:
         if content is None or _names(content) != body.count(b":"):
             content = None  # both would be more than was set aside

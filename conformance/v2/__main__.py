@@ -15,8 +15,9 @@ from typing import Any
 import httpx
 
 from conformance.v2 import extensions, required, robustness
-from conformance.v2.asking import CannotAsk, Failed, Kit, NotAsked, Server
+from conformance.v2.asking import CannotAsk, Kit, NotAsked
 from conformance.v2.checks import INAPPLICABLE, NO, UNASKED, YES, Row, conforms, rows
+from conformance.v2.server import Failed, Server
 from conformance.v2.tensors import DATATYPES, Declared
 
 CHECKS = (*required.CHECKS, *extensions.CHECKS, *robustness.CHECKS)
@@ -26,13 +27,14 @@ MARKS = {YES: "yes", NO: "NO", UNASKED: "-", INAPPLICABLE: "-"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit status."""
     options = _parser().parse_args(arguments)
-    headers = dict(options.header)
+    headers = {"User-Agent": "conformance.v2", "Accept-Encoding": "identity"}
+    headers |= dict(options.header)
     if options.token:
         headers["Authorization"] = f"Bearer {options.token}"
     try:
         with httpx.Client(
             base_url=_url(options.url),
-            headers={"User-Agent": "conformance.v2", "Accept-Encoding": "identity", **headers},
+            headers=[(_sent(name), _sent(value)) for name, value in headers.items()],
             timeout=options.timeout,
             # Whoever ends a connection behind an answer has no part in what is asked next.
             limits=httpx.Limits(max_keepalive_connections=0),
@@ -174,6 +176,11 @@ def _url(text: str) -> httpx.URL:
     if url.scheme not in ("http", "https") or not url.host:
         raise CannotAsk(f"{text!r} is no http:// or https:// URL.")
     return url
+
+
+def _sent(text: str) -> bytes:
+    """A header's name or value as it was typed, which may be no ASCII."""
+    return text.encode(errors="surrogateescape")
 
 
 def _element(path: Path | None) -> bytes:

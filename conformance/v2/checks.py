@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from conformance.v2.asking import Failed, Kit, NotApplicable, NotAsked
+from conformance.v2.asking import Kit, NotApplicable, NotAsked
+from conformance.v2.server import Failed
 
 REQUIRED = "required by the protocol"
 OPTIONAL = "optional extensions"

@@ -11,8 +11,9 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from conformance.v2.asking import HEADER, Failed, Kit, NotApplicable, told
+from conformance.v2.asking import Kit, NotApplicable
 from conformance.v2.checks import OPTIONAL, Checks
+from conformance.v2.server import HEADER, Failed, told
 from conformance.v2.tensors import Tensor, difference
 
 BINARY = "binary_tensor_data"

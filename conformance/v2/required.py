@@ -7,17 +7,9 @@ before it, kserve/kserve, docs/predict-api/v2/required_api.md.
 from collections.abc import Iterator
 from urllib.parse import quote
 
-from conformance.v2.asking import (
-    Answer,
-    Failed,
-    Kit,
-    NotApplicable,
-    NotAsked,
-    is_declared,
-    tensors,
-    told,
-)
+from conformance.v2.asking import Kit, NotApplicable, NotAsked, is_declared, tensors
 from conformance.v2.checks import REQUIRED, Checks
+from conformance.v2.server import Answer, Failed, told
 
 UNKNOWN_MODEL = "no-such-model"
 ID = "kit-1 é"

@@ -9,9 +9,10 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from conformance.v2.asking import HEADER, Failed, Inference, Kit, NotApplicable, told
+from conformance.v2.asking import Inference, Kit, NotApplicable
 from conformance.v2.checks import ROBUST, Checks
 from conformance.v2.required import UNKNOWN_MODEL
+from conformance.v2.server import HEADER, Failed, told
 from conformance.v2.tensors import LETTERS, Tensor
 
 CHUNKS = 1_000

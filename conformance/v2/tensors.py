@@ -143,6 +143,11 @@ def from_json(datatype: str, data: object, count: int) -> tuple[Element, ...]:
     for element in flat:
         if not isinstance(element, kinds) or (isinstance(element, bool) and datatype != "BOOL"):
             raise ValueError(f"{element!r} is no {datatype}")
+    if datatype != "BYTES":
+        try:
+            struct.pack(f"<{count}{LETTERS.get(datatype, 'f')}", *flat)
+        except (struct.error, OverflowError):
+            raise ValueError(f"its data has a number beyond {datatype}") from None
     return tuple(element.encode() if isinstance(element, str) else element for element in flat)
 
 

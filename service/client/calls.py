@@ -62,8 +62,8 @@ def predict_call(
         context: off: the prior neither weighs in the answers nor follows them; adaptation does.
 
     Raises:
-        ValueError: no images, one that is none, another number of labels or ids, or a label that is
-            no whole number.
+        ValueError: no images, one that is none, another number of labels or ids, a label that is
+            no whole number, or an id that is no text.
     """
     entries: list[dict[str, Any]] = [
         {"b64": base64.b64encode(file).decode("ascii")} for file in files_of(images)
@@ -79,7 +79,7 @@ def predict_call(
             )
         for entry, value in zip(entries, values, strict=True):
             if value is not None:
-                entry[name] = value if name == "id" else _whole_number(value)
+                entry[name] = _text(value) if name == "id" else _whole_number(value)
     params = {} if top_k == 1 else {"top_k": str(top_k)}
     if not learn:
         params["learn"] = "false"
@@ -102,8 +102,13 @@ def feedback_call(
     Args:
         labels: at most 10,000 pairs of an image's id and its true class.
         stream: whose stream the images belong to; None: the default one.
+
+    Raises:
+        ValueError: one is no such pair.
     """
-    entries = [{"id": name, "label": _whole_number(label)} for name, label in labels]
+    entries = [
+        {"id": _text(name), "label": _whole_number(label)} for name, label in map(_pair, labels)
+    ]
     return Call(
         "POST",
         "/feedback",
@@ -117,7 +122,19 @@ def _whole_number(label: Any) -> int:
     if not isinstance(label, bool):
         with contextlib.suppress(TypeError):
             return index(label)
-    raise ValueError(f"labels must be whole numbers, or None; got {label!r}.")
+    raise ValueError(f"labels must be whole numbers, or None; got {label!r:.80}.")
+
+
+def _text(name: Any) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"ids must be texts, or None; got {name!r:.80}.")
+    return name
+
+
+def _pair(entry: Any) -> tuple[Any, Any]:
+    if isinstance(entry, Sequence) and not isinstance(entry, str | bytes) and len(entry) == 2:
+        return entry[0], entry[1]
+    raise ValueError(f"labels must be pairs of an id and a class; got {entry!r:.80}.")
 
 
 def reset_call(stream: str | None) -> Call[ResetResponse]:

@@ -57,8 +57,8 @@ class Client(Connection):
     sent again: the service may have learned from its images.
 
     Raises:
-        ValueError: the URL is none, the budget is below 0, or a token has a line end or another
-            control character.
+        ValueError: the URL is none, a number of seconds or connections is too small, or a token has
+            a line end or another control character.
     """
 
     def __init__(

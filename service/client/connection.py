@@ -50,6 +50,10 @@ class Connection:
         check_url(url)
         if not 0 <= retry_budget < math.inf:
             raise ValueError(f"retry_budget is in seconds, 0 or more; got {retry_budget!r}.")
+        if not 0 < timeout < math.inf:
+            raise ValueError(f"timeout is in seconds, above 0; got {timeout!r}.")
+        if connections < 1:
+            raise ValueError(f"connections must be 1 or more; got {connections!r}.")
         self.url = url.rstrip("/")
         self.timeout, self.retry_budget = timeout, retry_budget
         token = admin_token if token is None else token
@@ -109,7 +113,9 @@ class Connection:
         if not isinstance(detail, str):
             status = f"{response.status_code} {response.reason_phrase}"
             detail = f"{self.url}{call.path} answered {status}."
-        request_id = problem.get("request_id") or response.headers.get("X-Request-Id")
+        request_id = problem.get("request_id")
+        if not isinstance(request_id, str):
+            request_id = response.headers.get("X-Request-Id")
         media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         return ServiceError(
             response.status_code,

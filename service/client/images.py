@@ -34,7 +34,7 @@ def files_of(images: Images) -> list[bytes]:
     - A picture of Pillow's is sent as PNG, with the orientation that its EXIF says, as of a file.
 
     Raises:
-        ValueError: there is none, a path cannot be read, or something is none of these. Nothing is
+        ValueError: there is none, one cannot be read, or something is none of these. Nothing is
             scaled, clipped or converted by guess: the sentence says how it is made to fit.
     """
     if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview)) or _is_pixels(images):
@@ -82,7 +82,10 @@ def _file_of(image: object, name: str) -> bytes:
                 f"{name} is of Pillow's mode {picture.mode}, which no PNG holds as it is; accepted "
                 f"are {', '.join(_LOSSLESS)}: image.convert('RGB') makes one of it."
             )
-        return _png(picture)
+        try:
+            return _png(picture)
+        except Exception as error:  # its file is read only now; Pillow promises no type of error
+            raise ValueError(f"{name}, of Pillow's, cannot be read: {error}.") from error
     raise ValueError(f"{name} is of type {type(image).__name__}; an image is {_ACCEPTED}.")
 
 

@@ -20,10 +20,11 @@ from service.routes.context import Service
 from service.schemas import DEFAULT_STREAM, STREAM_NAME, STREAM_PATTERN
 from service.settings import DAY
 from service.uploads import Upload, check_id, from_base64
-from service.v2.datatypes import BYTES, Buffer, shown
+from service.v2.datatypes import BYTES, Buffer
 from service.v2.model import Inference, Statistics
 from service.v2.parameters import switch
 from service.v2.reading import InferenceRequest, Tensor
+from service.v2.sentences import shown, told
 from service.v2.signature import Input, Output, Signature
 from ttc_core.methods import HostPrediction
 
@@ -81,6 +82,7 @@ class Classifier:
                     "UINT8",
                     (-1, side, side, 3),
                     also={"UINT8": pixels, "FP32": pixels, BYTES: ((-1,), (-1, 1))},
+                    options=("format", "scale"),
                     format="FORMAT_NHWC",
                     raw=BYTES,
                     parameters={
@@ -99,6 +101,7 @@ class Classifier:
                 Output("entropy", "FP32", (-1,)),
                 Output("version", "INT64", (-1,)),
             ],
+            options=("stream", "learn", "context"),
             max_batch=min(settings.max_images, settings.max_queue),
             parameters={
                 "more_outputs": "label, entropy (nats), logits, version (optimizer steps): where "
@@ -133,10 +136,13 @@ class Classifier:
     def _stream(self, request: InferenceRequest) -> str:
         named = request.parameters.get("stream")
         if named is not None and not (isinstance(named, str) and STREAM_NAME.fullmatch(named)):
-            raise OutOfRange(f"A stream is named as {STREAM_PATTERN}; got {repr(named)[:80]}.")
+            raise OutOfRange(f"A stream is named as {STREAM_PATTERN}; got {told(named)}.")
         names = {name for name in (request.sequence, named) if name}
         if len(names) > 1:
-            raise OutOfRange("sequence_id and stream name two streams; at most one is accepted.")
+            raise OutOfRange(
+                "sequence_id (or the query, or X-Session-Id) and the parameter stream name two "
+                "streams; at most one is accepted."
+            )
         return names.pop() if names else DEFAULT_STREAM
 
     async def _images(self, request: InferenceRequest, submission: Submission) -> Sequence[Image]:
@@ -218,7 +224,7 @@ def _files(inputs: dict[str, Tensor], ids: list[str | None], _body: Buffer) -> U
 def _layout(request: InferenceRequest, tensor: Tensor) -> tuple[int, int, int]:
     asked = tensor.parameters.get("format", request.parameters.get("format"))
     if asked is not None and (not isinstance(asked, str) or asked not in _LAYOUTS):
-        raise OutOfRange(f"The parameter format is NHWC or NCHW; got {repr(asked)[:40]}.")
+        raise OutOfRange(f"The parameter format is NHWC or NCHW; got {told(asked)}.")
     fitting = [name for name, sides in _LAYOUTS.items() if tensor.shape[sides[2]] == 3]
     if asked is None and len(fitting) > 1:
         raise OutOfRange(
@@ -236,7 +242,7 @@ def _scale(request: InferenceRequest, tensor: Tensor) -> float:
     if asked is None:
         return 1.0
     if type(asked) not in (int, float, str) or asked not in _SCALES:
-        raise OutOfRange(f"The parameter scale is 1 or 255; got {repr(asked)[:40]}.")
+        raise OutOfRange(f"The parameter scale is 1 or 255; got {told(asked)}.")
     return _SCALES[asked]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import OutOfRange, TooLarge, Unreadable
+from service.v2.sentences import shown, shown_count, told
 
 Buffer = bytes | bytearray
 BYTES, BOOL = "BYTES", "BOOL"
@@ -36,13 +37,12 @@ def check_shape(shape: object) -> tuple[int, ...]:
     """
     if not isinstance(shape, list) or not 1 <= len(shape) <= MOST_DIMENSIONS:
         raise OutOfRange(
-            f"its shape is not a list of 1 to {MOST_DIMENSIONS} whole numbers; got "
-            f"{repr(shape)[:80]}."
+            f"its shape is not a list of 1 to {MOST_DIMENSIONS} whole numbers; got {told(shape)}."
         )
     for side in shape:
         if type(side) is not int or not 0 <= side <= MOST_SIDE:
             raise OutOfRange(
-                f"its shape has {repr(side)[:40]}; accepted are whole numbers from 0 to 2^63 − 1."
+                f"its shape has {told(side)}; accepted are whole numbers from 0 to 2^63 − 1."
             )
     return tuple(shape)
 
@@ -176,16 +176,6 @@ def packed(values: NDArray[Any], datatype: str) -> bytes:
     if datatype == BYTES:
         return b"".join(_LENGTH.pack(len(each)) + each for each in values.ravel())
     return np.ascontiguousarray(values, NUMPY[datatype]).tobytes()
-
-
-def shown(shape: Sequence[int]) -> str:
-    """A shape for a sentence."""
-    return f"[{', '.join(map(shown_count, shape))}]"
-
-
-def shown_count(count: int) -> str:
-    """A number for a sentence, however large."""
-    return f"{count}" if count <= MOST_SIDE else "more than 2^63"
 
 
 def check_batch(shape: tuple[int, ...], most: int) -> None:

@@ -1,11 +1,14 @@
-"""Parameters that the protocol knows, and what they may be."""
+"""Parameters: what the protocol's own may be, and those that a model reads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service.errors import OutOfRange
+from service.v2.sentences import told
+from service.v2.signature import Scalar
 
-MOST_ID_CHARACTERS = 1000
+# Of an id, and of a parameter that is a text.
+MOST_CHARACTERS = 1000
 
 
 def parameters_in(entry: Mapping[str, Any], name: str = "parameters") -> dict[str, Any]:
@@ -26,7 +29,7 @@ def object_in(value: object, name: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise OutOfRange(f"{name} is not a JSON object; got {repr(value)[:40]}.")
+        raise OutOfRange(f"{name} is not a JSON object; got {told(value)}.")
     return value
 
 
@@ -34,12 +37,34 @@ def id_of(value: object) -> str | None:
     """A request's id."""
     if value is None:
         return None
-    if not isinstance(value, str) or len(value) > MOST_ID_CHARACTERS:
+    if not isinstance(value, str) or len(value) > MOST_CHARACTERS:
         raise OutOfRange(
-            f"id is not a text of at most {MOST_ID_CHARACTERS:,} characters; got "
-            f"{repr(value)[:40]}."
+            f"id is not a text of at most {MOST_CHARACTERS:,} characters; got {told(value)}."
         )
     return value
+
+
+def options_in(parameters: Mapping[str, Any], names: Iterable[str]) -> dict[str, Scalar]:
+    """Those that a model reads: texts, numbers, true and false, as the protocol has parameters.
+
+    The others are let go: a request waits with what it keeps, and nobody counts its parameters.
+
+    Raises:
+        OutOfRange: one is of another kind, or a text without end.
+    """
+    found: dict[str, Scalar] = {}
+    for name in names:
+        value = parameters.get(name)
+        if value is None:
+            continue
+        is_short = not isinstance(value, str) or len(value) <= MOST_CHARACTERS
+        if not (isinstance(value, str | int | float) and is_short):
+            raise OutOfRange(
+                f"The parameter {name} is a text of at most {MOST_CHARACTERS:,} characters, a "
+                f"number, true or false; got {told(value)}."
+            )
+        found[name] = value
+    return found
 
 
 def switch(parameters: Mapping[str, Any], name: str, usual: bool = False) -> bool:
@@ -48,7 +73,7 @@ def switch(parameters: Mapping[str, Any], name: str, usual: bool = False) -> boo
     if value is None:
         return usual
     if not isinstance(value, bool):
-        raise OutOfRange(f"The parameter {name} is true or false; got {repr(value)[:40]}.")
+        raise OutOfRange(f"The parameter {name} is true or false; got {told(value)}.")
     return value
 
 
@@ -59,7 +84,7 @@ def number(parameters: Mapping[str, Any], name: str, most: int = 2**64 - 1) -> i
         return 0
     if type(value) is not int or not 0 <= value <= most:
         raise OutOfRange(
-            f"The parameter {name} is a whole number from 0 to {most}; got {repr(value)[:40]}."
+            f"The parameter {name} is a whole number from 0 to {most}; got {told(value)}."
         )
     return value
 

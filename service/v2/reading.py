@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json as read_json
 
-from service.bounds import MOST_CONTAINERS, count_containers, count_values
+from service.bounds import (
+    MOST_CONTAINERS,
+    MOST_NAMES,
+    count_containers,
+    count_names,
+    count_values,
+)
 from service.errors import OutOfRange, Refused, TooLarge, Unreadable
 from service.v2.datatypes import (
     BYTES,
@@ -23,22 +29,23 @@ from service.v2.datatypes import (
     from_bytes,
     from_json,
     memory_of,
-    shown,
 )
 from service.v2.parameters import (
     id_of,
     number,
     object_in,
+    options_in,
     parameters_in,
     sequence,
     switch,
     timeout,
 )
-from service.v2.signature import Input, Shape, Signature
+from service.v2.sentences import shown, told
+from service.v2.signature import Input, Scalar, Shape, Signature
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-# Values and names of a request's JSON. So many take some 50 ms to read, in which no other thread
-# runs; whoever has more of them has the binary form.
+# Values of a request's JSON. So many take some 100 ms to read, in which no other thread runs;
+# whoever has more of them has the binary form.
 MOST_VALUES = 1_000_000
 # What an answer may have that is written value by value.
 MOST_WRITTEN = 100_000
@@ -52,6 +59,7 @@ class Tensor:
     Attributes:
         values: of `shape`. What came in binary form is a view of the body, BYTES are views of it
             each; those of JSON are bytes.
+        parameters: those that the model reads.
         binary: whether it came as bytes, not as JSON.
     """
 
@@ -59,7 +67,7 @@ class Tensor:
     datatype: str
     shape: Shape
     values: NDArray[Any]
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
     binary: bool = True
 
 
@@ -78,14 +86,14 @@ class InferenceRequest:
 
     Attributes:
         id: echoed; None for none.
-        parameters: all of them; those that the protocol knows have values of their kind.
+        parameters: those that the model reads; the protocol's own have fields.
         sequence: the name of the sequence that it is of; "" for none.
         timeout: seconds after which it is not to be run; None: it may wait.
         batch: the first side of its tensors, where the model has batches.
     """
 
     id: str | None
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, Scalar]
     inputs: dict[str, Tensor]
     outputs: list[Wanted]
     sequence: str = ""
@@ -134,7 +142,7 @@ def read_request(body: Buffer, stated: str | None, signature: Signature) -> Infe
     inputs, batch = _inputs(content.get("inputs"), body, length, signature)
     return InferenceRequest(
         id=id_of(content.get("id")),
-        parameters=parameters,
+        parameters=options_in(parameters, signature.readable),
         inputs=inputs,
         outputs=_outputs(content.get("outputs"), binary, batch, signature),
         sequence=sequence(parameters),
@@ -164,18 +172,24 @@ def object_of(text: Buffer) -> dict[str, Any]:
             f"The JSON has more than {MOST_CONTAINERS:,} lists and objects; send data as one flat "
             f"list, or in binary form: binary_data_size and {HEADER_LENGTH}."
         )
+    if count_names(text) > MOST_NAMES:
+        raise TooLarge(
+            f"The JSON has more than {MOST_NAMES:,} colons, which names have; send texts in binary "
+            f"form: binary_data_size and {HEADER_LENGTH}."
+        )
     try:
-        content = read_json(text, allow_inf_nan=False)
+        # Names that are kept for the next time take as long again.
+        content = read_json(text, allow_inf_nan=False, cache_strings="none")
     except ValueError as error:
         raise Unreadable(f"The request is not JSON: {str(error)[:200]}.") from None
     if not isinstance(content, dict):
-        raise OutOfRange(f"The request is not a JSON object; got {repr(content)[:40]}.")
+        raise OutOfRange(f"The request is not a JSON object; got {told(content)}.")
     return content
 
 
 def _objects(value: object, name: str) -> list[dict[str, Any]]:
     if not isinstance(value, list):
-        raise OutOfRange(f"{name} is not a list of JSON objects; got {repr(value)[:40]}.")
+        raise OutOfRange(f"{name} is not a list of JSON objects; got {told(value)}.")
     return value
 
 
@@ -215,7 +229,7 @@ def _name(
     """The name of an input or output, one of those known, for the first time."""
     name = object_in(entry, f"One of the {kind}s").get("name")
     if not isinstance(name, str) or name not in known:
-        raise OutOfRange(f"There is no {kind} {repr(name)[:60]}; the model has {_named(known)}.")
+        raise OutOfRange(f"There is no {kind} {told(name)}; the model has {_named(known)}.")
     if name in found:
         raise OutOfRange(f"The {kind} {name!r} is there twice; once is accepted.")
     return name
@@ -242,12 +256,13 @@ def _input(entry: dict[str, Any], known: Input, body: Buffer, at: int, most: int
     parameters = parameters_in(entry, "its parameters")
     if _SHARED_MEMORY in parameters:
         raise OutOfRange("shared memory is not served: send the tensor itself.")
+    options = options_in(parameters, known.options)
     binary, data = "binary_data_size" in parameters, entry.get("data")
     if binary == (data is not None):
         raise OutOfRange("a tensor has either data or the parameter binary_data_size.")
     if not binary:
         return Tensor(
-            known.name, datatype, shape, from_json(data, datatype, shape), parameters, binary=False
+            known.name, datatype, shape, from_json(data, datatype, shape), options, binary=False
         )
     size = _size(entry)
     if at + size > len(body):
@@ -255,9 +270,7 @@ def _input(entry: dict[str, Any], known: Input, body: Buffer, at: int, most: int
             f"binary_data_size is {size:,}; behind the JSON and the tensors before it the body "
             f"has {len(body) - at:,} bytes."
         )
-    return Tensor(
-        known.name, datatype, shape, from_bytes(body, at, size, datatype, shape), parameters
-    )
+    return Tensor(known.name, datatype, shape, from_bytes(body, at, size, datatype, shape), options)
 
 
 def _size(entry: dict[str, Any]) -> int:
@@ -270,7 +283,7 @@ def _datatype(datatype: object, known: Input, shape: Shape, most: int) -> str:
     if not isinstance(datatype, str) or datatype not in forms:
         whether = "" if datatype in NAMES else ", which the protocol does not know"
         raise OutOfRange(
-            f"its datatype is {repr(datatype)[:40]}{whether}; accepted are {', '.join(forms)}."
+            f"its datatype is {told(datatype)}{whether}; accepted are {', '.join(forms)}."
         )
     if not any(_fits(shape, form) for form in forms[datatype]):
         raise OutOfRange(

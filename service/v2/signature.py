@@ -37,6 +37,7 @@ class Input:
     Attributes:
         datatype, shape: as its metadata has them; -1 for a side of any length.
         also: further shapes that are taken, by datatype.
+        options: parameters that the model reads, of this input or of the request.
         format: how Triton's configuration calls the order of an image's sides.
         raw: the datatype of a request that is nothing but this input's bytes; None: its own.
         parameters: what its metadata says besides.
@@ -46,6 +47,7 @@ class Input:
     datatype: str
     shape: Shape
     also: Mapping[str, Sequence[Shape]] = field(default_factory=dict)
+    options: Sequence[str] = ()
     format: str = "FORMAT_NONE"
     raw: str | None = None
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
@@ -65,6 +67,7 @@ class Signature:
         inputs: all of them are in every request.
         outputs: those that an answer has where none is asked for.
         more: those that it has where they are asked for.
+        options: parameters that the model reads, of the request alone.
         max_batch: the most that the first side of a tensor may be; 0: it is a side as others are.
         parameters: what its metadata says besides.
     """
@@ -74,6 +77,7 @@ class Signature:
     inputs: Sequence[Input]
     outputs: Sequence[Output]
     more: Sequence[Output] = ()
+    options: Sequence[str] = ()
     max_batch: int = 0
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
 
@@ -81,6 +85,11 @@ class Signature:
     def answers(self) -> dict[str, Output]:
         """All that may be asked for, by name."""
         return {each.name: each for each in (*self.outputs, *self.more)}
+
+    @property
+    def readable(self) -> tuple[str, ...]:
+        """The parameters of a request that the model reads."""
+        return (*self.options, *(name for each in self.inputs for name in each.options))
 
     def metadata(self) -> dict[str, Any]:
         """As GET /v2/models/NAME has it."""

@@ -106,6 +106,7 @@ class Stub:
             status, given, content = self.route(scope["method"], scope["path"], headers, body)
         except Refused as error:
             status, given, content = self.error(error.status, str(error))
+            status = {"refuses nothing": 200, "500 for a refusal": 500}.get(self.defect, status)
         start = {
             "type": "http.response.start",
             "status": status,
@@ -143,6 +144,11 @@ class Stub:
 
     def found(self, parts):
         """The method of a path, and what answers there."""
+        of_model = parts[1:2] == ["models"] and parts[2:3] != ["stats"]
+        if self.defect == "infers alone" and not (
+            of_model and (len(parts) == 3 or parts[-1] == "infer")
+        ):
+            raise Refused(404, "there is no such path")
         match parts:
             case ["v2"]:
                 value = {"name": "stub", "version": "1", "extensions": EXTENSIONS}
@@ -174,6 +180,9 @@ class Stub:
                         return "GET", self.telling(self.metadata(name))
                     case ["ready"]:
                         return "GET", self.health({"name": name, "ready": True})
+                    case ["config"] if self.defect == "nests":
+                        nested = b"[" * 200_000 + b"]" * 200_000
+                        return "GET", lambda headers, body: (200, {"Content-Type": JSON}, nested)
                     case ["config"]:
                         return "GET", self.telling({"name": name, "max_batch_size": 0})
                     case ["stats"]:
@@ -216,7 +225,9 @@ class Stub:
         if self.defect == "wants a type" and "content-type" not in headers:
             raise Refused(415, "Content-Type is missing")
         body = self.unpacked(headers, body)
-        if headers.get("inference-header-content-length") == "0":
+        if self.defect == "no chunks" and "transfer-encoding" in headers:
+            raise Refused(411, "Content-Length is missing")
+        if headers.get("inference-header-content-length") == "0" and self.defect != "no raw body":
             request, tensors = {"parameters": {"binary_data_output": True}}, self.raw(name, body)
         else:
             request, tensors = self.read(name, headers, body)
@@ -238,7 +249,7 @@ class Stub:
         windows = {"gzip": 31, "deflate": 15}
         if coding == "identity":
             return body
-        if coding not in windows or (coding, self.defect) == ("gzip", "no gzip"):
+        if coding not in windows or self.defect == f"no {coding}":
             if self.defect == "ignores encodings":
                 return body
             raise Refused(415, f"{coding} is not known")
@@ -287,8 +298,8 @@ class Stub:
         return request, self.tensors(name, request["inputs"], rest)
 
     def constant(self, name):
-        if self.defect == "takes NaN":
-            return 1
+        if self.defect == "answers NaN":
+            return math.nan
         raise ValueError(name)
 
     def tensors(self, name, entries, rest):
@@ -369,7 +380,7 @@ class Stub:
             elements = []
             while data:
                 length = int.from_bytes(data[:4], "little")
-                if len(data) < 4 + length:
+                if len(data) < 4 + length and self.defect != "reads beyond":
                     raise Refused(400, "an element of BYTES ends early")
                 elements.append(data[4 : 4 + length])
                 data = data[4 + length :]
@@ -397,6 +408,8 @@ class Stub:
         if not isinstance(parameters, dict):
             raise Refused(400, "parameters are no object")
         for name, value in parameters.items():
+            if self.defect == "no scheduler" and name.startswith(("sequence", "priority")):
+                raise Refused(400, f"{name} is not supported")
             if name not in PARAMETERS:
                 if self.defect == "refuses parameters" and name.startswith("no_such"):
                     raise Refused(400, f"there is no parameter {name}")

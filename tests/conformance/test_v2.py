@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from conformance.v2.__main__ import CHECKS, main
-from conformance.v2.tensors import sizes
+from conformance.v2.tensors import from_json, sizes
 from tests.conformance.stub import Stub
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +80,22 @@ def test_a_right_server_has_everything(capsys, right, model, options, inapplicab
     assert all(row["why"] for row in rows.values() if row["outcome"] != "yes")
 
 
+REFUSALS = {
+    *("refusal", "unknown-model", "unknown-path", "method", "wrong-body", "deep-data"),
+    *("deep-json", "broken-gzip", "unknown-encoding", "wrong-inputs", "wrong-outputs"),
+    *("wrong-datatype", "wrong-shape", "shape-overflow", "shape-and-data", "wrong-data"),
+    *("header-negative", "header-no-number", "header-huge", "header-beyond", "header-short"),
+    *("binary-sizes", "binary-and-shape"),
+}
 DEFECTS = {
+    # What is due wherever a line says so.
+    "refuses nothing": REFUSALS,
+    "500 for a refusal": {*REFUSALS, "shape-zero", "nan", "wrong-parameters"},
+    "infers alone": {
+        *("live", "ready", "model-ready", "server-metadata", "versions", "health-json"),
+        *("model-list", "config", "statistics", "statistics-of-all", "repository-index"),
+        *("slash", "method", "still-there"),
+    },
     # What the protocol requires.
     "not ready": {"ready", "health-json"},
     "redirect": {"server-metadata"},
@@ -101,12 +116,16 @@ DEFECTS = {
     "sequences by number": {"sequence-text"},
     "counts nothing": {"statistics"},
     "no gzip": {"gzip-request", "gzip-binary"},
+    "no deflate": {"deflate-request"},
+    "no scheduler": {"sequence", "sequence-text", "schedule"},
+    "no raw body": {"raw"},
     "packs nothing": {"gzip-answer", "deflate-answer"},
     # Robustness.
     "no slash": {"slash"},
     "refuses keys": {"unknown-keys"},
     "refuses parameters": {"unknown-parameters"},
     "wants a type": {"no-content-type"},
+    "no chunks": {"chunked"},
     "plain text": {"json-type"},
     "charset": {"error-type"},
     "400 for 404": {"unknown-model"},
@@ -121,11 +140,14 @@ DEFECTS = {
     "500 at huge sizes": {"shape-zero"},
     "500 at a negative header": {"header-negative"},
     "leaves bytes": {"binary-sizes"},
-    "answers NaN": {"nan-binary"},
+    "reads beyond": {"binary-bytes"},
+    "answers NaN": {"nan", "nan-binary"},
 }
-
-# That show in a model of floats alone, or of several sizes that may be any.
-MODELS = {"answers NaN": "floats", "500 at huge sizes": "pictures"}
+# That show in a model of floats alone, of several sizes that may be any, or of one element.
+MODELS = {
+    **{"answers NaN": "floats", "500 at huge sizes": "pictures"},
+    **dict.fromkeys(("no raw body", "reads beyond"), "length"),
+}
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
@@ -141,6 +163,11 @@ def test_a_defect_fails_its_own_lines_alone(capsys, defect):
         assert rows[name]["why"]
         assert rows[name]["request"].startswith("curl ")
         assert url in rows[name]["request"]
+
+
+def test_each_line_fails_by_a_defect():
+    """Else it would say nothing; `infer` does where inputs are missing."""
+    assert set().union(*DEFECTS.values()) | {"infer"} == {check.name for check in CHECKS}
 
 
 @pytest.mark.parametrize("defect", ["takes -1", "overflows", "overflows in bytes"])
@@ -218,6 +245,21 @@ def test_the_report_has_a_line_a_feature_and_its_request(capsys, right):
     assert text.replace("\n", "").isprintable()
 
 
+@pytest.mark.parametrize(
+    ("datatype", "number"), [("INT32", 2**31), ("UINT8", 256), ("FP32", 10**400), ("FP32", 1e39)]
+)
+def test_a_number_beyond_its_datatype_is_no_answer(datatype, number):
+    with pytest.raises(ValueError, match=f"beyond {datatype}"):
+        from_json(datatype, [number], 1)
+
+
+def test_a_server_that_nests_its_answers_without_end_is_told(capsys):
+    with serving(Stub("nests")) as url:
+        _, rows = asked(capsys, url, "simple")
+    assert lacking(rows) == {"config"}
+    assert "JSON is due" in rows["config"]["why"]
+
+
 def test_what_a_server_sends_is_told_in_a_line(capsys):
     """None of it moves a terminal's cursor, or fills its screen."""
     with serving(Stub("tracebacks")) as url:
@@ -229,13 +271,15 @@ def test_what_a_server_sends_is_told_in_a_line(capsys):
         assert len(rows[name]["why"]) < 250
 
 
-def test_a_token_is_sent_and_never_shown(capsys):
-    with serving(Stub(token="secret")) as url:
+@pytest.mark.parametrize("token", ["secret", "geh\u00e9im"])
+def test_a_token_is_sent_and_never_shown(capsys, token):
+    """Be it no ASCII, which goes as UTF-8."""
+    with serving(Stub(token=token)) as url:
         assert main([url, "--model", "simple"]) == 2
         assert "--token" in capsys.readouterr().err
-        status, rows = asked(capsys, url, "simple", "--token", "secret")
+        status, rows = asked(capsys, url, "simple", "--token", token)
     assert (status, lacking(rows)) == (0, set())
-    assert "secret" not in json.dumps(rows)
+    assert token not in json.dumps(rows, ensure_ascii=False)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def bodies(pictures):
         "a scale beyond all numbers": (pixels(FLOATS, more={"scale": 10**400}), 400, "1 or 255"),
         "a scale that is text": (pixels(FLOATS, more={"scale": "1.0"}), 400, "1 or 255"),
         "a scale that is true": (pixels(FLOATS, more={"scale": True}), 400, "1 or 255"),
-        "a scale that is a list": (pixels(FLOATS, more={"scale": [1]}), 400, "1 or 255"),
+        "a scale that is a list": (pixels(FLOATS, more={"scale": [1]}), 400, "a list of 1"),
         "another layout": (pixels(IMAGE, more={"format": "HWC"}), 400, "NHWC or NCHW"),
         "not that layout": (pixels(IMAGE, more={"format": "NCHW"}), 400, "3 channels"),
         "either layout": (pixels(np.zeros((1, 3, 32, 3), np.uint8)), 400, "format"),
@@ -120,6 +120,15 @@ def bodies(pictures):
         ),
         "headers": (files(pictures[0], parameters={"headers": {"a": "b"}}), 400, "reserved"),
         "a switch that is none": (files(pictures[0], parameters={"learn": "no"}), 400, "learn"),
+        "a switch that is a list": (
+            files(pictures[0], parameters={"learn": [0.5] * 9}), 400, "a list of 9",
+        ),
+        "a stream that is an object": (
+            files(pictures[0], parameters={"stream": {"a": 1}}), 400, "an object of 1",
+        ),
+        "a stream without end": (
+            files(pictures[0], parameters={"stream": "x" * 5000}), 400, "1,000 characters",
+        ),
         "a negative timeout": (files(pictures[0], parameters={"timeout": -3}), 400, "timeout"),
         "gzip that fails at its end": ((late[:-8] + bytes(8), small), 400, "damaged"),
         "gzip cut short": ((late[:-9], small), 400, "cut short"),
@@ -304,7 +313,7 @@ def test_our_own_failure_is_told_in_the_form_of_the_protocol(serve, pictures, mo
     """Its reason is in the log."""
     body, headers = files(pictures[0])
     with serve(method="source") as running:
-        monkeypatch.setattr("service.routes.v2.read_request", lambda *_: 1 / 0)
+        monkeypatch.setattr("service.routes.v2_infer.read_request", lambda *_: 1 / 0)
         failed = running.http.post(INFER, content=body, headers=headers)
         assert "log has the reason" in error(failed, 500)
         assert running.service.intake.memory.held == 0
@@ -343,3 +352,31 @@ def test_what_a_request_takes_was_set_aside_for_it(serve, monkeypatch, form):
             tracemalloc.stop()
     assert answer.status_code == (200 if form == "pixels in JSON" else 400)
     assert peak < most + 4 * MEBIBYTE  # on their way through the sockets
+
+
+def test_a_request_does_not_wait_with_parameters_that_nobody_reads(serve, held, pictures):
+    """Of itself and of its input: megabytes each, which no limit counts once they are read."""
+    text = "a" * (4 * MEBIBYTE)
+    entry = ("images", "UINT8", IMAGE.shape, IMAGE.tobytes(), {"of an input": text})
+    body, headers = binary(entry, parameters={"of a request": text})
+    source, gates = held("source")
+    with serve(source=source) as running, ThreadPoolExecutor(4) as pool:
+        gates.predict.clear()
+        gates.predicting.clear()
+        first = pool.submit(ask, running, pictures[:1])
+        assert gates.predicting.wait(30)
+        queue, memory = running.service.batcher, running.service.intake.memory
+        tracemalloc.start()
+        try:
+            waiting = [
+                pool.submit(running.http.post, INFER, content=body, headers=headers)
+                for _ in range(3)
+            ]
+            wait_for(lambda: queue.waiting_images == 3 and memory.held < MEBIBYTE)
+            held_bytes = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+            gates.open()
+        assert held_bytes < 3 * MEBIBYTE
+        assert len(first.result(60)["predictions"]) == 1
+        assert all(outputs_of(each.result(60)) for each in waiting)

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import queue
 import re
 import threading
 import time
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from examples import camera, folder, video
 from examples.camera import jpegs
 from service.client import Client
 from tests.examples.conftest import PATIENCE, finish, terminate
@@ -61,6 +63,13 @@ def test_a_stream_of_jpegs_is_parted_at_their_ends(files, sizes):
             return rest.read(sizes.pop(0) if sizes else most)
 
     assert list(jpegs(Pieces())) == files
+
+
+def test_a_stream_without_jpegs_is_not_kept(monkeypatch):
+    monkeypatch.setattr(camera, "MOST_BYTES", 1 << 18)
+    (found,) = jpegs(io.BytesIO(bytes(1 << 20) + FRAMES[1]))
+    assert found.endswith(FRAMES[1])
+    assert len(found) < 1 << 19
 
 
 def test_a_camera_sends_the_newest_frame_and_drops_the_others(scripted, start):
@@ -154,6 +163,36 @@ def test_a_video_waits_as_long_as_it_is_told(scripted, start, clip):
     assert status == 0
     assert scripted.times[1] - scripted.times[0] >= 1
     assert out.endswith("3 frames answered.\n")
+
+
+class Damaged:
+    """Frames 1 to 3 of six cannot be decoded."""
+
+    def __init__(self):
+        self.number = -1
+
+    def get(self, _):
+        return 1.0
+
+    def grab(self):
+        self.number += 1
+        return self.number < 6
+
+    def retrieve(self):
+        there = self.number not in (1, 2, 3)
+        return there, np.full((8, 8, 3), self.number, np.uint8) if there else None
+
+
+def test_a_damaged_frame_of_a_video_is_left_out():
+    """The next whole one goes in its place."""
+    frames = queue.Queue()
+    video.read(Damaged(), 1.0, False, frames, threading.Event())
+    assert [name for name, _ in frames.queue] == ["0.000", "4.000", "5.000"]
+
+
+def test_a_pause_that_is_no_number_is_told(start, scripted, clip):
+    status, _, err = finish(start("video.py", clip, "soon", url=scripted.url))
+    assert (status, err) == (1, "SECONDS is a number; got 'soon'.\n")
 
 
 def test_a_video_ends_on_a_signal(scripted, start, clip):
@@ -256,13 +295,52 @@ def test_a_folder_comes_back_when_it_is_told_and_keeps_the_order(scripted, start
         path = tmp_path / f"{number}.jpg"
         path.write_bytes(FRAMES[number])
         os.utime(path, (1000 + number, 1000 + number))
-    scripted.before = [(429, {"Retry-After": "2"}), None, (400, {})]
+    scripted.before = [(429, {"Retry-After": "2"}), (404, {}), None, (400, {})]
     process = start("folder.py", tmp_path, url=scripted.url)
-    wait_until(lambda: len(scripted.asked) == 5)
+    wait_until(lambda: len(scripted.asked) == 6)
     time.sleep(1.5)
     status, out, err = terminate(process)
     assert status == 0
-    assert sent(scripted) == [FRAMES[0], FRAMES[0], FRAMES[1], FRAMES[2], FRAMES[3]]
+    assert sent(scripted) == [*FRAMES[:1] * 3, FRAMES[1], FRAMES[2], FRAMES[3]]
     assert scripted.times[1] - scripted.times[0] >= 2
     assert out == "2.jpg: seven 90%\n3.jpg: seven 90%\n"
-    assert [line.partition(":")[0] for line in err.splitlines()] == ["0.jpg", "0.jpg", "1.jpg"]
+    assert [line.partition(":")[0] for line in err.splitlines()] == [*["0.jpg"] * 3, "1.jpg"]
+
+
+def test_a_folder_bears_whatever_names_pictures_have(scripted, start, tmp_path, monkeypatch):
+    """One that is no UTF-8 is sent once, and told."""
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
+    (tmp_path / os.fsdecode(b"a\xff.jpg")).write_bytes(FRAMES[0])
+    process = start("folder.py", tmp_path, url=scripted.url)
+    assert process.stdout.readline() == "a\\xff.jpg: seven 90%\n"
+    assert terminate(process) == (0, "", "")
+
+
+def test_a_picture_is_noted_before_it_is_told(scripted, start, tmp_path):
+    """Who listens may have gone: after a restart it would be learned from again."""
+    process = start("folder.py", tmp_path, url=scripted.url)
+    process.stdout.close()
+    (tmp_path / "a.jpg").write_bytes(FRAMES[0])
+    process.wait(PATIENCE)
+    assert "a.jpg" in (tmp_path / ".sent").read_text()
+
+
+def test_a_picture_that_goes_while_it_is_looked_at_is_none(tmp_path, monkeypatch):
+    """As uploads that are renamed do."""
+
+    class Gone:
+        name = "a.jpg"
+
+        def is_file(self):
+            return True
+
+        def stat(self):
+            raise FileNotFoundError(self.name)
+
+    monkeypatch.setattr("os.scandir", lambda _: [Gone()])
+    assert folder.look(tmp_path) == {}
+
+
+def test_a_folder_that_is_not_there_is_told(scripted, start, tmp_path):
+    status, out, err = finish(start("folder.py", tmp_path / "none", url=scripted.url))
+    assert (status, out, err) == (1, "", f"There is no folder {tmp_path / 'none'}.\n")

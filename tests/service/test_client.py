@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from service.client import AsyncClient, Client, ServiceError, predict_call
+from service.client import AsyncClient, Client, ServiceError, feedback_call, predict_call
 from tests.fixtures.scripted_service import PREDICTION, ScriptedService, scripted_service
 
 RESET = {"streams": ["default"], "discarded": {"steps": 3, "pending_batches": 1}}
@@ -237,6 +237,28 @@ def test_a_budget_that_is_none_is_refused(budget):
             kind(retry_budget=budget)
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"timeout": 0}, "timeout is in seconds, above 0; got 0"),
+        ({"timeout": float("nan")}, "timeout is in seconds"),
+        ({"connections": 0}, "connections must be 1 or more; got 0"),
+    ],
+)
+def test_a_client_that_could_never_be_answered_is_refused(kind, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        kind(**options)
+
+
+@both
+def test_a_name_of_a_request_that_is_none_is_left_out(service, ask):
+    service.will_answer(PROBLEM | {"request_id": ["r1"]}, 429)
+    with pytest.raises(ServiceError) as caught:
+        ask(service.url, "predict", [b"x"])
+    assert caught.value.request_id is None
+
+
 @both
 @pytest.mark.parametrize("body", [b"<html>no</html>", b"[1]", b'{"detail": [1]}', b"\xff"])
 def test_a_refusal_in_another_form_still_makes_a_sentence(service, ask, body):
@@ -437,12 +459,31 @@ def test_an_array_is_sent_with_the_very_pixels_that_it_has(pixels):
         ([b"a"], {"ids": ["a", "b"]}, "ids must be as many as images, 1; got 2"),
         ([b"a"], {"ids": "a"}, "ids must be a list, one for each image; got 'a'"),
         ([b"a"], {"labels": 1}, "labels must be a list, one for each image; got 1"),
+        ([b"a"], {"ids": [7]}, "ids must be texts, or None; got 7"),
+        ([b"a"], {"ids": [np.int64(7)]}, "ids must be texts"),
     ],
 )
 def test_what_cannot_be_sent_is_refused_before_sending(images, options, sentence):
     """Lists that do not fit together never reach the server."""
     with pytest.raises(ValueError, match=sentence):
         predict_call(images, **options)
+
+
+@pytest.mark.parametrize("labels", [["ab"], [("a",)], [("a", 1, 2)], [7], {"a": 1}])
+def test_late_labels_that_are_no_pairs_are_refused(labels):
+    with pytest.raises(ValueError, match="labels must be pairs of an id and a class"):
+        feedback_call(labels)
+    with pytest.raises(ValueError, match="ids must be texts"):
+        feedback_call([(7, 1)])
+
+
+def test_a_picture_whose_file_is_damaged_is_refused_before_sending():
+    """Pillow opens it, and reads its pixels only when they are sent."""
+    file = io.BytesIO()
+    Image.effect_noise((40, 40), 80).save(file, "PNG")
+    for picture in (Image.open(io.BytesIO(file.getvalue()[:-300])), Image.new("RGB", (0, 0))):
+        with pytest.raises(ValueError, match=r"images\[0\], of Pillow's, cannot be read: .+\.$"):
+            predict_call([picture])
 
 
 def test_unknown_labels_and_ids_are_left_out():

@@ -222,6 +222,23 @@ def test_labels_of_another_form_are_refused_with_a_sentence(body, error, said):
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize(
+    "read",
+    [feedback, lambda body: parse(body.encode(), "application/json", max_images=1000)],
+)
+def test_names_without_end_are_not_read(read):
+    """A million different ones would keep every thread waiting for seconds."""
+    names = ",".join(f'"{number}":1' for number in range(200_000))
+    with pytest.raises(TooLarge, match="names, or colons"):
+        read(f"{{{names}}}")
+
+
+def test_ids_may_have_colons():
+    """As times do."""
+    entries = [{"id": f"2026-11-29T20:14:{n}", "label": 1, "stream": "a:b"} for n in range(10_000)]
+    assert len(feedback(json.dumps({"labels": entries}))) == 10_000
+
+
 def test_labels_are_checked_all_before_any_is_taken():
     """The sentence has the place of the first that is no class."""
     entries = [{"id": str(n), "label": n, "stream": "s"} for n in range(12)]

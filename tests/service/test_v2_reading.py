@@ -2,13 +2,16 @@
 
 import contextlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import Refused, TooLarge
+from service.errors import OutOfRange, Refused, TooLarge
+from service.v2.datatypes import check_shape
+from service.v2.parameters import id_of, number, object_in, options_in, switch
 from service.v2.reading import read_request
 from service.v2.signature import Input, Output, Signature
 from tests.fixtures.v2 import HEADER, Simple, binary, framed, tensor
@@ -125,6 +128,46 @@ def test_parameters_outputs_and_order_are_read():
         ("OUTPUT1", False), ("OUTPUT0", True),
     ]  # fmt: skip
     assert (request.id, request.sequence, request.timeout) == ("7", str(2**64 - 1), 0.0015)
+
+
+def test_of_parameters_those_are_kept_that_the_model_reads():
+    """Of a request and of its inputs: it waits with what it keeps, which nobody counts."""
+    signature = replace(of("INT8", options=("scale",)), options=("mode", "speed"))
+    given = {"mode": "x", "speed": None, "scale": 1.5, "of nobody": ["y"], "sequence_id": 7}
+    one = tensor("A", [[1, 2]], "INT8", scale=True, mode="z", other={"z": 1})
+    request = read({"inputs": [one], "parameters": given}, signature)
+    assert request.parameters == {"mode": "x", "scale": 1.5}
+    assert request.inputs["A"].parameters == {"scale": True}
+    for wrong in ([1], {"a": 1}, "x" * 1001):
+        with pytest.raises(OutOfRange, match="The parameter mode is a text of at most 1,000"):
+            read({"inputs": [one], "parameters": {"mode": wrong}}, signature)
+        wrong_one = tensor("A", [[1, 2]], "INT8", scale=wrong)
+        with pytest.raises(OutOfRange, match="'A': The parameter scale"):
+            read({"inputs": [wrong_one]}, signature)
+
+
+class Endless(list):
+    """Of a million numbers, say: while it is written no other thread runs."""
+
+    def __repr__(self):
+        raise AssertionError("it is written in whole")
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda value: switch({"a": value}, "a"),
+        lambda value: number({"a": value}, "a"),
+        lambda value: options_in({"a": value}, ["a"]),
+        lambda value: object_in(value, "a"),
+        id_of,
+        check_shape,
+        lambda value: check_shape([1, value]),
+    ],
+)
+def test_a_sentence_does_not_write_in_whole_what_it_cuts(check):
+    with pytest.raises(OutOfRange, match="a list of 17"):
+        check(Endless([1] * 17))
 
 
 @pytest.mark.parametrize("nothing", [{}, {"sequence_id": 0}, {"sequence_id": ""}, {"timeout": 0}])
@@ -289,6 +332,9 @@ def test_limits_hold():
     for each in (b"[],", b"[0],", b"[[]],"):
         with pytest.raises(TooLarge, match="flat list"):
             read_request(lists % (each * 70_000), None, of("INT32"))
+    names = b",".join(b'"%d":1' % number for number in range(70_000))
+    with pytest.raises(TooLarge, match="65,536 colons"):
+        read_request(b'{"inputs":[],"parameters":{%s}}' % names, None, of("INT32"))
     image = {"inputs": [tensor("A", np.zeros((1, 224, 224, 3), np.uint8), "UINT8")]}
     assert read(image, of("UINT8", (-1, -1, -1, 3))).inputs["A"].values.shape[1] == 224
     with pytest.raises(Refused, match="binary_data"):
