@@ -42,6 +42,9 @@ from service.schemas import (
     StatusResponse,
 )
 
+# Of events: what is to come of the connection, and those that came first with what read them.
+_Begun = tuple[AsyncIterator[bytes], list[LiveEvent], Frames]
+
 
 class AsyncClient(Connection):
     """Ask the service from asyncio: as `Client`, with `await` and `async with`.
@@ -165,9 +168,10 @@ class AsyncClient(Connection):
         """As of `Client.events`; one of the connections is taken as long as it goes on."""
         while True:
             async with contextlib.AsyncExitStack() as stack:
-                pieces, first, frames = await retrying(AsyncRetrying, self.retry_budget)(
+                begun: _Begun = await retrying(AsyncRetrying, self.retry_budget)(
                     self._begin_events, stack
                 )
+                pieces, first, frames = begun
                 for event in first:
                     yield event
                 try:
@@ -181,9 +185,7 @@ class AsyncClient(Connection):
                 return
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _begin_events(
-        self, stack: contextlib.AsyncExitStack
-    ) -> tuple[AsyncIterator[bytes], list[LiveEvent], Frames]:
+    async def _begin_events(self, stack: contextlib.AsyncExitStack) -> _Begun:
         """Connect until something has come; `stack` closes what was opened."""
         frames = Frames(self.url)
         await stack.aclose()  # of a try before

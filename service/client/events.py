@@ -58,6 +58,6 @@ class Frames:
     def _foreign(self) -> ServiceError:
         return ServiceError(
             200,
-            f"{self._url}{EVENTS.path} sends something else than expected; is it the service, and of the "
-            "client's version?",
+            f"{self._url}{EVENTS.path} sends something else than expected; is it the service, and "
+            "of the client's version?",
         )

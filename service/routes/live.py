@@ -80,6 +80,7 @@ class EventStream(StreamingResponse):
 @router.get(
     "/events",
     dependencies=MAY_READ,
+    status_code=200,
     response_class=EventStream,
     response_model=None,
     responses={
