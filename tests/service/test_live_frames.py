@@ -33,7 +33,7 @@ class Served:
         self.metrics = Metrics(CollectorRegistry(), classes=source.model.classes, model={})
         # What it knows of silence is of twice as many.
         self.engine = Engine(
-            source, self.metrics, method_name="ttc", model_spec="small", max_streams=20
+            source, self.metrics, method_name="ttc", model_spec="small", max_streams=50
         )
         settings, queue = Settings(method="ttc"), SimpleNamespace(waiting_images=0)
         self.frames = Frames(settings, self.metrics, self.engine, queue, told=lambda mode: mode)

@@ -310,6 +310,7 @@ OPTIONAL_VALUES = {
     "size": "256",
     "crop": "224",
     "interpolation": "bicubic",
+    "root_path": "/cameras",
 }
 
 
