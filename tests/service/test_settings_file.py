@@ -71,6 +71,7 @@ def another(name):
         "mean": (0.1, 0.25, 1.0),
         "std": (0.5, 1e-05, 1.0),
         "interpolation": "bicubic",
+        "root_path": "/cameras",
     }
     if name in special:
         return special[name]
