@@ -64,6 +64,17 @@ def test_a_page_has_all_its_parts(name):
     assert all((PAGES.parents[1] / file).exists() for file in files)
 
 
+def test_settings_that_pages_name_are_accepted():
+    """METHOD.SETTING=VALUE, wherever a page of docs says it."""
+    found = set()
+    for page in PAGES.parent.rglob("*.md"):
+        named = re.findall(r"`(?:[^`]* )?(\w+)\.(\w+)=([\w.]+)`", page.read_text())
+        found |= {each for each in named if each[0] in METHODS}
+    assert len(found) > 10
+    for name, setting, value in found:
+        METHODS[name].Settings.create(name, 10, {setting: value})
+
+
 def test_no_page_is_of_a_method_that_is_none():
     """And the index leads to each."""
     assert {page.stem for page in PAGES.glob("*.md")} == {"index", *METHODS}

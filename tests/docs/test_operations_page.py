@@ -1,0 +1,50 @@
+"""docs/operations.md and docs/objections.md say what code and issue say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from monitoring import alerts
+from service.settings import default
+from service.state_folder import APART, LEASE, OWNER, SUFFIX
+
+DOCS = Path(__file__).parents[2] / "docs"
+OPERATIONS = (DOCS / "operations.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (100 * alerts.ERROR_SHARE, "more than {:g} % are 500 or above"),
+        (100 * alerts.REFUSED_SHARE, "more than {:g} % are `429`"),
+        (alerts.QUEUE_AGE_SECONDS, "the oldest waits for more than {:g} seconds"),
+        (100 * alerts.ESTIMATED_HARM, "estimated {:g} points above what is adapted"),
+        (alerts.DRIFT, "above {:g}. "),
+    ],
+)
+def test_what_to_worry_about_is_what_rings(limit, said):
+    """In words where a number is one: a second, an image in a hundred, ten minutes, ten points."""
+    assert said.format(limit) in OPERATIONS
+    in_words = (alerts.LATENCY_SECONDS, alerts.SUSPECT_SHARE, alerts.HELD_SECONDS)
+    assert (*in_words, alerts.ACCURACY_DROP) == (1.0, 0.01, 600, 0.10)
+
+
+def test_batch_size_and_wait_are_the_servers():
+    assert f"`--max-batch` ({default('max_batch')}) and `--max-wait` ({default('max_wait'):g})" in (
+        OPERATIONS
+    )
+    assert default("save_interval") == 60  # "a minute unless it is set"
+
+
+def test_the_files_of_the_state_folder_are_named():
+    for name in (f"NAME{SUFFIX}", LEASE, OWNER, f"{APART}DIGEST/", "NAME.rejected", "feedback.ids"):
+        assert f"| `{name}` |" in OPERATIONS
+
+
+def test_there_are_fourteen_objections_and_each_is_answered():
+    """By a measurement, or by "not for you"."""
+    text = (DOCS / "objections.md").read_text()
+    parts = re.split(r"^## (\d+)\. .+$", text, flags=re.MULTILINE)
+    assert [int(number) for number in parts[1::2]] == list(range(1, 15))
+    assert all("Source: " in body or "not for you" in body or "](" in body for body in parts[2::2])
