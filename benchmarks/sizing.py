@@ -90,15 +90,25 @@ def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=str(LOG)
 )
 @click.option(
-    "--load", type=click.FloatRange(0, 1, min_open=True), default=LOAD, show_default=True,
+    "--load",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=LOAD,
+    show_default=True,
     help="the part of what was reached that cameras may ask for",
 )
 @click.option(
-    "--rate", "rates", type=click.FloatRange(0, min_open=True), multiple=True, default=RATES,
+    "--rate",
+    "rates",
+    type=click.FloatRange(0, min_open=True),
+    multiple=True,
+    default=RATES,
     help="images a second of a camera; may be repeated",
 )
 @click.option(
-    "--stream-kib", type=click.FloatRange(0), default=STREAM_KIB, show_default=True,
+    "--stream-kib",
+    type=click.FloatRange(0),
+    default=STREAM_KIB,
+    show_default=True,
     help="memory of a stream; ttc doctor tells it of other networks (T207)",
 )
 def main(file: Path, load: float, rates: Sequence[float], stream_kib: float) -> None:

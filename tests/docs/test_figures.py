@@ -59,7 +59,7 @@ def cases() -> Iterator[object]:
             yield pytest.param(body, id=name)
 
 
-@pytest.mark.parametrize("body", cases())
+@pytest.mark.parametrize("body", list(cases()))
 def test_every_figure_stands_in_its_source(body):
     """To the last digit, whatever its sign."""
     said, _, named = body.partition("\nSource: ")

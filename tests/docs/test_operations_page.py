@@ -8,6 +8,7 @@ import pytest
 from monitoring import alerts
 from service.settings import default
 from service.state_folder import APART, LEASE, OWNER, SUFFIX
+from ttc_core.methods.contract import MODES
 
 DOCS = Path(__file__).parents[2] / "docs"
 OPERATIONS = (DOCS / "operations.md").read_text()
@@ -48,3 +49,12 @@ def test_there_are_fourteen_objections_and_each_is_answered():
     parts = re.split(r"^## (\d+)\. .+$", text, flags=re.MULTILINE)
     assert [int(number) for number in parts[1::2]] == list(range(1, 15))
     assert all("Source: " in body or "not for you" in body or "](" in body for body in parts[2::2])
+
+
+def test_the_questions_are_answered_with_the_settings_of_the_code():
+    """How large an image may be, and how long it is told that a stream was rolled back."""
+    text = (DOCS / "faq.md").read_text()
+    assert (default("max_pixels"), default("max_image_bytes")) == (16_000_000, 10 << 20)
+    assert "16 million pixels and 10 MiB" in text
+    for mode in (*MODES, "source"):
+        assert f"`{mode}`:" in text
