@@ -1,13 +1,16 @@
-"""docs/operations.md and docs/objections.md say what code and issue say."""
+"""docs/operations.md, objections.md, when-not.md and faq.md say what code and files say."""
 
+import csv
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from monitoring import alerts
 from service.settings import default
 from service.state_folder import APART, LEASE, OWNER, SUFFIX
+from ttc_core.corruptions import CORRUPTIONS
 from ttc_core.methods.contract import MODES
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -58,3 +61,22 @@ def test_the_questions_are_answered_with_the_settings_of_the_code():
     assert "16 million pixels and 10 MiB" in text
     for mode in (*MODES, "source"):
         assert f"`{mode}`:" in text
+
+
+def test_the_table_of_frozen_networks_is_of_the_file():
+    """Its lines, and the mean of the fifteen."""
+    with (DOCS / "figures" / "stronger.csv").open() as file:
+        rows = {row.pop("corruption"): row for row in csv.DictReader(file)}
+    networks = ("resnet20", "resnet26_gn")
+    assert set(rows) == {"clean", *CORRUPTIONS}
+    asked = ("clean", "gaussian_noise", "fog", "contrast", "pixelate", "jpeg_compression")
+    lines = [(name, [float(rows[name][each]) for each in networks]) for name in asked]
+    means = [fmean(float(rows[name][each]) for name in CORRUPTIONS) for each in networks]
+    lines.append(("mean of the fifteen", means))
+    made = ["| frozen | ResNet-20, BatchNorm | ResNet-26, GroupNorm |", "|---|---|---|"]
+    for name, found in lines:
+        cells = (f"{one + 1e-9:.1f}" for one in found)  # halves up
+        made.append(f"| {name} | {' | '.join(cells)} |")
+    text = (DOCS / "when-not.md").read_text()
+    written = text.partition("<!-- stronger -->\n")[2].partition("\n<!-- /stronger -->")[0]
+    assert written == "\n".join(made)
