@@ -43,7 +43,7 @@ def run(command, cwd, **more):
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **more},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=550,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -59,6 +59,7 @@ def test_the_method_is_evaluated_and_made_as_for_serving(folder, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a whole file of tests is collected in a process of its own
 @pytest.mark.parametrize("command", blocks("A method", "sh")[1].splitlines())
 def test_the_contract_runs_on_the_method(folder, command):
     """Each of its tests passes, and some are run."""

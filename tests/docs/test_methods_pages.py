@@ -49,7 +49,7 @@ def test_a_page_has_the_settings_as_the_code_has_them(name):
     """Every one with its defaults for CIFAR-10, CIFAR-100 and ImageNet."""
     text = (PAGES / f"{name}.md").read_text()
     (written,) = re.findall(
-        rf"<!-- settings {name} -->\n(.*?)\n<!-- /settings -->", text, re.DOTALL
+        rf"<!-- settings {name} -->\n\n(.*?)\n\n<!-- /settings -->", text, re.DOTALL
     )
     assert written == settings_table(name)
 
