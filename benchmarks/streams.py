@@ -205,7 +205,9 @@ def main(
         click.echo(problem, err=True)
     if page is not None:
         write_page(page, rows_path, out)
-    click.echo((out / "streams.md").read_text())
+    for name in ("overview.md", "streams.md"):
+        if (out / name).exists():
+            click.echo((out / name).read_text())
 
 
 def evaluation_of(

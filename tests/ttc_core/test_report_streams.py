@@ -7,6 +7,7 @@ import pytest
 
 from tests.fixtures.rows import answers, row, write
 from ttc_core.report import write_report
+from ttc_core.report.overview import overview
 from ttc_core.report.results import read_results
 from ttc_core.report.streams import _curve, change_table, matrices, stream_matrix, window_table
 
@@ -80,22 +81,66 @@ def test_images_that_are_mixed_in_are_no_observations(path):
     assert cell.beside["difference_error"] == pytest.approx(100 * paired.std(ddof=1) / 800**0.5)
 
 
-def test_the_report_begins_with_the_matrix_and_has_a_figure_a_stream(tmp_path):
-    """One stream alone makes none."""
+def test_the_report_begins_with_one_matrix_and_has_a_figure_a_stream(tmp_path):
+    """On the page and as files of its own; windows and changes come behind it."""
     rows, arrays = rows_and_arrays()
     two = [number for number, one in enumerate(rows) if one["order"] == "iid" and "mix" not in one]
     path = write(tmp_path / "rows.jsonl", [rows[n] for n in two], [arrays[n] for n in two])
     report = write_report([path], tmp_path / "out")
     assert report.problems == []
     names = {each.name for each in (tmp_path / "out").iterdir()}
-    assert {"streams.md", "streams-1.csv", "windows-1.csv"} <= names
+    assert {"overview.md", "overview.csv", "streams.md", "windows-1.csv"} <= names
+    matrix = (tmp_path / "out" / "overview.md").read_text()
+    assert "| Method | iid | changing:250 |" in matrix
+    assert matrix.count("| Method |") == 1
+    assert "| Method | iid |" not in (tmp_path / "out" / "accuracy.md").read_text()
     for name in ("iid", "changing-250"):
         assert {f"stream-{name}.png", f"stream-{name}.svg"} <= names
     page = (tmp_path / "out" / "index.html").read_text()
-    assert page.index('id="streams"') < page.index('id="accuracy"')
+    ids = ("overview", "streams", "accuracy")
+    assert sorted(ids, key=lambda one: page.index(f'<section id="{one}"')) == list(ids)
     assert "Dashed lines mark where the conditions change" in page
-    alone = write(tmp_path / "alone.jsonl", rows[:6], arrays[:6])
-    assert matrices(read_results([alone])) == []
+    assert page.count("<table", 0, page.index('<section id="streams"')) == 1
+
+
+def test_the_matrix_is_one_over_all_data_networks_and_batch_sizes(tmp_path):
+    """A column says where it is, a line its batch size; what did not run there has no number."""
+    rows, arrays = rows_and_arrays()
+    kept = [number for number in range(6) if rows[number]["settings"].get("flip") is not True]
+    rows, arrays = [rows[n] for n in kept], [arrays[n] for n in kept]
+    rows += [one | {"model": "large", "batch_size": 10} for one in rows if one["method"] == "norm"]
+    arrays += arrays[-2:]
+    found = matrices(read_results([write(tmp_path / "rows.jsonl", rows, arrays)]), fewest=1)
+    table = overview(found)
+    assert table.header == ["Method", "bundled, model small: iid", "bundled, model large: iid"]
+    cells = [[cell.text.partition(" (")[0] for cell in line] for line in table.lines]
+    assert cells == [
+        ["SOURCE, N = 100", "40.0", "–"],  # noqa: RUF001
+        ["NORM, N = 100", "50.0", "–"],  # noqa: RUF001
+        ["NORM, N = 10", "–", "50.0"],  # noqa: RUF001
+    ]
+    assert [line[1].best for line in table.lines] == [False, True, False]
+    assert "on bundled" not in table.caption
+
+
+def test_one_stream_alone_is_a_matrix_too(tmp_path):
+    """Of one column: a table by corruption has fifteen. No windows are told of it."""
+    rows, arrays = rows_and_arrays()
+    path = write(tmp_path / "alone.jsonl", rows[:6], arrays[:6])
+    assert matrices(read_results([path])) == []
+    write_report([path], tmp_path / "out")
+    text = (tmp_path / "out" / "overview.md").read_text()
+    assert text.startswith("**Methods × streams: accuracy in % on bundled, model small**")
+    assert "| Method | iid |" in text
+    assert not (tmp_path / "out" / "streams.md").exists()
+
+
+def test_what_was_not_answered_whole_makes_no_matrix(tmp_path):
+    """Nor do rows without accuracy."""
+    assert overview([]) is None
+    path = write(tmp_path / "rows.jsonl", [row("source", "fog", None)])
+    write_report([path], tmp_path / "out")
+    assert not (tmp_path / "out" / "overview.md").exists()
 
 
 def test_a_curve_is_the_mean_of_the_images_around(path):

@@ -120,13 +120,13 @@ Betas = Annotated[tuple[Decay, Decay], BeforeValidator(_split_pair)]
 class OptimizerSettings(MethodSettings):
     """How the affine parameters move. Adam 1e-3 for CIFAR, SGD 2.5e-4 for ImageNet (METHOD §1)."""
 
-    optimizer: Literal["adam", "sgd"] = "adam"
-    lr: float = Field(1e-3, gt=0)
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="what moves scales and shifts")
+    lr: float = Field(1e-3, gt=0, description="learning rate of a step")
     momentum: float = Field(USUAL_MOMENTUM, ge=0, lt=1, description="of SGD")
     nesterov: bool = Field(False, description="of SGD")
     betas: Betas = Field((0.9, 0.999), description="of Adam")
     eps: float = Field(1e-8, gt=0, description="of Adam")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="draws scales and shifts towards 0")
 
     @classmethod
     def defaults(cls, classes: int, given: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ttc_core.files import written_whole
 from ttc_core.report.comparison import mcnemar_table
 from ttc_core.report.figures import draw
 from ttc_core.report.groups import groups
+from ttc_core.report.overview import overview
 from ttc_core.report.page import Section, render
 from ttc_core.report.results import ArraysError, Result, read_results, repeated
 from ttc_core.report.streams import (
@@ -16,7 +17,6 @@ from ttc_core.report.streams import (
     change_table,
     matrices,
     stream_figures,
-    stream_matrix,
     window_table,
 )
 from ttc_core.report.table import Table
@@ -65,19 +65,20 @@ def write_report(paths: Sequence[Path], out: Path, *, compare: str | None = None
             tests.append(table)
     if compare is not None and not any(group.find(compare) for group in found):
         raise UserError(f"There are no rows of {compare!r} to compare with.")
+    first_of_all = overview(matrices(results, fewest=1))
     over_streams = list(enumerate(matrices(results), start=1))
     drawings = draw(results, found)
     for number, matrix in over_streams:
         drawings += stream_figures(matrix, "stream" if number == 1 else f"stream-{number}")
     sections = [
+        Section("overview", "Methods × streams", [first_of_all] if first_of_all else []),
         Section(
             "streams",
-            "Methods on streams",
+            "Streams, window by window and after changes",
             [
                 table
                 for number, matrix in over_streams
                 for table in (
-                    stream_matrix(matrix, f"streams-{number}"),
                     window_table(matrix, f"windows-{number}"),
                     change_table(matrix, f"changes-{number}"),
                 )

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from statistics import fmean
@@ -96,9 +96,7 @@ class Matrix:
     @property
     def lines(self) -> list[StreamLine]:
         """Those in any stream, in the paper's order, plain before varied."""
-        found = {line: None for lines in self.cells.values() for line in lines}
-        rank = {line: (0 if line.title.startswith("SOURCE") else 1) for line in found}
-        return sorted(found, key=lambda one: (rank[one], one.configuration.rank))
+        return ordered(line for lines in self.cells.values() for line in lines)
 
     @property
     def place(self) -> str:
@@ -107,8 +105,20 @@ class Matrix:
         return ", ".join([f"{data}, model {model}", *stated(self.setting, others)])
 
     def label(self, line: StreamLine) -> str:
-        sizes = {one.batch_size for one in self.lines}
-        return line.title if len(sizes) == 1 else f"{line.title}, N = {line.batch_size}"
+        return label(line, self.lines)
+
+
+def ordered(lines: Iterable[StreamLine]) -> list[StreamLine]:
+    """Each once: SOURCE first, then in the paper's order, plain before varied."""
+    found = dict.fromkeys(lines)
+    rank = {line: (0 if line.title.startswith("SOURCE") else 1) for line in found}
+    return sorted(found, key=lambda one: (rank[one], one.configuration.rank))
+
+
+def label(line: StreamLine, lines: Iterable[StreamLine]) -> str:
+    """Its name among others; with the size of its batches where not all have the same."""
+    sizes = {one.batch_size for one in lines}
+    return line.title if len(sizes) == 1 else f"{line.title}, N = {line.batch_size}"
 
 
 def matrices(results: Sequence[Result], *, fewest: int = 2) -> list[Matrix]:
@@ -168,7 +178,7 @@ def stream_matrix(matrix: Matrix, name: str, measure: Measure = ACCURACY) -> Tab
     lines: list[list[Cell]] = []
     for line in matrix.lines:
         label = matrix.label(line)
-        cells = [_cell(line, found, measure) for found in matrix.cells.values()]
+        cells = [stream_cell(line, found, measure) for found in matrix.cells.values()]
         lines.append([Cell(label, label), *cells])
     titles = list(matrix.cells)
     rows = [one for found in matrix.cells.values() for each in found.values() for one in each]
@@ -202,7 +212,10 @@ def calibration_tables(results: Sequence[Result]) -> list[Table]:
     ]
 
 
-def _cell(line: StreamLine, lines: Mapping[StreamLine, Sequence[Result]], measure: Measure) -> Cell:
+def stream_cell(
+    line: StreamLine, lines: Mapping[StreamLine, Sequence[Result]], measure: Measure
+) -> Cell:
+    """The mean of a line on a stream, and the paired difference to SOURCE."""
     found = lines.get(line)
     everything = {_pass(one) for rows in lines.values() for one in rows}
     if not found or {_pass(one) for one in found} != everything:
