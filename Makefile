@@ -28,7 +28,7 @@ TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py docs \
   $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
-.PHONY: install demo test test-lowest check lock tables small-batches streams harm estimate study ablation sensitivity bench \
+.PHONY: install demo test test-lowest check docs dist lock tables small-batches streams harm estimate study ablation sensitivity bench \
   bench-peers cost saving queue shared beside monitoring picture \
   clean
 
@@ -84,7 +84,18 @@ check: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-tables: $(INSTALLED)  ## the README's table, on the bundled stream
+# Each page lies where it does in the repository, so that its links lead to the same.
+docs: $(INSTALLED)  ## the site of the documentation, build/site, without a network; broken links are errors
+	rm -rf build/pages build/site
+	mkdir -p build/pages
+	git ls-files -z --cached --others --exclude-standard '*.md' 'docs/*.png' 'docs/*.svg' examples \
+	  | xargs -0 cp --parents --target-directory build/pages
+	$(BIN)/zensical build --strict
+
+dist: $(INSTALLED)  ## sdist and wheel, in dist
+	$(BIN)/python -m build --no-isolation
+
+tables: $(INSTALLED)  ## the table of docs/numbers.md, on the bundled stream
 	$(BIN)/ttc evaluate bundled --preset table2 --json results/bundled.jsonl
 	$(BIN)/ttc report results/bundled.jsonl --out results/report
 
@@ -155,4 +166,4 @@ picture: $(INSTALLED)  ## docs/dashboard.png, over a real replay; needs Debian's
 	$(BIN)/python -m monitoring.picture
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(KSERVE) results
+	rm -rf $(VENV) $(LOWEST) $(KSERVE) build dist results
