@@ -28,7 +28,7 @@ TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py docs \
   $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
-.PHONY: install demo test test-lowest check docs dist lock tables small-batches streams harm estimate study ablation sensitivity bench \
+.PHONY: install demo test test-lowest check lock tables small-batches streams harm estimate study ablation sensitivity bench \
   bench-peers cost saving queue shared beside monitoring picture \
   clean
 
@@ -84,6 +84,7 @@ check: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+.PHONY: docs dist
 # Each page lies where it does in the repository, so that its links lead to the same.
 docs: $(INSTALLED)  ## the site of the documentation, build/site, without a network; broken links are errors
 	rm -rf build/pages build/site
