@@ -89,7 +89,7 @@ check: $(INSTALLED)  ## format, lint, types
 docs: $(INSTALLED)  ## the site of the documentation, build/site, without a network; broken links are errors
 	rm -rf build/pages build/site
 	mkdir -p build/pages
-	git ls-files -z --cached --others --exclude-standard '*.md' 'docs/*.png' 'docs/*.svg' examples \
+	git ls-files -z --cached --others --exclude-standard '*.md' 'docs/*.png' 'docs/*.svg' 'docs/*.csv' examples \
 	  | xargs -0 cp --parents --target-directory build/pages
 	$(BIN)/zensical build --strict
 
