@@ -45,7 +45,9 @@ def test_the_tags_text_is_what_the_changelog_says_first(tmp_path: Path) -> None:
     (tmp_path / "build").mkdir()
     commit = "git init -q && git add . && git commit -qm Begin"
     said = "git tag --list --format='%(refname:short)%0a%(contents)'"
-    someone = {f"GIT_{each}_{of}": "a@b" for each in ("AUTHOR", "COMMITTER") for of in ("NAME", "EMAIL")}
+    someone = {
+        f"GIT_{each}_{of}": "a@b" for each in ("AUTHOR", "COMMITTER") for of in ("NAME", "EMAIL")
+    }
     done = subprocess.run(
         ["bash", "-ec", f"{commit}\n{commands}\n{said}"],
         cwd=tmp_path,
@@ -55,7 +57,11 @@ def test_the_tags_text_is_what_the_changelog_says_first(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     tag, first, empty, *paragraph = done.stdout.strip().splitlines()
-    assert (tag, first, empty) == (f"v{PROJECT['version']}", f"ttc-service {PROJECT['version']}", "")
+    assert (tag, first, empty) == (
+        f"v{PROJECT['version']}",
+        f"ttc-service {PROJECT['version']}",
+        "",
+    )
     text = "\n".join(paragraph)
     assert text in CHANGELOG.partition(f"## [{PROJECT['version']}]")[2].partition("\n### ")[0]
     assert 100 < len(text) < 1500
@@ -98,7 +104,9 @@ def test_both_hold_every_file_of_the_packages_and_no_others(built: Path) -> None
         in_sdist = {name.partition("/")[2] for name in archive.getnames()}
     assert tracked() <= in_sdist
     beside = {"pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore", "PKG-INFO"}
-    assert {name for name in in_sdist if name.partition("/")[0] not in (*PACKAGES, "docs")} == beside
+    assert {
+        name for name in in_sdist if name.partition("/")[0] not in (*PACKAGES, "docs")
+    } == beside
 
 
 def needs() -> set[str]:

@@ -1,4 +1,4 @@
-"""`make docs`: the site is built whole, without a network, and a link that leads nowhere ends it."""
+"""`make docs`: the site is built whole, without a network; a link that leads nowhere ends it."""
 
 import re
 import tomllib
@@ -91,7 +91,9 @@ def test_each_link_of_the_site_leads_to_a_page_and_an_anchor(pages) -> None:
     """Of the site itself."""
     site = next(path for path in pages if path.name == "404.html").parent
     for page in pages.values():
-        if page.path.name == "404.html":  # its links begin at the site's root, wherever that will be
+        if (
+            page.path.name == "404.html"
+        ):  # its links begin at the site's root, wherever that will be
             continue
         for link in page.links + page.loaded:
             parts = urlsplit(link)

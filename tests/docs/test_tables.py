@@ -1,4 +1,4 @@
-"""Each table of the documents is compared with the code, or says which command measures it again."""
+"""Each table of the documents is compared with the code, or says what measures it again."""
 
 import re
 from collections.abc import Iterator
@@ -65,9 +65,7 @@ TABLES = list(tables())
 
 def the_table(page: str, first: str) -> Table:
     """The only one of a page whose first column is called so."""
-    (found,) = [
-        each for each in TABLES if each.page == DOCS / page and each.header[0] == first
-    ]
+    (found,) = [each for each in TABLES if each.page == DOCS / page and each.header[0] == first]
     return found
 
 

@@ -199,8 +199,12 @@ def test_the_tutorial_does_what_it_says(tmp_path, monkeypatch):
                     running.process.send_signal(signal.SIGINT)
                     assert running.process.wait(60) == 0
                 said = in_bash(text)
-        found = json.loads(in_bash(f"curl -s --data-binary @clothes/fog/Sneaker/{at(tmp_path)} "
-            f"-H 'Content-Type: image/png' '{running.url}/predict?stream=gate-4'"))
+        found = json.loads(
+            in_bash(
+                f"curl -s --data-binary @clothes/fog/Sneaker/{at(tmp_path)} "
+                f"-H 'Content-Type: image/png' '{running.url}/predict?stream=gate-4'"
+            )
+        )
         assert found["version"] > 0  # it goes on where it stood
 
 
