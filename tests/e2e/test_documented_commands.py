@@ -15,6 +15,7 @@ import click
 import pytest
 
 from service.cli import cli
+from service.client import Client
 from service.launch import launch
 from service.schemas import ReloadResponse
 from tests.fixtures.requests import ask
@@ -199,18 +200,10 @@ def test_the_tutorial_does_what_it_says(tmp_path, monkeypatch):
                     running.process.send_signal(signal.SIGINT)
                     assert running.process.wait(60) == 0
                 said = in_bash(text)
-        found = json.loads(
-            in_bash(
-                f"curl -s --data-binary @clothes/fog/Sneaker/{at(tmp_path)} "
-                f"-H 'Content-Type: image/png' '{running.url}/predict?stream=gate-4'"
-            )
-        )
-        assert found["version"] > 0  # it goes on where it stood
-
-
-def at(folder):
-    """The first picture of a class."""
-    return sorted((folder / "clothes" / "fog" / "Sneaker").iterdir())[0].name
+        picture = sorted(Path("clothes/fog/Sneaker").iterdir())[0]
+        with Client(running.url) as client:
+            client.predict(picture, stream="gate-4")
+            assert client.status().streams["gate-4"].images == 102  # it goes on where it stood
 
 
 def in_bash(command):
