@@ -84,7 +84,19 @@ check: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-tables: $(INSTALLED)  ## the README's table, on the bundled stream
+.PHONY: docs dist
+# Each page lies where it does in the repository, so that its links lead to the same.
+docs: $(INSTALLED)  ## the site of the documentation, build/site, without a network; broken links are errors
+	rm -rf build/pages build/site
+	mkdir -p build/pages
+	git ls-files -z --cached --others --exclude-standard '*.md' 'docs/*.png' 'docs/*.svg' 'docs/*.csv' examples \
+	  | xargs -0 cp --parents --target-directory build/pages
+	$(BIN)/zensical build --strict
+
+dist: $(INSTALLED)  ## sdist and wheel, in dist
+	$(BIN)/python -m build --no-isolation
+
+tables: $(INSTALLED)  ## the table of docs/numbers.md, on the bundled stream
 	$(BIN)/ttc evaluate bundled --preset table2 --json results/bundled.jsonl
 	$(BIN)/ttc report results/bundled.jsonl --out results/report
 
@@ -155,4 +167,4 @@ picture: $(INSTALLED)  ## docs/dashboard.png, over a real replay; needs Debian's
 	$(BIN)/python -m monitoring.picture
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(KSERVE) results
+	rm -rf $(VENV) $(LOWEST) $(KSERVE) build dist results

@@ -1,26 +1,36 @@
 """The commands of README, docs and runbooks do what is said of them, with tokens and without."""
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
 
 from service.cli import cli
+from service.client import Client
+from service.launch import launch
+from service.schemas import ReloadResponse
 from tests.fixtures.requests import ask
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "docker" / "runbooks").glob("*.md")),
 ]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
+DOCS = ROOT / "docs"
+# Those whose requests have a test of their own.
+ALONE = {DOCS / f"{name}.md" for name in ("asking", "saved-streams", "tutorial", "v2")}
+SAMPLE = re.compile(r"^```json\n(.*?)^```", re.DOTALL | re.MULTILINE)
 TOKEN, ADMIN = "open sesame", "open the safe"
 OURS = re.compile(r"(http://127\.0\.0\.1:800[02]|\blocalhost:8000)(?=/)")
 
@@ -66,7 +76,7 @@ def test_what_runbooks_ask_the_service_is_answered(
     """One after another, where both tokens are asked for, also by what is read; and where none."""
     protected = {"token": TOKEN, "admin_token": ADMIN, "token_reads": True} if guarded else {}
     given = {"TTC_TOKEN": TOKEN, "TOKEN": ADMIN} if guarded else {"TTC_TOKEN": "", "TOKEN": ""}
-    commands = [each for page in PAGES[1:] if page.stem != "v2" for each in curls(page)]
+    commands = [each for page in PAGES[1:] if page not in ALONE for each in curls(page)]
     assert len(commands) > 15
     method = make_method("ttc", guard="on", samples_per_step=10)
     with serve(source=method, max_batch=10, **protected) as running:
@@ -79,19 +89,31 @@ def test_what_runbooks_ask_the_service_is_answered(
             shell(command, running.url, **given)
 
 
-def test_what_the_readme_asks_the_service_is_answered_as_it_says(serve, shell):
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "asking.md"], ids=["README", "asking"])
+def test_what_a_page_asks_the_service_is_answered_as_it_says(serve, shell, page):
     """The answers have the fields that stand below the commands, and a label finds its image."""
-    predict, feedback, _ = curls(ROOT / "README.md")  # the last: other weights, test_reload.py
-    shapes = [
-        json.loads(text.replace(", …]", "]"))
-        for text in re.findall(
-            r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S
-        )
-    ]
+    shown = samples(page)
     with serve("ttc_stream") as running:
-        answers = [json.loads(shell(each, running.url)) for each in (predict, feedback)]
-    assert [shape(answer) for answer in answers] == [shape(each) for each in shapes]
-    assert answers[1]["taken"] == 1
+        answers = [json.loads(shell(each, running.url)) for each in curls(page)]
+    assert [shape(answer) for answer in answers] == [shape(each) for each in shown]
+    assert [each["taken"] for each in answers[1:]] == [1] * (len(answers) - 1)
+
+
+def test_other_weights_are_told_as_the_page_says():
+    """What POST /model does is in test_reload.py."""
+    (shown,) = samples(DOCS / "saved-streams.md")
+    assert shown.keys() == ReloadResponse.model_fields.keys()
+
+
+def test_every_sample_of_an_answer_is_held_against_one():
+    """No page shows one that no test of this file reads."""
+    read = {page for page in PAGES if samples(page)}
+    assert read == {ROOT / "README.md", *(ALONE - {DOCS / "v2.md"})}
+
+
+def samples(page):
+    """The answers that a page shows; what it leaves out is marked by an ellipsis."""
+    return [json.loads(text.replace(", …]", "]")) for text in SAMPLE.findall(page.read_text())]
 
 
 def shape(answer):
@@ -141,3 +163,53 @@ def parse(words, is_partial):
     except click.MissingParameter:
         if not is_partial:
             raise
+
+
+TUTORIAL = (DOCS / "tutorial.md").read_text()
+STEP = re.compile(r"^```(sh|python|json)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SERVE = "ttc serve --model"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a network is trained, the doctor tries each method
+def test_the_tutorial_does_what_it_says(tmp_path, monkeypatch):
+    """From its text alone, in an empty folder: files are saved, commands run one after another, the
+    service is started, ended by Ctrl-C and started again. Its installation is test_package.py's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    steps = list(STEP.finditer(TUTORIAL))
+    assert "pip install ." in steps.pop(0)[2]
+    said = ""
+    with contextlib.ExitStack() as servers:
+        running = None
+        for step in steps:
+            kind, text = step.groups()
+            if running is not None:
+                text = text.replace("http://127.0.0.1:8000", running.url)
+                text = text.replace("ttc replay ", f"ttc replay --url {running.url} ")
+            if kind == "python":
+                (name,) = re.findall(r"`(\w+\.py)`", TUTORIAL[: step.start()])[-1:]
+                (tmp_path / name).write_text(text)
+            elif kind == "json":
+                assert shape(json.loads(said)) == shape(json.loads(text))
+            elif text.startswith(SERVE):
+                words = shlex.split(text)[2:]
+                running = servers.enter_context(launch(*words))
+            else:
+                if text.startswith("ttc state"):  # said just before it
+                    running.process.send_signal(signal.SIGINT)
+                    assert running.process.wait(60) == 0
+                said = in_bash(text)
+        picture = sorted(Path("clothes/fog/Sneaker").iterdir())[0]
+        with Client(running.url) as client:
+            client.predict(picture, stream="gate-4")
+            assert client.status().streams["gate-4"].images == 102  # it goes on where it stood
+
+
+def in_bash(command):
+    """Its standard output; it has not failed."""
+    done = subprocess.run(
+        ["bash", "-c", f"set -eo pipefail\n{command}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
