@@ -53,7 +53,10 @@ function begin(state) {
   document.body.dataset.live = "";
 }
 
-/** Say once what a person who hears the page must not miss. @param {Happening[]} happenings */
+/**
+ * Say once what a person who hears the page must not miss.
+ * @param {Happening[]} happenings
+ */
 function announceGuard(happenings) {
   const acts = happenings.filter((each) => kindOf(each) === "guard");
   if (acts.length) announce(`${cut(acts[0].stream ?? "", 24)}: ${inWords(acts[0])}`);

@@ -60,12 +60,12 @@ function curves(bounds) {
     {
       id: "accuracy",
       title: "Accuracy",
-      unit: "%",
+      unit: "%, of adapted and frozen estimated",
       factor: 100,
       range: [0, 100],
       lines: [
-        { label: "adapted, est.", value: gauge("estimated_adapted"), ink: "--line-1" },
-        { label: "frozen, est.", value: gauge("estimated_source"), ink: "--line-2", dash: DASHED },
+        { label: "adapted", value: gauge("estimated_adapted"), ink: "--line-1" },
+        { label: "frozen", value: gauge("estimated_source"), ink: "--line-2", dash: DASHED },
         { label: "true", value: gauge("window_accuracy"), ink: "--line-3", dash: DOTTED },
       ],
     },
@@ -278,7 +278,7 @@ class Chart {
           size: 18,
           gap: 2,
           space: 60,
-          values: (_, splits, axis, space, step) =>
+          values: (_, splits, _axis, _space, step) =>
             splits.map((time) => clock(time).slice(0, step < 60 ? 8 : 5)),
         },
         {

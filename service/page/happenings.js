@@ -61,7 +61,7 @@ const ACTS = {
 
 /**
  * What was done with a stream, as a sentence without its subject.
- * @param {{action?: unknown, reason?: unknown, observed?: unknown}} act
+ * @param {Pick<Act, "action" | "reason" | "observed"> | Happening} act
  */
 export function actInWords({ action, reason, observed }) {
   const done = ACTS[String(action)] ?? String(action);

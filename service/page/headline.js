@@ -70,7 +70,7 @@ function alive(live) {
  * @returns {Sentence}
  */
 function helping(live) {
-  const { state, gauges, counters } = live;
+  const { state, counters } = live;
   const [labelled, correct] = [Number(counters.labelled ?? 0), Number(counters.correct ?? 0)];
   const truth = labelled
     ? ` ${percent(correct / labelled)} of ${count(labelled)} labelled answers were right.`
@@ -80,9 +80,8 @@ function helping(live) {
     const text = `Nothing adapts: ${state?.method ?? "the method"} answers as it was trained.`;
     return { icon: "source", text, more: truth.trim() };
   }
-  const [adapted, source] = [gauges.estimated_adapted, gauges.estimated_source];
-  const gains = rows.flatMap(({ estimate }) => (estimate ? [estimate.gain] : []));
-  if (typeof adapted !== "number" || typeof source !== "number" || !gains.length) {
+  const judged = rows.filter(({ estimate }) => estimate !== null);
+  if (!judged.length) {
     const why =
       state?.guard === "off"
         ? "With the guard off nothing is compared."
@@ -90,15 +89,29 @@ function helping(live) {
     const text = "Whether adapting helps cannot be told yet.";
     return { icon: "info", text, more: why + truth };
   }
-  const better = gains.filter(({ low }) => low > 0).length;
-  const worse = gains.filter(({ high }) => high < 0).length;
-  const gain = adapted - source;
-  const cameras = counted(gains.length, "camera");
-  const more = `About ${percent(adapted, 0)} right, frozen ${percent(source, 0)}: ${points(gain)} points by estimate; surely better at ${count(better)} of ${cameras}, worse at ${count(worse)}.${truth}`;
+  const free = judged.flatMap(({ mode, estimate }) => (mode !== "held" && estimate ? [estimate] : []));
+  const held = judged.length - free.length;
+  const without = held ? `${counted(held, "held camera")} not counted.` : "";
+  if (!free.length) {
+    const text = "Adapting does harm wherever it was compared.";
+    return { icon: "bad", text, more: without + truth };
+  }
+  const better = free.filter(({ gain }) => gain.low > 0).length;
+  const worse = free.filter(({ gain }) => gain.high < 0).length;
+  const adapted = mean(free.map((each) => each.adapted.accuracy));
+  const source = mean(free.map((each) => each.source.accuracy));
+  const gain = `${points(adapted - source)} points`;
+  const sure = `surely better at ${count(better)} of ${counted(free.length, "camera")}, worse at ${count(worse)}`;
+  const more = `Estimated, ${percent(adapted, 0)} right, frozen ${percent(source, 0)}: ${gain}; ${sure}.${truth} ${without}`;
   if (worse && worse >= better) return { icon: "bad", text: "Adapting does harm.", more };
   if (worse) return { icon: "warn", text: "Adapting helps, but not everywhere.", more };
   if (better) return { icon: "ok", text: "Adapting helps.", more };
-  return { icon: "info", text: "Adapting makes no sure difference.", more };
+  return { icon: "info", text: "Adapting makes no sure difference yet.", more };
+}
+
+/** @param {number[]} values */
+function mean(values) {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
 /**

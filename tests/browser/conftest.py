@@ -16,6 +16,8 @@ ARGUMENTS = [
     # A camera that shows a moving picture, and may be used.
     *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
 ]
+# Milliseconds; where other work shares the cores, a second becomes many.
+PATIENCE = 90_000.0
 AXE = Path(__file__).parents[1] / "fixtures" / "axe" / "axe.min.js"
 
 
@@ -52,6 +54,7 @@ def watched_page(browser) -> Iterator[Any]:
 
         context = browser.new_context(**options)
         contexts.append(context)
+        context.set_default_timeout(PATIENCE)
 
         def let_through(route: Any) -> None:
             if route.request.url.startswith(allowed):
