@@ -582,6 +582,8 @@ WITHOUT_PANEL = {
     "ttc_connections_closed_total": "a stranger's doing; the log and /status name it",
     "process_virtual_memory_bytes": "address space; resident memory is what runs out",
     "ttc_feedback_known_ids": "grows to --feedback-ids and stays; unknown labels tell of too few",
+    "ttc_live_readers": "who looks at the live page; at most a hundred",
+    "ttc_live_dropped_frames_total": "readers on a poor line, who begin anew; nothing waits",
     "ttc_model_loaded_timestamp_seconds": "what runs shows the digest; /status says since when",
     "ttc_model_loads_total": "somebody asked, and has the answer; the log and events name refusals",
     "ttc_stream_state_bytes": "part of resident memory; to be held against --max-stream-bytes",

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from importlib.metadata import version
+from types import MappingProxyType
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -18,15 +19,19 @@ from service.batcher import Batcher
 from service.engine import Engine
 from service.errors import Forbidden
 from service.intake import Intake
+from service.live.assets import Page
+from service.live.frames import Frames
+from service.live.readers import MOST_READERS, Live
 from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.problems import REQUEST_ID, form_of, install, path_in, refusal
 from service.reloading import Reloading, model_labels
-from service.routes import control, docs, feedback, health, predict, v2
+from service.routes import control, docs, feedback, health, live, predict, v2
 from service.routes.context import Service, problems
 from service.routes.direct import DirectPredict
 from service.routes.guards import EVERY_ROUTE
-from service.settings import Settings
+from service.server import foreign_server_is_ending
+from service.settings import Origin, Settings
 from service.shedding import STEPS, Shedding
 from service.v2.classifier import Classifier
 from service.v2.model import Model
@@ -55,13 +60,19 @@ class _Cors(CORSMiddleware):
         await answer(scope, receive, send)
 
 
-def build(settings: Settings, source: Method, load: Callable[[], Method] | None = None) -> FastAPI:
+def build(
+    settings: Settings,
+    source: Method,
+    load: Callable[[], Method] | None = None,
+    origins: Mapping[str, Origin] = MappingProxyType({}),
+) -> FastAPI:
     """Connect the parts around a method at the source; the lifespan starts and drains them.
 
     The application's `state.service` is the running `Service`.
 
     Args:
         load: makes such a method on the model as it is read anew; see `Reloading`.
+        origins: where settings come from, by their names; told in /status.
     """
     metrics = Metrics(
         CollectorRegistry(),
@@ -104,7 +115,15 @@ def build(settings: Settings, source: Method, load: Callable[[], Method] | None 
         )
         intake = Intake(settings, engine.source.model, engine, batcher, metrics)
         reloading = Reloading(settings, engine, batcher, intake, metrics, load)
-        service = Service(settings, metrics, engine, batcher, intake, reloading)
+        reading = Live(
+            Frames(settings, metrics, engine, batcher, told=lambda mode: service.told(mode)),
+            metrics,
+            engine.events,
+            # The others' connections are for images.
+            most=min(MOST_READERS, max(1, settings.max_connections // 2)),
+            is_ending=foreign_server_is_ending,
+        )
+        service = Service(settings, metrics, engine, batcher, intake, reloading, reading, origins)
         app.state.service = service
         classifier = Classifier(service)
         app.state.models[classifier.signature.name] = classifier
@@ -121,6 +140,7 @@ def build(settings: Settings, source: Method, load: Callable[[], Method] | None 
         saving = asyncio.create_task(engine.keep_saving(settings.save_interval), name="saving")
         silence = asyncio.create_task(engine.silence.watch(), name="silence")
         saved = asyncio.create_task(engine.look_at_saved(), name="saved")
+        making = asyncio.create_task(reading.keep_making(), name="live")
         await asyncio.sleep(0)  # the tasks begin: the first request finds the queue open
         service.ready = True
         try:
@@ -128,10 +148,12 @@ def build(settings: Settings, source: Method, load: Callable[[], Method] | None 
         finally:
             # By now every request was answered; what is left is the adaptation in hand.
             service.ready = False
+            reading.end()
             reloading.drain()
             batcher.drain()
             await loop
             await reloading.settle()
+            await making
             looking.cancel()
             lag.cancel()
             saving.cancel()
@@ -163,7 +185,8 @@ def build(settings: Settings, source: Method, load: Callable[[], Method] | None 
     )
     # By name, as /v2 serves them.
     app.state.models = dict[str, Model]()
-    for module in (predict, feedback, control, health, v2, docs):
+    app.state.page = Page()
+    for module in (predict, feedback, control, live, health, v2, docs):
         app.include_router(module.router)
     install(app)
     app.add_middleware(DirectPredict)
@@ -179,7 +202,7 @@ def build(settings: Settings, source: Method, load: Callable[[], Method] | None 
             ],
             expose_headers=["Retry-After", "X-Request-Id", HEADER_LENGTH],
         )
-    app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(RequestContext, metrics=metrics, root_path=settings.root_path)
     return app
 
 

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service import problems
 from service.errors import HeadTooLarge, ReceiveTimeout, Refused, UnknownCoding, Unreadable
-from service.middleware import CROWDED, request_id_of
+from service.middleware import CROWDED, ENDLESS, request_id_of
 from service.routes.context import Service
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Connection(HttpToolsProtocol):
         self._service, self._most = service(), most
         self._since = self._all_sent = self.loop.time()
         self._in_message = self._in_head = self._moved = self._refused = False
-        self._head_bytes = self._stray_bytes = 0
+        self._head_bytes = self._stray_bytes = self._unsent_bytes = 0
 
     # Limits
 
@@ -109,10 +109,14 @@ class Connection(HttpToolsProtocol):
         receive_timeout = self._service.settings.receive_timeout
         self.loop.call_later(min(CHECK_SECONDS, receive_timeout / 4), self._watch)
         now = self.loop.time()
-        if self.transport.get_write_buffer_size() == 0:
+        endless = self.cycle is not None and self.cycle.scope.get(ENDLESS, False)
+        before, self._unsent_bytes = self._unsent_bytes, self.transport.get_write_buffer_size()
+        # Of what has no end there may always be more: whoever takes some of it is reading.
+        if self._unsent_bytes == 0 or (endless and self._unsent_bytes < before):
             self._all_sent = now
         waited = now - self._since
-        if now - self._all_sent > SEND_SECONDS:
+        is_over = endless and self._service.live.ended
+        if now - self._all_sent > (LINGER_SECONDS if is_over else SEND_SECONDS):
             self._end("unread")
         elif self._refused:
             if waited > LINGER_SECONDS and not self._is_answered:
@@ -303,7 +307,10 @@ class Connection(HttpToolsProtocol):
                 return
         given = dict(self.headers or ()).get(b"x-request-id", b"")
         request_id = request_id_of(given.decode("latin-1"))
-        response = problems.refusal(error, request_id, problems.form_of(_path_of(self.url or b"")))
+        path = _path_of(self.url or b"")
+        root_path = self._service.settings.root_path or ""
+        ours = problems.path_in({"path": path, "root_path": root_path})
+        response = problems.refusal(error, request_id, problems.form_of(ours))
         response.headers["X-Request-Id"] = request_id
         response.headers["Cache-Control"] = "no-store"
         response.headers["Connection"] = "close"

@@ -130,6 +130,13 @@ class Metrics:
             "Connections that the service ended before their client did, by reason.",
             ("reason",),
         )
+        self.live_readers = gauge(
+            "ttc_live_readers", "Connections that GET /events sends frames to, pages among them."
+        )
+        self.live_dropped = counter(
+            "ttc_live_dropped_frames_total",
+            "Frames of GET /events that readers were too slow for, and lost.",
+        )
         self.images = counter("ttc_images_total", "Images answered.")
         self.rejected = counter(
             "ttc_rejected_images_total", "Images refused, by reason.", ("reason",)
@@ -460,6 +467,23 @@ class _LongestHeld(Collector):
         for stream, since in longest[:MOST_HELD_LABELS]:
             held.add_metric([stream], since)
         yield held
+
+
+def total(metric: Counter | Gauge, **labels: str) -> float:
+    """The sum over a metric's series, of those with these labels."""
+    return sum(
+        sample.value
+        for family in metric.collect()
+        for sample in family.samples
+        if labels.items() <= sample.labels.items()
+    )
+
+
+def distribution(metric: Histogram) -> tuple[list[int], float]:
+    """Of a histogram's one series: how many were at most each bound, the last of all; their sum."""
+    samples = [sample for family in metric.collect() for sample in family.samples]
+    counts = [int(each.value) for each in samples if each.name.endswith("_bucket")]
+    return counts, next(each.value for each in samples if each.name.endswith("_sum"))
 
 
 def unit_of(name: str) -> str:

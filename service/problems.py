@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import Scope
 
 from service.errors import CLIENT_CLOSED_REQUEST, STATUS, TITLE, ClientGone, Refused
@@ -108,7 +108,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
-        if request.method == "OPTIONS" and path_in(request.scope) == "/*":  # OPTIONS *
+        ours, root_path = path_in(request.scope), request.scope.get("root_path", "")
+        if ours == "" and request.method == "GET":  # else what the page names would be beside it
+            return RedirectResponse(f"{root_path}/")
+        if request.method == "OPTIONS" and ours == "/*":  # OPTIONS *
             return Response(status_code=204, headers={"Allow": "GET, HEAD, OPTIONS, POST"})
         if error.status_code == 405:
             allowed = set(headers["Allow"].split(", ")) | {"OPTIONS"}
@@ -118,8 +121,8 @@ def install(app: FastAPI) -> None:
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers=headers)
         path = request.url.path[:MOST_PATH_CHARACTERS]
-        detail = f"{request.method} {path}: {error.detail}. See /docs."
-        form = form_of(path_in(request.scope))
+        detail = f"{request.method} {path}: {error.detail}. See {root_path}/docs."
+        form = form_of(ours)
         return form(
             error.status_code, str(error.detail), detail, request.scope[REQUEST_ID], headers=headers
         )

@@ -421,7 +421,7 @@ class StatusResponse(BaseModel):
     method: str
     settings: dict[str, Any] = Field(
         description="the method's hyperparameters, and code_digest if its code is the user's own; "
-        "the server's"
+        "the server's, and the sources of these, as `ttc config --json` has them"
     )
     calibrated: Literal["record", "guard", "none"] = Field(
         "none",

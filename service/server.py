@@ -84,7 +84,17 @@ class Server(uvicorn.Server):
         service.batcher.drain()
         service.intake.drain()
         service.reloading.drain()
+        service.live.end()
         self.should_exit = True
+
+
+def foreign_server_is_ending() -> bool:
+    """Whether a uvicorn that serves an application around ours has been told to end.
+
+    It waits for our readers, and says so to nobody; but the signal's handler is a method of its.
+    """
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return isinstance(server, uvicorn.Server) and server.should_exit
 
 
 def _end(service: Service | None, reason: str) -> None:

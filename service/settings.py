@@ -42,6 +42,7 @@ MOST_UNKNOWN = 10
 # As `ttc_core.methods.METHODS` has them, which would import torch; the default is first.
 METHODS = ("ttc_stream", "source", "norm", "t3a", "eta", "tipi", "tent", "ttc")
 _ORIGIN = re.compile(r"(?i)https?://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+")
 # What it sets beside a Service named ttc.
 _OF_KUBERNETES = re.compile(r"TTC_(SERVICE_(HOST|PORT)|PORT_[0-9]+_)")
 
@@ -180,6 +181,10 @@ class Settings(BaseSettings):
         "127.0.0.1", min_length=1, description="address to listen on"
     )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    root_path: Annotated[str | None, Accepted("a path, like /cameras")] = Field(
+        None,
+        description="path under which a proxy has the service, whether it takes that off or not",
+    )
     device: Annotated[str, Accepted("auto, cpu, cuda, cuda:N")] = Field(
         "auto", min_length=1, description="auto, cpu, cuda or cuda:N"
     )
@@ -197,7 +202,9 @@ class Settings(BaseSettings):
         description="bearer token that /reset, /rollback and /model ask for instead of --token",
     )
     token_reads: Annotated[bool, Accepted("on, off; on with a token only")] = Field(
-        False, description="/status, /snapshots, /metrics and /v2's statistics ask for a token too"
+        False,
+        description="/status, /snapshots, /events, /metrics and /v2's statistics ask for a token "
+        "too",
     )
     cors_origin: Annotated[
         tuple[str, ...],
@@ -298,6 +305,14 @@ class Settings(BaseSettings):
         if value == "":
             raise ValueError("a name is expected")
         return value
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_path(cls, value: str | None) -> str | None:
+        path = (value or "").rstrip("/")
+        if path and not _PATH.fullmatch(path):
+            raise ValueError("a path of letters, digits, . _ ~ - is expected, like /cameras")
+        return path or None
 
     @field_validator("port", mode="before")
     @classmethod

@@ -29,6 +29,7 @@ _EXAMPLES: dict[str, Any] = {
     "size": 256,
     "crop": 224,
     "interpolation": "bicubic",
+    "root_path": "/cameras",
     "state_dir": "/var/lib/ttc",
     "cors_origin": ("https://cameras.example",),
 }

@@ -80,6 +80,12 @@ class Silence:
         with self._lock:
             return {name: self._habits[name].told for name in self._silent}
 
+    @property
+    def last_heard(self) -> dict[str, float]:
+        """When the last request of each known stream was answered, in seconds since 1970."""
+        with self._lock:
+            return {name: habit.told for name, habit in self._habits.items()}
+
     def __contains__(self, name: str) -> bool:
         """Whether something is known of a stream's habit."""
         return name in self._habits

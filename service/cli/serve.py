@@ -19,7 +19,7 @@ from service.cli.options import (
     sets_nothing,
     settings_options,
 )
-from service.settings import SECRETS, Settings, flag, read
+from service.settings import SECRETS, Reading, Settings, flag, read
 from ttc_core.errors import ModelError, UserError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def serve(**given: Any) -> None:
     for notice in reading.notices:
         log.warning(notice)
     try:
-        _serve(settings)
+        _serve(reading)
     except (click.ClickException, UserError) as error:
         if settings.log_format == "text":
             raise  # shown as every verb's
@@ -53,7 +53,8 @@ def serve(**given: Any) -> None:
         sys.exit(getattr(error, "exit_code", 1))
 
 
-def _serve(settings: Settings) -> None:
+def _serve(reading: Reading) -> None:
+    settings = reading.settings
     # torch's threads spin while they wait for one another. Beside other work (decoding, clients, a
     # neighbour) that takes the processor from those they wait for: let them spin for moments only.
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # read when torch is imported
@@ -89,12 +90,12 @@ def _serve(settings: Settings) -> None:
             torch.set_num_threads(settings.threads)
         load = partial(load_source, settings)
         source = load()
-        app = build(settings, source, load)
+        app = build(settings, source, load, reading.origins)
         _introduce(settings, source)
         del source  # other weights may come in its place, and its memory is to be free then
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        log.info("Listening on http://%s:%d  (API: /docs, metrics: /metrics)", shown, port)
+        log.info("Listening on http://%s:%d  (page: /, API: /docs, metrics: /metrics)", shown, port)
         if not server.run(app, settings, listener):
             raise click.ClickException("The service failed; the lines above say why.")
 

@@ -11,6 +11,7 @@ from service.client.connection import DEFAULT_TIMEOUT, DEFAULT_URL, check_url
 from service.client.errors import REFUSED, ServiceError
 from service.client.images import ImageLike, to_png
 from service.client.retries import DEFAULT_RETRY_BUDGET
+from service.live.schemas import LiveEvent, LiveRow, LiveState, LiveTick
 
 __all__ = [
     "DEFAULT_RETRY_BUDGET",
@@ -21,6 +22,10 @@ __all__ = [
     "Call",
     "Client",
     "ImageLike",
+    "LiveEvent",
+    "LiveRow",
+    "LiveState",
+    "LiveTick",
     "Reply",
     "ServiceError",
     "check_url",

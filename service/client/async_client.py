@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Any, Self
 
 import httpx
@@ -28,8 +28,10 @@ from service.client.connection import (
     means_not_ready,
 )
 from service.client.errors import ServiceError
+from service.client.events import EVENTS, PAUSE_SECONDS, Frames
 from service.client.images import Images
 from service.client.retries import DEFAULT_RETRY_BUDGET, retrying
+from service.live.schemas import LiveEvent
 from service.schemas import (
     FeedbackResponse,
     PredictResponse,
@@ -39,6 +41,9 @@ from service.schemas import (
     SnapshotsResponse,
     StatusResponse,
 )
+
+# Of events: what is to come of the connection, and those that came first with what read them.
+_Begun = tuple[AsyncIterator[bytes], list[LiveEvent], Frames]
 
 
 class AsyncClient(Connection):
@@ -158,6 +163,46 @@ class AsyncClient(Connection):
     async def status(self) -> StatusResponse:
         """Read what is served and how it fares."""
         return await self.send(STATUS)
+
+    async def events(self) -> AsyncGenerator[LiveEvent, None]:
+        """As of `Client.events`; one of the connections is taken as long as it goes on."""
+        while True:
+            async with contextlib.AsyncExitStack() as stack:
+                begun: _Begun = await retrying(AsyncRetrying, self.retry_budget)(
+                    self._begin_events, stack
+                )
+                pieces, first, frames = begun
+                for event in first:
+                    yield event
+                try:
+                    async for piece in pieces:
+                        for event in frames.feed(piece):
+                            yield event
+                except httpx.RequestError as error:
+                    if not self.retry_budget:
+                        raise self._no_events(error) from error
+            if not self.retry_budget:
+                return
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _begin_events(self, stack: contextlib.AsyncExitStack) -> _Begun:
+        """Connect until something has come; `stack` closes what was opened."""
+        frames = Frames(self.url)
+        await stack.aclose()  # of a try before
+        try:
+            connection = await stack.enter_async_context(self._connection())
+            response = await stack.enter_async_context(connection.stream(**self._request(EVENTS)))
+            if not response.is_success:
+                await response.aread()
+                raise self._refusal(EVENTS, response)
+            frames.check(response.headers.get("Content-Type", ""))
+            pieces = response.aiter_bytes()
+            async for piece in pieces:
+                if first := list(frames.feed(piece)):
+                    return pieces, first, frames
+        except (httpx.RequestError, *UNSENDABLE) as error:
+            raise self._no_events(error) from error
+        raise frames.none_came()
 
     async def ready(self) -> bool:
         """Whether the service answers predictions now, asked once; False: nothing listens, too."""

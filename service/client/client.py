@@ -1,6 +1,8 @@
 """The client for ordinary code, which waits where it asks."""
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Self
 
 import httpx
@@ -26,8 +28,10 @@ from service.client.connection import (
     means_not_ready,
 )
 from service.client.errors import ServiceError
+from service.client.events import EVENTS, PAUSE_SECONDS, Frames
 from service.client.images import Images
 from service.client.retries import DEFAULT_RETRY_BUDGET, retrying
+from service.live.schemas import LiveEvent
 from service.schemas import (
     FeedbackResponse,
     PredictResponse,
@@ -134,6 +138,49 @@ class Client(Connection):
     def status(self) -> StatusResponse:
         """Read what is served and how it fares."""
         return self.send(STATUS)
+
+    def events(self) -> Generator[LiveEvent, None, None]:
+        """Yield what the live page shows: a LiveState, then a LiveTick a second, without end.
+
+        Where the connection is lost, or the service ends, another is asked for within the retry
+        budget, and begins with a LiveState; without a budget the iteration ends with the service.
+
+        Raises:
+            ServiceError: the service refuses, or nothing came within the budget.
+        """
+        while True:
+            with ExitStack() as stack:
+                pieces, first, frames = retrying(Retrying, self.retry_budget)(
+                    self._begin_events, stack
+                )
+                yield from first
+                try:
+                    for piece in pieces:
+                        yield from frames.feed(piece)
+                except httpx.RequestError as error:
+                    if not self.retry_budget:
+                        raise self._no_events(error) from error
+            if not self.retry_budget:
+                return
+            time.sleep(PAUSE_SECONDS)
+
+    def _begin_events(self, stack: ExitStack) -> tuple[Iterator[bytes], list[LiveEvent], Frames]:
+        """Connect until something has come; `stack` closes what was opened."""
+        frames = Frames(self.url)
+        stack.close()  # of a try before
+        try:
+            response = stack.enter_context(self._http.stream(**self._request(EVENTS)))
+            if not response.is_success:
+                response.read()
+                raise self._refusal(EVENTS, response)
+            frames.check(response.headers.get("Content-Type", ""))
+            pieces = response.iter_bytes()
+            for piece in pieces:
+                if first := list(frames.feed(piece)):
+                    return pieces, first, frames
+        except (httpx.RequestError, *UNSENDABLE) as error:
+            raise self._no_events(error) from error
+        raise frames.none_came()
 
     def ready(self) -> bool:
         """Whether the service answers predictions now, asked once; False: nothing listens, too."""

@@ -120,6 +120,12 @@ class Connection:
             and (media_type == _PROBLEM or call.method == "GET"),
         )
 
+    def _no_events(self, error: Exception) -> ServiceError:
+        """No connection for events, or one that broke: nothing was asked that could count twice."""
+        found = self._no_answer(error)
+        found.may_repeat = not isinstance(error, UNSENDABLE)
+        return found
+
     def _no_answer(self, error: Exception) -> ServiceError:
         reason = str(error) or type(error).__name__
         if isinstance(error, httpx.ConnectError):

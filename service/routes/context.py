@@ -1,5 +1,6 @@
 """What the routes reach, the parts of the running service, and how their errors are described."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,10 +10,11 @@ from service.answering import Image, ImageAnswer
 from service.batcher import Batcher
 from service.engine import Engine
 from service.intake import Intake
+from service.live.readers import Live
 from service.metrics import Metrics
 from service.reloading import Reloading
 from service.schemas import Problem
-from service.settings import Settings
+from service.settings import Origin, Settings
 from ttc_core.methods import Method
 from ttc_core.methods.contract import ADAPTING
 
@@ -30,6 +32,8 @@ class Service:
     batcher: Batcher[Image, ImageAnswer]
     intake: Intake
     reloading: Reloading
+    live: Live
+    origins: Mapping[str, Origin]
     ready: bool = False
     saved: bool = True
     draining: bool = False

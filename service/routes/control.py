@@ -120,6 +120,11 @@ async def status(service: ServiceNow) -> StatusResponse:
     calibrated_by, record_temperature = calibrated(service.source)
     of_method = {"code_digest": code["method"]} if "method" in code else {}
     shown = settings.model_dump(mode="json", exclude=set(SECRETS))
+    sources = {
+        name: {"source": origin.kind, "name": origin.name}
+        for name, origin in service.origins.items()
+        if name not in SECRETS
+    }
     return StatusResponse(
         ready=service.is_ready,
         idle=service.batcher.is_idle,
@@ -140,7 +145,11 @@ async def status(service: ServiceNow) -> StatusResponse:
             accuracy=model.accuracy,
         ),
         method=settings.method,
-        settings={"method": plain(service.source.settings) | of_method, "server": shown},
+        settings={
+            "method": plain(service.source.settings) | of_method,
+            "server": shown,
+            "sources": sources,
+        },
         calibrated=calibrated_by,
         record_temperature=record_temperature,
         device=str(model.device),

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import CLIENT_CLOSED_REQUEST, ClientGone, Refused
-from service.problems import REQUEST_ID, refusal
+from service.problems import REQUEST_ID, path_in, refusal
 from service.routes import predict
 from service.routes.guards import plainly_let_through
 from service.schemas import DEFAULT_STREAM, STREAM_NAME
@@ -40,10 +40,11 @@ class DirectPredict:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = None
-        wanted = ("http", "POST", "/predict", "")
-        if wanted == tuple(map(scope.get, ("type", "method", "path", "root_path"))):
+        if scope["type"] == "http" and scope["method"] == "POST" and path_in(scope) == "/predict":
             service = scope["app"].state.service
-            asked = _asked_plainly(scope, service.settings)
+            # Mounted in an application, it is that one's to say what the path is.
+            if scope.get("root_path", "") == (service.settings.root_path or ""):
+                asked = _asked_plainly(scope, service.settings)
         if asked is None:
             await self._app(scope, receive, send)
             return

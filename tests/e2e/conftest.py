@@ -33,7 +33,18 @@ PATIENCE = 60.0
 
 
 class ServerInThread(uvicorn.Server):
-    """uvicorn without signal handlers, which only a main thread may have."""
+    """uvicorn without signal handlers, which only a main thread may have.
+
+    It ends as ours does: those who read events would keep it waiting else.
+    """
+
+    def __init__(self, config, service):
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets=None):
+        self._service().live.end()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self):
@@ -172,7 +183,8 @@ def serve(make_method):
         source = source or make_method(method, paper=chosen.paper)
         app = build(chosen, source, load)
         with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
-            server = ServerInThread(configure(wrap(app), chosen, lambda: app.state.service))
+            config = configure(wrap(app), chosen, lambda: app.state.service)
+            server = ServerInThread(config, lambda: app.state.service)
             thread = threading.Thread(target=server.run, args=([listener],))
             thread.start()
             try:

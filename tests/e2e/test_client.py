@@ -46,7 +46,7 @@ def test_the_code_of_its_page_does_what_the_page_says(serve, pictures, tmp_path,
     monkeypatch.chdir(tmp_path)
     Image.open(io.BytesIO(pictures[0])).save("photo.jpg", quality=100)
     blocks = CODE.findall((ROOT / "docs" / "client.md").read_text())
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     known: dict[str, object] = {}
     with serve("ttc_stream", admin_token="open the safe") as running:
         for block in blocks:

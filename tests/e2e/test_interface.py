@@ -141,7 +141,7 @@ def test_the_description_of_the_interface_is_complete(source_server):
     own = {path for path in document["paths"] if not path.startswith("/v2")}
     assert own == {
         *("/predict", "/feedback", "/reset", "/rollback", "/model"),
-        *("/snapshots", "/status", "/metrics", "/healthz", "/readyz"),
+        *("/snapshots", "/status", "/metrics", "/healthz", "/readyz", "/", "/events"),
     }
     predict = document["paths"]["/predict"]["post"]
     assert {"image/png", "image/jpeg", "multipart/form-data", "application/json"} <= set(

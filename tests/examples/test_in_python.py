@@ -64,10 +64,15 @@ def test_a_mounted_service_serves_beside_ones_own_routes_and_saves_in_the_end(
         with pytest.raises(ServiceError, match="image") as refused:
             client.predict(b"no image")
         assert refused.value.status in (400, 415)
-    page = httpx.get(f"{url}/ttc/docs")
-    assert "Test-Time Clustering" in page.text
+    for page in ("docs", ""):
+        assert "Test-Time Clustering" in httpx.get(f"{url}/ttc/{page}").text
     assert httpx.get(f"{url}/ttc/metrics").status_code == 200
-    status, _, err = terminate(process)
+    with httpx.stream("GET", f"{url}/ttc/events", timeout=PATIENCE) as events:
+        frames = events.iter_lines()
+        assert any(line == "event: tick" for line in frames)
+        # Who looks at the page does not hold up the end.
+        status, _, err = terminate(process)
+        assert "event: end" in list(frames)
     assert status in (0, -15), err  # uvicorn ends by the signal that it was sent
     assert read_header(tmp_path / "gate-4.safetensors")["method"] == "ttc_stream"
 

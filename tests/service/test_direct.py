@@ -112,7 +112,7 @@ class Ways:
         self._patch, self._model, self._settings = monkeypatch, model, settings
         self._asked_plainly = direct._asked_plainly
 
-    def ask(self, *requests, root_path=""):
+    def ask(self, *requests, root_path="", prefix=""):
         """Answers of both ways to (query, headers, body) each; whether the short one took it."""
         asked = []
 
@@ -121,12 +121,12 @@ class Ways:
             return asked[-1]
 
         self._patch.setattr(direct, "_asked_plainly", noted)
-        short = asyncio.run(self._answers(requests, root_path))
+        short = asyncio.run(self._answers(requests, root_path, prefix))
         self._patch.setattr(direct, "_asked_plainly", lambda *_: None)
-        long = asyncio.run(self._answers(requests, root_path))
+        long = asyncio.run(self._answers(requests, root_path, prefix))
         return short, long, [each is not None for each in asked]
 
-    async def _answers(self, requests, root_path):
+    async def _answers(self, requests, root_path, prefix):
         app = build(
             Settings(method="source", threads=1, **self._settings), create("source", self._model)
         )
@@ -137,7 +137,8 @@ class Ways:
         ):
             answers = []
             for query, headers, body in requests:
-                url = f"{root_path if root_path != '/predict' else ''}/predict?{query}"
+                prefix = prefix or (root_path if root_path != "/predict" else "")
+                url = f"{prefix}/predict?{query}"
                 answer = await client.post(url, headers=headers, content=body)
                 answers.append(without_chance(answer))
             return answers
@@ -184,6 +185,15 @@ def test_an_application_mounted_at_a_path_is_no_other(ways, picture):
         assert short == long
         assert [answered for answered, *_ in short] == [status]
         assert not any(taken)
+
+
+@pytest.mark.parametrize("prefix", ["", "/cameras"])
+def test_behind_a_proxy_s_path_it_is_the_same_way(ways, picture, prefix):
+    """Whether the proxy takes the path off or not."""
+    short, long, taken = ways(root_path="/cameras").ask(("", [], picture), prefix=prefix)
+    assert short == long
+    assert short[0][0] == 200
+    assert all(taken)
 
 
 def test_bodies_that_are_refused_are_refused_alike(ways, picture):

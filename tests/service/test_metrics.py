@@ -31,6 +31,8 @@ DESIGN = {
     "ttc_http_request_duration_seconds": {"route"},
     "ttc_http_requests_in_progress": set(),
     "ttc_connections_closed_total": {"reason"},
+    "ttc_live_readers": set(),
+    "ttc_live_dropped_frames_total": set(),
     "ttc_images_total": set(),
     "ttc_rejected_images_total": {"reason"},
     "ttc_cancelled_images_total": set(),

@@ -95,6 +95,7 @@ def test_a_flag_goes_before_its_variable_and_that_before_the_default(monkeypatch
         ("STATE_DIR", "/var/lib/ttc", None),
         ("MAX_WAIT", "0.25", 0.25),
         ("TOKEN", "long enough", "long enough"),
+        ("ROOT_PATH", "/north/cameras/", "/north/cameras"),
     ],
 )
 def test_a_variable_is_read_as_its_flag_is(monkeypatch, name, text, value):
@@ -165,6 +166,10 @@ def test_a_variable_is_read_as_its_flag_is(monkeypatch, name, text, value):
         ("cors_origin", "https://cameras.example/page"),
         ("cors_origin", "http://[1.2]"),
         ("token_reads", "true"),
+        ("root_path", "cameras"),
+        ("root_path", "/north wing"),
+        ("root_path", "/a/../b"),
+        ("root_path", "https://cameras.example/north"),
     ],
 )
 def test_a_value_out_of_bounds_is_a_sentence_with_the_flag(monkeypatch, name, value):
