@@ -1,8 +1,8 @@
 """Photograph the live page over a real replay: python -m monitoring.screenshots [--out FOLDER].
 
 A real server is sent the bundled stream by several cameras at once, while a real browser has the
-page open: wide and light, wide and dark, as on a telephone. One camera sees one class only, on which
-the method breaks, so that the guard has the frozen model answer; another's frames turn black.
+page open: wide and light, wide and dark, as on a telephone. One camera sees one class only, on
+which the method breaks, so that the guard has the frozen model answer; another's frames turn black.
 """
 
 import shutil

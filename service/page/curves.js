@@ -286,7 +286,7 @@ class Chart {
           size: 40,
           gap: 4,
           space: 24,
-          values: (_, splits) => splits.map((value) => number(value).replace(/\.0+$/, "")),
+          values: (_, splits) => splits.map((value) => number(value).replace(/\.0+$|(\.\d)0$/, "$1")),
         },
       ],
       series: [

@@ -145,7 +145,7 @@ export class Streams {
     const found = this.order.length;
     const left = this.live.leftOut ? `; ${counted(this.live.leftOut, "more camera")} not shown` : "";
     const which =
-      found === many ? counted(found, "camera") : `${count(first + 1)}–${count(first + many)} of ${count(found)}`;
+      found === many ? counted(found, "camera") : `${count(first + 1)} to ${count(first + many)} of ${count(found)}`;
     const within = found === all ? "" : ` found among ${count(all)}`;
     setText(byId("shown", HTMLElement), which + within + left);
     byId("before", HTMLButtonElement).disabled = this.page === 0;
@@ -302,7 +302,7 @@ function showInterval(place, interval) {
   showTwo(
     place,
     interval ? percent(interval.accuracy) : UNKNOWN,
-    interval ? `${(100 * interval.low).toFixed(0)}–${(100 * interval.high).toFixed(0)}` : "",
+    interval ? `${(100 * interval.low).toFixed(0)} to ${(100 * interval.high).toFixed(0)}` : "",
   );
 }
 

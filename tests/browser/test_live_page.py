@@ -1,15 +1,18 @@
 """The live page as an operator has it: from a real server, in a real browser, and nothing else."""
 
+import json
 import re
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from service.client import Client
 from service.launch import Launched, launch
+from service.live.assets import Page
 from service.replay import to_png
 from tests.fixtures.proxy import behind_proxy
 from ttc_core.datasets import Geometry, open_data
@@ -41,9 +44,7 @@ def server() -> Iterator[Launched]:
         images, labels = pictures("gaussian_noise", 100)
         with Client(running.url) as client:
             for at in range(0, 100, 50):
-                client.predict(
-                    images[at : at + 50], stream="gate-1", labels=labels[at : at + 50]
-                )
+                client.predict(images[at : at + 50], stream="gate-1", labels=labels[at : at + 50])
         send(running.url, "gate-2", pictures("fog", 100)[0], size=50)
         hold(running.url, "dock")
         send(running.url, "yard", pictures("clean", 10)[0][:3] + black(10))
@@ -51,8 +52,6 @@ def server() -> Iterator[Launched]:
 
 
 def black(count: int) -> list[bytes]:
-    import numpy as np
-
     return [to_png(np.zeros((32, 32, 3), np.uint8))] * count
 
 
@@ -95,7 +94,7 @@ def test_three_questions_are_answered_at_once(open_live, server):
     row(page, "dock").wait_for()
     for question, pattern in {
         "alive": r"Is each camera alive\?.*yard.* faulty frames.*black",
-        "helping": r"Is adapting helping\?.*(helps|harm|difference).*Estimated, \d+ % right, frozen \d+ %",
+        "helping": r"Is adapting helping\?.*(helps|harm|difference).*\d+ % right, frozen \d+ %",
         "guarded": r"What did the guard do\?.*The guard holds dock",
     }.items():
         line = page.locator(f"#{question}")
@@ -121,7 +120,7 @@ def test_each_camera_has_a_row_that_says_how_it_is(open_live, server):
     assert re.fullmatch(r"\d+ (s|min)", cells[1])
     assert cells[4] == "100"
     for estimated in cells[7:9]:
-        assert re.fullmatch(r"\d+\.\d %\s+\d+–\d+", estimated), estimated
+        assert re.fullmatch(r"\d+\.\d %\s+\d+ to \d+", estimated), estimated
     assert re.fullmatch(r"[+−±]\d+\.\d\s+[+−±]\d+\.\d to [+−±]\d+\.\d", cells[9]), cells[9]
     assert re.fullmatch(r"\d+\.\d %\s+of 100", cells[10]), cells[10]
 
@@ -173,7 +172,8 @@ def drawn(page, canvas: str) -> bool:
     return page.eval_on_selector(
         canvas,
         """canvas => {
-          const ink = getComputedStyle(document.documentElement).getPropertyValue("--line-1").trim();
+          const style = getComputedStyle(document.documentElement);
+          const ink = style.getPropertyValue("--line-1").trim();
           const wanted = [1, 3, 5].map(at => parseInt(ink.slice(at, at + 2), 16));
           const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
           for (let at = 0; at < data.length; at += 4)
@@ -251,9 +251,7 @@ def test_a_dropped_image_is_answered(open_live, server):
         page.check("#learn")
         with page.expect_file_chooser() as chooser:
             page.click("#choose")
-        chooser.value.set_files(
-            [{"name": "shoe.png", "mimeType": "image/png", "buffer": image}]
-        )
+        chooser.value.set_files([{"name": "shoe.png", "mimeType": "image/png", "buffer": image}])
         page.wait_for_function(
             "!document.querySelector('#answer-taught').textContent.includes('only')"
         )
@@ -279,9 +277,7 @@ def test_the_camera_of_this_machine_is_asked_about(open_live, server):
     assert page.eval_on_selector("#picture", "image => image.naturalWidth") == 640
     page.check("#again")
     first = page.get_attribute("#picture", "src")
-    page.wait_for_function(
-        "first => document.querySelector('#picture').src !== first", arg=first
-    )
+    page.wait_for_function("first => document.querySelector('#picture').src !== first", arg=first)
     page.click("#use-camera")
     assert page.locator("#camera").is_hidden()
     assert not page.is_checked("#again")
@@ -414,7 +410,9 @@ def test_settings_are_shown_with_where_they_come_from(open_live, server):
     """All of them, or those that somebody set."""
     page = open_live(server.url)
     page.click("#settings summary")
-    line = page.locator("#server-settings tr", has=page.locator("th", has_text=re.compile("^method$")))
+    line = page.locator(
+        "#server-settings tr", has=page.locator("th", has_text=re.compile("^method$"))
+    )
     line.wait_for()
     assert line.locator("td").all_inner_texts() == ["ttc", "flag --method"]
     page.check("#settings-set")
@@ -533,7 +531,7 @@ def test_a_thousand_cameras_are_no_slower(open_live):
         with Client(running.url) as client, ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda name: client.predict([image], stream=name), names))
         page = open_live(running.url)
-        page.get_by_text("1–50 of 1,000").wait_for()
+        page.get_by_text("1 to 50 of 1,000").wait_for()
         assert page.locator("#streams tr").count() == 50
         assert page.locator("#streams th").first.inner_text() == "camera-0"
         page.fill("#search", "camera-777")
@@ -559,8 +557,6 @@ def test_a_thousand_cameras_are_no_slower(open_live):
 
 def test_a_day_leaves_the_page_as_level_as_a_minute(open_live, server):
     """Points, events, rows and what is kept of each camera have bounds; a day's ticks pass them."""
-    from service.live.assets import Page
-
     [name] = [each for each in Page().assets if re.fullmatch(r"state\.\w+\.js", each)]
     page = open_live(server.url)
     sizes = page.evaluate(
@@ -592,8 +588,6 @@ def test_a_day_leaves_the_page_as_level_as_a_minute(open_live, server):
 
 def test_names_from_strangers_are_only_ever_text(open_live, server):
     """Markup is shown as it is written; what is absurdly long is cut, its whole in the title."""
-    import json
-
     markup = "<img src=x onerror=alert(1)>"
     long = "a very long name " * 400
     with Client(server.url) as client:
