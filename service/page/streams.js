@@ -26,7 +26,7 @@ const SAVED = { icon: "info", word: "saved", title: "not in memory" };
  * @param {Mode | null} mode null: that is not known of a stream that is not in memory
  */
 export function modeOf(mode) {
-  return mode === null ? SAVED : MODES[mode] ?? { icon: "info", word: mode, title: "" };
+  return mode === null ? SAVED : MODES[mode] ?? { icon: "info", word: cut(mode, 24), title: "" };
 }
 
 /** @type {Record<string, (a: Row, b: Row, live: Live) => number>} */
@@ -106,9 +106,13 @@ export class Streams {
 
   /** Bring the page of rows up to date. */
   update() {
-    const { rows } = this.live;
-    if (this.isUsed()) this.order = this.order.filter((name) => rows.has(name));
-    else this.arrange();
+    const before = this.order;
+    this.arrange();
+    if (this.isUsed()) {
+      const found = new Set(this.order);
+      const kept = new Set(before.filter((name) => found.has(name)));
+      this.order = [...kept, ...this.order.filter((name) => !kept.has(name))];
+    }
     this.show();
   }
 
