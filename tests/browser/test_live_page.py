@@ -252,7 +252,7 @@ def test_a_dropped_image_is_answered(open_live, server):
             page.click("#choose")
         chooser.value.set_files([{"name": "shoe.png", "mimeType": "image/png", "buffer": image}])
         page.wait_for_function(
-            "!document.querySelector('#answer-taught').textContent.includes('only')"
+            "() => !document.querySelector('#answer-taught').textContent.includes('only')"
         )
         assert facts(page)["Taught the model"] in ("yes", "no, it was not selected")
 
@@ -261,7 +261,7 @@ def test_what_is_no_image_is_refused_with_a_sentence(open_live, server):
     """The server's own; the answer before is not left standing beside it."""
     page = open_live(server.url, forgiven=r"status of 4\d\d")
     drop(page, b"this is no image")
-    page.wait_for_function("document.querySelector('#try-error').textContent")
+    page.wait_for_function("() => document.querySelector('#try-error').textContent")
     assert "image" in page.locator("#try-error").inner_text()
     assert page.locator("#answer").is_hidden()
 
@@ -270,7 +270,7 @@ def test_the_camera_of_this_machine_is_asked_about(open_live, server):
     """Once, then every second until it is stopped."""
     page = open_live(server.url)
     page.click("#use-camera")
-    page.wait_for_function("document.querySelector('#video').videoWidth > 0")
+    page.wait_for_function("() => document.querySelector('#video').videoWidth > 0")
     page.click("#take-picture")
     page.wait_for_selector("#answer:not([hidden])")
     assert page.eval_on_selector("#picture", "image => image.naturalWidth") == 640
@@ -321,7 +321,7 @@ def test_a_stream_is_rolled_back_to_a_state_that_was_kept(open_live, server):
     """One without any says so; one with some offers them."""
     page = open_live(server.url)
     row(page, "yard").get_by_role("button", name="Roll back").click()
-    page.wait_for_function("document.querySelector('#act-error').textContent")
+    page.wait_for_function("() => document.querySelector('#act-error').textContent")
     assert page.locator("#act-do").is_disabled()
     page.click("#act-cancel")
     send(server.url, "kept", pictures("gaussian_noise", 700)[0], size=50)
@@ -358,7 +358,7 @@ def test_tokens_are_asked_for_where_the_server_does(open_live):
         page.wait_for_selector("#token-dialog[open]")
         assert "reset" in page.locator("#token-why").inner_text()
         page.click("#token-cancel")
-        page.wait_for_function("document.querySelector('#act-error').textContent")
+        page.wait_for_function("() => document.querySelector('#act-error').textContent")
         page.click("#act-do")
         page.fill("#token", "for-resets-1")
         page.keyboard.press("Enter")
@@ -387,7 +387,7 @@ def test_the_server_may_go_and_come_again(open_live):
         row(page, "gate").wait_for(state="detached")
         starts = page.locator("#happenings tr", has_text="The server started")
         page.wait_for_function(
-            "document.querySelectorAll('#happenings .icon-restart').length === 2"
+            "() => document.querySelectorAll('#happenings .icon-restart').length === 2"
         )
         assert starts.first.locator(".mark").inner_text().strip() == "S"
         send(running.url, "gate", pictures("clean", 5)[0])
@@ -550,7 +550,7 @@ def test_a_thousand_cameras_are_no_slower(open_live):
         page.select_option("#sort", "latest")
         send(running.url, "camera-999", [image] * 3)
         page.wait_for_function(
-            "document.querySelector('#streams tr').dataset.name === 'camera-999'"
+            "() => document.querySelector('#streams tr').dataset.name === 'camera-999'"
         )
 
 
