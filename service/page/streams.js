@@ -47,8 +47,9 @@ function troubleOf(row, now) {
   if (row.silent_since !== null) return `silent for ${duration(now - row.silent_since)}`;
   if (row.suspect) return `faulty frames: ${row.suspect}`;
   if (row.held_since !== null) return `for ${duration(now - row.held_since)}`;
-  if (row.why) return row.why;
   if (row.doubted_since !== null) return `doubted for ${duration(now - row.doubted_since)}`;
+  if (row.mode === "rolled_back") return "";
+  if (row.why) return row.why;
   return "";
 }
 
