@@ -29,7 +29,7 @@ TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py docs \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
 .PHONY: install demo test test-lowest check lock tables small-batches streams harm estimate study ablation sensitivity bench \
-  bench-peers cost saving queue shared beside monitoring picture \
+  bench-peers cost saving queue shared beside monitoring picture screenshots \
   clean
 
 install: $(INSTALLED)
@@ -79,10 +79,14 @@ test-lowest: $(INSTALLED)  ## quick tests with the lowest versions that pyprojec
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(WORKERS) -m 'not slow' \
 	  --override-ini filterwarnings= $(TOUCHING)
 
+# The live page's types are checked by TypeScript, which is not of Python's world: Debian's
+# node-typescript. CI has it.
 check: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	if [ -n "$$CI" ] || command -v tsc >/dev/null; then tsc --project service/page; \
+	  else echo 'The live page was not checked: there is no tsc (apt-get install node-typescript).'; fi
 
 .PHONY: docs dist
 # Each page lies where it does in the repository, so that its links lead to the same.
@@ -165,6 +169,9 @@ monitoring: $(INSTALLED)  ## the dashboard and the rules, from the metrics
 
 picture: $(INSTALLED)  ## docs/dashboard.png, over a real replay; needs Debian's prometheus
 	$(BIN)/python -m monitoring.picture
+
+screenshots: $(INSTALLED)  ## docs/page*.png: the live page over a real replay; needs Debian's chromium
+	$(BIN)/python -m monitoring.screenshots
 
 clean:
 	rm -rf $(VENV) $(LOWEST) $(KSERVE) build dist results

@@ -1,14 +1,24 @@
-"""What the pages' tests share: a browser, and pages that note what they ask for and complain of."""
+"""What the pages' tests share: a browser, pages that note what they ask for and complain of, and
+a judge of who can use one."""
 
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 CHROMIUM = shutil.which("chromium")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    # A camera that shows a moving picture, and may be used.
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+]
+# Milliseconds; where other work shares the cores, a second becomes many.
+PATIENCE = 90_000.0
+AXE = Path(__file__).parents[1] / "fixtures" / "axe" / "axe.min.js"
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +41,20 @@ def browser() -> Iterator[Any]:
 def watched_page(browser) -> Iterator[Any]:
     """Opens an address; at the end nothing has complained, nor asked beyond what it was allowed.
 
-    What it may ask for begins with one of `allowed`; all else never leaves the browser.
+    What it may ask for begins with one of `allowed`; all else never leaves the browser. Complaints
+    that match `forgiven` are what the test is about.
     """
     problems: list[str] = []
     contexts = []
 
-    def open_page(address: str, *allowed: str, **options: Any) -> Any:
+    def open_page(address: str, *allowed: str, forgiven: str = "(?!)", **options: Any) -> Any:
+        def complain(text: str) -> None:
+            if not re.search(forgiven, text):
+                problems.append(text)
+
         context = browser.new_context(**options)
         contexts.append(context)
+        context.set_default_timeout(PATIENCE)
 
         def let_through(route: Any) -> None:
             if route.request.url.startswith(allowed):
@@ -49,8 +65,8 @@ def watched_page(browser) -> Iterator[Any]:
 
         context.route("**/*", let_through)
         page = context.new_page()
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: complain(message.text))
+        page.on("pageerror", lambda error: complain(str(error)))
         page.goto(address)
         return page
 
@@ -58,3 +74,16 @@ def watched_page(browser) -> Iterator[Any]:
     for context in contexts:
         context.close()
     assert problems == []
+
+
+@pytest.fixture
+def unusable() -> Callable[[Any], list[tuple[str, list[Any]]]]:
+    """What axe-core finds wrong with a page as it is: by which rule, and with which elements."""
+    source = AXE.read_text()
+
+    def found(page: Any) -> list[tuple[str, list[Any]]]:
+        page.evaluate(source)
+        violations = page.evaluate("axe.run(document)")["violations"]
+        return [(each["id"], [node["target"] for node in each["nodes"]]) for each in violations]
+
+    return found

@@ -1,13 +1,12 @@
 """/docs as a person opens it: from a server that is all there is of a network."""
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
 
 from service.launch import launch
+from tests.fixtures.proxy import behind_proxy
 
 
 @pytest.fixture(scope="module")
@@ -45,30 +44,8 @@ def test_every_route_is_shown_with_no_network_but_the_server(watched_page, serve
 def prefixed(server) -> Iterator[str]:
     """The server behind a proxy which has it under a path, and nothing else."""
 
-    class Proxy(BaseHTTPRequestHandler):
-        def forward(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if self.path.startswith("/cameras/"):
-                url = server + self.path.removeprefix("/cameras")
-                given = dict(self.headers) | {"Accept-Encoding": "identity"}
-                answer = httpx.request(self.command, url, headers=given, content=body)
-            else:
-                answer = httpx.Response(404)
-            self.send_response(answer.status_code)
-            for name, value in answer.headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(answer.content)
-
-        do_GET = do_POST = forward
-
-        def log_message(self, *_: object) -> None:
-            """Keep the test's output clean."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{proxy.server_port}/cameras"
-        proxy.shutdown()
+    with behind_proxy(server) as address:
+        yield address
 
 
 @pytest.mark.parametrize("where", ["server", "prefixed"])

@@ -1,0 +1,81 @@
+/** Elements, made and found. Texts are only ever texts: names of streams come from strangers. */
+
+/**
+ * @template {keyof HTMLElementTagNameMap} T
+ * @param {T} tag
+ * @param {Record<string, string>} [attributes]
+ * @param {...(Node | string)} children
+ * @returns {HTMLElementTagNameMap[T]}
+ */
+export function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/**
+ * @template {keyof SVGElementTagNameMap} T
+ * @param {T} tag
+ * @param {Record<string, string | number>} [attributes]
+ * @param {...Node} children
+ * @returns {SVGElementTagNameMap[T]}
+ */
+export function drawn(tag, attributes = {}, ...children) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, String(value));
+  made.append(...children);
+  return made;
+}
+
+/**
+ * One of the symbols in index.html. It says nothing to a screen reader: words stand beside it.
+ * @param {string} name
+ */
+export function icon(name) {
+  return drawn(
+    "svg",
+    { class: `icon icon-${name}`, "aria-hidden": "true", viewBox: "0 0 16 16" },
+    drawn("use", { href: `#icon-${name}` }),
+  );
+}
+
+/**
+ * @template {Element} E
+ * @param {string} id
+ * @param {new () => E} kind
+ * @returns {E}
+ */
+export function byId(id, kind) {
+  const found = document.getElementById(id);
+  if (!(found instanceof kind)) throw new Error(`There is no ${kind.name} #${id}.`);
+  return found;
+}
+
+/**
+ * Change a text only where it is another: what did not change is not laid out anew.
+ * @param {Node} node
+ * @param {string} text
+ */
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+/**
+ * @param {Element} node
+ * @param {string} name
+ * @param {string} value
+ */
+export function setAttribute(node, name, value) {
+  if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+}
+
+/**
+ * Tell those who hear the page. Sparingly: only what somebody waits for or must not miss.
+ * @param {string} sentence
+ */
+export function announce(sentence) {
+  byId("announced", HTMLElement).textContent = sentence;
+}
