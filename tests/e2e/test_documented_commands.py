@@ -17,7 +17,7 @@ import pytest
 from service.cli import cli
 from service.client import Client
 from service.launch import launch
-from service.schemas import ReloadResponse
+from service.schemas import EstimatedAccuracy, ReloadResponse, StreamAct
 from tests.fixtures.requests import ask
 
 ROOT = Path(__file__).parents[2]
@@ -105,10 +105,18 @@ def test_other_weights_are_told_as_the_page_says():
     assert shown.keys() == ReloadResponse.model_fields.keys()
 
 
+def test_what_an_operator_reads_has_the_names_of_the_status():
+    """Of streams below the source; that its command runs is among the other pages' commands."""
+    (shown,) = samples(DOCS / "guard.md")
+    assert shown["estimated"].keys() == EstimatedAccuracy.model_fields.keys()
+    assert {name for act in shown["done"] for name in act} == set(StreamAct.model_fields)
+
+
 def test_every_sample_of_an_answer_is_held_against_one():
     """No page shows one that no test of this file reads."""
     read = {page for page in PAGES if samples(page)}
-    assert read == {ROOT / "README.md", *(ALONE - {DOCS / "v2.md"})}
+    alone = {DOCS / f"{name}.md" for name in ("asking", "saved-streams", "tutorial", "guard")}
+    assert read == {ROOT / "README.md", *alone}
 
 
 def samples(page):
