@@ -5,6 +5,7 @@ page open: wide and light, wide and dark, as on a telephone. One camera sees one
 which the method breaks, so that the guard has the frozen model answer; another's frames turn black.
 """
 
+import math
 import shutil
 import threading
 import time
@@ -47,7 +48,7 @@ class Camera:
     size: int = 2
     order: str = "file"
     labelled: bool = False
-    black_after: float = 1.0
+    black_after: float = math.inf
 
     def send(self, url: str, started: float, length: float, stop: threading.Event) -> None:
         """Send images until there are enough."""
@@ -67,8 +68,8 @@ class Camera:
 
 
 CAMERAS = (
-    Camera("gate-1", "gaussian_noise", 0.7, labelled=True),
-    Camera("gate-2", "fog", 0.9, labelled=True),
+    Camera("gate-1", "gaussian_noise", 0.7, size=8, labelled=True),
+    Camera("gate-2", "fog", 0.9, size=8, labelled=True),
     Camera("gate-3", "contrast", 0.8),
     Camera("hall", "defocus_blur", 1.1, labelled=True),
     Camera("ramp", "pixelate", 1.6),

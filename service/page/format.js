@@ -33,7 +33,7 @@ export function number(value) {
  */
 export function percent(share, digits = 1) {
   if (share === null || share === undefined || !Number.isFinite(share)) return UNKNOWN;
-  return `${(100 * share).toFixed(digits)} %`;
+  return `${(100 * share).toFixed(digits)}\u00a0%`; // not to be broken before the sign
 }
 
 /**

@@ -93,7 +93,7 @@ def test_three_questions_are_answered_at_once(open_live, server):
     row(page, "dock").wait_for()
     for question, pattern in {
         "alive": r"Is each camera alive\?.*yard.* faulty frames.*black",
-        "helping": r"Is adapting helping\?.*(helps|harm|difference).*\d+ % right, frozen \d+ %",
+        "helping": r"Is adapting helping\?.*(helps|harm|difference).*\d+\s% right, frozen \d+\s%",
         "guarded": r"What did the guard do\?.*The guard holds dock",
     }.items():
         line = page.locator(f"#{question}")
@@ -119,9 +119,9 @@ def test_each_camera_has_a_row_that_says_how_it_is(open_live, server):
     assert re.fullmatch(r"\d+ (s|min)", cells[1])
     assert cells[4] == "40"
     for estimated in cells[7:9]:
-        assert re.fullmatch(r"\d+\.\d %\s+\d+ to \d+", estimated), estimated
+        assert re.fullmatch(r"\d+\.\d\s%\s+\d+ to \d+", estimated), estimated
     assert re.fullmatch(r"[+−±]\d+\.\d\s+[+−±]\d+\.\d to [+−±]\d+\.\d", cells[9]), cells[9]
-    assert re.fullmatch(r"\d+\.\d %\s+of 40", cells[10]), cells[10]
+    assert re.fullmatch(r"\d+\.\d\s%\s+of 40", cells[10]), cells[10]
 
 
 def test_a_replay_moves_curves_and_rows(open_live, server):
