@@ -8,6 +8,9 @@ import { actInWords } from "./happenings.js";
 /** @typedef {import("./wire").Row} Row */
 /** @typedef {{icon: string, text: string, more: string}} Sentence */
 
+/** A mean gain from which on something is said of it, where no camera's is sure. */
+const SEEMS = 0.02;
+
 /** @param {Live} live */
 export function showHeadline(live) {
   show("alive", alive(live));
@@ -100,13 +103,16 @@ function helping(live) {
   const worse = free.filter(({ gain }) => gain.high < 0).length;
   const adapted = mean(free.map((each) => each.adapted.accuracy));
   const source = mean(free.map((each) => each.source.accuracy));
-  const gain = `${points(adapted - source)} points`;
+  const gain = adapted - source;
   const sure = `surely better at ${count(better)} of ${counted(free.length, "camera")}, worse at ${count(worse)}`;
-  const more = `Estimated, ${percent(adapted, 0)} right, frozen ${percent(source, 0)}: ${gain}; ${sure}.${truth} ${without}`;
+  const more = `Estimated, ${percent(adapted, 0)} right, frozen ${percent(source, 0)}: ${points(gain)} points; ${sure}.${truth} ${without}`;
   if (worse && worse >= better) return { icon: "bad", text: "Adapting does harm.", more };
   if (worse) return { icon: "warn", text: "Adapting helps, but not everywhere.", more };
   if (better) return { icon: "ok", text: "Adapting helps.", more };
-  return { icon: "info", text: "Adapting makes no sure difference yet.", more };
+  // Intervals of single cameras are wide: what all of them point to is told as no more than that.
+  if (gain >= SEEMS) return { icon: "adapting", text: "Adapting seems to help, not yet surely.", more };
+  if (gain <= -SEEMS) return { icon: "warn", text: "Adapting seems to do harm, not yet surely.", more };
+  return { icon: "info", text: "Adapting makes no difference that is seen.", more };
 }
 
 /** @param {number[]} values */

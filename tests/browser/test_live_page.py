@@ -93,7 +93,7 @@ def test_three_questions_are_answered_at_once(open_live, server):
     row(page, "dock").wait_for()
     for question, pattern in {
         "alive": r"Is each camera alive\?.*yard.* faulty frames.*black",
-        "helping": r"Is adapting helping\?.*(helps|harm|difference).*\d+\s% right, frozen \d+\s%",
+        "helping": r"Is adapting helping\?.*(help|harm|difference).*\d+\s% right, frozen \d+\s%",
         "guarded": r"What did the guard do\?.*The guard holds dock",
     }.items():
         line = page.locator(f"#{question}")
