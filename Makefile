@@ -24,7 +24,7 @@ LOCK := $(shell $(PYTHON) -c 'import sys; \
 # The lowest versions that pyproject.toml allows, and the quick tests of what touches the libraries.
 LOWEST := $(VENV)-lowest
 KSERVE := $(VENV)-kserve
-TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py docs \
+TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py \
   $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
