@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-NAMES = ("operations", "extending", "when-not", "objections", "faq", "evidence")
+NAMES = ("operations", "peers", "extending", "when-not", "objections", "faq", "evidence")
 PAGES = [*(DOCS / f"{name}.md" for name in NAMES), *sorted((DOCS / "methods").glob("*.md"))]
 PLACE = re.compile(r"\b((?:LOG|DECISIONS)\.md|docs/[\w./-]+\.(?:md|csv))(?:, \*([^*]+)\*)?")
 # Code, addresses, tables made by a command or held against the code elsewhere, names of versions.
