@@ -117,7 +117,7 @@ def test_every_answer_is_of_its_moment_and_has_an_id(source_server):
         pytest.param(b"GET /healthz HTTP/1.0\r\n\r\n", 200, id="http-1.0"),
         pytest.param(b"OPTIONS * HTTP/1.0\r\n\r\n", 204, id="options-of-all"),
         pytest.param(b"GET http://x/healthz HTTP/1.0\r\n\r\n", 200, id="absolute"),
-        pytest.param(b"GET http://x HTTP/1.0\r\n\r\n", 404, id="absolute-without-path"),
+        pytest.param(b"GET http://x HTTP/1.0\r\n\r\n", 200, id="absolute-without-path"),
         pytest.param(b"GET /%68ealthz HTTP/1.0\r\n\r\n", 200, id="percent"),
         pytest.param(b"GET //healthz HTTP/1.0\r\n\r\n", 404, id="two-slashes"),
         pytest.param(b"GET healthz HTTP/1.0\r\n\r\n", 400, id="no-slash"),
