@@ -9,7 +9,6 @@ import time
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from service import connection as connection_module
 from service.client import Client
@@ -19,6 +18,7 @@ from service.live.readers import MOST_READERS, MOST_WAITING
 from service.live.schemas import LiveState, LiveTick
 from service.saving import StreamRecord
 from tests.e2e.conftest import wait_for
+from tests.fixtures.mounting import mounted
 from tests.fixtures.requests import ask, problem
 from tests.fixtures.wire import connect, read
 
@@ -293,17 +293,7 @@ def test_behind_a_proxy_it_works_whether_the_path_is_stripped_or_not(serve, pict
 def test_mounted_in_an_application_it_is_at_its_path(serve, pictures):
     """Beside the other's own routes."""
 
-    def mount(app):
-        @contextlib.asynccontextmanager
-        async def lifespan(_):
-            async with app.router.lifespan_context(app):
-                yield
-
-        outer = FastAPI(lifespan=lifespan)
-        outer.mount("/ttc", app)
-        return outer
-
-    with serve(method="source", wrap=mount) as running:
+    with serve(method="source", wrap=mounted) as running:
         reached_at(running, "/ttc", pictures[0])
         assert running.http.get("/ttc").headers["Location"].endswith("/ttc/")
         assert running.http.get("/events").status_code == 404
@@ -312,7 +302,7 @@ def test_mounted_in_an_application_it_is_at_its_path(serve, pictures):
 # The end
 
 
-def test_sigterm_ends_readers_within_a_second():
+def test_sigterm_ends_readers_at_once():
     """Tabs left open hold nothing up; the last frame says that it was meant."""
     with launch("--method", "source", "--device", "cpu", "--drain-timeout", "60") as server:
         with contextlib.ExitStack() as stack:

@@ -1,6 +1,5 @@
 """/v2: what is served of the Open Inference Protocol, and that it is the walk of /predict."""
 
-import contextlib
 import gzip
 import io
 import zlib
@@ -8,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fastapi import FastAPI
 from PIL import Image
 
 from service.problems import path_in
+from tests.fixtures.mounting import mounted
 from tests.fixtures.requests import ask, classes, problem
 from tests.fixtures.v2 import (
     HEADER,
@@ -368,18 +367,7 @@ def test_bodies_are_unpacked_and_answers_packed(running, pictures, coding, pack)
 def test_mounted_in_an_application_it_is_the_same_protocol(serve, pictures):
     """Its errors have its form, unknown names in the query are ignored, health makes no noise."""
 
-    def mount(ttc):
-        @contextlib.asynccontextmanager
-        async def lifespan(_):
-            async with ttc.router.lifespan_context(ttc):
-                yield
-
-        outer = FastAPI(lifespan=lifespan)
-        outer.mount("/ttc", ttc)
-        outer.state = ttc.state
-        return outer
-
-    with serve(method="source", wrap=mount) as running:
+    with serve(method="source", wrap=mounted) as running:
         http = running.http
         body, headers = files(pictures[0])
         answer = http.post(f"/ttc{INFER}", content=body, headers=headers)
