@@ -10,6 +10,7 @@ the machine is in the figures.
 """
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -87,6 +88,8 @@ def made(streams: int, share: float) -> tuple[float, int, float, int]:
         took.append(time.perf_counter() - began)
         return found
 
+    gc.collect()
+    gc.freeze()  # as `ttc serve`: else what was imported is looked through meanwhile
     state = asyncio.run(walk())
     engine.close()
     return float(np.median(took[1:])), max(sizes), max(late), len(state)
