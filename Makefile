@@ -24,7 +24,11 @@ LOCK := $(shell $(PYTHON) -c 'import sys; \
 # The lowest versions that pyproject.toml allows, and the quick tests of what touches the libraries.
 LOWEST := $(VENV)-lowest
 KSERVE := $(VENV)-kserve
-TOUCHING := $(addprefix tests/,service e2e/test_walk.py e2e/test_http.py \
+TOUCHING := $(addprefix tests/,e2e/test_walk.py e2e/test_http.py \
+  $(addprefix service/test_,client.py client_events.py engine.py errors.py exchange.py images.py \
+  live_assets.py live_frames.py live_readers.py logs.py metrics.py saved_streams.py saving.py \
+  schemas.py serve.py settings.py settings_file.py tracing.py upload_readers.py upload_values.py \
+  uploads.py v2_reading.py v2_writing.py) \
   $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
@@ -36,9 +40,9 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(if $(LOCK),$(BIN)/python -m pip install --quiet --require-hashes --requirement $(LOCK))
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet uv
+	$(if $(LOCK),$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement $(LOCK))
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
 	touch $@
 
 demo: $(INSTALLED)  ## SOURCE, TTC and the default over HTTP, shuffled and in a camera's order

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from service.client import Client
-from service.launch import Launched, launch
+from service.launch import Launched
 from service.live.assets import Page
 from service.replay import to_png
+from tests.fixtures.forked import launch
 from tests.fixtures.proxy import behind_proxy
 from ttc_core.datasets import Geometry, open_data
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.launch import launch
+from tests.fixtures.forked import launch
 from tests.fixtures.requests import problem
 
 PNG, JSON = {"Content-Type": "image/png"}, {"Content-Type": "application/json"}

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from service.client import Client, ServiceError
-from service.launch import launch
 from tests.e2e.conftest import sample, wait_for
+from tests.fixtures.forked import launch
 from ttc_core.state import describe, read_header
 
 CAMERAS, STREAMS = 4, 12

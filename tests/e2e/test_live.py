@@ -12,12 +12,12 @@ import pytest
 
 from service import connection as connection_module
 from service.client import Client
-from service.launch import launch
 from service.live import readers as readers_module
 from service.live.readers import MOST_READERS, MOST_WAITING
 from service.live.schemas import LiveState, LiveTick
 from service.saving import StreamRecord
 from tests.e2e.conftest import wait_for
+from tests.fixtures.forked import launch
 from tests.fixtures.mounting import mounted
 from tests.fixtures.requests import ask, problem
 from tests.fixtures.wire import connect, read
