@@ -44,6 +44,7 @@ class Samples {
    */
   add(time, images) {
     const last = this.kept.at(-1);
+    if (last && time <= last.time) return; // a state is told again
     // It was reset, or the server restarted; or nobody looked.
     if (last && (images < last.images || time - last.time > SAMPLES_APART)) this.kept = [];
     this.kept.push({ time, images });

@@ -212,7 +212,7 @@ def test_a_flood_of_acts_is_a_sentence_now_and_then(told):
     page.get_by_text("Connection lost").wait_for()
     page.wait_for_timeout(500)
     assert len([each for each in page.evaluate("said") if "camera-" in each]) <= 1
-    page.wait_for_function("() => said.some(each => each.includes('29 acts of the guard'))")
+    page.wait_for_function("() => said.some(each => each.includes('acts of the guard'))")
 
 
 # Questions that overlap
@@ -222,7 +222,7 @@ def test_an_answer_is_shown_to_the_picture_that_it_is_of(open_live, server):
     """Of two pictures in a row the last, whichever answer comes first."""
     page = open_with_token(open_live, server)
     held: list[Any] = []
-    page.route("**/predict?stream=first*", held.append)
+    page.route("**/predict?stream=first*", lambda route: held.append(route))
     image = pictures("clean", 1)[0][0]
     for stream in ("first", "second"):
         page.fill("#try-stream", stream)
@@ -238,7 +238,7 @@ def test_an_answer_to_a_question_that_was_closed_closes_no_other(told):
     """Reset a, given up; then the question about b stands."""
     page = told(("state", state(camera("a"), camera("b"))), forgiven=f"401|{ENDED}|404")
     held: list[Any] = []
-    page.route("**/reset?stream=a", held.append)
+    page.route("**/reset?stream=a", lambda route: held.append(route))
     row(page, "a").get_by_role("button", name="Reset").click()
     page.click("#act-do")
     page.keyboard.press("Escape")
