@@ -116,7 +116,14 @@ def build(
         intake = Intake(settings, engine.source.model, engine, batcher, metrics)
         reloading = Reloading(settings, engine, batcher, intake, metrics, load)
         reading = Live(
-            Frames(settings, metrics, engine, batcher, told=lambda mode: service.told(mode)),
+            Frames(
+                settings,
+                metrics,
+                engine,
+                batcher,
+                told=lambda mode: service.told(mode),
+                page=app.state.page.tag,
+            ),
             metrics,
             engine.events,
             # The others' connections are for images.

@@ -479,11 +479,14 @@ def total(metric: Counter | Gauge, **labels: str) -> float:
     )
 
 
-def distribution(metric: Histogram) -> tuple[list[int], float]:
-    """Of a histogram's one series: how many were at most each bound, the last of all; their sum."""
-    samples = [sample for family in metric.collect() for sample in family.samples]
-    counts = [int(each.value) for each in samples if each.name.endswith("_bucket")]
-    return counts, next(each.value for each in samples if each.name.endswith("_sum"))
+def distribution(*series: Histogram) -> tuple[list[int], float]:
+    """Of one series or several: how many were at most each bound, the last of all; their sum."""
+    samples = [each for one in series for family in one.collect() for each in family.samples]
+    counts = Tally[str]()
+    for each in samples:
+        if each.name.endswith("_bucket"):
+            counts[each.labels["le"]] += int(each.value)
+    return list(counts.values()), sum(e.value for e in samples if e.name.endswith("_sum"))
 
 
 def unit_of(name: str) -> str:

@@ -74,7 +74,7 @@ class StreamReports:
         )
         for answers in ESTIMATED:
             metrics.estimated_accuracy.labels(answers).set_function(
-                partial(self._estimated_accuracy, answers)
+                partial(lambda each: estimated_accuracy(table.records.values(), each), answers)
             )
         metrics.doubted.set_function(lambda: len(self._doubted()))
         metrics.held.set_function(lambda: len(self._doubted()) if self._holds else 0)
@@ -151,17 +151,6 @@ class StreamReports:
                 level=logging.WARNING,
                 reason=problem,
             )
-
-    def _estimated_accuracy(self, answers: str) -> float:
-        """Mean over the images of late that any stream's guard compared; NaN for none."""
-        records = self._table.records.values()
-        known = [each.estimates for each in records if each.estimates is not None]
-        weights = [min(each.images, LATEST) for each in known]
-        total = sum(
-            weight * getattr(each, answers).accuracy
-            for each, weight in zip(known, weights, strict=True)
-        )
-        return float(total / sum(weights)) if known else math.nan
 
     # Of one stream
 
@@ -292,6 +281,21 @@ class StreamReports:
         _note_act(record, act)
         self._metrics.rollbacks.labels("request").inc()
         self._events.note("rollback", stream=stream, reason="request", version=version)
+
+
+def estimated_accuracy(records: Iterable[StreamRecord], answers: str) -> float:
+    """Mean over the images of late that the guards of these streams compared; NaN for none.
+
+    Args:
+        answers: adapted or source: whose.
+    """
+    known = [each.estimates for each in records if each.estimates is not None]
+    weights = [min(each.images, LATEST) for each in known]
+    total = sum(
+        weight * getattr(each, answers).accuracy
+        for each, weight in zip(known, weights, strict=True)
+    )
+    return float(total / sum(weights)) if known else math.nan
 
 
 def _note_act(record: StreamRecord, act: StreamAct) -> None:

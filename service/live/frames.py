@@ -7,6 +7,7 @@ keeps what it made. Knows nothing of HTTP.
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from heapq import merge
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -18,12 +19,21 @@ from service.live.rows import Change, Rows, Seen
 from service.live.schemas import LiveAsks, LiveCounters, LiveGauges, LiveModel
 from service.metrics import SECONDS, Metrics, distribution, total
 from service.settings import Settings
+from service.stream_reports import estimated_accuracy
 from ttc_core.methods.contract import ADAPTING, HELD, ROLLED_BACK
 
 # Between points of the history, which has those of the last hour.
 INTERVAL_SECONDS, HISTORY_SECONDS = 5.0, 3600.0
-# Events that whoever comes is told.
+# Events that whoever comes is told: so many of those that come with every camera that comes and
+# goes, and as many of all others, which a thousand cameras do not push out.
 EVENTS_TOLD = 200
+ROUTINE = frozenset({"connection_closed", "evicted", "restored", "skipped"})
+# Routes of which a request is one for answers.
+ANSWERING = (
+    "/predict",
+    "/v2/models/{model}/infer",
+    "/v2/models/{model}/versions/{version}/infer",
+)
 # Rows that are older are looked at anew for whoever comes.
 FRESH_SECONDS = 1.5
 
@@ -45,6 +55,7 @@ class Frames:
 
     Args:
         told: a method's mode as people are told it.
+        page: of which the live page is, in a word that changes with it.
 
     Attributes:
         new_events: those that no frame has told yet; whoever hears of one puts it here.
@@ -58,6 +69,7 @@ class Frames:
         batcher: Batcher[Any, Any],
         *,
         told: Callable[[str], str],
+        page: str,
     ) -> None:
         self._settings, self._metrics = settings, metrics
         self._engine, self._batcher, self._told = engine, batcher, told
@@ -69,6 +81,7 @@ class Frames:
         self._about: dict[str, Any] = {
             "started": round(time.time(), 3),
             "version": version("ttc-service"),
+            "page": page,
             "method": settings.method,
             "adapt": settings.adapt,
             "guard": settings.guard,
@@ -76,8 +89,12 @@ class Frames:
             "latency_bounds": SECONDS,
             "interval": INTERVAL_SECONDS,
         }
-        self.new_events: deque[Mapping[str, Any]] = deque(maxlen=EVENTS_TOLD)
-        self._events: deque[bytes] = deque(maxlen=EVENTS_TOLD)
+        self.new_events: deque[Mapping[str, Any]] = deque(maxlen=2 * EVENTS_TOLD)
+        # With their numbers, by whether they are routine.
+        self._events: dict[bool, deque[tuple[int, bytes]]] = {
+            kind: deque(maxlen=EVENTS_TOLD) for kind in (False, True)
+        }
+        self._events_seen = 0
         self._rows = Rows()
         self._looked_at = self._next_point = self._next_choice = -float("inf")
         self._digest = engine.source.model.digest
@@ -121,8 +138,10 @@ class Frames:
                 self._history.setdefault(name, deque(maxlen=most)).append(_json(value))
         new = []
         while self.new_events:
-            new.append(_json(self.new_events.popleft()))
-        self._events.extend(new)
+            event = self.new_events.popleft()
+            new.append(_json(event))
+            self._events_seen += 1
+            self._events[event["event"] in ROUTINE].append((self._events_seen, new[-1]))
         return new
 
     def _look_at_rows(self, now: float) -> dict[str, bytes]:
@@ -147,7 +166,7 @@ class Frames:
             .model_dump_json()
             .encode(),
             "history": _object({name: _list(each) for name, each in self._history.items()}),
-            "events": _list(self._events),
+            "events": _list(event for _, event in merge(*self._events.values())),
             "streams": _list(self._rows.all()),
             "left_out": _json(self._rows.left_out),
         }
@@ -156,7 +175,7 @@ class Frames:
     def _counters(self) -> LiveCounters:
         metrics = self._metrics
         entropies, entropy_sum = distribution(metrics.entropy)
-        latencies, _ = distribution(metrics.request_seconds.labels("/predict"))
+        latencies, _ = distribution(*(metrics.request_seconds.labels(each) for each in ANSWERING))
         return LiveCounters(
             images=int(total(metrics.images)),
             rejected=int(total(metrics.rejected)),
@@ -178,6 +197,8 @@ class Frames:
     def _gauges(self) -> LiveGauges:
         metrics, records = self._metrics, self._engine.streams
         modes = [self._told(record.mode) for record in records.values()]
+        # What is held is answered by the source: what has adapted there is served to nobody.
+        served = [record for record in records.values() if record.mode != HELD]
         return LiveGauges(
             ready=bool(total(metrics.ready)),
             queue_images=self._batcher.waiting_images,
@@ -187,8 +208,8 @@ class Frames:
             held=int(total(metrics.held)),
             doubted=int(total(metrics.doubted)),
             silent=int(total(metrics.silent_streams)),
-            estimated_adapted=_rounded(total(metrics.estimated_accuracy, answers="adapted")),
-            estimated_source=_rounded(total(metrics.estimated_accuracy, answers="source")),
+            estimated_adapted=_rounded(estimated_accuracy(served, "adapted")),
+            estimated_source=_rounded(estimated_accuracy(served, "source")),
             window_accuracy=_rounded(total(metrics.window_accuracy)),
         )
 

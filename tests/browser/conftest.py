@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.fixtures.live_page import WIDE
+
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
@@ -74,6 +76,25 @@ def watched_page(browser) -> Iterator[Any]:
     for context in contexts:
         context.close()
     assert problems == []
+
+
+@pytest.fixture
+def open_live(watched_page):
+    """Opens the page, which may ask nobody but its server, and waits until that has told all."""
+
+    def opened(
+        url: str, *, ready: str = "body[data-live]", beside: str | None = None, **options: Any
+    ) -> Any:
+        options.setdefault("viewport", WIDE)
+        allowed = [f"{url}/", "blob:"]
+        if beside is not None:  # another path of the same proxy
+            allowed.append(f"{url.rpartition('/')[0]}{beside}/")
+        page = watched_page(f"{url}/", *allowed, **options)
+        if ready:
+            page.wait_for_selector(ready, state="attached")
+        return page
+
+    return opened
 
 
 @pytest.fixture
