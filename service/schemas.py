@@ -4,12 +4,14 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
+from pydantic_core import ErrorDetails
 
 from service.errors import OutOfRange
 from ttc_core.interpolation import Interpolation
 
 STREAM_PATTERN = r"^[A-Za-z0-9._:-]{1,64}$"
 STREAM_NAME = re.compile(STREAM_PATTERN)
+STREAM_WORDS = "a stream's name is 1 to 64 of A-Z a-z 0-9 . _ : -"
 DEFAULT_STREAM = "default"
 ALL_STREAMS = "*"
 # In a query or a form: as in JSON. Python would take 1_0, +1, blanks and other scripts' digits too.
@@ -18,6 +20,14 @@ WRITTEN = {
     int: ("a whole number", re.compile(r"-?(0|[1-9][0-9]*)")),
     bool: ("true or false", re.compile(r"true|false")),
 }
+
+
+def in_words(error: ErrorDetails) -> str:
+    """What pydantic has against a value, without a pattern in it: only streams' names have one."""
+    if error["type"] != "string_pattern_mismatch":
+        return error["msg"]
+    every = "" if error["ctx"]["pattern"] == STREAM_PATTERN else ", or * for all"
+    return f"{STREAM_WORDS}{every}"
 
 
 def check_written(name: str, value: str, *kinds: object) -> None:

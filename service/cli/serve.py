@@ -61,6 +61,7 @@ def _serve(reading: Reading) -> None:
     # Whoever waits for the interpreter's lock asks for it after so long. Parsing megabytes would
     # else keep the event loop and the device waiting for 5 ms, several times a request.
     sys.setswitchinterval(0.001)
+    log.info("Loading %s …", settings.model)  # torch alone takes seconds, on a busy machine minutes
     import torch
 
     from service import server, tracing

@@ -51,7 +51,8 @@ const WORDS = {
   stopped: ({ reason }) => `The server stopped: ${reason}.`,
   draining: () => "The server is shutting down.",
   guard: (happening) => `The guard ${actInWords(happening)}.`,
-  reset: ({ reason }) => `Reset to the source: ${REASONS[String(reason)] ?? reason}.`,
+  reset: ({ reason, known }) =>
+    known === false ? "A reset was asked for: nothing was known of it." : `Reset to the source: ${REASONS[String(reason)] ?? reason}.`,
   rollback: ({ version }) => `Rolled back by hand to version ${version}.`,
   suspect: ({ kind }) => `Faulty frames: ${kind}.`,
   suspect_over: ({ kind }) => `Frames are ordinary again, after ${kind}.`,

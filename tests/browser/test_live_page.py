@@ -311,6 +311,7 @@ def test_tokens_are_asked_for_where_the_server_does(open_live):
             client.predict(pictures("fog", 10)[0], stream="gate")
         page = open_live(running.url, ready="", forgiven="401")
         page.wait_for_selector("#token-dialog[open]")
+        assert page.locator("#no-streams").inner_text() == "Not known yet."
         page.fill("#token", "wrong-token-1")
         page.keyboard.press("Enter")
         page.get_by_text("That token was refused.").wait_for()

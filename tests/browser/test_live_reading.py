@@ -9,9 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service.launch import Launched, launch
+from service.launch import Launched
 from service.live.assets import Page
 from tests.e2e.conftest import sample, wait_for
+from tests.fixtures.forked import launch
 from tests.fixtures.live_page import camera, drop, pictures, row, state
 from tests.fixtures.proxy import behind_proxy
 
