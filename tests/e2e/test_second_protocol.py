@@ -148,7 +148,7 @@ def test_every_error_has_the_form_of_the_route(second, pictures):
         running.http.headers["Authorization"] = "Bearer 0123456789abcdef"
         assert "learn" in refused(running.http.post(f"{url}?learn=perhaps", content=b"x"), 422)
         assert "'leran'" in refused(running.http.post(f"{url}?leran=false", content=b"x"), 422)
-        assert "A stream is named" in refused(
+        assert "a stream's name is 1 to 64" in refused(
             running.http.post("/second/a%20b/files", content=frame(pictures[0])), 422
         )
         # Its own parser's mistake.

@@ -43,5 +43,7 @@ def faults(call):
 @pytest.mark.slow
 def test_forward_passes_together_use_freed_memory_again():
     """Else each would have every page of its activations mapped and cleared anew."""
-    assert faults("keep_freed_memory()") < 0.1 * PAGES_OF_THE_ACTIVATIONS
-    assert faults("") > 0.5 * PAGES_OF_THE_ACTIVATIONS
+    kept = faults("keep_freed_memory()")
+    assert kept < 0.1 * PAGES_OF_THE_ACTIVATIONS
+    # How many there are without it differs between processors and their libraries.
+    assert faults("") > 3 * kept
