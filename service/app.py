@@ -19,9 +19,11 @@ from service.batcher import Batcher
 from service.engine import Engine
 from service.errors import Forbidden
 from service.intake import Intake
+from service.leases import Leases
 from service.live.assets import Page
 from service.live.frames import Frames
 from service.live.readers import MOST_READERS, Live
+from service.live.sight import OwnSight
 from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.problems import REQUEST_ID, form_of, install, path_in, refusal
@@ -65,6 +67,7 @@ def build(
     source: Method,
     load: Callable[[], Method] | None = None,
     origins: Mapping[str, Origin] = MappingProxyType({}),
+    leases: Leases | None = None,
 ) -> FastAPI:
     """Connect the parts around a method at the source; the lifespan starts and drains them.
 
@@ -73,6 +76,7 @@ def build(
     Args:
         load: makes such a method on the model as it is read anew; see `Reloading`.
         origins: where settings come from, by their names; told in /status.
+        leases: of the processes that share --state-dir; None: it is ours alone.
     """
     metrics = Metrics(
         CollectorRegistry(),
@@ -93,6 +97,7 @@ def build(
         feedback_ids=settings.feedback_ids,
         silent_factor=settings.silent_factor,
         silent_seconds=settings.silent_seconds,
+        leases=leases,
     )
 
     # It names no `source`: that is nobody's any more once other weights have taken over.
@@ -116,7 +121,10 @@ def build(
         intake = Intake(settings, engine.source.model, engine, batcher, metrics)
         reloading = Reloading(settings, engine, batcher, intake, metrics, load)
         reading = Live(
-            Frames(settings, metrics, engine, batcher, told=lambda mode: service.told(mode)),
+            Frames(
+                settings,
+                OwnSight(settings, metrics, engine, batcher, told=lambda mode: service.told(mode)),
+            ),
             metrics,
             engine.events,
             # The others' connections are for images.

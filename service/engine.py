@@ -21,7 +21,9 @@ from service import tracing
 from service.answering import Image, Part, Pass, Said, ask, shed_of
 from service.events import Events
 from service.exchanging import Exchanging
+from service.handing_over import HandingOver
 from service.known_ids import FILE, KnownIds
+from service.leases import Leases
 from service.metrics import Metrics, versions
 from service.saving import Saving, StreamRecord
 from service.schemas import DoubtedStatus, SavedUnfit
@@ -53,7 +55,8 @@ class Engine:
 
     `code` has digests of the method's and the model's code, where it is the user's own; `table` has
     the streams' places: whoever wants an answer that teaches is admitted there first; `undoing`
-    takes streams back, `exchanging` exchanges other weights for those that answer.
+    takes streams back, `exchanging` exchanges other weights for those that answer, `handing_over`
+    gives streams to other processes.
 
     Args:
         source: a method at the source; streams are forked from it.
@@ -64,6 +67,8 @@ class Engine:
         state_dir: where streams and ids are saved, or None. It is held until `close`.
         feedback_ids: answers to images with an id that a label may still come for.
         silent_factor, silent_seconds: as `Silence` has them.
+        leases: of the processes that share the state folder; None: it is ours alone. With them the
+            ids that labels may come for are known as long as the process lives.
 
     Raises:
         StateFolderError: the folder cannot be used, or another process holds it.
@@ -84,6 +89,7 @@ class Engine:
         feedback_ids: int = 1_000_000,
         silent_factor: float = 3.0,
         silent_seconds: float = 60.0,
+        leases: Leases | None = None,
     ) -> None:
         self._metrics = metrics
         self._names = {"name": method_name, "model": model_spec}
@@ -92,11 +98,12 @@ class Engine:
         digests = {whose: source_digest(spec) for whose, spec in specs.items()}
         self.code = {whose: digest for whose, digest in digests.items() if digest is not None}
         self.events = Events()
-        self._folders, folder = None, None
+        self._folders, folder, ids_file, self._is_shared = None, None, None, leases is not None
         if state_dir is not None:
-            self._folders = StateFolders(state_dir, **specs, code=self.code)
+            self._folders = StateFolders(state_dir, **specs, code=self.code, leases=leases)
             folder = self._folders.of(source.model.digest)
-        names, ids_file = source.model.class_names, None if state_dir is None else state_dir / FILE
+            ids_file = state_dir / FILE if leases is None else None
+        names = source.model.class_names
         ids = KnownIds(feedback_ids, names, ids_file, self.events)
         self.truth = Truth(
             metrics,
@@ -115,6 +122,7 @@ class Engine:
             most=max_streams,
             most_bytes=max_stream_bytes,
             expiry=stream_expiry,
+            leases=leases,
         )
         self.silence = Silence(
             self.events, factor=silent_factor, least=silent_seconds, most_streams=2 * max_streams
@@ -150,6 +158,9 @@ class Engine:
             self.silence,
             self._reports,
             self.exchanging.remove_kept_aside,
+        )
+        self.handing_over = HandingOver(
+            self._on_device, self._writer, self.table, self.truth, self.silence, self.events
         )
 
     @property
@@ -199,8 +210,11 @@ class Engine:
     async def look_at_saved(self) -> None:
         """Look at the files of streams, one at a time: which are doubted, and which do not fit.
 
-        What cannot be looked at is logged, and the others are.
+        What cannot be looked at is logged, and the others are. Of a folder that is shared, nothing
+        is looked at: other processes change the files.
         """
+        if self._is_shared:
+            return
         names: set[str] = set()
         with contextlib.suppress(OSError):  # a folder that cannot be read is told of elsewhere
             names = await asyncio.to_thread(self._saving.names)

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from service.events import Events
+from service.leases import LeaseLost
 from service.metrics import Metrics
 from service.schemas import Discarded, KeptOfStream, StreamAct, StreamTruth
 from service.state_folder import Identity, StateFolder
@@ -365,6 +366,11 @@ class Saving:
             self._leaving[name] = Snapshot(record, state, kept, since)
         return True
 
+    def let_go(self, name: str) -> None:
+        """Know nothing of a stream any more: another process has it, and its file."""
+        self.drop_change(name)
+        self._note_file(name, None)
+
     def forget(self, name: str) -> None:
         """What is saved of a stream counts no more; `remove` is to follow, in any thread."""
         self.drop_change(name)
@@ -431,6 +437,10 @@ class Saving:
                         if self._leaving.get(name) is snapshot:
                             del self._leaving[name]
                             self._undead.discard(name)
+            except LeaseLost as error:
+                self.drop_change(name)  # whoever has it goes on with it
+                self._not_saved(name, error)
+                return False
             except Exception as error:  # a user's own method may hold anything
                 if isinstance(error, OSError):
                     self._retry_at = time.monotonic() + RETRY_SECONDS

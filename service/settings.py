@@ -30,6 +30,7 @@ MOST_PIXELS = 178_956_970
 # Beyond these no setting means anything, and arithmetic or a timer would fail.
 MOST, MOST_BYTES, MOST_THREADS, DAY = 1_000_000, 1 << 40, 1024, 86_400
 MOST_IDS = 10_000_000
+MOST_REPLICAS = 1000
 # The pixels a side that a model may read.
 MOST_SIDE = 8192
 FEWEST_TOKEN_CHARACTERS = 8
@@ -43,6 +44,7 @@ MOST_UNKNOWN = 10
 METHODS = ("ttc_stream", "source", "norm", "t3a", "eta", "tipi", "tent", "ttc")
 _ORIGIN = re.compile(r"(?i)https?://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+")
+_REPLICAS = re.compile(r"([0-9]{1,4})(?::([0-9]{1,4}))?")
 # What it sets beside a Service named ttc.
 _OF_KUBERNETES = re.compile(r"TTC_(SERVICE_(HOST|PORT)|PORT_[0-9]+_)")
 
@@ -268,6 +270,28 @@ class Settings(BaseSettings):
         False, description="send OpenTelemetry spans to where the OTEL_ variables say; extra otel"
     )
 
+    ray: bool = Field(
+        False,
+        description="have replicas of the service answer, which Ray runs on this machine, or on "
+        "those of the cluster that RAY_ADDRESS names; extra ray",
+    )
+    ray_replicas: Annotated[str, Accepted("N, or MIN:MAX, 1 to 1000")] = Field(
+        "2", description="how many: as many, or by the load"
+    )
+    ray_queue: int = Field(
+        16,
+        ge=1,
+        le=MOST,
+        description="requests of a replica, waiting or at work, above which there are to be more",
+    )
+    ray_patience: float = Field(
+        10.0,
+        ge=0.1,
+        le=DAY,
+        description="seconds that they have to be above it before a replica is added; ten times as "
+        "many below it before one goes",
+    )
+
     @field_validator("mean", "std", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
@@ -354,6 +378,30 @@ class Settings(BaseSettings):
             urlsplit(origin)  # raises where brackets hold no address
         return tuple(map(plain_origin, origins))
 
+    @field_validator("ray")
+    @classmethod
+    def _has_a_folder(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not info.data.get("state_dir"):
+            raise ValueError("it needs --state-dir, through which streams move between replicas")
+        return value
+
+    @field_validator("ray_replicas")
+    @classmethod
+    def _are_counts(cls, value: str) -> str:
+        found = _REPLICAS.fullmatch(value.strip())
+        if found is None:
+            raise ValueError("a number of replicas is expected, or MIN:MAX, like 1:4")
+        fewest, most = int(found[1]), int(found[2] or found[1])
+        if not 1 <= fewest <= most <= MOST_REPLICAS:
+            raise ValueError(f"1 to {MOST_REPLICAS} are expected, the lower number first")
+        return value.strip()
+
+    @property
+    def replicas(self) -> tuple[int, int]:
+        """How many replicas there are at least, and at most."""
+        fewest, _, most = self.ray_replicas.partition(":")
+        return int(fewest), int(most or fewest)
+
     @property
     def statistics(self) -> str | None:
         """Where BatchNorm statistics come from unless --set says so; None: as in the paper."""
@@ -394,6 +442,7 @@ _SECTIONS = {
     "silent_factor": "Streams",
     "max_connections": "Requests",
     "drain_delay": "Operation",
+    "ray": "Replicas",
 }
 
 

@@ -1,5 +1,6 @@
 """The folder that streams are saved in: held by one process, and able to hold anything.
 
+Or shared by processes that have a lease of each stream whose file they write (`leases`).
 A stream is the file `NAME.safetensors`; all other files are left alone. What lies in a stream's
 place but is not its state is set aside as `NAME.rejected`, and nothing is ever written over it.
 Where other weights were loaded into a running service, their streams are in a folder of their own
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from service.leases import Leases
 from service.schemas import STREAM_NAME
 from ttc_core.errors import UserError, shown, told
 from ttc_core.guard import saved_snapshots
@@ -36,6 +38,8 @@ from ttc_core.state import (
 
 SUFFIX = ".safetensors"
 LEASE = ".lease"
+# Who holds a folder that is shared.
+REPLICAS = "the replicas of ttc serve --ray"
 # Names the weights whose streams lie in the folder itself, once there are others' beside.
 OWNER = ".weights"
 # Folders of others' streams, each with the digest of its weights behind it.
@@ -59,15 +63,22 @@ class StateFolder:
     Args:
         method, model: as the user gave them; files of others do not fit.
         code: digests of their code, `method` and `model`, where it is the user's own.
+        leases: of the processes that share the folder; None: it is ours alone.
 
     Raises:
         StateFolderError: it is no folder, cannot be made, or another process holds it.
     """
 
     def __init__(
-        self, path: Path, *, method: str, model: str, code: Mapping[str, str] | None = None
+        self,
+        path: Path,
+        *,
+        method: str,
+        model: str,
+        code: Mapping[str, str] | None = None,
+        leases: Leases | None = None,
     ) -> None:
-        self.path = path
+        self.path, self._leases = path, leases
         self._names: dict[str, Any] = {"name": method, "model": model, "code": dict(code or {})}
         self._lease: int | None = None
         try:
@@ -166,20 +177,22 @@ class StateFolder:
 
         Raises:
             OSError: it cannot be written; what was saved before is still there.
+            LeaseLost: another process has the stream.
             TypeError: no file can hold it.
         """
-        self._hold()
-        save_state(self._file(stream), method, **self._names, state=state, of_stream=of_stream)
-        return self.identity(stream)
+        with self._changing(stream):
+            save_state(self._file(stream), method, **self._names, state=state, of_stream=of_stream)
+            return self.identity(stream)
 
     def set_aside(self, stream: str) -> Path:
         """Keep what lies in a stream's place under a name of its own; return that.
 
         Raises:
             OSError: it cannot be renamed.
+            LeaseLost: another process has the stream.
         """
-        self._hold()
-        return set_aside(self._file(stream))
+        with self._changing(stream):
+            return set_aside(self._file(stream))
 
     def counts(self, stream: str, method: Method) -> tuple[int, int]:
         """The steps and pending batches that a stream's file holds.
@@ -208,10 +221,11 @@ class StateFolder:
 
         Raises:
             OSError: it is still there.
+            LeaseLost: another process has the stream.
         """
         if os.path.lexists(self._file(stream)):
-            self._hold()
-            self._file(stream).unlink(missing_ok=True)
+            with self._changing(stream):
+                self._file(stream).unlink(missing_ok=True)
 
     def sync(self) -> None:
         """Make removals outlast a power cut, where the folder allows it."""
@@ -220,6 +234,11 @@ class StateFolder:
 
     def _file(self, stream: str) -> Path:
         return self.path / _file_name(stream)
+
+    def _changing(self, stream: str) -> contextlib.AbstractContextManager[object]:
+        """Change files of a stream in the block: the folder is held, and the stream ours."""
+        self._hold()
+        return contextlib.nullcontext() if self._leases is None else self._leases.writing(stream)
 
     def _hold(self) -> None:
         """Take the lease, or see that it still is ours: folders are deleted and made anew.
@@ -239,13 +258,14 @@ class StateFolder:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(lease, flags, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = self._leases is None
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            whose = f"process {os.getpid()} on {socket.gethostname()}" if alone else REPLICAS
             with contextlib.suppress(OSError):  # a full disk: held, but by nobody that is named
                 os.ftruncate(descriptor, 0)
-                os.pwrite(
-                    descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0
-                )
-            self._remove_unfinished()
+                os.pwrite(descriptor, whose.encode(), 0)
+            if alone:  # else it may be another's, who is writing it
+                self._remove_unfinished()
         except BlockingIOError:
             owner = os.pread(descriptor, MOST_OWNER_BYTES, 0).decode(errors="replace")
             os.close(descriptor)
@@ -337,7 +357,7 @@ class StateFolders:
                     continue
                 for file in [each for each in folder.iterdir() if stream_of(each.name)]:
                     try:
-                        file.unlink()
+                        file.unlink(missing_ok=True)  # processes may do this at the same time
                         count += 1
                     except OSError as error:
                         problem = problem or f"{shown(file.name)}: {error.strerror}"

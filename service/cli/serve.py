@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import socket
 import sys
 from functools import partial
 from importlib.metadata import version
@@ -63,13 +64,15 @@ def _serve(reading: Reading) -> None:
     sys.setswitchinterval(0.001)
     import torch
 
-    from service import server, tracing
+    from service import ray_cluster, server, tracing
     from service.app import build
 
     # What was imported stays. Looked through again each time that a request's JSON brings thousands
     # of objects, its million would keep every thread waiting for a second.
     gc.freeze()
 
+    if settings.ray:
+        ray_cluster.require("--ray")
     if settings.traces:
         try:
             tracing.export(version("ttc-service"))
@@ -90,14 +93,28 @@ def _serve(reading: Reading) -> None:
             torch.set_num_threads(settings.threads)
         load = partial(load_source, settings)
         source = load()
-        app = build(settings, source, load, reading.origins)
-        _introduce(settings, source)
-        del source  # other weights may come in its place, and its memory is to be free then
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        log.info("Listening on http://%s:%d  (page: /, API: /docs, metrics: /metrics)", shown, port)
-        if not server.run(app, settings, listener):
+        if settings.ray:
+            from service.replicas.deploying import serve_replicas
+
+            _introduce(settings, source)
+            del source  # each replica loads its own
+            listening = partial(_tell_address, listener)
+            well = serve_replicas(settings, reading.origins, load, listener, listening)
+        else:
+            app = build(settings, source, load, reading.origins)
+            _introduce(settings, source)
+            del source  # other weights may come in its place, and its memory is to be free then
+            _tell_address(listener)
+            service = partial(getattr, app.state, "service", None)
+            well = server.run(app, settings, listener, service)
+        if not well:
             raise click.ClickException("The service failed; the lines above say why.")
+
+
+def _tell_address(listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    log.info("Listening on http://%s:%d  (page: /, API: /docs, metrics: /metrics)", shown, port)
 
 
 def load_source(settings: Settings) -> "Method":

@@ -17,6 +17,7 @@ from service.live import rows as rows_module
 from service.live.frames import Frames
 from service.live.rows import FAILING_FRAMES, Seen, trouble_of
 from service.live.schemas import LiveCounters, LiveState, LiveTick
+from service.live.sight import OwnSight
 from service.metrics import Metrics
 from service.saving import StreamRecord
 from service.schemas import StreamAct
@@ -36,7 +37,8 @@ class Served:
             source, self.metrics, method_name="ttc", model_spec="small", max_streams=50
         )
         settings, queue = Settings(method="ttc"), SimpleNamespace(waiting_images=0)
-        self.frames = Frames(settings, self.metrics, self.engine, queue, told=lambda mode: mode)
+        sight = OwnSight(settings, self.metrics, self.engine, queue, told=lambda mode: mode)
+        self.frames = Frames(settings, sight)
         self.source = source
 
     def stream(self, name, images=1, **fields):
