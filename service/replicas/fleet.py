@@ -36,16 +36,17 @@ class Fleet:
         handle = self._handle.answer
         if stream is not None:
             handle = handle.options(session_id=stream)
-        response = handle.remote(request, stream)
+        response = None
         try:
+            response = handle.remote(request, stream)
             async with asyncio.timeout(STUCK_SECONDS):
                 answered: Answered = await response
-        except asyncio.CancelledError:
-            response.cancel()  # type: ignore[no-untyped-call]  # nobody waits any more
+        except (asyncio.CancelledError, TimeoutError) as error:
+            if response is not None:
+                response.cancel()  # type: ignore[no-untyped-call]  # nobody waits any more
+            if isinstance(error, TimeoutError):
+                raise NotReady("The replicas do not answer.", retry_after=1) from None
             raise
-        except TimeoutError:
-            response.cancel()  # type: ignore[no-untyped-call]
-            raise NotReady("The replicas do not answer.", retry_after=1) from None
         except Exception as error:  # of Ray's, for whatever became of the replica
             log.warning("a replica did not answer: %s", _first_line(error))
             raise NotReady(GONE, retry_after=1) from error
