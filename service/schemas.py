@@ -409,6 +409,19 @@ class SavedUnfit(BaseModel):
     )
 
 
+class ReplicaStatus(BaseModel):
+    """One replica of the service; events and metrics have its name."""
+
+    name: str
+    host: str
+    process: int
+    started: float
+    ready: bool
+    streams: int = Field(description="in memory")
+    owned: int = Field(description="streams that are its own, in memory or saved")
+    queue_images: int
+
+
 class StatusResponse(BaseModel):
     """All that a person or a page needs to see what the service does."""
 
@@ -451,6 +464,9 @@ class StatusResponse(BaseModel):
         description="the latest starts, resets, skips and failures"
     )
     versions: dict[str, str]
+    replicas: list[ReplicaStatus] | None = Field(
+        None, description="with --ray: those that live; null: this is one process"
+    )
 
 
 class Health(BaseModel):

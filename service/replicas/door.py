@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 Merge = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
-_INDEX = "/v2/repository/index"
+_INDEX, _INFER = "/v2/repository/index", "/v2/models/{model}/infer"
 
 
 class Door:
@@ -159,7 +159,7 @@ class Door:
 
     async def _respond(self, request: Request) -> Response:
         method, path = request.method, path_in(request.scope)
-        request.scope["route"] = _Route(path if path in _KNOWN else "other")
+        request.scope["route"] = _Route(_INFER if is_inference(path) else path)
         if method == "GET" and path == "/healthz":
             return JSONResponse({"status": "alive"})
         share = Share(self._arrivals.memory)
@@ -245,10 +245,7 @@ class Door:
         Args:
             complete: what was asked is not done where a replica did not answer.
         """
-        asked = await self._fleet.call("settings_digest") if complete else []
-        answered = await self._fleet.ask_all(forwarded, stream)
-        if complete and len(answered) < len(asked):
-            raise NotReady("A replica ended meanwhile; ask again.", retry_after=1)
+        answered = await self._fleet.ask_all(forwarded, stream, complete=complete)
         refused = next((each for each in answered if each.status != 200), None)
         if refused is not None:
             return refused.response()
@@ -307,10 +304,10 @@ class Door:
 
 
 class _Route:
-    """Names a path as the metrics have it."""
+    """Names a path as the metrics have it: labels are bounded, whatever is asked for."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path = path if path in _KNOWN else "other"
 
 
 _READY = frozenset({"/readyz", "/v2/health/ready", _INDEX})
@@ -318,7 +315,7 @@ _KNOWN = frozenset(
     {
         *("/predict", "/feedback", "/reset", "/rollback", "/snapshots", "/status", "/model"),
         *("/healthz", "/readyz", "/metrics", "/events", "/", "/docs"),
-        *("/v2/health/live", "/v2/health/ready"),
+        *("/v2/health/live", "/v2/health/ready", _INFER),
     }
 )
 

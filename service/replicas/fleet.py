@@ -52,16 +52,21 @@ class Fleet:
             raise NotReady(GONE, retry_after=1) from error
         return answered
 
-    async def ask_all(self, request: Forwarded, stream: str | None = None) -> list[Answered]:
-        """Have all replicas answer a request, those that live.
+    async def ask_all(
+        self, request: Forwarded, stream: str | None = None, *, complete: bool = False
+    ) -> list[Answered]:
+        """Have all replicas answer a request; those that ended meanwhile are left out.
+
+        Args:
+            complete: what was asked is not done where one is.
 
         Raises:
-            NotReady: none did in time.
+            NotReady: none did in time, or not all did that have to.
         """
         found = await self.call("answer", request, stream, seconds=STUCK_SECONDS)
         answered = [each for each in found if isinstance(each, Answered)]
-        if not answered:
-            raise NotReady("No replica answered.", retry_after=1)
+        if not answered or (complete and len(answered) < len(found)):
+            raise NotReady("Not all replicas answered; ask again.", retry_after=1)
         return answered
 
     async def call(

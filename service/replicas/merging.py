@@ -9,7 +9,8 @@ from prometheus_client.core import Metric
 # As `Events` keeps of one process.
 MOST_EVENTS = 100
 # Of the door's own metrics those that it alone can tell: replicas are handed whole requests.
-OF_THE_DOOR = ("ttc_http_", "ttc_connections_", "ttc_live_", "ttc_ready", "process_")
+_ITS_ALONE = ("ttc_http_", "ttc_connections_", "ttc_live_")
+OF_THE_DOOR = (*_ITS_ALONE, "ttc_rejected_", "ttc_ready", "process_")
 
 Document = dict[str, Any]
 
@@ -142,7 +143,7 @@ class Collected:
                 self._add(family, {})
         for replica, families in of_replicas:
             for family in families:
-                if not family.name.startswith(("ttc_http_", "ttc_connections_", "ttc_live_")):
+                if not family.name.startswith(_ITS_ALONE):
                     self._add(family, {"replica": replica})
 
     def _add(self, family: Metric, labels: Mapping[str, str]) -> None:

@@ -120,8 +120,7 @@ class Replica:
             return await call(self._app, request, self.name)
         try:
             if stream == ALL_STREAMS:
-                names = await asyncio.to_thread(self._service.engine.table.saving.names)
-                await self._ownership.take_free(list(names))
+                await self._ownership.take_free(list(await self._files()))
                 return await call(self._app, request, self.name)
             async with self._ownership.having(stream):
                 return await call(self._app, request, self.name)
@@ -146,12 +145,19 @@ class Replica:
             started=self._started,
             ready=self._service.is_ready,
             owned=len(self._leases.owned()),
-            files=len(await asyncio.to_thread(self._service.engine.table.saving.names)),
+            files=len(await self._files()),
             model=self._sight.model(),
             counters=counters,
             gauges=gauges,
             events=[each for each in self._service.events if each["time"] > last],
         )
+
+    async def _files(self) -> set[str]:
+        """The streams with a file, whosever they are; none where the folder cannot be read."""
+        try:
+            return await asyncio.to_thread(self._service.engine.table.saving.names)
+        except OSError:
+            return set()
 
     async def streams(self) -> dict[str, Seen]:
         """What is shown of its streams."""

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from itertools import pairwise
 
 import httpx
 import pytest
@@ -102,7 +103,7 @@ def test_a_replica_killed_under_load(server, folder, pictures):
             (first, *_) = wait_for(lambda: ready(server))
             killed = time.monotonic()
             os.kill(first["process"], signal.SIGKILL)
-            wait_for(lambda: all(seen[-1][0] > killed + 1 for seen in found.values()))
+            wait_for(lambda at=killed: all(seen[-1][0] > at + 1 for seen in found.values()))
             wait_for(lambda gone=first: len(ready(server)) == 2 and gone not in ready(server))
     finally:
         ended.set()
@@ -111,9 +112,7 @@ def test_a_replica_killed_under_load(server, folder, pictures):
     assert not any(each.is_alive() for each in threads)
     assert all(steps == sorted(steps) for steps in files.values()), files
     went_back = sum(
-        later[1] < before[1]
-        for seen in found.values()
-        for before, later in zip(seen, seen[1:], strict=False)
+        later[1] < before[1] for seen in found.values() for before, later in pairwise(seen)
     )
     assert went_back <= 2 * len(names)  # once a kill at most, to its last save
 
