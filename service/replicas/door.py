@@ -199,21 +199,24 @@ class Door:
 
     async def _body(self, request: Request, share: Share, path: str) -> Buffer:
         """A request's body, unpacked. Of whoever has no token it is not read: a replica says so."""
-        if self._is_stranger(request):
+        if self._is_stranger(request, path):
             if path != _INDEX:
                 return b""
             return await Reception(self._arrivals, request, share, MOST_INDEX_BYTES).receive()
         return await Reception(self._arrivals, request, share).receive()
 
-    def _is_stranger(self, request: Request) -> bool:
-        """Whether a request has a token of ours where one is asked for."""
-        secrets = [each for each in (self.settings.token, self.settings.admin_token) if each]
-        if self.settings.token is None:
-            return False  # whatever is posted but for a few routes goes without
+    def _is_stranger(self, request: Request, path: str) -> bool:
+        """Whether a request has not the token that its route asks for, if it has a body at all."""
+        asked = self.settings.token
+        if path in _FOR_ADMINISTRATORS:
+            asked = self.settings.admin_token or asked
+        if asked is None:
+            return False
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         token = given.encode("latin-1") if scheme.lower() == "bearer" else b""
-        accepted = [each.get_secret_value().encode(errors="surrogateescape") for each in secrets]
-        return not any([hmac.compare_digest(token, each) for each in accepted])
+        return not hmac.compare_digest(
+            token, asked.get_secret_value().encode(errors="surrogateescape")
+        )
 
     async def _stream(self, request: Request, body: Buffer, share: Share, path: str) -> str | None:
         """The stream whose replica is to answer; None: any may."""
@@ -310,6 +313,7 @@ class _Route:
         self.path = path if path in _KNOWN else "other"
 
 
+_FOR_ADMINISTRATORS = frozenset({"/reset", "/rollback", "/model"})
 _READY = frozenset({"/readyz", "/v2/health/ready", _INDEX})
 _KNOWN = frozenset(
     {
