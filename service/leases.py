@@ -242,13 +242,15 @@ class Leases:
         return None
 
     def release(self, stream: str) -> None:
-        """Give a stream up, if it is ours.
+        """Give a stream up, if it is ours, be it by its lease alone.
 
         Raises:
             OSError: it cannot be said: it is ours until we end.
         """
-        with contextlib.suppress(LeaseLost), self.writing(stream) as lease:
-            _write(lease, Claim("", self._owned[stream]))
+        with self._locked(stream) as lease:
+            found = _claim_in(lease)
+            if found.owner == self.owner:
+                _write(lease, Claim("", found.epoch))
         self._owned.pop(stream, None)
 
     @contextlib.contextmanager

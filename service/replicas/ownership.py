@@ -107,14 +107,14 @@ class Ownership:
         Returns:
             Whether it is nobody's now.
         """
-        if not self.leases.owns(stream) or stream in self._leaving:
+        if stream in self._leaving or stream in self._taking:
             return False
         self._leaving.add(stream)
         try:
             async with asyncio.timeout(FINISH_SECONDS):
                 while self._requests[stream]:
                     await asyncio.sleep(FINISH_PAUSE)
-            if not await self._handing_over.hand_over(stream):
+            if self.leases.owns(stream) and not await self._handing_over.hand_over(stream):
                 return False
             await asyncio.to_thread(self.leases.release, stream)
         except (TimeoutError, OSError) as error:

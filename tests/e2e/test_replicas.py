@@ -196,7 +196,7 @@ def test_all_replicas_are_told_of_and_act(start, pictures):
         assert sum(of_replicas) == 9
         assert text.count("# TYPE ttc_images_total counter") == 1
         assert sample(text, "ttc_ready") == 1
-        predicted = 'ttc_http_requests_total{method="POST",route="/predict",status="200"}'
+        predicted = 'ttc_http_requests_total{code="200",method="POST",route="/predict"}'
         assert sample(text, predicted) == 9
         labels = [{"stream": each, "id": "first", "label": 1} for each in streams]
         labels.append({"stream": "s0", "id": "unheard", "label": 1})
