@@ -115,7 +115,7 @@ class Engine:
 
     def build(self, context: Path, file: Path, name: str, *options: str) -> None:
         """Make an image of a Dockerfile; what it stands on has to be here."""
-        options = ("--format=docker", "--layers", "--pull-never", *options)
+        options = ("--format=docker", "--pull-never", *options)
         self.run("buildah", "bud", *options, "--tag", name, "--file", file, context)
 
     def has(self, name: str) -> bool:

@@ -42,10 +42,11 @@ MONITORS = {"prometheus": "prometheus", "alertmanager": "prometheus-alertmanager
 MONITOR = """
 FROM scratch
 COPY files /
+COPY --chown=65534:65534 data /{service}
 USER 65534:65534
 ENTRYPOINT ["/usr/bin/{program}"]
 """
-NOBODY = 65534
+SHARED = ("libc6", "busybox-static")
 APPLETS = ("sh", "wget", "cat", "kill")
 
 
@@ -84,22 +85,22 @@ def make_monitors(engine: Engine) -> None:
     Raises:
         RuntimeError: a step failed, with what was said.
     """
-    for service, package in MONITORS.items():
-        if engine.has(image_of(service)):
-            continue
-        with tempfile.TemporaryDirectory(dir=engine.folder) as folder:
-            context = Path(folder)
+    if all(engine.has(image_of(service)) for service in MONITORS):
+        return
+    with tempfile.TemporaryDirectory(dir=engine.folder) as folder:
+        archives = Path(folder)
+        engine.run("apt-get", "download", *SHARED, *MONITORS.values(), at=archives)
+        for service, package in MONITORS.items():
+            context = archives / service
             files = context / "files"
-            for name in ("libc6", "busybox-static", package):
-                engine.run("apt-get", "download", name, at=context)
-            for archive in context.glob("*.deb"):
+            (context / "data").mkdir(parents=True)
+            for name in (*SHARED, package):
+                (archive,) = archives.glob(f"{name}_*.deb")
                 engine.run("dpkg-deb", "--extract", archive, files)
             for applet in APPLETS:
                 (files / "bin" / applet).symlink_to("busybox")
-            data = files / service
-            data.mkdir()
-            os.chown(data, NOBODY, NOBODY)
-            _build(engine, context, MONITOR.format(program=package), image_of(service))
+            text = MONITOR.format(service=service, program=package)
+            _build(engine, context, text, image_of(service))
 
 
 def _build(engine: Engine, context: Path, dockerfile: str, name: str) -> None:
