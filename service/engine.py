@@ -32,7 +32,7 @@ from service.schemas import DoubtedStatus, SavedUnfit
 from service.shedding import Shed
 from service.silence import Silence
 from service.state_folder import StateFolder, StateFolders
-from service.stream_reports import StreamReports, went_back
+from service.stream_reports import Standing, StreamReports, went_back
 from service.streams import Streams
 from service.truth import Truth
 from service.undoing import Undoing
@@ -70,6 +70,7 @@ class Engine:
         settings: the server's, without secrets; for the log of changes.
         changes_bytes, changes_files: of that a file's size, and how many are kept.
         changes_writer: whose log it is, where several processes share the folder.
+        envelope: the digest of what adaptation may change, for that log.
         feedback_ids: answers to images with an id that a label may still come for.
         silent_factor, silent_seconds: as `Silence` has them.
 
@@ -93,6 +94,7 @@ class Engine:
         changes_bytes: int = 64 << 20,
         changes_files: int = 32,
         changes_writer: str = "",
+        envelope: str | None = None,
         feedback_ids: int = 1_000_000,
         silent_factor: float = 3.0,
         silent_seconds: float = 60.0,
@@ -108,6 +110,7 @@ class Engine:
         if state_dir is not None:
             self._folders = StateFolders(state_dir, **specs, code=self.code)
             folder = self._folders.of(source.model.digest)
+        self._envelope = {} if envelope is None else {"envelope": envelope}
         self._settings = {"server": dict(settings), "method": plain(source.settings)}
         self.changes = Changes(
             state_dir,
@@ -261,6 +264,7 @@ class Engine:
             device=str(self.source.model.device),
             settings=self._settings,
             settings_digest=digest_of(self._settings),
+            **self._envelope,
         )
         self.events.note(
             "started",
@@ -437,11 +441,11 @@ class Engine:
             record.batches += 1
             self._reports.looked_at(stream, record, part.answers.suspects)
             if self.table.keep(stream, record):
-                before, was_off = record.version, record.second_view_off
+                before, was_off = Standing.of(record), record.second_view_off
                 outcome = self._learn(stream, record, part.prediction, learn)
                 record.take_note()
                 self._reports.learned(stream, record, len(part.labels), outcome, before)
-                self._acted(stream, record, outcome.acts, before + outcome.stepped)
+                self._acted(stream, record, outcome.acts, before.version + outcome.stepped)
                 if record.second_view_off and not was_off:
                     record.answers_from = self.truth.newest
                     self._reports.second_view_off(stream, record)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.changes.changes import Changes
 from service.events import Events
@@ -41,6 +41,25 @@ MOST_RESET = 1000
 MOST_DOUBTED = 1000
 # Why saved streams do not fit: so many reasons are told, those of most streams.
 MOST_REASONS = 10
+
+
+class Standing(NamedTuple):
+    """Where a stream stands before a batch: its version, and what an envelope cut or dropped."""
+
+    version: int
+    verdicts: Mapping[str, int]
+
+    @classmethod
+    def of(cls, record: StreamRecord) -> "Standing":
+        return cls(record.version, _verdicts(record))
+
+    def verdicts_since(self, record: StreamRecord) -> dict[str, int]:
+        """By clause, what came to it; of a stream that began anew all."""
+        found = {}
+        for clause, count in _verdicts(record).items():
+            before = self.verdicts.get(clause, 0)
+            found[clause] = count - before if count >= before else count
+        return {clause: count for clause, count in found.items() if count}
 
 
 class StreamReports:
@@ -180,22 +199,22 @@ class StreamReports:
         record: StreamRecord,
         images: int,
         outcome: Adaptation,
-        version_before: int,
+        before: "Standing",
     ) -> None:
         """Note what a stream learned from a batch; what a guard then did is told in `acted`."""
         if not record.method.adapts:
             return
-        if outcome.skipped == "failed":
-            version_before = record.version  # it is as it was, or was put back, which is told
-        stepped_to = version_before + outcome.stepped
+        # One that failed is as it was, or was put back, which is told.
+        version = record.version if outcome.skipped == "failed" else before.version
+        stepped_to = version + outcome.stepped
         self._changes.learned(
             stream,
             images,
             outcome,
-            version_before=version_before,
+            version_before=version,
             version=stepped_to if went_back(outcome.acts) else record.version,
             drift=record.drift,
-            verdicts={},
+            verdicts=before.verdicts_since(record),
         )
 
     def no_memory(self, stream: str) -> None:
@@ -366,6 +385,11 @@ class StreamReports:
             drift=round(record.drift, 6),
             **{name: value for name, value in why.items() if value is not None},
         )
+
+
+def _verdicts(record: StreamRecord) -> Mapping[str, int]:
+    found = getattr(record, "verdicts", None)
+    return {} if found is None else found.by_clause
 
 
 def went_back(acts: Iterable[Act]) -> bool:

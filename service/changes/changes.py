@@ -5,6 +5,7 @@ lost, and how many lines were is a line itself.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -16,7 +17,7 @@ from service.changes.chain import Chain
 from service.changes.files import Place
 from service.changes.sums import Sum
 from service.events import Events
-from service.schemas import ChangesMark
+from service.schemas import ALL_STREAMS, ChangesMark
 from ttc_core.errors import told
 from ttc_core.methods import Adaptation
 
@@ -24,14 +25,16 @@ from ttc_core.methods import Adaptation
 FLUSH_SECONDS = 1.0
 # After what could not be written.
 RETRY_SECONDS = 5.0
-# What a stream learns is one line in so many seconds.
-SUM_SECONDS = 60.0
+# What a stream learns is a line in so many seconds, unless it is saved before; looked at so often.
+SUM_SECONDS, LOOK_SECONDS = 60.0, 10.0
 MOST_WAITING = 20_000
 # Written at once: a file is as much longer than it should be, at most.
 MOST_AT_ONCE = 500
 LONGEST_TEXT = 1000
-# After these a stream is another than what it has learned until then.
-_MOVES = frozenset({"reset", "roll_back", "second_view_off", "weights", "expired"})
+# What was learned before these is told before: so the log has all that a saved stream has.
+_BEHIND = frozenset(
+    {"save", "reset", "roll_back", "second_view_off", "weights", "expired", "stopped"}
+)
 
 
 class Changes:
@@ -88,10 +91,10 @@ class Changes:
         if stream is not None:
             line["stream"] = stream
         with self._lock:
-            if event in _MOVES and stream is not None:
-                # What was learned before comes before.
-                for name in list(self._sums) if stream == "*" else [stream]:
-                    if (each := self._sums.pop(name, None)) is not None:
+            if event in _BEHIND:
+                of_all = stream is None or stream == ALL_STREAMS
+                for name in [*self._sums] if of_all else [stream]:
+                    if name is not None and (each := self._sums.pop(name, None)) is not None:
                         self._have_wait(each.told(name, now))
             self._have_wait(line)
         self._noted.set()
@@ -144,27 +147,26 @@ class Changes:
 
     def _keep_writing(self) -> None:
         assert self._chain is not None
-        due, failed = time.monotonic() + SUM_SECONDS, False
-        ending = False
+        ending = failed = False
         while not ending:
-            self._noted.wait(max(0.0, due - time.monotonic()))
+            self._noted.wait(LOOK_SECONDS)
             self._ending.wait(RETRY_SECONDS if failed else FLUSH_SECONDS)
             self._noted.clear()
             ending = self._ending.is_set()
             # While nothing can be written they go on: one line for the whole time.
-            if ending or (time.monotonic() >= due and not failed):
-                self._end_sums()
-                due = time.monotonic() + SUM_SECONDS
+            if ending or not failed:
+                self._end_sums(math.inf if ending else time.time() - SUM_SECONDS)
             failed = not self._write(self._chain, closed=ending)
             if failed:
                 self._noted.set()
         self._chain.close()
 
-    def _end_sums(self) -> None:
+    def _end_sums(self, begun: float) -> None:
+        """Tell what streams learned since such a moment or longer ago."""
         with self._lock:
-            sums, self._sums = self._sums, {}
             now = time.time()
-            self._waiting.extend(each.told(name, now) for name, each in sums.items())
+            for name in [name for name, each in self._sums.items() if each.since <= begun]:
+                self._waiting.append(self._sums.pop(name).told(name, now))
 
     def _write(self, chain: Chain, *, closed: bool) -> bool:
         """Write all that waits; return whether it could be."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -156,6 +157,7 @@ def story(told: Iterable[Told], *, one_writer: bool) -> Iterator[Row]:
     learning: _Learning | None = None
     waiting: dict[str, list[Row]] = {}
     last: dict[str, Told] = {}
+    settings: dict[str, Mapping[str, Any]] = {}
     for each in told:
         fields, event = each.fields, each.fields[EVENT]
         before, last[each.writer] = last.get(each.writer), each
@@ -169,9 +171,13 @@ def story(told: Iterable[Told], *, one_writer: bool) -> Iterator[Row]:
             learning.add(fields)
             continue
         rows = [_row(each)]
-        if event == "started" and before is not None:
-            ended = "" if before.fields[EVENT] == "stopped" else "killed, or the machine failed"
-            rows.insert(0, Row(before.fields[TIME], fields[TIME], "not running", more=ended))
+        if event == "started":
+            if before is not None:
+                ended = "" if before.fields[EVENT] == "stopped" else "killed, or the machine failed"
+                rows.insert(0, Row(before.fields[TIME], fields[TIME], "not running", more=ended))
+            known, settings = settings.get(each.writer), {**settings, each.writer: fields}
+            if known is not None and (differs := "; ".join(_differing(known, fields))):
+                rows.append(Row(fields[TIME], fields[TIME], "settings changed", more=differs))
         if event in _OF_ALL and not one_writer:
             waiting.setdefault(each.writer, []).extend(rows)
             continue
@@ -194,6 +200,21 @@ def _row(told: Told) -> Row:
     what = f"would {_WOULD.get(event, event)} (observed)" if fields.get("observed") else what
     images, drift = fields.get("images"), fields.get("drift")
     return Row(now, now, what, images, moved, drift, "; ".join(filter(None, more)))
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What one start has otherwise than the one before."""
+    old, new = _flat(before), _flat(now)
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            yield f"{name} {old.get(name)} → {new.get(name)}"
+
+
+def _flat(started: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: started.get(name) for name in ("program", "model", "digest", "envelope")}
+    for whose, values in (started.get("settings") or {}).items():
+        found |= {f"{whose}.{name}": value for name, value in values.items()}
+    return found
 
 
 _WHAT = {
@@ -245,11 +266,14 @@ def _count(count: int, one: str, several: str | None = None) -> str:
 
 
 def show(rows: Iterable[Row], console: Console) -> int:
-    """Print a line for each row; return how many there were. Times are UTC."""
+    """Print a line for each row; return how many there were. Times are UTC.
+
+    A line ends at a terminal's edge, and goes on where it is piped.
+    """
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("from", "to", "what", "images", "version", "drift", "more"):
         is_number = name in ("images", "version", "drift")
-        table.add_column(name, justify="right" if is_number else "left", no_wrap=name != "more")
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
     count = 0
     for row in rows:
         count += 1
@@ -263,8 +287,16 @@ def show(rows: Iterable[Row], console: Console) -> int:
             row.more,
         )
         table.add_row(*(Text(shown(cell) if cell else "") for cell in cells))
-    if count:
+    if not count:
+        return 0
+    table.width = Measurement.get(console, console.options.update(width=100_000), table).maximum
+    if console.is_terminal:
         console.print(table)
+        return count
+    with console.capture() as printed:
+        console.print(table, crop=False)
+    for line in printed.get().splitlines():
+        console.out(line.rstrip(), highlight=False)
     return count
 
 

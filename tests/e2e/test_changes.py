@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from service.changes import changes as changes_module
+from service.replay import to_png
 from tests.fixtures.requests import ask
+from ttc_core.datasets import Geometry, open_data
 from ttc_core.guard import watched
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods import create
@@ -21,11 +23,11 @@ ONLY = 3
 class Collapsing(Wrapper):
     """Answers one class, for sure, once its stream has had some images."""
 
-    images = 0
+    healthy, images = 10, 0
 
     def predict(self, images, *, learn=True, **asked):
         said = self.inner.predict(images, learn=learn, **asked)
-        if self.images < 40:
+        if self.images < self.healthy:
             return said
         wrong = Prediction.of(20 * torch.eye(self.model.classes)[[ONLY] * len(images)])
         return replace(
@@ -38,18 +40,21 @@ class Collapsing(Wrapper):
 
 
 @pytest.fixture(scope="module")
-def folder(serve, model, pictures, tmp_path_factory):
+def folder(serve, model, tmp_path_factory):
     """Of a server that ran twice: images, a roll back, a reset, a hold, a restart."""
     folder = tmp_path_factory.mktemp("states")
+    stream = open_data("bundled", Geometry(32)).open("clean", 5, limit=120)
+    pictures = [to_png(pixels) for pixels in stream.read(stream.positions)]
 
-    def running(max_batch=10):
+    def running(max_batch):
         inner = create("ttc", model, statistics="moving", samples_per_step=10)
         return serve(source=watched(Collapsing(inner), "on"), state_dir=folder, max_batch=max_batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ttc_core.guard.guarded.SNAPSHOT_EVERY", 10)
         patch.setattr(changes_module, "FLUSH_SECONDS", 0.05)
-        with running() as first:
+        patch.setattr(Collapsing, "healthy", 1000)
+        with running(10) as first:
             follow(first, pictures[:40], "gate")
             follow(first, pictures[:10], "yard")
             first.at_rest()
@@ -58,8 +63,9 @@ def folder(serve, model, pictures, tmp_path_factory):
             head = first.wait_for(lambda: first.status()["changes"])
             line, number = (first.metric(f"ttc_changes_{name}") for name in ("line", "head"))
             assert first.metric("ttc_changes_lost_total") == 0
-        with running() as second:
-            follow(second, pictures[:160], "gate")
+        patch.setattr(Collapsing, "healthy", 10)
+        with running(20) as second:
+            follow(second, pictures, "gate")
             second.at_rest()
     assert line >= head["line"] > 0
     return folder, f"{int(number):013x}"
@@ -95,10 +101,11 @@ def test_the_story_of_a_camera_has_all_that_was_done(ttc, folder):
     assert hold["evidence"]
 
 
-def test_the_story_is_told_in_rows(ttc, folder, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_the_story_is_told_in_rows(ttc, folder):
+    """On whole lines, as a pipe takes them."""
     status, out, _ = ttc("changes", "show", "--state-dir", folder[0], "--stream", "gate")
     assert status == 0
+    assert "server.max_batch 10 → 20" in out
     for said in ("learned", "brought back", "reset", "held: the source answers", "not running"):
         assert said in out
     assert re.search(r"learned +40 +0 → \d+", out)

@@ -1,18 +1,23 @@
 """What an engine tells its log of changes, and what saved streams have of it."""
 
+import asyncio
 import json
 import os
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from service.changes import changes as changes_module
 from service.changes.changes import Changes
 from service.changes.verifying import verify
 from service.events import Events
+from service.stream_reports import Standing
+from tests.fixtures.networks import make_model
 from tests.fixtures.streams import events, request, reset, stop
-from ttc_core.methods import Adaptation
+from ttc_core.methods import Adaptation, create
 from ttc_core.state import describe
 
 
@@ -78,23 +83,20 @@ def test_a_reset_stands_between_what_came_before_and_after(engine, tmp_path):
     lines = told(tmp_path, "steps", "reset", "removed", "save")[stop_saving:]
     kinds = [(line["event"], line["stream"]) for line in lines]
     assert kinds == [
-        ("steps", "gate"),
         ("reset", "gate"),
         ("removed", "gate"),
         ("steps", "gate"),
         ("reset", "*"),
-        ("save", "gate"),
         ("steps", "gate"),
+        ("save", "gate"),
     ]
-    assert (lines[1]["version_before"], lines[1]["version"]) == (before, 0)
-    assert lines[3]["version_before"] == 0
+    assert (lines[0]["version_before"], lines[0]["version"]) == (before, 0)
+    assert lines[2]["version_before"] == 0
     assert not verified(tmp_path).defects
 
 
 def told_after_save(engine, folder):
     """Save what there is; how many lines of interest that made."""
-    import asyncio
-
     asyncio.run(engine._save_changed())
     until(lambda: (folder / "changes.jsonl").exists() and told(folder, "save"))
     return len(told(folder, "steps", "reset", "removed", "save"))
@@ -232,6 +234,50 @@ def test_numbers_that_are_none_and_long_texts_are_told_all_the_same(tmp_path):
     changes.close()
     hold, steps = told(tmp_path, "hold", "steps")
     assert (hold["drift"], len(hold["reason"]), steps["drift"]) == (None, 1001, None)
+
+
+def test_other_weights_are_a_line_and_files_of_each_are_told_apart(engine, tmp_path, source):
+    """Those that are removed in the end, too."""
+    table = engine(tmp_path)
+    request(table, "gate")
+    model = make_model("batch-norm")
+    with torch.no_grad():
+        model.module.head.bias += 1.0
+    model.refresh()
+    others = create("ttc", model, statistics="moving", samples_per_step=8)
+
+    async def exchange():
+        exchanging = table.exchanging
+        await exchanging.put_away(await exchanging.exchange(await exchanging.prepare(others)))
+
+    asyncio.run(exchange())
+    request(table, "gate")
+    asyncio.run(table.save())
+    until(lambda: len(told(tmp_path, "save")) == 2)
+    assert not verified(tmp_path).defects
+    assert verified(tmp_path).files == 2
+    reset(table, None)
+    stop(table)
+    (weights,) = told(tmp_path, "weights")
+    digests = (weights["former_digest"], weights["digest"])
+    assert digests == (source.model.digest, others.model.digest)
+    apart = f"weights-{others.model.digest}/gate.safetensors"
+    assert [each["file"] for each in told(tmp_path, "save")] == ["gate.safetensors", apart]
+    assert {each["file"] for each in told(tmp_path, "removed")} == {"gate.safetensors", apart}
+    assert not verified(tmp_path).defects
+
+
+def test_what_the_envelope_did_is_told_by_clause(engine, tmp_path):
+    """As far as it came to what was told before; of a stream that began anew all."""
+
+    def record(**counts):
+        return SimpleNamespace(version=3, verdicts=SimpleNamespace(by_clause=counts))
+
+    before = Standing.of(record(drift=2, image_in_step=5))
+    assert before.version == 3
+    assert before.verdicts_since(record(drift=4, image_in_step=5)) == {"drift": 2}
+    assert before.verdicts_since(record(drift=1)) == {"drift": 1}
+    assert Standing.of(SimpleNamespace(version=0)).verdicts_since(record(drift=1)) == {"drift": 1}
 
 
 def test_without_a_folder_nothing_is_noted(engine, tmp_path, monkeypatch):
