@@ -64,7 +64,7 @@ class Chain:
     @property
     def is_synced(self) -> bool:
         """Whether all lines outlast a power cut."""
-        return self.synced is None or self.synced.line == self._line
+        return self._line == (0 if self.synced is None else self.synced.line)
 
     def append(self, told: Sequence[Mapping[str, Any]]) -> None:
         """Put lines behind those that are there: all of them, or none.

@@ -20,10 +20,18 @@ _HEAD = re.compile(rf"changes(?:-(?P<writer>{WRITER.pattern}))?\.head")
 
 @dataclass(frozen=True)
 class Place:
-    """The files of one writer's log in a folder."""
+    """The files of one writer's log in a folder.
+
+    Raises:
+        ValueError: nobody's log may have that name.
+    """
 
     folder: Path
     writer: str = ""
+
+    def __post_init__(self) -> None:
+        if self.writer and not WRITER.fullmatch(self.writer):
+            raise ValueError(f"a writer's name is {WRITER.pattern}; got {self.writer!r}")
 
     @property
     def current(self) -> Path:

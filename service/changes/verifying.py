@@ -4,6 +4,8 @@ What holds the log from outside is asked, too: the head beside it, and the one i
 file. Whoever rewrites all of them together is found by a head that was kept elsewhere alone.
 """
 
+import contextlib
+import os
 import time
 from array import array
 from collections import defaultdict
@@ -25,7 +27,7 @@ from service.state_folder import APART, SUFFIX, stream_of
 from ttc_core.state import StateError, describe
 
 # A service at work may have written meanwhile: what looks wrong is looked at again so much later.
-AGAIN_SECONDS = 2.5
+AGAIN_SECONDS, LOOKS = 2.5, 2
 FEWEST_DIGITS = 12
 
 
@@ -145,12 +147,18 @@ def verify(
     Raises:
         OSError: something cannot be read.
     """
-    scan = _scan(folder)
-    saved = list(_saved_files(folder))
-    found = _judged(folder, scan, scan, saved, head)
-    if found.defects:
+    before = _scan(folder)
+    for _ in range(LOOKS):
+        saved = list(_saved_files(folder))
+        found = _judged(folder, before, before, saved, head)
+        if not found.defects:
+            break
         wait(AGAIN_SECONDS)
-        found = _judged(folder, scan, _scan(folder), saved, head)
+        after = _scan(folder)
+        found = _judged(folder, before, after, saved, head)
+        if not found.defects:
+            break
+        before = after
     return found
 
 
@@ -185,18 +193,28 @@ def _saved_files(folder: Path) -> Iterator[SavedFile]:
         for path in sorted(inside.glob(f"*{SUFFIX}")):
             if stream_of(path.name) is None or not path.is_file():
                 continue
+            with contextlib.suppress(FileNotFoundError):  # it has gone since
+                yield _saved_file(folder, path)
+
+
+def _saved_file(folder: Path, path: Path) -> SavedFile:
+    """Read a stream's file; all that is told is of one and the same."""
+    while True:
+        with path.open("rb") as file:
+            sha256 = file_digest(file, "sha256").hexdigest()
             try:
                 about = describe(path).of_stream
             except StateError:
                 about = {}
-            images = about.get("images")
-            with path.open("rb") as file:
-                yield SavedFile(
-                    str(path.relative_to(folder)),
-                    file_digest(file, "sha256").hexdigest(),
-                    images if isinstance(images, int) else 0,
-                    _mark(about.get("changes")),
-                )
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break  # nobody has replaced it in between
+    images = about.get("images")
+    return SavedFile(
+        str(path.relative_to(folder)),
+        sha256,
+        images if isinstance(images, int) else 0,
+        _mark(about.get("changes")),
+    )
 
 
 def _judged(

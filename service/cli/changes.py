@@ -12,7 +12,7 @@ FOLDER = click.option(
     envvar="TTC_STATE_DIR",
     show_envvar=True,
     metavar="DIR",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="of ttc serve; it may be in use",
 )
 # Of what is wrong, so many sentences are told.
@@ -29,20 +29,31 @@ def changes() -> None:
 @click.option(
     "--head", metavar="HASH", help="12 to 64 hex digits of a line's hash that was kept elsewhere"
 )
-def verify(folder: Path, head: str | None) -> None:
+@click.option(
+    "--metric",
+    metavar="NUMBER",
+    type=click.FloatRange(0, 2**52),
+    help="a value that ttc_changes_head had once",
+)
+def verify(folder: Path, head: str | None, metric: float | None) -> None:
     """Find any line of the log that was altered, cut, swapped or added, and saved streams that are
     not as the log has them.
 
     A sentence for each, with the file and its line; exit status 1. Whoever may write to the folder
-    can make all of it anew: keep heads elsewhere (ttc_changes_head is one), and name one by --head.
+    can make all of it anew: keep heads elsewhere, as Prometheus does, and name one.
     """
     from service.changes.verifying import FEWEST_DIGITS, verify
     from service.changes.verifying_view import told_of
+    from service.metrics import HEAD_DIGITS
 
     if head is not None and not (
         FEWEST_DIGITS <= len(head) <= 64 and set(head.lower()) <= set("0123456789abcdef")
     ):
         raise click.UsageError(f"--head takes {FEWEST_DIGITS} to 64 hex digits; got {head[:80]!r}.")
+    if metric is not None and head is not None:
+        raise click.UsageError("--head and --metric name a line each; one is accepted.")
+    if metric is not None:
+        head = f"{int(metric):0{HEAD_DIGITS}x}"
     found = verify(folder, head=head)
     for sentence in told_of(found, MOST_TOLD):
         click.echo(sentence)

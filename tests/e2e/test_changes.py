@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from service.changes import changes as changes_module
+from service.changes import verifying
 from service.replay import to_png
 from tests.fixtures.requests import ask
 from ttc_core.datasets import Geometry, open_data
@@ -68,7 +69,13 @@ def folder(serve, model, tmp_path_factory):
             follow(second, pictures, "gate")
             second.at_rest()
     assert line >= head["line"] > 0
-    return folder, f"{int(number):013x}"
+    return folder, number
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Nobody writes meanwhile: nothing is waited for before it is looked at again."""
+    monkeypatch.setattr(verifying, "AGAIN_SECONDS", 0.0)
 
 
 def follow(running, images, stream):
@@ -123,9 +130,11 @@ def test_the_story_is_told_in_rows(ttc, folder):
 def test_what_nobody_touched_is_verified(ttc, folder):
     """With the head that a metric told."""
     states, head = folder
-    status, out, _ = ttc("changes", "verify", "--state-dir", states, "--head", head)
+    status, out, _ = ttc("changes", "verify", "--state-dir", states, "--metric", head)
     assert (status, "All is as it was written." in out) == (0, True), out
     assert "2 saved streams are as the log has them" in out
+    status, out, _ = ttc("changes", "verify", "--state-dir", states, "--metric", head - 1)
+    assert (status, "No line has a hash that begins with" in out) == (1, True)
 
 
 @pytest.mark.parametrize("way", ["altered", "cut", "swapped", "added", "removed", "older"])
@@ -159,8 +168,13 @@ def test_wrong_use_is_answered_by_a_sentence(ttc, folder, tmp_path):
     states = folder[0]
     for arguments, expected, sentence in (
         (("verify", "--state-dir", states, "--head", "xyz"), 2, "--head takes 12 to 64 hex digits"),
+        (
+            ("verify", "--state-dir", states, "--head", "a" * 12, "--metric", "1"),
+            *(2, "one is accepted"),
+        ),
         (("verify", "--state-dir", tmp_path), 1, "There is no log of changes here"),
         (("verify",), 2, "--state-dir"),
+        (("verify", "--state-dir", tmp_path / "none"), 1, "No such file or directory"),
         (("show", "--state-dir", states, "--stream", "a b"), 2, "--stream takes 1 to 64"),
         (("show", "--state-dir", tmp_path, "--stream", "a"), 1, "There is no log of changes in"),
         (
