@@ -5,6 +5,7 @@ from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.errors import CLIENT_CLOSED_REQUEST, STATUS
+from service.schemas import ChangesMark
 from service.shedding import STEPS, Shed
 from ttc_core.frames import KINDS
 from ttc_core.methods import Adaptation, HostPrediction
@@ -62,6 +64,8 @@ UNITS = ("seconds", "bytes", "nats", "ratio", "images", "batches", "requests", "
 MOST_CLASS_LABELS = 100
 # Streams that are named while they are held: whoever is woken needs the worst, not all.
 MOST_HELD_LABELS = 5
+# Of a hash: a sample holds whole numbers of 53 bits.
+HEAD_DIGITS = 13
 
 SECONDS = (
     *(0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128),
@@ -273,6 +277,9 @@ class Metrics:
             "ttc_unsaved_age_seconds", "Age of the oldest change that no file has; 0 for none."
         )
 
+        self.changes = _Changes()
+        registry.register(self.changes)
+
         # Truth
         self.labelled = counter(
             "ttc_labelled_images_total", "Answers whose label came, with the image or later."
@@ -467,6 +474,47 @@ class _LongestHeld(Collector):
         for stream, since in longest[:MOST_HELD_LABELS]:
             held.add_metric([stream], since)
         yield held
+
+
+class ChangesTold(Protocol):
+    """What a log of changes tells of itself: its end, and how many lines are missing."""
+
+    lost: int
+
+    @property
+    def head(self) -> ChangesMark | None: ...
+
+
+class _Changes(Collector):
+    """The end of the log of changes: the number of a line, and its hash as another number.
+
+    They are of one line at one moment, and two series however long the log grows.
+    """
+
+    def __init__(self) -> None:
+        self._told: ChangesTold | None = None
+
+    def of(self, told: ChangesTold) -> None:
+        """Tell of this log from now on."""
+        self._told = told
+
+    def collect(self) -> Iterable[Metric]:
+        head = None if self._told is None else self._told.head
+        line = 0 if head is None else head.line
+        number = 0 if head is None else int(head.head[:HEAD_DIGITS], 16)
+        yield GaugeMetricFamily(
+            "ttc_changes_line", "Lines of the log of changes that are on disk.", line
+        )
+        yield GaugeMetricFamily(
+            "ttc_changes_head",
+            f"The last of them: the first {HEAD_DIGITS} hex digits of its hash, as a number.",
+            number,
+        )
+        yield CounterMetricFamily(
+            "ttc_changes_lost_total",
+            "Lines of the log of changes that could not be written.",
+            0 if self._told is None else self._told.lost,
+        )
 
 
 def total(metric: Counter | Gauge, **labels: str) -> float:

@@ -12,10 +12,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from service.changes.changes import Changes
 from service.events import Events
 from service.metrics import Metrics
 from service.schemas import Discarded, KeptOfStream, StreamAct, StreamTruth
@@ -105,9 +108,11 @@ class Snapshot:
         record: the stream itself; it may have gone on since, if somebody else has it too.
         state: the method's; kept: what else is in the file.
         since: when the oldest change came that no file has.
+        version: optimizer steps that are in it.
     """
 
     record: StreamRecord
+    version: int
     state: State
     kept: KeptOfStream
     since: float
@@ -123,8 +128,10 @@ class Saving:
         source: a method at the source.
         folder: where streams are saved, or None.
         truth: what labels say of the streams; it is in their files.
+        changes: where it stands what was written, read and removed.
 
     Attributes:
+        changes: the same.
         source: streams are forked from it; with a folder it keeps what a guard had in saved
             streams, where none is on.
         failing: the last file could not be written; none is given up for another before one was.
@@ -139,11 +146,13 @@ class Saving:
         events: Events,
         metrics: Metrics,
         truth: Truth,
+        changes: Changes,
     ) -> None:
         is_unwatched = folder is not None and mode_of(source) == "off"
         self.source: Method = Unwatched(source) if is_unwatched else source
         self.folder, self.answers_from = folder, 0
         self._events, self._metrics, self._truth = events, metrics, truth
+        self.changes = changes
         # Since when what is not in its file, by stream; and what is on its way there.
         self._changed: dict[str, float] = {}
         self._leaving: dict[str, Snapshot] = {}
@@ -276,7 +285,7 @@ class Saving:
             if found is None:
                 self._note_file(name, None)
                 return record
-            saved = kept_of(name, found[1])
+            saved = kept_of(name, found[1].of_stream)
             record.doubted_since, record.held_since = saved.doubted_since, saved.held_since
             record.take_note()
         except Exception as error:  # a user's own method may raise anything
@@ -294,6 +303,16 @@ class Saving:
         before = min(saved.answers_from, record.answers_from)
         record.answers_from = max(before, self.answers_from)
         record.bytes = state_bytes(record.method)
+        self.changes.note(
+            "load",
+            stream=name,
+            file=self.folder.place(name),
+            sha256=found[1].sha256,
+            mark=saved.changes and saved.changes.model_dump(),
+            images=record.images,
+            version=record.version,
+            drift=record.drift,
+        )
         self._events.note_repeated("restored", stream=name)
         return record
 
@@ -324,7 +343,7 @@ class Saving:
         if is_none:
             try:
                 with self._writing:
-                    where = f"is now {self.folder.set_aside(name)}"
+                    where = f"is now {self._set_aside(name, _reason(why))}"
                     self._note_file(name, None)
             except (OSError, UserError) as error:
                 where = f"stays where it is ({_reason(error)})"
@@ -362,7 +381,7 @@ class Saving:
             since = self._changed.pop(name, time.monotonic())
             if name in self._leaving:
                 since = self._leaving[name].since
-            self._leaving[name] = Snapshot(record, state, kept, since)
+            self._leaving[name] = Snapshot(record, record.version, state, kept, since)
         return True
 
     def forget(self, name: str) -> None:
@@ -413,17 +432,28 @@ class Saving:
                         continue
                     is_ours = name in self._undead  # and to be removed, or written over
                     if not is_ours and (kept := self.folder.make_way(name, record.file)):
+                        self._rejected(name, kept, "it was not the stream's")
                         self._events.note(
                             "set_aside",
                             message=f"what lay in the place of stream {name} is now {kept}",
                             level=logging.WARNING,
                             stream=name,
                         )
-                    record.file = self.folder.save(
+                    mark = self.changes.head
+                    kept_beside = snapshot.kept.model_copy(update={"changes": mark})
+                    record.file, sha256 = self.folder.save(
                         name,
                         record.method,
                         snapshot.state,
-                        snapshot.kept.model_dump(exclude_defaults=True),
+                        kept_beside.model_dump(exclude_defaults=True),
+                    )
+                    self.changes.note(
+                        "save",
+                        stream=name,
+                        file=self.folder.place(name),
+                        sha256=sha256,
+                        images=snapshot.kept.images,
+                        version=snapshot.version,
                     )
                     self._retry_at, self.failing, record.failed = 0.0, False, False
                     self._note_file(name, snapshot.kept)
@@ -449,6 +479,27 @@ class Saving:
             self._changed.pop(name, None)
             self._changed[name] = snapshot.since
             return snapshot.record
+
+    def _remove(self, name: str) -> None:
+        assert self.folder is not None
+        self.folder.remove(name)
+        self.changes.note("removed", stream=name, file=self.folder.place(name))
+
+    def _set_aside(self, name: str, why: str) -> Path:
+        """Keep what lies in a stream's place under another name; return that.
+
+        Raises:
+            OSError: it cannot be renamed.
+        """
+        assert self.folder is not None
+        kept = self.folder.set_aside(name)
+        self._rejected(name, kept, why)
+        return kept
+
+    def _rejected(self, name: str, kept: Path, why: str) -> None:
+        assert self.folder is not None
+        place = self.folder.place(name)
+        self.changes.note("rejected", stream=name, file=place, kept=kept.name, reason=why)
 
     def _not_saved(self, name: str, error: Exception) -> None:
         self._metrics.saves.labels("failed").inc()
@@ -483,9 +534,9 @@ class Saving:
                     labelled=beside.labelled,
                     correct=beside.correct,
                 )
-                remove: Callable[[str], object] = self.folder.remove
+                remove: Callable[[str], object] = self._remove
             except StateError:
-                what, remove = Discarded(), self.folder.set_aside
+                what, remove = Discarded(), partial(self._set_aside, why="it was reset")
             with self._writing:
                 if name not in self._undead:
                     continue  # it has been saved since

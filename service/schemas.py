@@ -283,6 +283,22 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 ACTS = 5
 
 
+class ChangesMark(BaseModel):
+    """A line of the log of changes."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    writer: str = Field("", max_length=64, description="whose log; empty: the one process's")
+    line: Count = Field(description="its number, from the first ever on")
+    head: str = Field(pattern="^[0-9a-f]{64}$", description="its hash")
+
+
+class ChangesHead(ChangesMark):
+    """The last line of a log of changes that was certainly on disk."""
+
+    closed: bool
+
+
 class KeptOfStream(BaseModel):
     """What a stream's file keeps beside the method's state."""
 
@@ -302,6 +318,8 @@ class KeptOfStream(BaseModel):
     doubted_since: Moment | None = None
     held_since: Moment | None = None
     acts: Annotated[list[StreamAct], Field(max_length=ACTS)] = []
+    # The end of the log of changes when the file was written.
+    changes: ChangesMark | None = None
 
 
 class DoubtedStatus(BaseModel):
@@ -451,6 +469,10 @@ class StatusResponse(BaseModel):
         default_factory=SavedUnfit,
         description="those of them that are none of what is served: each is set aside, as "
         "NAME.rejected, and starts at the source when its images come; found as saved_doubted is",
+    )
+    changes: ChangesMark | None = Field(
+        None,
+        description="the end of the log of changes, as far as it is on disk; null: there is none",
     )
     truth: dict[str, StreamTruth] = Field(
         {},

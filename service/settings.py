@@ -217,6 +217,15 @@ class Settings(BaseSettings):
     save_interval: float = Field(
         60.0, ge=0.1, le=DAY, description="seconds after which a stream that has changed is saved"
     )
+    changes_bytes: int = Field(
+        64 << 20,
+        ge=64 << 10,
+        le=MOST_BYTES,
+        description="bytes of a file of the log of changes in --state-dir; then the next goes on",
+    )
+    changes_files: int = Field(
+        32, ge=2, le=MOST, description="files of it that are kept; then the oldest goes"
+    )
     feedback_ids: int = Field(
         1_000_000, ge=1, le=MOST_IDS, description="answers that a later label may name by their id"
     )

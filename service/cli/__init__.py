@@ -14,6 +14,7 @@ try:
     import click
 
     from service.cli.calibrate import calibrate
+    from service.cli.changes import changes
     from service.cli.completion import completion
     from service.cli.config import config
     from service.cli.corrupt import corrupt
@@ -107,6 +108,7 @@ def cli() -> None:
 
 for verb in (
     *(serve, config, replay, evaluate, report, corrupt, train, calibrate, demo, doctor, state),
+    changes,
     explain,
     completion,
 ):

@@ -70,6 +70,7 @@ const WORDS = {
   skipped: ({ reason }) => `Not learned from: ${reason}.`,
   adaptation_failed: ({ reason }) => `Adapting failed: ${reason}`,
   not_saved: ({ reason }) => `Could not be saved: ${reason}`,
+  changes_not_written: ({ reason }) => `The log of changes could not be written: ${reason}`,
   not_saving: ({ reason }) => `No stream will be saved: ${reason}`,
   evicted: ({ reason }) => `Left memory: ${reason}.`,
   restored: () => "Came back from its saved state.",

@@ -179,6 +179,7 @@ async def status(service: ServiceNow) -> StatusResponse:
         saved_streams=await service.engine.saved_streams(),
         saved_doubted=service.engine.saved_doubted(),
         saved_unfit=service.engine.saved_unfit(),
+        changes=service.engine.changes.head,
         truth=service.engine.truth.streams,
         counters=service.metrics.counters(),
         events=list(service.engine.events),
