@@ -21,6 +21,7 @@ from service.metrics import Metrics
 from service.schemas import Discarded, KeptOfStream, StreamAct, StreamTruth
 from service.state_folder import Identity, StateFolder
 from service.truth import Truth
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.errors import UserError, shown
 from ttc_core.frames import KINDS
 from ttc_core.guard import Unwatched, doubted, mode_of, watching
@@ -45,6 +46,7 @@ class StreamRecord:
     version: int = 0
     pending_batches: int = 0
     drift: float = 0.0
+    verdicts: Verdicts = field(default_factory=Verdicts)
     second_view_off: bool = False
     details: Mapping[str, float] = field(default_factory=dict)
     mode: str = ADAPTING
@@ -88,6 +90,7 @@ class StreamRecord:
         self.version = self.method.version
         self.pending_batches = self.method.pending_batches
         self.drift = self.method.drift
+        self.verdicts = self.method.verdicts
         self.second_view_off = self.method.second_view_off
         self.details = self.method.details
         self.estimates = self.method.estimates

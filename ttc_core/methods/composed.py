@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.methods.contract import (
     ADAPTING,
     Adaptation,
@@ -72,6 +73,10 @@ class ComposedMethod(ABC):
     @property
     def drift(self) -> float:
         return 0.0
+
+    @property
+    def verdicts(self) -> Verdicts:
+        return Verdicts()
 
     @property
     def second_view_off(self) -> bool:

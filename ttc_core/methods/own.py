@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.errors import PluginError, UserError, told
 from ttc_core.flat import NamedTensors
 from ttc_core.methods.contract import (
@@ -57,6 +58,7 @@ class OwnMethod:
     shares = False
     mode = ADAPTING
     estimates = None
+    verdicts = Verdicts()
     record_temperature = None
 
     def __init__(self, name: str, model: SourceModel, inner: Any) -> None:
