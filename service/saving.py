@@ -28,7 +28,13 @@ from ttc_core.guard import Unwatched, doubted, mode_of, watching
 from ttc_core.guard.estimate import Estimates
 from ttc_core.methods import Method
 from ttc_core.methods.contract import ADAPTING, HELD, State
-from ttc_core.state import StateError, StateOfAnother, StateUnreadable, size_bytes
+from ttc_core.state import (
+    StateError,
+    StateOfAnother,
+    StateOutside,
+    StateUnreadable,
+    size_bytes,
+)
 
 # After a file that could not be written no other is tried for so long, but in the background.
 RETRY_SECONDS = 1.0
@@ -532,6 +538,8 @@ def state_bytes(method: Method) -> int:
 
 def unfit_reason(error: Exception) -> str:
     """Why a file is none of what is served; it does not say where the file lies."""
+    if isinstance(error, StateOutside):
+        return f"outside of the envelope: {error.clause}"
     return error.difference if isinstance(error, StateOfAnother) else UNREADABLE
 
 

@@ -16,7 +16,8 @@ from ttc_core.methods import create
 from ttc_core.methods.contract import Pending, Prediction
 from ttc_core.methods.parts.conditions import PRESENT, Conditions, looks_of
 from ttc_core.methods.parts.diversity import LARGEST_WEIGHT, Classes, Diversity
-from ttc_core.methods.parts.learner import AffineLearner, Gradient
+from ttc_core.methods.parts.gradient import Gradient
+from ttc_core.methods.parts.learner import AffineLearner
 from ttc_core.methods.parts.prior import HORIZONS, TemporalPrior
 from ttc_core.methods.parts.second_view import Bet
 from ttc_core.methods.parts.shadow import HORIZON, Shadow

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ttc_core.envelope.ledger import Ledger
+from ttc_core.envelope.limits import Limits
 from ttc_core.flat import Layout, NamedTensors
 from ttc_core.methods.contract import Prediction, Share, State
 from ttc_core.model import SourceModel
@@ -109,12 +111,25 @@ class MovingStatistics:
     A layer that a pass calls several times moves by the mean of its calls' moments; each call is
     normalised with the mean of those so far. Moments are float32 at least, whatever the network's
     precision.
+
+    Args:
+        limits: of what an image may weigh; ledger: where it is noted that one would have weighed
+            more. None: there is no limit.
     """
 
     moves = True
 
-    def __init__(self, model: SourceModel, *, warm_start: int, floor: float) -> None:
+    def __init__(
+        self,
+        model: SourceModel,
+        *,
+        warm_start: int,
+        floor: float,
+        limits: Limits | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
         self._model = model
+        self._limits, self._ledger = limits or Limits(model), ledger or Ledger()
         self._warm_start, self._floor = warm_start, floor
         self.reset()
 
@@ -147,10 +162,16 @@ class MovingStatistics:
             # A layer that the pass left out (an auxiliary head, say) keeps its moments.
             batch = {**self.moments, **share.moments}
             flat = torch.cat([batch[name] for name in self._model.moments_layout.shapes], dim=1)
+            weight = self._wanted_weight(share.images)
+            if weight > self._limits.weight_of(share.images):
+                self._ledger.cut("image_in_statistics")
             self._moments = torch.lerp(self._moments, flat, self._weight(share.images))
         self.images_seen += share.images
 
     def _weight(self, images: int) -> float:
+        return min(self._wanted_weight(images), self._limits.weight_of(images))
+
+    def _wanted_weight(self, images: int) -> float:
         rate = max(1 / (self._warm_start + self.images_seen), self._floor)
         return float(1 - (1 - rate) ** images)
 
@@ -216,14 +237,18 @@ class MovingLook(OwnLook):
         return MovingShare(self.images, {name: calls[-1] for name, calls in self._batch.items()})
 
 
-def _moving(model: SourceModel, settings: Any) -> Statistics:
+def _moving(
+    model: SourceModel, settings: Any, limits: Limits | None = None, ledger: Ledger | None = None
+) -> Statistics:
     moving = settings.moving
-    return MovingStatistics(model, warm_start=moving.warm_start, floor=moving.floor)
+    return MovingStatistics(
+        model, warm_start=moving.warm_start, floor=moving.floor, limits=limits, ledger=ledger
+    )
 
 
-# How `statistics=NAME` is made, at the source.
-STATISTICS: dict[str, Callable[[SourceModel, Any], Statistics]] = {
-    "batch": lambda _, settings: FixedStatistics(BatchLook(settings.prior_images)),
-    "source": lambda _, settings: FixedStatistics(source_look),
+# How `statistics=NAME` is made, at the source, of a network, settings, limits and their ledger.
+STATISTICS: dict[str, Callable[..., Statistics]] = {
+    "batch": lambda _, settings, *within: FixedStatistics(BatchLook(settings.prior_images)),
+    "source": lambda _, settings, *within: FixedStatistics(source_look),
     "moving": _moving,
 }
