@@ -399,8 +399,10 @@ class Engine:
             self._reports.looked_at(stream, record, part.answers.suspects)
             if self.table.keep(stream, record):
                 outcome = self._learn(stream, record, part.prediction, learn)
-                was_off = record.second_view_off
+                was_off, verdicts = record.second_view_off, record.verdicts
                 record.take_note()
+                if record.verdicts != verdicts:
+                    self._reports.held_within(stream, verdicts, record.verdicts)
                 self._acted(stream, record, outcome.acts)
                 if record.second_view_off and not was_off:
                     record.answers_from = self.truth.newest

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from service.events import Events
-from service.metrics import ESTIMATED, Metrics
+from service.metrics import ENVELOPE_VERDICTS, ESTIMATED, Metrics
 from service.saving import StreamRecord
 from service.schemas import (
     ACTS,
@@ -23,6 +23,7 @@ from service.schemas import (
 from service.silence import Silence
 from service.state_folder import StateFolder
 from service.streams import Streams
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.errors import told
 from ttc_core.guard.estimate import LATEST
 from ttc_core.methods import Act, Adaptation, Method
@@ -220,6 +221,22 @@ class StreamReports:
             self._events.note(
                 "guard", level=logging.WARNING, stream=stream, images=record.images, **fields
             )
+
+    def held_within(self, stream: str, before: Verdicts, after: Verdicts) -> None:
+        """Count what the envelope made of a stream's steps, and tell the first of a kind.
+
+        Args:
+            before, after: the verdicts on the stream before and after; they begin anew with it.
+        """
+        for verdict in ENVELOPE_VERDICTS:
+            known = getattr(before, verdict)
+            for clause, count in getattr(after, verdict).items():
+                new = count - known.get(clause, 0)
+                if new != 0:
+                    self._metrics.envelope_steps.labels(clause, verdict).inc(max(new, 0) or count)
+                # That parameters which may not move do not is nothing to be told of.
+                if clause not in known and clause != "parameters":
+                    self._events.note("envelope", stream=stream, clause=clause, verdict=verdict)
 
     def looked_at(self, stream: str, record: StreamRecord, suspects: Sequence[str | None]) -> None:
         """Count the images that look like a faulty camera's, and tell when that begins and ends."""

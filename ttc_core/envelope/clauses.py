@@ -126,5 +126,5 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = ", ".join(Envelope.model_fields)
         return f"{name[:100]!r} is no clause of an envelope; the clauses are: {known}."
-    said = first["msg"].removeprefix("Value error, ")
+    said = first["msg"].removeprefix("Value error, ").replace("tuple", "list")
     return f"{name} = {str(first['input'])[:100]} is not accepted: {said}."

@@ -36,6 +36,10 @@ class Enveloped(Wrapper):
         self._known = self._seen()
 
     @property
+    def envelope(self) -> Envelope:
+        return self._limits.envelope
+
+    @property
     def verdicts(self) -> Verdicts:
         return self._ledger.verdicts
 

@@ -102,9 +102,13 @@ class Limits:
 
     def _cut_each(self, parameters: Tensor) -> Tensor:
         """Each no further from the source's than the largest change, after rounding, too."""
-        most, source = self.envelope.largest_change, self._source
+        source = self._source
+        # As a number of the parameters' type: a tensor is compared with it as one.
+        most = source.new_tensor(self.envelope.largest_change)
         if math.isinf(most):
             return parameters
+        if float(most) > self.envelope.largest_change:
+            most = torch.nextafter(most, torch.zeros_like(most))
         cut = torch.clamp(parameters, source - most, source + most)
         for _ in range(2):
             beyond = (cut - source).abs() > most

@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from ttc_core.envelope.clauses import Envelope
 from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.guard.estimate import Estimates
 from ttc_core.methods.contract import Adaptation, Method, Prediction, Right, State, Weighed
@@ -48,6 +49,10 @@ class Wrapper:
     @property
     def drift(self) -> float:
         return self.inner.drift
+
+    @property
+    def envelope(self) -> Envelope:
+        return self.inner.envelope
 
     @property
     def verdicts(self) -> Verdicts:

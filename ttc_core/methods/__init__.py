@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ttc_core.envelope.clauses import UNBOUNDED, Envelope
+from ttc_core.envelope.clauses import BUILT_IN, UNBOUNDED, Envelope
 from ttc_core.methods.contract import (
     Act,
     Adaptation,
@@ -61,6 +61,7 @@ __all__ = [
     "far_off",
     "method_class",
     "settings_for",
+    "usual_envelope",
 ]
 
 
@@ -124,6 +125,15 @@ def create(
     if on_shift and method.adapts - {"moments"}:
         method = OnShift(method)
     return watched(method, guard, watching, within)
+
+
+def usual_envelope(name: str, *, paper: bool) -> Envelope | None:
+    """What a method may change where nothing else is said; None: it is as its paper has it.
+
+    Args:
+        paper: the paper's methods are to be so.
+    """
+    return None if paper and name in PAPER_METHODS else BUILT_IN
 
 
 def settings_for(name: str, given: Mapping[str, str], *, statistics: str | None) -> dict[str, Any]:

@@ -90,6 +90,10 @@ class ComposedMethod(ABC):
         return 0.0
 
     @property
+    def envelope(self) -> Envelope:
+        return self._limits.envelope
+
+    @property
     def verdicts(self) -> Verdicts:
         return self._ledger.verdicts
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ttc_core.envelope.clauses import UNBOUNDED
 from ttc_core.envelope.ledger import SECTION
 from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.errors import PluginError, UserError, told
@@ -59,6 +60,7 @@ class OwnMethod:
     shares = False
     mode = ADAPTING
     estimates = None
+    envelope = UNBOUNDED
     verdicts = Verdicts()
     record_temperature = None
 
