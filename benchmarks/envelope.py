@@ -59,7 +59,7 @@ def maxima(methods: list[str], limit: int, batch_size: int) -> Iterator[str]:
     """Of each method as served, and stream, a row of a table: how far it went at most."""
     model = load("bundled")
     data = open_data("bundled", Geometry(32))
-    columns = ("method", "stream", "drift", "largest change", "steps per 1,000", "an image, %")
+    columns = ("stream", "method", "drift", "largest change", "steps per 1,000", "an image, %")
     yield _row(*columns)
     yield _row(*["---"] * len(columns))
     for name in methods:
@@ -81,8 +81,8 @@ def maxima(methods: list[str], limit: int, batch_size: int) -> Iterator[str]:
                     change = max(change, float((far - model.source_affine).abs().max()))
                 most = max(most, _pending_share(method))
             yield _row(
-                name,
                 f"{corruption}, {order}",
+                name,
                 f"{drift:.4f}",
                 f"{change:.3f}",
                 f"{1000 * steps / images:.1f}",

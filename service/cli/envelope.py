@@ -69,7 +69,7 @@ def check(file: Path, model: str | None, state_dir: Path | None, network: Networ
         raise click.ClickException(str(error)) from error
     loaded = None if model is None else _loaded(found, model, network)
     click.echo(f"{file} holds. Its digest is {found.digest}.")
-    if state_dir is not None and not _check_streams(found, state_dir, model, loaded, network):
+    if state_dir is not None and not _check_streams(found, state_dir, loaded, network):
         sys.exit(1)
 
 
@@ -92,7 +92,6 @@ def _loaded(envelope: "Envelope", spec: str, network: NetworkOptions) -> "Source
 def _check_streams(
     envelope: "Envelope",
     folder: Path,
-    spec: str | None,
     model: "SourceModel | None",
     network: NetworkOptions,
 ) -> bool:
@@ -108,7 +107,7 @@ def _check_streams(
         files = sorted(each for each in folder.iterdir() if each.suffix == SUFFIX)
     except OSError as error:
         raise StateError(f"{shown(folder)} cannot be read: {error.strerror}.") from None
-    models = {} if spec is None or model is None else {spec: model}
+    models: dict[str, SourceModel] = {}
     inside = 0
     for file in files:
         stream = stream_of(file.name) or file.name

@@ -13,6 +13,7 @@ from service.demo import ORDERS, SERVERS
 from ttc_core.envelope.clauses import BUILT_IN, Envelope
 from ttc_core.frames import KINDS
 from ttc_core.guard import guarded, snapshots, watch
+from ttc_core.methods import PAPER_METHODS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -104,6 +105,11 @@ def test_the_clauses_of_an_envelope_have_the_values_of_the_code() -> None:
     for name, shown in rows.items():
         value = getattr(BUILT_IN, name)
         assert shown == (f"[{', '.join(value)}]" if isinstance(value, tuple) else f"{value:g}")
+
+
+def test_each_method_is_told_which_clauses_speak_of_it() -> None:
+    told = " ".join(row[0] for row in the_table("envelope.md", "method").rows).lower()
+    assert set(PAPER_METHODS) <= set(re.findall(r"[a-z0-9]+", told))
 
 
 def test_the_guards_steps_have_the_numbers_of_the_code() -> None:
