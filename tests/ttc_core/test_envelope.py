@@ -244,7 +244,8 @@ def test_an_image_weighs_no_more_in_moving_statistics(most, count):
     limits, ledger = Limits(MODEL, Envelope.of({"image_in_statistics": most})), Ledger()
     layers, ends = MODEL.moments_layout.views(MODEL.source_moments), []
     for odd in (0.0, 1e4):
-        statistics = MovingStatistics(MODEL, warm_start=1, floor=0.5, limits=limits, ledger=ledger)
+        statistics = MovingStatistics(MODEL, warm_start=1, floor=0.5)
+        statistics.keep_within(limits, ledger)
         # Of one image, in the mean over the batch's.
         share = MovingShare(count, {name: each + odd / count for name, each in layers.items()})
         prediction = Prediction.of(torch.zeros(count, CLASSES), pending=Pending(share=share))

@@ -9,6 +9,8 @@ SECTION = "envelope"
 # Images since a step, of which more are as many.
 ENOUGH = 1000
 _MOST = 2**53
+# Of a stream that was always within; one for all.
+NONE = Verdicts()
 
 
 class Ledger:
@@ -23,7 +25,7 @@ class Ledger:
         self.reset()
 
     def reset(self) -> None:
-        self.verdicts = Verdicts()
+        self.verdicts = NONE
         self.since_step = ENOUGH
 
     def commit(self, prediction: Sized, *, learned: bool) -> None:

@@ -24,7 +24,7 @@ from ttc_core.methods.contract import (
 from ttc_core.methods.parts import Part
 from ttc_core.methods.parts.gradient import Gradient, Loss, gradient
 from ttc_core.methods.parts.learner import AffineLearner
-from ttc_core.methods.parts.statistics import STATISTICS
+from ttc_core.methods.parts.statistics import STATISTICS, MovingStatistics
 from ttc_core.methods.settings import (
     AffineSettings,
     MethodSettings,
@@ -196,9 +196,9 @@ class StatisticsMethod(ComposedMethod):
         return super().shares and not of_the_batch
 
     def _compose(self) -> Sequence[Part]:
-        self._statistics = STATISTICS[self._settings.statistics](
-            self.model, self._settings, self._limits, self._ledger
-        )
+        self._statistics = STATISTICS[self._settings.statistics](self.model, self._settings)
+        if isinstance(self._statistics, MovingStatistics):
+            self._statistics.keep_within(self._limits, self._ledger)
         return (self._statistics,)
 
 

@@ -111,27 +111,19 @@ class MovingStatistics:
     A layer that a pass calls several times moves by the mean of its calls' moments; each call is
     normalised with the mean of those so far. Moments are float32 at least, whatever the network's
     precision.
-
-    Args:
-        limits: of what an image may weigh; ledger: where it is noted that one would have weighed
-            more. None: there is no limit.
     """
 
     moves = True
 
-    def __init__(
-        self,
-        model: SourceModel,
-        *,
-        warm_start: int,
-        floor: float,
-        limits: Limits | None = None,
-        ledger: Ledger | None = None,
-    ) -> None:
+    def __init__(self, model: SourceModel, *, warm_start: int, floor: float) -> None:
         self._model = model
-        self._limits, self._ledger = limits or Limits(model), ledger or Ledger()
         self._warm_start, self._floor = warm_start, floor
+        self._within: tuple[Limits, Ledger] | None = None
         self.reset()
+
+    def keep_within(self, limits: Limits, ledger: Ledger) -> None:
+        """Have no image weigh more than the limits allow; where one should, that is noted."""
+        self._within = limits, ledger
 
     def reset(self) -> None:
         self.images_seen = 0
@@ -162,14 +154,15 @@ class MovingStatistics:
             # A layer that the pass left out (an auxiliary head, say) keeps its moments.
             batch = {**self.moments, **share.moments}
             flat = torch.cat([batch[name] for name in self._model.moments_layout.shapes], dim=1)
-            weight = self._wanted_weight(share.images)
-            if weight > self._limits.weight_of(share.images):
-                self._ledger.cut("image_in_statistics")
-            self._moments = torch.lerp(self._moments, flat, self._weight(share.images))
+            weight, wanted = self._weight(share.images), self._wanted_weight(share.images)
+            if weight < wanted and self._within is not None:
+                self._within[1].cut("image_in_statistics")
+            self._moments = torch.lerp(self._moments, flat, weight)
         self.images_seen += share.images
 
     def _weight(self, images: int) -> float:
-        return min(self._wanted_weight(images), self._limits.weight_of(images))
+        wanted = self._wanted_weight(images)
+        return wanted if self._within is None else min(wanted, self._within[0].weight_of(images))
 
     def _wanted_weight(self, images: int) -> float:
         rate = max(1 / (self._warm_start + self.images_seen), self._floor)
@@ -237,18 +230,14 @@ class MovingLook(OwnLook):
         return MovingShare(self.images, {name: calls[-1] for name, calls in self._batch.items()})
 
 
-def _moving(
-    model: SourceModel, settings: Any, limits: Limits | None = None, ledger: Ledger | None = None
-) -> Statistics:
+def _moving(model: SourceModel, settings: Any) -> Statistics:
     moving = settings.moving
-    return MovingStatistics(
-        model, warm_start=moving.warm_start, floor=moving.floor, limits=limits, ledger=ledger
-    )
+    return MovingStatistics(model, warm_start=moving.warm_start, floor=moving.floor)
 
 
-# How `statistics=NAME` is made, at the source, of a network, settings, limits and their ledger.
-STATISTICS: dict[str, Callable[..., Statistics]] = {
-    "batch": lambda _, settings, *within: FixedStatistics(BatchLook(settings.prior_images)),
-    "source": lambda _, settings, *within: FixedStatistics(source_look),
+# How `statistics=NAME` is made, at the source.
+STATISTICS: dict[str, Callable[[SourceModel, Any], Statistics]] = {
+    "batch": lambda _, settings: FixedStatistics(BatchLook(settings.prior_images)),
+    "source": lambda _, settings: FixedStatistics(source_look),
     "moving": _moving,
 }
