@@ -21,7 +21,8 @@ class OutsideEnvelopeError(ValueError):
 def distance(parameters: Tensor, source: Tensor) -> Tensor:
     """‖θ − θ_source‖₂ / ‖θ_source‖₂, a scalar; where the source's norm is 0, the distance."""
     norm = source.norm()
-    return (parameters - source).norm() / torch.where(norm > 0, norm, 1)
+    found: Tensor = (parameters - source).norm() / torch.where(norm > 0, norm, 1)
+    return found
 
 
 class Limits:

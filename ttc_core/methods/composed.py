@@ -63,7 +63,8 @@ class ComposedMethod(ABC):
     def _begin(self) -> None:
         self._ledger = Ledger()
         # What adapts nothing has nothing to keep account of.
-        self._parts = (*((self._ledger,) if self.adapts else ()), *self._compose())
+        own: Sequence[Part] = (self._ledger,) if self.adapts else ()
+        self._parts: Sequence[Part] = (*own, *self._compose())
 
     def _compose(self) -> Sequence[Part]:
         """Make the parts, at the source."""
