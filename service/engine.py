@@ -443,7 +443,10 @@ class Engine:
             if self.table.keep(stream, record):
                 before, was_off = Standing.of(record), record.second_view_off
                 outcome = self._learn(stream, record, part.prediction, learn)
+                verdicts = record.verdicts
                 record.take_note()
+                if record.verdicts != verdicts:
+                    self._reports.held_within(stream, verdicts, record.verdicts)
                 self._reports.learned(stream, record, len(part.labels), outcome, before)
                 self._acted(stream, record, outcome.acts, before.version + outcome.stepped)
                 if record.second_view_off and not was_off:

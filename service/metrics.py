@@ -44,6 +44,14 @@ GUARD_ACTIONS = tuple(
     + [("hold", "suspicion"), ("release", "suspicion"), ("release", "gain"), ("reset", "no_gain")]
 )
 OBSERVED = ("true", "false")
+# What an envelope does to steps: each verdict with the clauses that may come to it.
+ENVELOPE_VERDICTS = {
+    "cut": (
+        *("parameters", "drift", "largest_change", "image_in_statistics"),
+        "image_in_step",
+    ),
+    "dropped": ("parameters", "steps_per_1000_images", "worse_than_source"),
+}
 EVICTION_REASONS = ("saved", "expired")
 LOSS_TERMS = ("entropy", "similarity", "total")
 SAVE_OUTCOMES = ("saved", "failed")
@@ -250,6 +258,11 @@ class Metrics:
             'What guards did, or with observed="true" would have done, by action and reason.',
             ("action", "reason", "observed"),
         )
+        self.envelope_steps = counter(
+            "ttc_envelope_steps_total",
+            "Steps that would have gone beyond the envelope, by clause: cut, or dropped.",
+            ("clause", "verdict"),
+        )
         self.doubted = gauge(
             "ttc_doubted_streams",
             "Streams that the source answers, or would if the guard did not only observe, in "
@@ -354,6 +367,9 @@ class Metrics:
         for action in GUARD_ACTIONS:
             for observed in OBSERVED:
                 self.guard_actions.labels(*action, observed)
+        for verdict, clauses in ENVELOPE_VERDICTS.items():
+            for clause in clauses:
+                self.envelope_steps.labels(clause, verdict)
         for each in ESTIMATED:
             self.estimated_accuracy.labels(each).set(float("nan"))
         for term in LOSS_TERMS:

@@ -24,13 +24,20 @@ from service.metrics import Metrics
 from service.schemas import Discarded, KeptOfStream, StreamAct, StreamTruth
 from service.state_folder import Identity, StateFolder
 from service.truth import Truth
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.errors import UserError, shown
 from ttc_core.frames import KINDS
 from ttc_core.guard import Unwatched, doubted, mode_of, watching
 from ttc_core.guard.estimate import Estimates
 from ttc_core.methods import Method
 from ttc_core.methods.contract import ADAPTING, HELD, State
-from ttc_core.state import StateError, StateOfAnother, StateUnreadable, size_bytes
+from ttc_core.state import (
+    StateError,
+    StateOfAnother,
+    StateOutside,
+    StateUnreadable,
+    size_bytes,
+)
 
 # After a file that could not be written no other is tried for so long, but in the background.
 RETRY_SECONDS = 1.0
@@ -48,6 +55,7 @@ class StreamRecord:
     version: int = 0
     pending_batches: int = 0
     drift: float = 0.0
+    verdicts: Verdicts = field(default_factory=Verdicts)
     second_view_off: bool = False
     details: Mapping[str, float] = field(default_factory=dict)
     mode: str = ADAPTING
@@ -91,6 +99,7 @@ class StreamRecord:
         self.version = self.method.version
         self.pending_batches = self.method.pending_batches
         self.drift = self.method.drift
+        self.verdicts = self.method.verdicts
         self.second_view_off = self.method.second_view_off
         self.details = self.method.details
         self.estimates = self.method.estimates
@@ -580,6 +589,8 @@ def state_bytes(method: Method) -> int:
 
 def unfit_reason(error: Exception) -> str:
     """Why a file is none of what is served; it does not say where the file lies."""
+    if isinstance(error, StateOutside):
+        return f"outside of the envelope: {error.clause}"
     return error.difference if isinstance(error, StateOfAnother) else UNREADABLE
 
 

@@ -335,6 +335,21 @@ class DoubtedStatus(BaseModel):
     guard: list[StreamAct]
 
 
+class EnvelopeStatus(BaseModel):
+    """What adaptation may change."""
+
+    digest: str = Field(description="of its clauses: tells envelopes apart")
+    built_in: bool
+    clauses: dict[str, float | list[str]] = Field(description="each by its name in a file")
+
+
+class StreamEnvelope(BaseModel):
+    """Steps of a stream that would have gone beyond the envelope, by clause."""
+
+    cut: dict[str, int] = Field({}, description="to the envelope's edge")
+    dropped: dict[str, int] = {}
+
+
 class StreamStatus(BaseModel):
     """One camera's stream."""
 
@@ -360,6 +375,9 @@ class StreamStatus(BaseModel):
     )
     guard: list[StreamAct] = Field(
         [], description="what was done of late, by the guard or by hand, the oldest first"
+    )
+    envelope: StreamEnvelope = Field(
+        default_factory=StreamEnvelope, description="since the start or the last reset"
     )
     details: dict[str, Number] = Field(
         {}, description="what the method shows of itself besides, by name"
@@ -457,6 +475,9 @@ class StatusResponse(BaseModel):
         "and the guard; guard: the guard's estimates alone; none: nobody",
     )
     record_temperature: float | None = Field(None, description="that record's, if somebody does")
+    envelope: EnvelopeStatus | None = Field(
+        None, description="that holds; null: none, with --paper, or what is served adapts nothing"
+    )
     device: str
     streams: dict[str, StreamStatus] = Field(description="those in memory")
     saved_streams: int = Field(description="others in the state folder, loaded when asked for")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from service.changes.changes import Changes
 from service.events import Events
-from service.metrics import ESTIMATED, Metrics
+from service.metrics import ENVELOPE_VERDICTS, ESTIMATED, Metrics
 from service.saving import StreamRecord
 from service.schemas import (
     ACTS,
@@ -25,6 +25,7 @@ from service.schemas import (
 from service.silence import Silence
 from service.state_folder import StateFolder
 from service.streams import Streams
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.errors import told
 from ttc_core.guard.estimate import LATEST
 from ttc_core.methods import Act, Adaptation, Method
@@ -51,12 +52,12 @@ class Standing(NamedTuple):
 
     @classmethod
     def of(cls, record: StreamRecord) -> "Standing":
-        return cls(record.version, _verdicts(record))
+        return cls(record.version, record.verdicts.by_clause)
 
     def verdicts_since(self, record: StreamRecord) -> dict[str, int]:
         """By clause, what came to it; of a stream that began anew all."""
         found = {}
-        for clause, count in _verdicts(record).items():
+        for clause, count in record.verdicts.by_clause.items():
             before = self.verdicts.get(clause, 0)
             found[clause] = count - before if count >= before else count
         return {clause: count for clause, count in found.items() if count}
@@ -273,6 +274,22 @@ class StreamReports:
                 "guard", level=logging.WARNING, stream=stream, images=record.images, **fields
             )
 
+    def held_within(self, stream: str, before: Verdicts, after: Verdicts) -> None:
+        """Count what the envelope made of a stream's steps, and tell the first of a kind.
+
+        Args:
+            before, after: the verdicts on the stream before and after; they begin anew with it.
+        """
+        for verdict in ENVELOPE_VERDICTS:
+            known = getattr(before, verdict)
+            for clause, count in getattr(after, verdict).items():
+                new = count - known.get(clause, 0)
+                if new != 0:
+                    self._metrics.envelope_steps.labels(clause, verdict).inc(max(new, 0) or count)
+                # That parameters which may not move do not is nothing to be told of.
+                if clause not in known and clause != "parameters":
+                    self._events.note("envelope", stream=stream, clause=clause, verdict=verdict)
+
     def looked_at(self, stream: str, record: StreamRecord, suspects: Sequence[str | None]) -> None:
         """Count the images that look like a faulty camera's, and tell when that begins and ends."""
         for kind in suspects:
@@ -374,11 +391,6 @@ class StreamReports:
             drift=round(record.drift, 6),
             **{name: value for name, value in why.items() if value is not None},
         )
-
-
-def _verdicts(record: StreamRecord) -> Mapping[str, int]:
-    found = getattr(record, "verdicts", None)
-    return {} if found is None else found.by_clause
 
 
 def went_back(acts: Iterable[Act]) -> bool:

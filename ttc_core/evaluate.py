@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ttc_core.datasets import DataSet, Stream, changing, day_night, mixed_in
+from ttc_core.envelope.clauses import BUILT_IN, UNBOUNDED
 from ttc_core.errors import UserError
 from ttc_core.features import FeatureRecorder
 from ttc_core.frames import KINDS
@@ -83,6 +84,13 @@ class Run(NamedTuple):
     def guard(self) -> str:
         """How it is watched: on, off or observe."""
         return mode_of(self.method)
+
+    @property
+    def envelope(self) -> str | None:
+        """The digest of what it may change; None: the built-in envelope, or none, or nothing."""
+        found = self.method.envelope
+        usual = found in (BUILT_IN, UNBOUNDED) or not self.method.adapts
+        return None if usual else found.digest
 
     @property
     def is_reference(self) -> bool:
@@ -288,6 +296,8 @@ class Evaluation:
                     row |= _estimated(run.method)
                 if run.guard != "off":
                     row |= {"held": tally.held, "guard_acts": tally.acts}
+                if verdicts := run.method.verdicts.by_clause:
+                    row["envelope_verdicts"] = verdicts
                 row |= tally.suspects(KINDS)
                 row |= _differences(right, None if run.is_reference else references.get(key))
                 if existing is None:
@@ -375,6 +385,8 @@ class Evaluation:
             "guard": run.guard,
             **self.fields,
         }
+        if run.envelope is not None:
+            row["envelope"] = run.envelope
         if self.mix:
             row["mix"] = ",".join(f"{kind}:{share:g}" for kind, share in self.mix.items())
         if self.channels:

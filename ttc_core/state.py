@@ -24,6 +24,7 @@ from pydantic_core import from_json
 from safetensors.torch import load
 from torch import Tensor
 
+from ttc_core.envelope.limits import OutsideEnvelopeError
 from ttc_core.errors import UserError, shown
 from ttc_core.flat import NamedTensors, tensor_bytes
 from ttc_core.methods.contract import AROUND, HELD, Method, State
@@ -66,6 +67,14 @@ class StateOfAnother(StateError):
     def __init__(self, path: Path, difference: str) -> None:
         super().__init__(f"{shown(path)} was saved for {difference}.")
         self.difference = difference
+
+
+class StateOutside(StateError):
+    """It is outside of the envelope that holds; `clause` says by what."""
+
+    def __init__(self, path: Path, clause: str) -> None:
+        super().__init__(f"{shown(path)} is outside of the envelope: {clause}.")
+        self.clause = clause
 
 
 class _Stored(BaseModel):
@@ -411,6 +420,9 @@ def load_state(
         state.setdefault(section, {}).update(values)
     try:
         method.restore(state)
+    except OutsideEnvelopeError as error:
+        method.reset()
+        raise StateOutside(path, str(error)) from None
     except Exception as error:  # a user's own method may raise anything
         method.reset()
         raise StateError(f"{shown(path)} is incomplete: {shown(error)}.") from None

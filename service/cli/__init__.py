@@ -20,6 +20,7 @@ try:
     from service.cli.corrupt import corrupt
     from service.cli.demo import demo
     from service.cli.doctor import doctor, explain
+    from service.cli.envelope import envelope
     from service.cli.evaluate import evaluate
     from service.cli.replay import replay
     from service.cli.report import report
@@ -110,6 +111,7 @@ for verb in (
     *(serve, config, replay, evaluate, report, corrupt, train, calibrate, demo, doctor, state),
     changes,
     explain,
+    envelope,
     completion,
 ):
     cli.add_command(verb)

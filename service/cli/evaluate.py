@@ -1,11 +1,13 @@
 """`ttc evaluate`: methods on a data set, without a server."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from service.cli.options import (
     BATCH_SIZE,
+    FILE,
     DataOptions,
     ModelOptions,
     check_watched,
@@ -17,6 +19,7 @@ from service.cli.options import (
 from service.settings import usual_method
 
 if TYPE_CHECKING:
+    from ttc_core.envelope.clauses import Envelope
     from ttc_core.evaluate import Run
     from ttc_core.model import SourceModel
     from ttc_core.presets import Preset
@@ -60,6 +63,13 @@ FIGURE_1 = "figure1"
     help="learn from every batch, or only while the stream differs from what was last learned",
 )
 @click.option(
+    "--envelope",
+    metavar="FILE",
+    type=FILE,
+    help="what adaptation may change, as in ttc serve [built in; none with the paper's methods "
+    "as the paper has them]",
+)
+@click.option(
     "--preset",
     metavar="NAME",
     help="what a table or figure of the paper needs: table1 … table7, figure1 … figure3",
@@ -76,6 +86,7 @@ def evaluate(
     unknown: str | None,
     guard: str | None,
     adapt: str,
+    envelope: Path | None,
     preset: str | None,
 ) -> None:
     """Answer DATA batch by batch with each method, adapting, without a server."""
@@ -122,6 +133,8 @@ def evaluate(
         asked.batch_size or BATCH_SIZE,
         guard,
         on_shift=adapt == "on-shift",
+        envelope=_envelope(envelope, preset),
+        paper=not served,
         named=methods not in (None, "all"),
     )
     for sentence in sets_nothing(pairs_of(settings), {run.name: run.method for run in runs}):
@@ -182,6 +195,22 @@ def row_fields(
     }
 
 
+def _envelope(path: Path | None, preset: str | None) -> "Envelope | None":
+    """That of a file; None: what is usual for each method."""
+    from service.envelope_file import read_envelope
+
+    if path is None:
+        return None
+    if preset is not None:
+        raise click.UsageError(
+            "--envelope does not go with --preset, which is as the paper has it."
+        )
+    try:
+        return read_envelope(path)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
 def _preset(name: str | None, methods: str | None, served: str | None) -> "Preset":
     """The runs that were asked for: a preset's, of these methods, or each method once.
 
@@ -212,12 +241,14 @@ def _runs(
     guard: str | None,
     *,
     on_shift: bool,
+    envelope: "Envelope | None",
+    paper: bool,
     named: bool,
 ) -> list["Run"]:
     """Make the methods; one that the network does not allow is an error only if it was named."""
     from ttc_core.evaluate import Run
     from ttc_core.guard import divided
-    from ttc_core.methods import UnsuitableNetworkError, settings_for
+    from ttc_core.methods import UnsuitableNetworkError, settings_for, usual_envelope
     from ttc_core.plugins import source_digest
 
     runs = []
@@ -232,7 +263,14 @@ def _runs(
                 raise click.UsageError(
                     f"The preset sets {variant.method}.{taken[0]} itself; leave it out."
                 )
-            method = variant.create(model, given, guard=guard, watching=watching, on_shift=on_shift)
+            method = variant.create(
+                model,
+                given,
+                guard=guard,
+                watching=watching,
+                on_shift=on_shift,
+                envelope=envelope or usual_envelope(variant.method, paper=paper),
+            )
         except UnsuitableNetworkError as error:
             if named:
                 raise click.UsageError(str(error)) from error

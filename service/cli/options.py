@@ -393,6 +393,7 @@ def _metavar(name: str) -> str:
         "state_dir": "DIR",
         "calibration": "FILE",
         "class_names": "FILE",
+        "envelope": "FILE",
         "size": "PIXELS",
         "crop": "PIXELS",
         "interpolation": f"[{'|'.join(INTERPOLATIONS)}]",
