@@ -1,6 +1,6 @@
 """Measure what benchmarks/fleet.toml has of one process: python -m benchmarks.fleet_figures.
 
-A server with the bundled model and the default learns from the bundled images in fifty streams,
+A server with the bundled model and the default learns from the bundled images in twenty streams,
 saves them, is ended by kill -9 and started again. Printed are bytes of an image, an answer and a
 stream's file, and seconds from the kill until another process answers, and for a stream's file to
 be read: the median of first answers of saved streams, less that of as many new ones.
@@ -17,7 +17,7 @@ import httpx
 from benchmarks import pictures
 from service.launch import Launched, launch
 
-STREAMS, IMAGES = 50, 40
+STREAMS, IMAGES = 20, 20
 SETTINGS = ("--adapt", "always", "--save-interval", "1", "--threads", "1")
 
 
@@ -29,6 +29,7 @@ def ask(server: Launched, stream: str, image: bytes) -> tuple[float, int]:
         params={"stream": stream},
         content=image,
         headers={"Content-Type": "image/jpeg"},
+        timeout=60,
     ).raise_for_status()
     head = sum(len(name) + len(value) + 4 for name, value in answer.headers.raw)
     return time.perf_counter() - began, len(answer.content) + head
