@@ -19,7 +19,8 @@ from tests.fixtures.datasets import small_data
 from tests.fixtures.networks import make_model
 from ttc_core.envelope.clauses import BUILT_IN, Envelope
 from ttc_core.errors import UserError
-from ttc_core.evaluate import Evaluation, Run
+from ttc_core.evaluate import Run
+from ttc_core.evaluation import Evaluation
 from ttc_core.methods import Prediction, create
 from ttc_core.methods.own import OwnMethod
 from ttc_core.report.groups import groups
