@@ -74,7 +74,7 @@ class MethodOptions:
         show_default=True,
         help="learn from every batch, or only while the stream differs from what was last learned",
     )
-    envelope: Path | None = option(
+    envelope: Path | None = option(  # noqa: RUF009  it makes a field
         "--envelope",
         metavar="FILE",
         type=FILE,
