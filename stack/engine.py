@@ -115,7 +115,9 @@ class Engine:
 
     def build(self, context: Path, file: Path, name: str, *options: str) -> None:
         """Make an image of a Dockerfile; what it stands on has to be here."""
-        options = ("--format=docker", "--pull-never", *options)
+        # buildah reads no volumes from containers.conf, podman does.
+        volumes = [f"--volume={source}:{target}:ro" for source, target in self.volumes.items()]
+        options = ("--format=docker", "--pull-never", *volumes, *options)
         self.run("buildah", "bud", *options, "--tag", name, "--file", file, context)
 
     def has(self, name: str) -> bool:

@@ -111,7 +111,7 @@ class Stack:
     def wait_for_service(self):
         """By HTTP first: a health check costs more than an answer."""
         eventually(self.client.ready, 600)
-        assert self.healthy("ttc")
+        eventually(lambda: self.healthy("ttc"))
 
     def post(self, positions, stream="gate"):
         """Images with their labels; return the version of the stream that answered."""
@@ -121,7 +121,7 @@ class Stack:
 
     def accepted(self):
         """Images that were answered or wait."""
-        lines = httpx.get(f"{SERVICE}/metrics").text.splitlines()
+        lines = httpx.get(f"{SERVICE}/metrics", timeout=60).text.splitlines()
         samples = dict(line.split(" ", 1) for line in lines if line.startswith("ttc_"))
         return float(samples["ttc_images_total"]) + float(samples["ttc_queue_images"])
 
