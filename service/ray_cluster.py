@@ -74,7 +74,7 @@ def connect(asked_by: str = "--ray", processors: int | None = None) -> None:
                 )
             return
         except Exception as error:  # where a cluster does not start in time it raises just that
-            ray.shutdown()  # type: ignore[no-untyped-call]
+            ray.shutdown()
             where = f"{ADDRESS} {address}" if address else "a cluster on this machine"
             said = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
             if address or attempt == ATTEMPTS:

@@ -220,7 +220,8 @@ class _Spreading:
         import ray
 
         if time.monotonic() > self._places_at + SECONDS_BETWEEN_COUNTS:
-            has = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            nodes = ray.nodes()  # type: ignore[no-untyped-call]
+            has = [node["Resources"] for node in nodes if node["Alive"]]
             self._places_at = time.monotonic()
             self._places = sum(
                 min(
