@@ -53,6 +53,8 @@ def verify(folder: Path, head: str | None, metric: float | None) -> None:
     if metric is not None and head is not None:
         raise click.UsageError("--head and --metric name a line each; one is accepted.")
     if metric is not None:
+        if not metric.is_integer():
+            raise click.UsageError(f"--metric takes a whole number; got {metric}.")
         head = f"{int(metric):0{HEAD_DIGITS}x}"
     found = verify(folder, head=head)
     for sentence in told_of(found, MOST_TOLD):
