@@ -355,7 +355,7 @@ def _told(found: Mapping[str, Figure]) -> list[list[str]]:
             f"`{name}`",
             f"{figure.value:,g} {figure.unit}".strip(),
             figure.what,
-            figure.source if figure.measured else f"**assumed**: {figure.source}",
+            figure.source if figure.measured else f"**not measured**: {figure.source}",
         ]
         for name, figure in found.items()
     ]
