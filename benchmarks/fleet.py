@@ -244,12 +244,17 @@ def failures_table(sizes: Sequence[Size], fail: Callable[[Size], Failing]) -> st
                 f"{spare:,}",
                 f"{what.failures / days:,.3g}",
                 f"{what.most_down:,}",
-                *(f"{100 * each / what.images:.2g} %" for each in shares),
+                *(_percent(each / what.images) for each in shares),
                 f"{what.forgotten / days:,.0f}",
                 f"{what.worst_seconds:,.0f}",
             ]
         )
     return table(heads, lines)
+
+
+def _percent(share: float) -> str:
+    """Two digits; what is one image in a hundred thousand or less is told as that."""
+    return "< 0.001 %" if 0 < share < 1e-5 else f"{100 * share:.2g} %"
 
 
 @click.command()
