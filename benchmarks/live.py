@@ -52,7 +52,8 @@ def made(streams: int, share: float) -> tuple[float, int, float, int]:
         source, metrics, method_name="source", model_spec="bundled", max_streams=streams
     )
     queue: Any = SimpleNamespace(waiting_images=0)
-    frames = Frames(Settings(method="source"), metrics, engine, queue, told=lambda mode: mode)
+    settings = Settings(method="source")
+    frames = Frames(settings, metrics, engine, queue, told=lambda mode: mode, page="")
     each = Estimate(0.91234, 0.88, 0.93)
     records = []
     for number in range(streams):

@@ -1,10 +1,12 @@
 """The service inside a FastAPI application of one's own, under /ttc.
 
-    uvicorn mounted:app                 with the TTC_ variables of `ttc serve`: TTC_STATE_DIR, …
+    uvicorn mounted:app --timeout-graceful-shutdown 20
+        with the TTC_ variables of `ttc serve`: TTC_STATE_DIR, …
     curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/ttc/predict
 
 One process, since each would learn apart. The limits on connections, and the drain's delay, are
-those of `ttc serve`'s own server: here they are uvicorn's.
+those of `ttc serve`'s own server: here they are uvicorn's, which without the option would wait for
+ever for whoever is connected to /ttc/events and reads nothing.
 """
 
 import contextlib

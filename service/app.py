@@ -33,7 +33,7 @@ from service.routes.context import Service, problems
 from service.routes.direct import DirectPredict
 from service.routes.guards import EVERY_ROUTE
 from service.server import foreign_server_is_ending
-from service.settings import Origin, Settings
+from service.settings import SECRETS, Origin, Settings
 from service.shedding import STEPS, Shedding
 from service.v2.classifier import Classifier
 from service.v2.model import Model
@@ -94,6 +94,10 @@ def build(
         max_stream_bytes=settings.max_stream_bytes,
         stream_expiry=settings.stream_expiry,
         state_dir=settings.state_dir,
+        settings=settings.model_dump(mode="json", exclude=set(SECRETS)),
+        changes_bytes=settings.changes_bytes,
+        changes_files=settings.changes_files,
+        changes_writer="" if leases is None else leases.owner,
         feedback_ids=settings.feedback_ids,
         silent_factor=settings.silent_factor,
         silent_seconds=settings.silent_seconds,
@@ -124,6 +128,7 @@ def build(
             Frames(
                 settings,
                 OwnSight(settings, metrics, engine, batcher, told=lambda mode: service.told(mode)),
+                page=app.state.page.tag,
             ),
             metrics,
             engine.events,

@@ -32,7 +32,7 @@ from service.lines import Place
 from service.memory import Memory, Share
 from service.metrics import Metrics
 from service.receiving import Arrivals, Reception
-from service.schemas import STREAM_NAME, STREAM_PATTERN, LateLabel
+from service.schemas import STREAM_NAME, STREAM_WORDS, LateLabel
 from service.settings import Settings
 from service.uploads import (
     Upload,
@@ -165,7 +165,7 @@ class Submission:
 
     def _check_stream(self) -> None:
         if not STREAM_NAME.fullmatch(self._stream):
-            raise OutOfRange(f"A stream is named as {STREAM_PATTERN}; got {self._stream[:80]!r}.")
+            raise OutOfRange(f"stream: {STREAM_WORDS}; got {self._stream[:80]!r}.")
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._admitted:

@@ -61,6 +61,17 @@ def launch(*arguments: str, environment: dict[str, str] | None = None) -> Iterat
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
     )
+    with serving(process) as launched:
+        yield launched
+
+
+@contextlib.contextmanager
+def serving(process: "subprocess.Popen[str]") -> Iterator[Launched]:
+    """Wait until what was started serves, and end it with the block.
+
+    Raises:
+        LaunchError: it did not become ready.
+    """
     assert process.stdout is not None
     lines: list[str] = []
     # Somebody has to read to the end: a full pipe would stop the server at its next log line.

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import Scope
 
 from service.errors import CLIENT_CLOSED_REQUEST, STATUS, TITLE, ClientGone, Refused
+from service.schemas import in_words
 from service.settings import MOST_CHARACTERS
 
 REQUEST_ID = "ttc.request_id"
@@ -101,7 +102,8 @@ def install(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         name = first["loc"][-1]
-        detail = f"{name}: {first['msg']}; got {repr(first.get('input'))[:MOST_CHARACTERS]}."
+        got = repr(first.get("input"))[:MOST_CHARACTERS]
+        detail = f"{name}: {in_words(first)}; got {got}."
         form = form_of(path_in(request.scope))
         return form(422, "Value out of range", detail, request.scope[REQUEST_ID])
 

@@ -151,6 +151,11 @@ class Settings(BaseSettings):
         description="keep a faulty camera's frames out of what is learned, and let the source "
         "answer while adapting does harm; or only tell both; on with ttc_stream",
     )
+    envelope: Annotated[Path | None, Accepted("a TOML file; not with --paper")] = Field(
+        None,
+        description="file of clauses: what adaptation may change, and how far; the built-in ones "
+        "where it says nothing (ttc envelope show), none with --paper",
+    )
     mean: Annotated[tuple[float, ...] | None, NoDecode, Accepted("R,G,B: three numbers")] = Field(
         None, description="mean of the model's input, values in [0, 1]"
     )
@@ -218,6 +223,15 @@ class Settings(BaseSettings):
     )
     save_interval: float = Field(
         60.0, ge=0.1, le=DAY, description="seconds after which a stream that has changed is saved"
+    )
+    changes_bytes: int = Field(
+        64 << 20,
+        ge=64 << 10,
+        le=MOST_BYTES,
+        description="bytes of a file of the log of changes in --state-dir; then the next goes on",
+    )
+    changes_files: int = Field(
+        32, ge=2, le=MOST, description="files of it that are kept; then the oldest goes"
     )
     feedback_ids: int = Field(
         1_000_000, ge=1, le=MOST_IDS, description="answers that a later label may name by their id"
@@ -323,11 +337,18 @@ class Settings(BaseSettings):
             return tuple(text for text in value if text)
         return tuple(value.split()) if isinstance(value, str) else value
 
-    @field_validator("config", "state_dir", "calibration", "class_names", mode="before")
+    @field_validator("config", "state_dir", "calibration", "class_names", "envelope", mode="before")
     @classmethod
     def _has_a_name(cls, value: object) -> object:
         if value == "":
             raise ValueError("a name is expected")
+        return value
+
+    @field_validator("envelope")
+    @classmethod
+    def _is_not_the_papers(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("paper"):
+            raise ValueError("with --paper no envelope holds; leave one of the two out")
         return value
 
     @field_validator("root_path")

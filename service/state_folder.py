@@ -27,6 +27,7 @@ from ttc_core.methods import Method
 from ttc_core.methods.contract import State
 from ttc_core.state import (
     MOST_BYTES,
+    Loaded,
     StateError,
     encoded,
     load_state,
@@ -64,6 +65,7 @@ class StateFolder:
         method, model: as the user gave them; files of others do not fit.
         code: digests of their code, `method` and `model`, where it is the user's own.
         leases: of the processes that share the folder; None: it is ours alone.
+        inside: the folder's name in the --state-dir, if it is not that itself.
 
     Raises:
         StateFolderError: it is no folder, cannot be made, or another process holds it.
@@ -76,9 +78,10 @@ class StateFolder:
         method: str,
         model: str,
         code: Mapping[str, str] | None = None,
+        inside: str = "",
         leases: Leases | None = None,
     ) -> None:
-        self.path, self._leases = path, leases
+        self.path, self._inside, self._leases = path, inside, leases
         self._names: dict[str, Any] = {"name": method, "model": model, "code": dict(code or {})}
         self._lease: int | None = None
         try:
@@ -109,6 +112,10 @@ class StateFolder:
             found = (stream_of(entry.name) for entry in entries)
             return sorted(stream for stream in found if stream is not None)
 
+    def place(self, stream: str) -> str:
+        """Where a stream's file is, from the --state-dir on."""
+        return f"{self._inside}/{_file_name(stream)}" if self._inside else _file_name(stream)
+
     def size(self, stream: str) -> int:
         """Bytes of a stream's file; 0 if there is none, or none that would be read."""
         try:
@@ -134,7 +141,7 @@ class StateFolder:
         """
         return read_of_stream(self._file(stream), method, **self._names)
 
-    def load(self, stream: str, method: Method) -> tuple[Identity, dict[str, Any]] | None:
+    def load(self, stream: str, method: Method) -> tuple[Identity, Loaded] | None:
         """Restore a method at the source; return from which file and what else is in it, if any.
 
         Raises:
@@ -168,8 +175,9 @@ class StateFolder:
         method: Method,
         state: State | None = None,
         of_stream: Mapping[str, Any] | None = None,
-    ) -> Identity | None:
-        """Write a stream's state in place of the one before; return which file it is.
+    ) -> tuple[Identity | None, str]:
+        """Write a stream's state in place of the one before; return which file it is, and its
+        SHA-256.
 
         Args:
             state: as the method gave it before; None: as it is now.
@@ -180,9 +188,10 @@ class StateFolder:
             LeaseLost: another process has the stream.
             TypeError: no file can hold it.
         """
+        file, names = self._file(stream), self._names
         with self._changing(stream):
-            save_state(self._file(stream), method, **self._names, state=state, of_stream=of_stream)
-            return self.identity(stream)
+            sha256 = save_state(file, method, **names, state=state, of_stream=of_stream)
+            return self.identity(stream), sha256
 
     def set_aside(self, stream: str) -> Path:
         """Keep what lies in a stream's place under a name of its own; return that.
@@ -314,7 +323,7 @@ class StateFolders:
         apart = self._itself.path / f"{APART}{digest}"
         if self._owner() in (None, digest) and not apart.is_dir():
             return self._itself
-        return StateFolder(apart, **self._names)
+        return StateFolder(apart, **self._names, inside=apart.name)
 
     def beside(self, digest: str, served: str) -> StateFolder:
         """As `of`, for weights that are to be served after those that are now.
@@ -343,13 +352,14 @@ class StateFolders:
         except OSError:
             return None
 
-    def remove_others(self, served: StateFolder) -> tuple[int, str | None]:
+    def remove_others(self, served: StateFolder) -> tuple[list[str], str | None]:
         """Remove the streams of all weights but those that are served.
 
         Returns:
-            How many files were removed, and the first reason why one could not be.
+            The files that were removed, from the --state-dir on, and the first reason why one could
+            not be.
         """
-        count, problem = 0, None
+        removed, problem = list[str](), None
         try:
             apart = sorted(each for each in self._itself.path.glob(f"{APART}*") if each.is_dir())
             for folder in (self._itself.path, *apart):
@@ -358,14 +368,14 @@ class StateFolders:
                 for file in [each for each in folder.iterdir() if stream_of(each.name)]:
                     try:
                         file.unlink(missing_ok=True)  # processes may do this at the same time
-                        count += 1
+                        removed.append(str(file.relative_to(self._itself.path)))
                     except OSError as error:
                         problem = problem or f"{shown(file.name)}: {error.strerror}"
                 with contextlib.suppress(OSError):
                     sync_folder(folder)
         except OSError as error:
             problem = problem or f"the state folder: {error.strerror}"
-        return count, problem
+        return removed, problem
 
     def leave(self, folder: StateFolder) -> None:
         """Give up the folder of weights that are served no more."""

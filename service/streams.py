@@ -306,6 +306,7 @@ class Streams:
             del self._records[name]
             if not saved:
                 saving.drop_change(name)
+                saving.changes.note("expired", stream=name, version=record.version)
         reason = "saved" if saved else "expired"
         self._metrics.evicted.labels(reason).inc()
         self._events.note_repeated("evicted", stream=name, reason=reason)

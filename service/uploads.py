@@ -26,7 +26,7 @@ from service.bounds import (
 )
 from service.errors import OutOfRange, TooLarge, UnknownType, Unreadable, of_image
 from service.images import check_media_type
-from service.schemas import FeedbackRequest, LateLabel, PredictRequest, check_written
+from service.schemas import FeedbackRequest, LateLabel, PredictRequest, check_written, in_words
 from ttc_core.pictures import Buffer
 
 ACCEPTED = "image/*, multipart/form-data with fields named image, or application/json"
@@ -410,7 +410,7 @@ def _json_refusal(error: ValidationError, form: type[BaseModel]) -> OutOfRange:
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part)[:40] for part in first["loc"]) or "the body"
     index = next((part for part in first["loc"] if isinstance(part, int)), None)
-    message = "no such key is known" if first["type"] == "extra_forbidden" else first["msg"]
+    message = "no such key is known" if first["type"] == "extra_forbidden" else in_words(first)
     accepted, query = _FORMS[form]
     beside = f"; {query}" if index is None else ""
     return OutOfRange(f"{place}: {message}; accepted is {accepted}{beside}.", index=index)

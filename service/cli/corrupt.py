@@ -24,6 +24,10 @@ def corrupt(source: Path, target: Path, corruption: str, severity: int, seed: in
         )
     try:
         count = corrupt_path(source, target, corruption, severity, seed)
-    except (ValueError, OSError) as error:
+    except OSError as error:  # with a reason of the system's it is the writing that failed
+        said = f"{target} cannot be written: {error.strerror}." if error.strerror else str(error)
+        raise click.ClickException(said) from error
+    except ValueError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"{count:,} images with {corruption} at severity {severity} written to {target}.")
+    images = "image" if count == 1 else "images"
+    click.echo(f"{count:,} {images} with {corruption} at severity {severity} written to {target}.")

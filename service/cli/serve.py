@@ -62,6 +62,7 @@ def _serve(reading: Reading) -> None:
     # Whoever waits for the interpreter's lock asks for it after so long. Parsing megabytes would
     # else keep the event loop and the device waiting for 5 ms, several times a request.
     sys.setswitchinterval(0.001)
+    log.info("Loading %s …", settings.model)  # torch alone takes seconds, on a busy machine minutes
     import torch
 
     from service import ray_cluster, server, tracing
@@ -123,6 +124,7 @@ def load_source(settings: Settings) -> "Method":
     Raises:
         UserError, click.UsageError: the model cannot be loaded, or a setting does not fit.
     """
+    from service.envelope_file import in_force
     from ttc_core.guard import divided
     from ttc_core.methods import create, settings_for
 
@@ -148,6 +150,7 @@ def load_source(settings: Settings) -> "Method":
             guard=settings.guard,
             watching=watching,
             on_shift=settings.adapt == "on-shift",
+            envelope=in_force(settings),
             **settings_for(settings.method, pairs, statistics=settings.statistics),
         )
     except (ValueError, TypeError) as error:
@@ -204,6 +207,7 @@ def _introduce(settings: Settings, source: "Method") -> None:
         )
     else:
         log.info("Calibration: by no record")
+    _introduce_envelope(settings, source)
     chosen = settings.model_dump(exclude={"model", "method", "set", *SECRETS}, mode="json")
     log.info("Settings: %s", ", ".join(f"{flag(k)} {v}" for k, v in chosen.items()))
     for sentence in sets_nothing(pairs_of(settings.set), {settings.method: source}):
@@ -231,3 +235,19 @@ def _introduce(settings: Settings, source: "Method") -> None:
             f"{settings.host} may be reached from elsewhere and no --token is set: anyone "
             "who can reach it can steer the model."
         )
+
+
+def _introduce_envelope(settings: Settings, source: "Method") -> None:
+    """Tell what adaptation may change."""
+    from ttc_core.envelope.clauses import BUILT_IN, UNBOUNDED
+    from ttc_core.guard import mode_of
+
+    envelope = source.envelope
+    if envelope == UNBOUNDED or not source.adapts:
+        log.info("Envelope: none")
+        return
+    which = "built in" if envelope == BUILT_IN else str(settings.envelope)
+    clauses = ", ".join(f"{name} {value}" for name, value in envelope)
+    log.info("Envelope: %s, digest %s: %s", which, envelope.digest, clauses)
+    if envelope.worse_than_source != BUILT_IN.worse_than_source and mode_of(source) != "on":
+        log.warning("The envelope's worse_than_source says nothing here: it needs --guard on.")

@@ -30,7 +30,7 @@ def state(path: Path, as_json: bool) -> None:
     except OSError as error:
         raise StateError(f"{shown(path)} cannot be read: {error.strerror}.") from None
     if not files:
-        raise StateError(f"There is no saved state in {shown(path)}.")
+        raise StateError(f"The folder {shown(path)} holds no saved state.")
     found, failed = [], 0
     for file in files:
         try:

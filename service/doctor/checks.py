@@ -168,7 +168,9 @@ CHECKS: dict[str, Check] = {
             "The share of images that the frozen network gets right, with its standard error, by "
             "the normalisation that T303 found to be right. A problem where it is no better than "
             "guessing, or gives one class to nearly all: another model, other classes, or images "
-            "of another kind. Look at T303 and T304 first.",
+            "of another kind. Look at T303 and T304 first. Less than you measured after training, "
+            "with those in order: size, crop or interpolation (T202) are others, which nothing "
+            "here finds out.",
         ),
         Check(
             "T303",

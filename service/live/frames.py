@@ -7,6 +7,7 @@ keeps what it made. Knows nothing of HTTP.
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from heapq import merge
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -20,8 +21,10 @@ from service.settings import Settings
 
 # Between points of the history, which has those of the last hour.
 INTERVAL_SECONDS, HISTORY_SECONDS = 5.0, 3600.0
-# Events that whoever comes is told.
+# Events that whoever comes is told: so many of those that come with every camera that comes and
+# goes, and as many of all others, which a thousand cameras do not push out.
 EVENTS_TOLD = 200
+ROUTINE = frozenset({"connection_closed", "evicted", "restored", "skipped"})
 # Rows that are older are looked at anew for whoever comes.
 FRESH_SECONDS = 1.5
 
@@ -41,11 +44,14 @@ class Made(NamedTuple):
 class Frames:
     """Makes frames out of what there is to see.
 
+    Args:
+        page: of which the live page is, in a word that changes with it.
+
     Attributes:
         new_events: those that no frame has told yet; whoever hears of one puts it here.
     """
 
-    def __init__(self, settings: Settings, sight: Sight) -> None:
+    def __init__(self, settings: Settings, sight: Sight, *, page: str) -> None:
         self._sight = sight
         asks = LiveAsks(
             predict=settings.token is not None,
@@ -55,6 +61,7 @@ class Frames:
         self._about: dict[str, Any] = {
             "started": round(time.time(), 3),
             "version": version("ttc-service"),
+            "page": page,
             "method": settings.method,
             "adapt": settings.adapt,
             "guard": settings.guard,
@@ -62,8 +69,12 @@ class Frames:
             "latency_bounds": SECONDS,
             "interval": INTERVAL_SECONDS,
         }
-        self.new_events: deque[Mapping[str, Any]] = deque(maxlen=EVENTS_TOLD)
-        self._events: deque[bytes] = deque(maxlen=EVENTS_TOLD)
+        self.new_events: deque[Mapping[str, Any]] = deque(maxlen=2 * EVENTS_TOLD)
+        # With their numbers, by whether they are routine.
+        self._events: dict[bool, deque[tuple[int, bytes]]] = {
+            kind: deque(maxlen=EVENTS_TOLD) for kind in (False, True)
+        }
+        self._events_seen = 0
         self._rows = Rows()
         self._looked_at = self._next_point = self._next_choice = -float("inf")
         self._digest = sight.model().digest
@@ -107,8 +118,10 @@ class Frames:
                 self._history.setdefault(name, deque(maxlen=most)).append(_json(value))
         new = []
         while self.new_events:
-            new.append(_json(self.new_events.popleft()))
-        self._events.extend(new)
+            event = self.new_events.popleft()
+            new.append(_json(event))
+            self._events_seen += 1
+            self._events[event["event"] in ROUTINE].append((self._events_seen, new[-1]))
         return new
 
     def _look_at_rows(self, now: float) -> dict[str, bytes]:
@@ -128,7 +141,7 @@ class Frames:
             **{name: _json(value) for name, value in self._about.items()},
             "model": self._sight.model().model_dump_json().encode(),
             "history": _object({name: _list(each) for name, each in self._history.items()}),
-            "events": _list(self._events),
+            "events": _list(event for _, event in merge(*self._events.values())),
             "streams": _list(self._rows.all()),
             "left_out": _json(self._rows.left_out),
         }

@@ -150,6 +150,7 @@ class Live:
         hearing = asyncio.create_task(self._hear(), name="live events")
         loop = asyncio.get_running_loop()
         due = loop.time()
+        is_failing = False
         with ThreadPoolExecutor(1, thread_name_prefix="live") as thread:
             try:
                 while not self.ended:
@@ -164,8 +165,11 @@ class Live:
                         self.end()
                     try:
                         await self._make(thread, is_due=is_due)
+                        is_failing = False
                     except Exception:
-                        log.exception("frames of /events could not be made")
+                        if not is_failing:  # the same each second tells nothing
+                            log.exception("frames of /events cannot be made")
+                        is_failing = True
             finally:
                 hearing.cancel()
 
@@ -186,12 +190,12 @@ class Live:
                 wants_state=bool(asking),
             ),
         )
-        lost = 0
-        for reader in self._readers:
+        for reader in list(self._readers):
             if made.state is not None and reader in asking:
                 reader.give(made.state, is_state=True)
             elif made.is_anew:
                 reader.begin_anew()
             elif made.tick is not None:
-                lost += reader.give(made.tick)
-        self._metrics.live_dropped.inc(lost)
+                self._metrics.live_dropped.inc(reader.give(made.tick))
+            # A hundred states written in one turn of the loop would hold up answers.
+            await asyncio.sleep(0)

@@ -59,7 +59,7 @@ class LiveCounters(BaseModel):
     entropy_sum: float = Field(description="of the answers' entropies, in nats")
     entropy_count: int
     request_seconds_buckets: list[int] = Field(
-        description="requests to POST /predict that took at most each of `latency_bounds`; all"
+        description="requests for answers that took at most each of `latency_bounds`; all"
     )
     guard_actions: int = Field(description="without those that a guard only observed")
     resets: int
@@ -77,8 +77,11 @@ class LiveGauges(BaseModel):
     held: int
     doubted: int
     silent: int
-    estimated_adapted: float | None = Field(description="accuracy, 0 to 1, over all streams")
-    estimated_source: float | None
+    estimated_adapted: float | None = Field(
+        description="accuracy, 0 to 1, over the streams in memory that are not held; "
+        "`ttc_estimated_accuracy_ratio` is of all"
+    )
+    estimated_source: float | None = Field(description="of the source, on the same images")
     window_accuracy: float | None = Field(description="over the last 500 labels")
 
 
@@ -106,6 +109,7 @@ class LiveState(BaseModel):
         description="since when this process is ready; another: it was restarted"
     )
     version: str
+    page: str = Field(description="changes with the live page: what was loaded before is old then")
     model: LiveModel
     method: str
     adapt: str
@@ -118,7 +122,10 @@ class LiveState(BaseModel):
     )
     counters: LiveCounters
     gauges: LiveGauges
-    events: list[dict[str, Any]] = Field(description="the latest, oldest first, as in /status")
+    events: list[dict[str, Any]] = Field(
+        description="the latest, oldest first, as in /status: 200 of streams that come and go, of "
+        "skipped batches and of connections, and 200 others"
+    )
     streams: list[LiveRow] = Field(description="at most a thousand, those of most trouble first")
     left_out: int = Field(description="streams beyond that")
 

@@ -9,7 +9,15 @@ from service.live.rows import Seen
 from service.live.schemas import LiveCounters, LiveGauges, LiveModel
 from service.metrics import Metrics, distribution, total
 from service.settings import Settings
+from service.stream_reports import estimated_accuracy
 from ttc_core.methods.contract import ADAPTING, HELD, ROLLED_BACK
+
+# Routes of which a request is one for answers.
+ANSWERING = (
+    "/predict",
+    "/v2/models/{model}/infer",
+    "/v2/models/{model}/versions/{version}/infer",
+)
 
 
 class Sight(Protocol):
@@ -56,7 +64,7 @@ class OwnSight:
     def _counters(self) -> LiveCounters:
         metrics = self._metrics
         entropies, entropy_sum = distribution(metrics.entropy)
-        latencies, _ = distribution(metrics.request_seconds.labels("/predict"))
+        latencies, _ = distribution(*(metrics.request_seconds.labels(each) for each in ANSWERING))
         return LiveCounters(
             images=int(total(metrics.images)),
             rejected=int(total(metrics.rejected)),
@@ -78,6 +86,8 @@ class OwnSight:
     def _gauges(self) -> LiveGauges:
         metrics, records = self._metrics, self._engine.streams
         modes = [self._told(record.mode) for record in records.values()]
+        # What is held is answered by the source: what has adapted there is served to nobody.
+        served = [record for record in records.values() if record.mode != HELD]
         return LiveGauges(
             ready=bool(total(metrics.ready)),
             queue_images=self._batcher.waiting_images,
@@ -87,8 +97,8 @@ class OwnSight:
             held=int(total(metrics.held)),
             doubted=int(total(metrics.doubted)),
             silent=int(total(metrics.silent_streams)),
-            estimated_adapted=_rounded(total(metrics.estimated_accuracy, answers="adapted")),
-            estimated_source=_rounded(total(metrics.estimated_accuracy, answers="source")),
+            estimated_adapted=_rounded(estimated_accuracy(served, "adapted")),
+            estimated_source=_rounded(estimated_accuracy(served, "source")),
             window_accuracy=_rounded(total(metrics.window_accuracy)),
         )
 

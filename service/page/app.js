@@ -5,8 +5,9 @@ import { Curves } from "./curves.js";
 import { announce, byId, icon, setText } from "./dom.js";
 import { Feed } from "./events.js";
 import { clock, cut } from "./format.js";
-import { inWords, kindOf, showHappenings } from "./happenings.js";
+import { Happenings, inWords } from "./happenings.js";
 import { showHeadline } from "./headline.js";
+import { kindOf } from "./kinds.js";
 import { Trial } from "./predict.js";
 import { SettingsView } from "./settings.js";
 import { Live } from "./state.js";
@@ -16,8 +17,12 @@ import { NoToken, expectToAsk, request } from "./tokens.js";
 /** @typedef {import("./wire").State} State */
 /** @typedef {import("./wire").Happening} Happening */
 
+/** Of what the guard does there is a sentence now and then; a flood of them would be heard by nobody. */
+const SENTENCES_APART = 10;
+
 const live = new Live();
 const streams = new Streams(live, confirm);
+const happenings = new Happenings(live);
 new Trial(live);
 new SettingsView();
 
@@ -25,11 +30,17 @@ new SettingsView();
 let curves = null;
 /** @type {number | null} Since when the connection is lost. */
 let lostAt = Date.now() / 1000;
+/** @type {string | null} Of which page this is: the server's when it was first heard of. */
+let loaded = null;
+/** @type {Happening[]} What the guard did that was not said yet. */
+let unsaid = [];
+/** @type {ReturnType<typeof setTimeout> | undefined} While nothing is said of it. */
+let pause;
 
 /** Bring all that is shown up to date. */
 function show() {
   if (document.hidden || !live.state) return;
-  showHeadline(live);
+  showHeadline(live, lostAt);
   streams.update();
   curves?.tell();
 }
@@ -37,11 +48,13 @@ function show() {
 function showPoints() {
   if (document.hidden) return;
   curves?.draw();
-  showHappenings(live);
+  happenings.show();
 }
 
 /** @param {State} state */
 function begin(state) {
+  loaded ??= state.page;
+  byId("old-page", HTMLElement).hidden = state.page === loaded;
   live.begin(state);
   expectToAsk(state.asks);
   curves ??= new Curves(live);
@@ -54,12 +67,20 @@ function begin(state) {
 }
 
 /**
- * Say once what a person who hears the page must not miss.
- * @param {Happening[]} happenings
+ * Say what a person who hears the page must not miss.
+ * @param {Happening[]} events
  */
-function announceGuard(happenings) {
-  const acts = happenings.filter((each) => kindOf(each) === "guard");
-  if (acts.length) announce(`${cut(acts[0].stream ?? "", 24)}: ${inWords(acts[0])}`);
+function announceGuard(events) {
+  unsaid.push(...events.filter((each) => kindOf(each) === "guard"));
+  const last = unsaid.at(-1);
+  if (pause !== undefined || !last) return;
+  const many = unsaid.length > 1 ? `${unsaid.length} acts of the guard, the last: ` : "";
+  announce(`${many}${cut(last.stream ?? "", 24)}: ${inWords(last)}`);
+  unsaid = [];
+  pause = setTimeout(() => {
+    pause = undefined;
+    announceGuard([]);
+  }, 1000 * SENTENCES_APART);
 }
 
 /**
@@ -124,6 +145,7 @@ const feed = new Feed(open, {
   },
 });
 
+byId("load-page", HTMLButtonElement).addEventListener("click", () => location.reload());
 // What the page shows goes on while nothing comes: ages grow.
 setInterval(show, 1000);
 document.addEventListener("visibilitychange", () => {

@@ -42,15 +42,14 @@ export function confirm(act, name) {
   form.onsubmit = async (event) => {
     event.preventDefault();
     done.disabled = true;
+    const asked = question;
     const to = isReset || !chosen.value ? "" : `&to=${chosen.value}`;
     const refused = await perform(`${act}?stream=${encodeURIComponent(name)}${to}`);
+    if (!refused) announce(isReset ? `${short} was reset.` : `${short} was rolled back.`);
+    if (asked !== question) return;
     done.disabled = false;
-    if (refused) {
-      setText(byId("act-error", HTMLElement), refused);
-      return;
-    }
-    dialog.close();
-    announce(isReset ? `${short} was reset.` : `${short} was rolled back.`);
+    if (refused) setText(byId("act-error", HTMLElement), refused);
+    else dialog.close();
   };
   byId("act-cancel", HTMLButtonElement).onclick = () => dialog.close();
   dialog.showModal();

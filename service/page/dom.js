@@ -73,6 +73,38 @@ export function setAttribute(node, name, value) {
 }
 
 /**
+ * Have these children, in this order. Those that are in their place stay there: to move an element
+ * takes the focus from it, and a reader's place.
+ * @param {Element} parent
+ * @param {Element[]} children
+ */
+export function arrange(parent, children) {
+  const wanted = new Set(children);
+  for (const child of [...parent.children]) if (!wanted.has(child)) child.remove();
+  children.forEach((child, index) => {
+    const there = parent.children[index] ?? null;
+    if (there !== child) parent.insertBefore(child, there);
+  });
+}
+
+/** Lines of a table that stay the same elements as long as what they show is the same. */
+export class Lines {
+  /** @param {Element} parent */
+  constructor(parent) {
+    this.parent = parent;
+    /** @type {Map<string, Element>} */
+    this.made = new Map();
+  }
+
+  /** @param {{key: string, make: () => Element}[]} wanted a key says all that its line shows */
+  show(wanted) {
+    const before = this.made;
+    this.made = new Map(wanted.map(({ key, make }) => [key, before.get(key) ?? make()]));
+    arrange(this.parent, [...this.made.values()]);
+  }
+}
+
+/**
  * Tell those who hear the page. Sparingly: only what somebody waits for or must not miss.
  * @param {string} sentence
  */

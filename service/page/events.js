@@ -6,6 +6,10 @@ const FIRST_WAIT = 1;
 const LONGEST_WAIT = 15;
 /** The server sends at least a comment every 15 s: after so long nobody is there any more. */
 const SILENT_SECONDS = 40;
+/** A browser opens six connections to a server: a tab that nobody sees keeps none of them longer. */
+const HIDDEN_SECONDS = 30;
+/** Why the page itself ended a connection. */
+const HIDDEN = "hidden";
 
 /**
  * The frames in a body as they come. Comments and `retry` pass unseen.
@@ -76,15 +80,29 @@ export class Feed {
     this.told = told;
     this.wait = FIRST_WAIT;
     this.again = () => {};
+    /** @type {AbortController | null} Of the connection, while there is one. */
+    this.connected = null;
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.hiding = undefined;
     addEventListener("online", () => this.again());
-    document.addEventListener("visibilitychange", () => document.hidden || this.again());
+    document.addEventListener("visibilitychange", () => this.beSeen());
+  }
+
+  /** End the connection if the tab stays hidden; connect again once it is seen. */
+  beSeen() {
+    clearTimeout(this.hiding);
+    if (document.hidden) {
+      this.hiding = setTimeout(() => this.connected?.abort(HIDDEN), 1000 * HIDDEN_SECONDS);
+    } else this.again();
   }
 
   async run() {
     for (;;) {
-      this.told.lost(await this.read());
+      const why = await this.read();
+      if (why !== HIDDEN) this.told.lost(why);
       await new Promise((resolve) => {
-        const timer = setTimeout(resolve, 1000 * this.wait);
+        const wait = why === HIDDEN ? 0 : this.wait;
+        const timer = document.hidden ? undefined : setTimeout(resolve, 1000 * wait);
         this.again = () => {
           clearTimeout(timer);
           resolve(undefined);
@@ -107,19 +125,28 @@ export class Feed {
     try {
       const answer = await this.open(aborter.signal);
       if (!answer.ok || !answer.body) return await sentence(answer);
+      this.connected = aborter;
       this.told.connected();
+      this.beSeen();
       heard();
       for await (const frame of frames(answer.body, heard)) {
-        this.wait = FIRST_WAIT;
         if (frame.event === "end") return "The server is shutting down.";
-        this.told.frame(frame);
+        try {
+          this.told.frame(frame);
+        } catch (error) {
+          reportError(error); // a fault of the page, not of the line
+          return "This page could not show what came.";
+        }
+        this.wait = FIRST_WAIT;
       }
       return "The server ended the connection.";
     } catch (error) {
+      if (aborter.signal.reason === HIDDEN) return HIDDEN;
       if (aborter.signal.aborted) return "The server says nothing any more.";
       return error instanceof TypeError ? "The server cannot be reached." : String(error);
     } finally {
       clearTimeout(watch);
+      this.connected = null;
       aborter.abort();
     }
   }

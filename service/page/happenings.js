@@ -1,44 +1,12 @@
-/** What happened, in words, and which of it is marked on the curves. */
+/** What happened, in words and as a table. */
 
-import { byId, element, icon, setText } from "./dom.js";
-import { counted, cut, moment } from "./format.js";
+import { Lines, byId, element, icon, setText } from "./dom.js";
+import { counted, cut, duration, moment } from "./format.js";
+import { KINDS, isRoutine, kindOf } from "./kinds.js";
 
 /** @typedef {import("./wire").Happening} Happening */
 /** @typedef {import("./wire").Act} Act */
 /** @typedef {import("./state.js").Live} Live */
-
-/**
- * Kinds of marks. Letters tell them apart, not colours.
- * @typedef {"guard" | "reset" | "change" | "restart"} Kind
- * @type {Record<Kind, {letter: string, title: string, icon: string}>}
- */
-export const KINDS = {
-  guard: { letter: "G", title: "guard", icon: "guard" },
-  reset: { letter: "R", title: "reset or rollback by hand", icon: "undo" },
-  change: { letter: "C", title: "change of model or load", icon: "change" },
-  restart: { letter: "S", title: "start", icon: "restart" },
-};
-
-/** @type {Record<string, Kind>} */
-const MARKED = {
-  guard: "guard",
-  reset: "reset",
-  rollback: "reset",
-  model_loaded: "change",
-  second_view_off: "change",
-  shedding: "change",
-  shedding_less: "change",
-  shedding_over: "change",
-  started: "restart",
-};
-
-/**
- * @param {Happening} happening
- * @returns {Kind | null} null: it is told, and not marked
- */
-export function kindOf({ event }) {
-  return MARKED[event] ?? null;
-}
 
 /** @type {Record<string, string>} */
 const REASONS = {
@@ -71,11 +39,20 @@ export function actInWords({ action, reason, observed }) {
 
 /** @type {Record<string, (happening: Happening) => string>} */
 const WORDS = {
+  silent: ({ seconds, streams }) =>
+    streams
+      ? `${counted(Number(streams), "more camera")} fell silent.`
+      : `Silent: it has sent nothing for ${duration(Number(seconds))}.`,
+  back: ({ seconds, streams }) =>
+    streams
+      ? `${counted(Number(streams), "more camera")} sent again.`
+      : `It sends again, after ${duration(Number(seconds))}.`,
   started: ({ model }) => `The server started${model ? ` with ${model}` : ""}.`,
   stopped: ({ reason }) => `The server stopped: ${reason}.`,
   draining: () => "The server is shutting down.",
   guard: (happening) => `The guard ${actInWords(happening)}.`,
-  reset: ({ reason }) => `Reset to the source: ${REASONS[String(reason)] ?? reason}.`,
+  reset: ({ reason, known }) =>
+    known === false ? "A reset was asked for: nothing was known of it." : `Reset to the source: ${REASONS[String(reason)] ?? reason}.`,
   rollback: ({ version }) => `Rolled back by hand to version ${version}.`,
   suspect: ({ kind }) => `Faulty frames: ${kind}.`,
   suspect_over: ({ kind }) => `Frames are ordinary again, after ${kind}.`,
@@ -90,14 +67,24 @@ const WORDS = {
       : "The queue stands: images are answered and not learned from.",
   shedding_less: () => "The queue is shorter: the second view is back.",
   shedding_over: () => "The queue is short: all images are learned from again.",
+  envelope: ({ clause, verdict }) =>
+    `A step would have gone beyond the envelope, and was ${verdict}: ${String(clause).replaceAll("_", " ")}.`,
   skipped: ({ reason }) => `Not learned from: ${reason}.`,
   adaptation_failed: ({ reason }) => `Adapting failed: ${reason}`,
   not_saved: ({ reason }) => `Could not be saved: ${reason}`,
+  changes_not_written: ({ reason }) => `The log of changes could not be written: ${reason}`,
   not_saving: ({ reason }) => `No stream will be saved: ${reason}`,
   evicted: ({ reason }) => `Left memory: ${reason}.`,
   restored: () => "Came back from its saved state.",
   rejected: ({ reason }) => `Its saved state was set aside: ${reason}`,
+  set_aside: ({ reason }) => `What lay in the place of its saved state was set aside: ${reason}`,
   saved: ({ saved }) => `Streams were saved: ${saved}.`,
+  saved_unfit: ({ streams }) => `Saved streams that do not fit what is served: ${streams}.`,
+  not_looked_at: ({ reason }) => `Its saved state could not be looked at: ${reason}`,
+  not_removed: ({ reason }) => `Its saved state could not be removed: ${reason}`,
+  ids_not_saved: ({ reason }) => `Ids of answers could not be saved: ${reason}`,
+  connection_closed: ({ reason }) => `A connection was ended: ${reason}.`,
+  lost: ({ count: many }) => `${counted(Number(many), "event")} came too fast to be told.`,
 };
 
 const TELLS_NOTHING = ["time", "event", "stream", "count", "latest", "trace_id", "span_id"];
@@ -113,35 +100,50 @@ export function inWords(happening) {
 
 const SHOWN = 30;
 
-/**
- * The latest happenings as a table, the newest on top.
- * @param {Live} live
- */
-export function showHappenings(live) {
-  const body = byId("happenings", HTMLTableSectionElement);
-  const latest = live.events.slice(-SHOWN).reverse();
-  setText(
-    byId("happenings-count", HTMLElement),
-    latest.length ? `The latest ${counted(latest.length, "event")}.` : "Nothing has happened yet.",
-  );
-  const lines = latest.map((happening) => {
-    const kind = kindOf(happening);
-    const said = inWords(happening);
-    const times = Number(happening.count ?? 1);
-    const words = cut(said, 200) + (times > 1 ? ` (${times} times)` : "");
-    const { stream = "" } = happening;
-    return element(
-      "tr",
-      {},
-      element("td", { class: "time" }, moment(happening.time, live.now)),
-      element(
-        "td",
-        { class: "mark" },
-        ...(kind ? [icon(KINDS[kind].icon), KINDS[kind].letter] : [""]),
-      ),
-      element("td", { class: "name", title: stream }, cut(stream, 24)),
-      element("td", { title: said }, words),
+export class Happenings {
+  /** @param {Live} live */
+  constructor(live) {
+    this.live = live;
+    this.lines = new Lines(byId("happenings", HTMLTableSectionElement));
+    this.all = byId("happenings-all", HTMLInputElement);
+    this.all.addEventListener("change", () => this.show());
+  }
+
+  /** Show the latest happenings, the newest on top. */
+  show() {
+    const { events, now } = this.live;
+    const wanted = this.all.checked ? events : events.filter((each) => !isRoutine(each));
+    const latest = wanted.slice(-SHOWN).reverse();
+    const which = latest.length < wanted.length ? `the latest ${latest.length} of ` : "";
+    setText(
+      byId("happenings-count", HTMLElement),
+      wanted.length ? which + counted(wanted.length, "event") : "Nothing has happened yet.",
     );
-  });
-  body.replaceChildren(...lines);
+    this.lines.show(
+      latest.map((happening) => {
+        const time = moment(happening.time, now);
+        const said = inWords(happening);
+        const key = [time, happening.time, happening.event, happening.stream, said].join(" ");
+        return { key, make: () => line(happening, time, said) };
+      }),
+    );
+  }
+}
+
+/**
+ * @param {Happening} happening
+ * @param {string} time
+ * @param {string} said
+ */
+function line(happening, time, said) {
+  const kind = kindOf(happening);
+  const { stream = "" } = happening;
+  return element(
+    "tr",
+    {},
+    element("td", { class: "time" }, time),
+    element("td", { class: "mark" }, ...(kind ? [icon(KINDS[kind].icon), KINDS[kind].letter] : [""])),
+    element("td", { class: "name", title: stream }, cut(stream, 24)),
+    element("td", { title: said }, cut(said, 200)),
+  );
 }

@@ -1,7 +1,7 @@
 /** Three sentences: is each camera alive, is adapting helping, what did the guard do. */
 
 import { byId, icon, setText } from "./dom.js";
-import { compareNames, count, counted, cut, duration, listed, percent, points } from "./format.js";
+import { clock, compareNames, count, counted, cut, duration, listed, percent, points } from "./format.js";
 import { actInWords } from "./happenings.js";
 
 /** @typedef {import("./state.js").Live} Live */
@@ -10,12 +10,19 @@ import { actInWords } from "./happenings.js";
 
 /** A mean gain from which on something is said of it, where no camera's is sure. */
 const SEEMS = 0.02;
+/** A camera of which this long nothing was heard is not said to be alive, whatever its habit is. */
+const HEARD_SECONDS = 3600;
 
-/** @param {Live} live */
-export function showHeadline(live) {
-  show("alive", alive(live));
-  show("helping", helping(live));
-  show("guarded", guarded(live));
+/**
+ * @param {Live} live
+ * @param {number | null} lostAt since when the connection is lost: what was true then is told as that
+ */
+export function showHeadline(live, lostAt) {
+  for (const [id, answer] of Object.entries({ alive, helping, guarded })) {
+    const { icon: symbol, text, more } = answer(live);
+    if (lostAt === null) show(id, { icon: symbol, text, more });
+    else show(id, { icon: "info", text: `As of ${clock(lostAt)}: ${text}`, more: "" });
+  }
 }
 
 /**
@@ -37,9 +44,9 @@ function show(id, sentence) {
  * @param {Live} live
  * @returns {Sentence}
  */
-function alive(live) {
+export function alive(live) {
   const rows = [...live.rows.values()];
-  const all = Number(live.gauges.streams ?? rows.length) || rows.length;
+  const all = rows.length + live.leftOut;
   if (!all) {
     return {
       icon: "info",
@@ -48,32 +55,45 @@ function alive(live) {
     };
   }
   const silent = rows.filter(({ silent_since }) => silent_since !== null);
-  const failing = rows.filter((row) => row.suspect && row.silent_since === null);
+  const heard = rows.filter(({ silent_since }) => silent_since === null);
+  const failing = heard.filter(({ suspect }) => suspect !== null);
+  const away = heard.filter(
+    ({ suspect, last_image }) =>
+      suspect === null && (last_image === null || live.now - last_image > HEARD_SECONDS),
+  );
   const lasts = rows.flatMap(({ last_image }) => (last_image === null ? [] : [last_image]));
   const last = lasts.reduce((latest, time) => Math.max(latest, time), -Infinity);
   const more = lasts.length ? `The latest image came ${duration(live.now - last)} ago.` : "";
-  if (!silent.length && !failing.length) {
+  const well = all - silent.length - failing.length - away.length;
+  if (well === all) {
     const text = all === 1 ? "The one camera is alive." : `All ${count(all)} cameras are alive.`;
     return { icon: "ok", text, more };
   }
-  const parts = [];
-  if (silent.length) parts.push(`${listed(names(silent))} ${silent.length > 1 ? "are" : "is"} silent`);
-  if (failing.length) {
-    const kind = failing.length === 1 ? ` (${failing[0].suspect})` : "";
-    const sends = failing.length > 1 ? "send" : "sends";
-    parts.push(`${listed(names(failing))} ${sends} faulty frames${kind}`);
-  }
-  const well = all - silent.length - failing.length;
+  const kind = failing.length === 1 ? ` (${failing[0].suspect})` : "";
+  const parts = [
+    about(silent, "is silent", "are silent"),
+    about(failing, `sends faulty frames${kind}`, "send faulty frames"),
+    about(away, "has sent nothing of late", "have sent nothing of late"),
+  ].filter(Boolean);
   const text = `${count(well)} of ${counted(all, "camera")} ${well === 1 ? "is" : "are"} well: ${parts.join("; ")}.`;
-  return { icon: "warn", text, more };
+  return { icon: silent.length || failing.length ? "warn" : "info", text, more };
+}
+
+/**
+ * @param {Row[]} rows
+ * @param {string} does what one of them does
+ * @param {string} all what several do
+ */
+function about(rows, does, all) {
+  return rows.length ? `${listed(names(rows))} ${rows.length === 1 ? does : all}` : "";
 }
 
 /**
  * @param {Live} live
  * @returns {Sentence}
  */
-function helping(live) {
-  const { state, counters } = live;
+export function helping(live) {
+  const { state, counters, gauges } = live;
   const [labelled, correct] = [Number(counters.labelled ?? 0), Number(counters.correct ?? 0)];
   const truth = labelled
     ? ` ${percent(correct / labelled)} of ${count(labelled)} labelled answers were right.`
@@ -92,40 +112,38 @@ function helping(live) {
     const text = "Whether adapting helps cannot be told yet.";
     return { icon: "info", text, more: why + truth };
   }
-  const free = judged.flatMap(({ mode, estimate }) => (mode !== "held" && estimate ? [estimate] : []));
+  const free = judged.filter(({ mode }) => mode !== "held");
   const held = judged.length - free.length;
-  const without = held ? `${counted(held, "held camera")} not counted.` : "";
-  if (!free.length) {
+  const without = held ? ` ${counted(held, "held camera")} not counted.` : "";
+  const [adapted, source] = [gauges.estimated_adapted, gauges.estimated_source];
+  if (!free.length || typeof adapted !== "number" || typeof source !== "number") {
     const text = "Adapting does harm wherever it was compared.";
-    return { icon: "bad", text, more: without + truth };
+    return { icon: "bad", text, more: (without + truth).trim() };
   }
-  const better = free.filter(({ gain }) => gain.low > 0).length;
-  const worse = free.filter(({ gain }) => gain.high < 0).length;
-  const adapted = mean(free.map((each) => each.adapted.accuracy));
-  const source = mean(free.map((each) => each.source.accuracy));
+  const better = free.filter(({ estimate }) => estimate && estimate.gain.low > 0);
+  const worse = free.filter(({ estimate }) => estimate && estimate.gain.high < 0);
   const gain = adapted - source;
-  const sure = `surely better at ${count(better)} of ${counted(free.length, "camera")}, worse at ${count(worse)}`;
-  const more = `Estimated, ${percent(adapted, 0)} right, frozen ${percent(source, 0)}: ${points(gain)} points; ${sure}.${truth} ${without}`;
-  if (worse && worse >= better) return { icon: "bad", text: "Adapting does harm.", more };
-  if (worse) return { icon: "warn", text: "Adapting helps, but not everywhere.", more };
-  if (better) return { icon: "ok", text: "Adapting helps.", more };
+  const sure = `surely better at ${count(better.length)} of ${counted(free.length, "camera")}, worse at ${count(worse.length)}`;
+  const more = `Estimated, ${percent(adapted, 0)} right, frozen ${percent(source, 0)}: ${points(gain)} points; ${sure}.${truth}${without}`;
+  if (2 * worse.length > free.length) return { icon: "bad", text: "Adapting does harm.", more };
+  if (worse.length) {
+    const helps = better.length ? "helps, but does" : "does";
+    return { icon: "warn", text: `Adapting ${helps} harm at ${listed(names(worse))}.`, more };
+  }
+  if (better.length) return { icon: "ok", text: "Adapting helps.", more };
   // Intervals of single cameras are wide: what all of them point to is told as no more than that.
   if (gain >= SEEMS) return { icon: "adapting", text: "Adapting seems to help, not yet surely.", more };
   if (gain <= -SEEMS) return { icon: "warn", text: "Adapting seems to do harm, not yet surely.", more };
   return { icon: "info", text: "Adapting makes no difference that is seen.", more };
 }
 
-/** @param {number[]} values */
-function mean(values) {
-  return values.reduce((sum, value) => sum + value, 0) / values.length;
-}
-
 /**
  * @param {Live} live
  * @returns {Sentence}
  */
-function guarded(live) {
-  if (live.state?.guard === "off") {
+export function guarded(live) {
+  const { state } = live;
+  if (state?.guard === "off") {
     return {
       icon: "info",
       text: "The guard is off.",
@@ -135,26 +153,31 @@ function guarded(live) {
   const rows = [...live.rows.values()];
   const held = rows.filter(({ mode }) => mode === "held");
   const doubted = rows.filter((row) => row.mode !== "held" && row.doubted_since !== null);
-  const acts = rows.flatMap(({ name, guard }) => (guard ? [{ name, ...guard }] : []));
+  // What was done by hand is told of a row, too.
+  const acts = rows.flatMap(({ name, guard }) =>
+    guard && guard.reason !== "by_hand" ? [{ name, ...guard }] : [],
+  );
   const last = acts.reduce(
     (latest, act) => (!latest || act.time > latest.time ? act : latest),
     /** @type {typeof acts[0] | null} */ (null),
   );
-  const more = last
-    ? `Last, ${duration(live.now - last.time)} ago, ${cut(last.name, 24)} ${actInWords(last)}.`
-    : "It compares adapted answers with the frozen model's.";
-  const observes = live.state?.guard === "observe" ? " It only observes." : "";
+  const many = Number(live.counters.guard_actions ?? 0);
+  const more = [
+    state?.guard === "observe" ? "It only observes." : "",
+    many ? `${counted(many, "act")} since the start.` : "",
+    last
+      ? `${cut(last.name, 24)}, ${duration(live.now - last.time)} ago: ${actInWords(last)}.`
+      : "It compares adapted answers with the frozen model's.",
+  ].join(" ").trim();
   if (held.length) {
-    const they = held.length > 1 ? "are" : "is";
     const text = `The guard holds ${listed(names(held))}: the frozen model answers.`;
-    return { icon: "held", text, more: `${counted(held.length, "camera")} ${they} held. ${more}` };
+    return { icon: "held", text, more };
   }
   if (doubted.length) {
-    const text = `The guard doubts ${listed(names(doubted))}.`;
-    return { icon: "warn", text, more: more + observes };
+    return { icon: "warn", text: `The guard doubts ${listed(names(doubted))}.`, more };
   }
-  if (last) return { icon: "ok", text: "The guard holds no camera now.", more: more + observes };
-  return { icon: "ok", text: "The guard had nothing to do.", more: more + observes };
+  const text = many || last ? "The guard holds no camera now." : "The guard had nothing to do.";
+  return { icon: "ok", text, more };
 }
 
 /** @param {Row[]} rows */

@@ -21,6 +21,8 @@ export class Trial {
     this.camera = new Camera();
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this.timer = undefined;
+    /** How many images were asked about: an answer to one before the last is nobody's. */
+    this.asked = 0;
     this.error = byId("try-error", HTMLElement);
     this.picture = byId("picture", HTMLImageElement);
     this.useCamera = byId("use-camera", HTMLButtonElement);
@@ -49,7 +51,12 @@ export class Trial {
     });
     this.useCamera.addEventListener("click", () => this.switchCamera());
     this.takePicture.addEventListener("click", () => this.photograph());
-    this.again.addEventListener("change", () => this.photograph());
+    this.again.addEventListener("change", () => {
+      if (this.again.checked) this.photograph();
+      else clearTimeout(this.timer);
+    });
+    // What is no image, or one of a kind that browsers do not show.
+    this.picture.addEventListener("error", () => (this.picture.hidden = true));
   }
 
   /** @param {File[]} files */
@@ -97,6 +104,7 @@ export class Trial {
    * @returns {Promise<boolean>} whether it was answered
    */
   async ask(image, aloud = true) {
+    const asked = ++this.asked;
     this.complain("");
     this.preview(image);
     const stream = byId("try-stream", HTMLInputElement).value.trim() || "page";
@@ -113,9 +121,11 @@ export class Trial {
       const path = `predict?${query}`;
       const answer = await request(path, { method: "POST", body: image, headers }, "predict");
       if (!answer.ok) throw new Error(await sentence(answer));
-      this.show(await answer.json(), learn, performance.now() - started, aloud);
+      const told = await answer.json();
+      if (asked === this.asked) this.show(told, learn, performance.now() - started, aloud);
       return true;
     } catch (error) {
+      if (asked !== this.asked) return false;
       byId("answer", HTMLElement).hidden = true;
       this.complain(told(error));
       return false;

@@ -3,6 +3,8 @@
  * that was just opened. Knows nothing of how it is shown.
  */
 
+import { isRoutine } from "./kinds.js";
+
 /** @typedef {import("./wire").State} State */
 /** @typedef {import("./wire").Tick} Tick */
 /** @typedef {import("./wire").Row} Row */
@@ -17,12 +19,17 @@
 
 /** An hour at the server's usual five seconds. */
 export const MOST_POINTS = 720;
+/** Of those that are routine; and as many others. */
 export const MOST_EVENTS = 200;
 export const MOST_ROWS = 2000;
 /** Of a stream's images: as many counts, as far apart as points are. */
 export const MOST_SAMPLES = 60;
 /** A camera that sends an image every ten seconds has a rate, too. */
 const SAMPLES_OF_LATE = 5;
+/** What was between two samples that are further apart is not known. */
+const SAMPLES_APART = 30;
+/** A clock was set where it goes back by more; the history's times are rounded. */
+const SET_BACK = 1;
 
 /** The counts of one stream's images, for its rate and its sparkline. */
 class Samples {
@@ -37,7 +44,9 @@ class Samples {
    */
   add(time, images) {
     const last = this.kept.at(-1);
-    if (last && images < last.images) this.kept = []; // it was reset, or the server restarted
+    if (last && time <= last.time) return; // a state is told again
+    // It was reset, or the server restarted; or nobody looked.
+    if (last && (images < last.images || time - last.time > SAMPLES_APART)) this.kept = [];
     this.kept.push({ time, images });
     if (this.kept.length > MOST_SAMPLES) this.kept.shift();
   }
@@ -121,6 +130,8 @@ export class Live {
     this.heard = performance.now();
     const point = { time: tick.time, counters: tick.counters, gauges: tick.gauges };
     const interval = this.state?.interval ?? 5;
+    const latest = this.recent.at(-1) ?? this.points.at(-1);
+    if (latest && tick.time < latest.time - SET_BACK) this.setBack(tick.time);
     const last = this.points.at(-1);
     const isDue = !last || tick.time - last.time >= interval - 0.25;
     if (isDue) {
@@ -141,6 +152,16 @@ export class Live {
     if (this.rows.size > MOST_ROWS) this.forgetRows();
     if (isDue) this.sample(tick.time);
     this.addEvents(tick.events);
+  }
+
+  /**
+   * The server's clock was set back: what is later than now never was.
+   * @param {number} time
+   */
+  setBack(time) {
+    this.points = this.points.filter((point) => point.time < time);
+    this.recent = [];
+    this.samples.clear();
   }
 
   /** @param {number} time */
@@ -174,16 +195,13 @@ export class Live {
 
   /** @param {Happening[]} events */
   addEvents(events) {
-    for (const event of events) {
-      // One that repeats comes again with a higher count.
-      const same = this.events.findIndex(
-        (known) =>
-          known.time === event.time && known.event === event.event && known.stream === event.stream,
-      );
-      if (same >= 0) this.events[same] = event;
-      else this.events.push(event);
+    if (!events.length) return;
+    this.events.push(...events);
+    for (const routine of [true, false]) {
+      const those = this.events.filter((event) => isRoutine(event) === routine);
+      const old = new Set(those.slice(0, -MOST_EVENTS));
+      if (old.size) this.events = this.events.filter((event) => !old.has(event));
     }
-    if (this.events.length > MOST_EVENTS) this.events.splice(0, this.events.length - MOST_EVENTS);
   }
 
   /** Let go of the rows of least trouble that were seen longest ago. */
@@ -198,13 +216,18 @@ export class Live {
 }
 
 /**
- * The server's last hour, from columns to points.
+ * The server's last hour, from columns to points; those before its clock was set back, as far as
+ * they are later than one that follows, are left out.
  * @param {State} state
  * @returns {Point[]}
  */
 function history(state) {
   const { time = [], ...columns } = state.history;
-  return time.map((at, index) => {
+  const earliest = time.map(Number);
+  for (let at = earliest.length - 2; at >= 0; at--) {
+    earliest[at] = Math.min(earliest[at], earliest[at + 1]);
+  }
+  const points = time.map((at, index) => {
     /** @type {Point} */
     const point = { time: Number(at), counters: {}, gauges: {} };
     for (const [name, column] of Object.entries(columns)) {
@@ -219,4 +242,5 @@ function history(state) {
     }
     return point;
   });
+  return points.filter((point, index) => point.time <= earliest[index]);
 }

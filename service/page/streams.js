@@ -1,6 +1,6 @@
 /** The table of cameras: those in trouble on top, one page of rows at a time, however many. */
 
-import { byId, drawn, element, icon, setAttribute, setText } from "./dom.js";
+import { arrange, byId, drawn, element, icon, setAttribute, setText } from "./dom.js";
 import { UNKNOWN, compareNames, count, counted, cut, duration, number, percent, points } from "./format.js";
 
 /** @typedef {import("./state.js").Live} Live */
@@ -9,6 +9,8 @@ import { UNKNOWN, compareNames, count, counted, cut, duration, number, percent, 
 /** @typedef {import("./wire").Interval} Interval */
 
 export const ROWS_A_PAGE = 50;
+/** Rows stay where they are for so long after somebody pointed at one or moved through them. */
+const USED_SECONDS = 10;
 
 /** @type {Record<Mode, {icon: string, word: string, title: string}>} */
 const MODES = {
@@ -48,8 +50,7 @@ function troubleOf(row, now) {
   if (row.suspect) return `faulty frames: ${row.suspect}`;
   if (row.held_since !== null) return `for ${duration(now - row.held_since)}`;
   if (row.doubted_since !== null) return `doubted for ${duration(now - row.doubted_since)}`;
-  if (row.mode === "rolled_back") return "";
-  if (row.why) return row.why;
+  if (row.estimate && row.estimate.gain.high < 0) return "estimated below frozen";
   return "";
 }
 
@@ -68,6 +69,10 @@ export class Streams {
     this.order = [];
     /** @type {Map<string, RowView>} Those on the page. */
     this.views = new Map();
+    this.usedAt = -Infinity;
+    for (const kind of ["pointermove", "keydown", "focusin"]) {
+      this.body.addEventListener(kind, () => (this.usedAt = performance.now()));
+    }
     this.search.addEventListener("input", () => this.turn(-this.page));
     this.sort.addEventListener("change", () => this.turn(-this.page));
     byId("before", HTMLButtonElement).addEventListener("click", () => this.turn(-1));
@@ -86,10 +91,9 @@ export class Streams {
     this.show();
   }
 
-  /** Rows stay where they are while somebody points at one or has it in focus. */
+  /** Not as long as a pointer rests or the focus stays: nobody may be there any more. */
   isUsed() {
-    const pointed = matchMedia("(hover: hover)").matches && this.body.matches(":hover");
-    return pointed || this.body.contains(document.activeElement);
+    return performance.now() - this.usedAt < 1000 * USED_SECONDS;
   }
 
   arrange() {
@@ -122,21 +126,18 @@ export class Streams {
     this.page = Math.min(Math.max(0, this.page), pages - 1);
     const first = this.page * ROWS_A_PAGE;
     const names = this.order.slice(first, first + ROWS_A_PAGE);
-    const shown = new Set(names);
+    const before = this.views;
+    this.views = new Map(names.map((name) => [name, before.get(name) ?? new RowView(name)]));
     for (const [name, view] of this.views) {
-      if (shown.has(name)) continue;
-      view.line.remove();
-      this.views.delete(name);
-    }
-    names.forEach((name, index) => {
       const row = this.live.rows.get(name);
-      if (!row) return;
-      let view = this.views.get(name);
-      if (!view) this.views.set(name, (view = new RowView(name)));
-      view.show(row, this.live);
-      const there = this.body.children[index] ?? null;
-      if (there !== view.line) this.body.insertBefore(view.line, there);
-    });
+      if (row) view.show(row, this.live);
+    }
+    const focused = document.activeElement;
+    arrange(this.body, [...this.views.values()].map(({ line }) => line));
+    if (focused instanceof HTMLElement && focused !== document.activeElement) {
+      const place = focused.isConnected ? focused : byId("cameras", HTMLElement);
+      place.focus({ preventScroll: true });
+    }
     this.tell(first, names.length, pages);
   }
 
@@ -181,7 +182,7 @@ class RowView {
     this.adapted = cell("Adapted");
     this.frozen = cell("Frozen");
     this.gain = cell("Gain");
-    this.truth = cell("True");
+    this.truth = cell("By labels");
     this.versus = drawn("svg", {
       class: "versus",
       viewBox: `0 0 ${WIDTH} ${HEIGHT}`,

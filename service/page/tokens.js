@@ -22,10 +22,18 @@ export function expectToAsk(told) {
 /** The person did not give a token. */
 export class NoToken extends Error {}
 
+/**
+ * Under which name a token is kept: a proxy may have other services beside this one.
+ * @param {Purpose} purpose
+ */
+function nameOf(purpose) {
+  return `token-${purpose} ${new URL(".", document.baseURI).pathname}`;
+}
+
 /** @param {Purpose} purpose */
 function kept(purpose) {
   try {
-    return sessionStorage.getItem(`token-${purpose}`);
+    return sessionStorage.getItem(nameOf(purpose));
   } catch {
     return null; // the browser keeps nothing for this page
   }
@@ -37,7 +45,7 @@ function kept(purpose) {
  */
 function keep(purpose, token) {
   try {
-    sessionStorage.setItem(`token-${purpose}`, token);
+    sessionStorage.setItem(nameOf(purpose), token);
   } catch {
     // It is asked for again, then.
   }

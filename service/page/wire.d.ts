@@ -74,6 +74,8 @@ export interface State extends Tick {
   /** When this process was ready; another number: it was restarted. */
   started: number;
   version: string;
+  /** Of which the live page is: what was loaded before is old once it is another. */
+  page: string;
   model: { name: string; digest: string | null; classes: number };
   method: string;
   adapt: string;

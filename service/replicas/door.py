@@ -26,6 +26,7 @@ from service.decoding import SMALL_BYTES, Threads
 from service.errors import CLIENT_CLOSED_REQUEST, ClientGone, NotReady, Refused
 from service.events import Events
 from service.intake import NOTES
+from service.live.assets import Page
 from service.live.frames import Frames
 from service.live.readers import MOST_READERS, Live
 from service.memory import Memory, Share
@@ -94,7 +95,7 @@ class Door:
         )
         self._sight = FleetSight(self._fleet)
         await self._sight.look()
-        frames = Frames(settings, self._sight)
+        frames = Frames(settings, self._sight, page=Page().tag)
         frames.new_events = self._sight.new_events
         most = min(MOST_READERS, max(1, settings.max_connections // 2))
         self.live = Live(frames, self.metrics, self.events, most=most)
@@ -276,6 +277,7 @@ class Door:
                 "streams": each.gauges.streams,
                 "owned": each.owned,
                 "queue_images": each.gauges.queue_images,
+                "changes": documents.get(each.name, {}).get("changes"),
             }
             for each in told
         ]

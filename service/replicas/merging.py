@@ -34,6 +34,7 @@ def status(documents: Mapping[str, Document], files: int) -> Document:
         merged[name] = {key: value for each in all_of for key, value in each[name].items()}
     for name in merged["streams"]:
         merged["saved_doubted"].pop(name, None)
+    merged["changes"] = None  # each replica has a log of its own
     merged["truth"] = _summed_by_name(each["truth"] for each in all_of)
     merged["saved_unfit"] = {
         "streams": sum(each["saved_unfit"]["streams"] for each in all_of),

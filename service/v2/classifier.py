@@ -17,7 +17,7 @@ from service.answering import Image, ImageAnswer
 from service.errors import OutOfRange, of_image
 from service.intake import Submission
 from service.routes.context import Service
-from service.schemas import DEFAULT_STREAM, STREAM_NAME, STREAM_PATTERN
+from service.schemas import DEFAULT_STREAM, STREAM_NAME, STREAM_WORDS
 from service.settings import DAY
 from service.uploads import Upload, check_id, from_base64
 from service.v2.datatypes import BYTES, Buffer
@@ -136,7 +136,7 @@ class Classifier:
     def _stream(self, request: InferenceRequest) -> str:
         named = request.parameters.get("stream")
         if named is not None and not (isinstance(named, str) and STREAM_NAME.fullmatch(named)):
-            raise OutOfRange(f"A stream is named as {STREAM_PATTERN}; got {told(named)}.")
+            raise OutOfRange(f"stream: {STREAM_WORDS}; got {told(named)}.")
         names = {name for name in (request.sequence, named) if name}
         if len(names) > 1:
             raise OutOfRange(

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.fixtures.live_page import WIDE
+
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
@@ -18,6 +20,9 @@ ARGUMENTS = [
 ]
 # Milliseconds; where other work shares the cores, a second becomes many.
 PATIENCE = 90_000.0
+# Where another test starts a container, the browser drops what it was loading. That is nobody's
+# fault: what was disturbed is loaded again.
+DISTURBED = "ERR_NETWORK_CHANGED"
 AXE = Path(__file__).parents[1] / "fixtures" / "axe" / "axe.min.js"
 
 
@@ -48,8 +53,12 @@ def watched_page(browser) -> Iterator[Any]:
     contexts = []
 
     def open_page(address: str, *allowed: str, forgiven: str = "(?!)", **options: Any) -> Any:
+        disturbed: list[str] = []
+
         def complain(text: str) -> None:
-            if not re.search(forgiven, text):
+            if DISTURBED in text:
+                disturbed.append(text)
+            elif not re.search(forgiven, text):
                 problems.append(text)
 
         context = browser.new_context(**options)
@@ -67,13 +76,41 @@ def watched_page(browser) -> Iterator[Any]:
         page = context.new_page()
         page.on("console", lambda message: complain(message.text))
         page.on("pageerror", lambda error: complain(str(error)))
-        page.goto(address)
-        return page
+        for _ in range(5):
+            disturbed.clear()
+            try:
+                page.goto(address)
+            except Exception as error:
+                if DISTURBED not in str(error):
+                    raise
+                disturbed.append(str(error))
+            if not disturbed:
+                return page
+        raise AssertionError(f"the network does not come to rest: {disturbed}")
 
     yield open_page
     for context in contexts:
         context.close()
     assert problems == []
+
+
+@pytest.fixture
+def open_live(watched_page):
+    """Opens the page, which may ask nobody but its server, and waits until that has told all."""
+
+    def opened(
+        url: str, *, ready: str = "body[data-live]", beside: str | None = None, **options: Any
+    ) -> Any:
+        options.setdefault("viewport", WIDE)
+        allowed = [f"{url}/", "blob:"]
+        if beside is not None:  # another path of the same proxy
+            allowed.append(f"{url.rpartition('/')[0]}{beside}/")
+        page = watched_page(f"{url}/", *allowed, **options)
+        if ready:
+            page.wait_for_selector(ready, state="attached")
+        return page
+
+    return opened
 
 
 @pytest.fixture

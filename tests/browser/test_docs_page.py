@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from service.launch import launch
+from tests.fixtures.forked import launch
 from tests.fixtures.proxy import behind_proxy
 
 

@@ -11,30 +11,25 @@ import numpy as np
 import pytest
 
 from service.client import Client
-from service.launch import Launched, launch
-from service.live.assets import Page
+from service.launch import Launched
 from service.replay import to_png
+from tests.fixtures.forked import launch
+from tests.fixtures.live_page import (
+    NARROW,
+    WIDE,
+    camera,
+    drop,
+    fits,
+    pictures,
+    row,
+    send,
+    state,
+)
 from tests.fixtures.proxy import behind_proxy
-from ttc_core.datasets import Geometry, open_data
 
-WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 375, "height": 812}
 # TTC follows a stream of one class until it answers nothing else: the guard has that stream held.
 HELD = ("--method", "ttc", "--guard", "on", "--adapt", "always")
 LOST = r"ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_CONNECTION_RESET|status of 503"
-SECONDS = 1000.0
-
-
-def pictures(corruption: str, count: int, *, order: str = "file") -> tuple[list[bytes], list[int]]:
-    """Images of the bundled stream as PNG files, and their classes."""
-    stream = open_data("bundled", Geometry(32)).open(corruption, 5, limit=count, order=order)
-    return [to_png(pixels) for pixels in stream.read(stream.positions)], stream.labels.tolist()
-
-
-def send(url: str, name: str, images: list[bytes], *, size: int = 10, **options: object) -> None:
-    """Have a camera send its images."""
-    with Client(url) as client:
-        for at in range(0, len(images), size):
-            client.predict(images[at : at + size], stream=name, **options)
 
 
 @pytest.fixture(scope="module")
@@ -63,24 +58,6 @@ def hold(url: str, name: str) -> None:
             if answer.predictions[-1].mode == "held":
                 return
     raise AssertionError("the guard held nothing")
-
-
-@pytest.fixture
-def open_live(watched_page):
-    """Opens the page, which may ask nobody but its server, and waits until that has told all."""
-
-    def opened(url: str, *, ready: str = "body[data-live]", **options: object):
-        options.setdefault("viewport", WIDE)
-        page = watched_page(f"{url}/", f"{url}/", "blob:", "data:", **options)
-        if ready:
-            page.wait_for_selector(ready, state="attached")
-        return page
-
-    return opened
-
-
-def row(page, name):
-    return page.locator(f"#streams tr[data-name='{name}']")
 
 
 # What is seen at once
@@ -201,20 +178,6 @@ def test_a_guard_event_appears_while_one_looks(open_live, server):
 # An image of one's own
 
 
-def drop(page, image: bytes) -> None:
-    """Let a file go over the page's place for it."""
-    transfer = page.evaluate_handle(
-        """bytes => {
-          const transfer = new DataTransfer();
-          const type = "image/png";
-          transfer.items.add(new File([new Uint8Array(bytes)], "shoe.png", { type }));
-          return transfer;
-        }""",
-        list(image),
-    )
-    page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
-
-
 def facts(page) -> dict[str, str]:
     terms = page.locator("#answer dt").all_inner_texts()
     return dict(zip(terms, page.locator("#answer dd").all_inner_texts(), strict=True))
@@ -277,6 +240,11 @@ def test_the_camera_of_this_machine_is_asked_about(open_live, server):
     page.check("#again")
     first = page.get_attribute("#picture", "src")
     page.wait_for_function("first => document.querySelector('#picture').src !== first", arg=first)
+    page.uncheck("#again")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(1200)
+    assert [url for url in asked if "/predict" in url] == []
     page.click("#use-camera")
     assert page.locator("#camera").is_hidden()
     assert not page.is_checked("#again")
@@ -343,6 +311,7 @@ def test_tokens_are_asked_for_where_the_server_does(open_live):
             client.predict(pictures("fog", 10)[0], stream="gate")
         page = open_live(running.url, ready="", forgiven="401")
         page.wait_for_selector("#token-dialog[open]")
+        assert page.locator("#no-streams").inner_text() == "Not known yet."
         page.fill("#token", "wrong-token-1")
         page.keyboard.press("Enter")
         page.get_by_text("That token was refused.").wait_for()
@@ -372,8 +341,9 @@ def test_tokens_are_asked_for_where_the_server_does(open_live):
 # Where it runs
 
 
-def test_the_server_may_go_and_come_again(open_live):
-    """The page says since when it is alone, goes on by itself, and marks the start."""
+def test_the_server_may_go_and_come_again(open_live, unusable):
+    """The page says since when it is alone, what was true then as such, goes on by itself, and
+    marks the start."""
     with launch("--method", "source", "--threads", "1") as running:
         port = running.url.rpartition(":")[2]
         send(running.url, "gate", pictures("clean", 5)[0])
@@ -381,10 +351,14 @@ def test_the_server_may_go_and_come_again(open_live):
         row(page, "gate").wait_for()
         running.stop()
         page.get_by_text("Connection lost since").wait_for()
+        page.get_by_text(re.compile("As of .*: The one camera is alive")).wait_for()
+        assert page.locator("#headline .icon-ok").count() == 0
         assert row(page, "gate").is_visible()
+        assert unusable(page) == []
     with launch("--method", "source", "--threads", "1", "--port", port) as running:
         page.wait_for_selector("#connection[data-state=on]")
         row(page, "gate").wait_for(state="detached")
+        page.get_by_text("No camera has sent an image yet.").first.wait_for()
         starts = page.locator("#happenings tr", has_text="The server started")
         page.wait_for_function(
             "() => document.querySelectorAll('#happenings .icon-restart').length === 2"
@@ -450,10 +424,6 @@ def test_everybody_can_use_it(open_live, server, unusable, viewport, scheme):
     assert unusable(page) == []
 
 
-def fits(page) -> bool:
-    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
 def test_it_has_two_faces(open_live, server):
     """Light on dark and dark on light, as the machine is set; curves too, when that changes."""
     page = open_live(server.url, color_scheme="light")
@@ -499,7 +469,7 @@ def test_a_screen_reader_has_it_all_in_words(open_live, server):
         'columnheader "Camera"',
         "rowheader",
         'button "Reset dock"',
-        'img "Latency, ms. p50:',
+        'img "Latency, ms, cut at 10,000. p50:',
         "navigation",
         "main",
     ):
@@ -519,7 +489,7 @@ def test_a_screen_reader_has_it_all_in_words(open_live, server):
 # In bounds
 
 
-def test_a_thousand_cameras_are_no_slower(open_live):
+def test_a_thousand_cameras_are_no_slower(open_live, unusable):
     """A page of rows at a time; the one looked for is found at once; what comes is shown."""
     with launch("--method", "source", "--threads", "1", "--max-streams", "1000") as running:
         image = pictures("clean", 1)[0][0]
@@ -530,6 +500,7 @@ def test_a_thousand_cameras_are_no_slower(open_live):
         page.get_by_text("1 to 50 of 1,000").wait_for()
         assert page.locator("#streams tr").count() == 50
         assert page.locator("#streams th").first.inner_text() == "camera-0"
+        assert unusable(page) == []
         page.fill("#search", "camera-777")
         assert page.locator("#streams th").all_inner_texts() == ["camera-777"]
         page.fill("#search", "")
@@ -543,7 +514,7 @@ def test_a_thousand_cameras_are_no_slower(open_live):
               return (performance.now() - started) / 10;
             }"""
         )
-        assert spent < 0.2 * SECONDS
+        assert spent < 200  # milliseconds
         page.select_option("#sort", "latest")
         send(running.url, "camera-999", [image] * 3)
         page.wait_for_function(
@@ -551,69 +522,25 @@ def test_a_thousand_cameras_are_no_slower(open_live):
         )
 
 
-def test_a_day_leaves_the_page_as_level_as_a_minute(open_live, server):
-    """Points, events, rows and what is kept of each camera have bounds; a day's ticks pass them."""
-    [name] = [each for each in Page().assets if re.fullmatch(r"state\.\w+\.js", each)]
-    page = open_live(server.url)
-    sizes = page.evaluate(
-        """async name => {
-          const { Live } = await import(`./assets/${name}`);
-          const live = new Live();
-          const row = (number, time) => ({ name: `camera-${number}`, images: time, trouble: 0 });
-          const counters = { images: 0 };
-          live.begin({ time: 0, started: 0, interval: 5, history: {}, counters, gauges: {},
-            events: [], streams: [], model: {}, asks: {} });
-          for (let time = 1; time <= 86400; time++) {
-            const streams = [row(time % 300, time), row(0, time)];
-            live.take({ time, counters: { images: time }, gauges: {}, streams,
-              events: time % 10 ? [] : [{ time, event: "guard", stream: "a" }] });
-          }
-          const samples = [...live.samples.values()].map(({ kept }) => kept.length);
-          const streams = Array.from({ length: 5000 }, (_, number) => row(number, 86405));
-          live.take({ time: 86405, counters, gauges: {}, streams, events: [] });
-          return { points: live.points.length, recent: live.recent.length, rows: live.rows.size,
-            events: live.events.length, streams: live.samples.size, samples: Math.max(...samples) };
-        }""",
-        name,
-    )
-    assert sizes["points"] == 720
-    assert sizes["recent"] <= 7
-    assert sizes["events"] == 200
-    assert sizes["rows"] <= 2000
-    assert sizes["streams"] <= 2000
-    assert sizes["samples"] == 60
-
-
 def test_names_from_strangers_are_only_ever_text(open_live, server):
     """Markup is shown as it is written; what is absurdly long is cut, its whole in the title."""
     markup = "<img src=x onerror=alert(1)>"
     long = "a very long name " * 400
-    with Client(server.url) as client:
-        served = client.status()
-    nothing = {"version": 1, "drift": 0.0, "doubted_since": None, "held_since": None}
     rows = [
-        {"name": name, "in_memory": True, "last_image": time.time(), "images": 5, "guard": None,
-         "suspects": {markup: 1}, "suspect": markup, "mode": markup, "silent_since": None,
-         "estimate": None, "truth": None, "trouble": 2, "why": markup, **nothing}
+        camera(name, suspects={markup: 1}, suspect=markup, mode=markup, trouble=2, why=markup)
         for name in (markup, long)
-    ]  # fmt: skip
-    state = {
-        "time": time.time(), "started": time.time() - 60, "version": markup, "method": markup,
-        "model": {"name": markup + long, "digest": markup, "classes": 10}, "adapt": "auto",
-        "asks": {"predict": False, "control": False}, "guard": "on", "interval": 5.0,
-        "history": {"time": []}, "latency_bounds": [], "gauges": {"streams": 2}, "streams": rows,
-        "counters": {"images": served.counters.get("images", 0)}, "left_out": 0,
-        "events": [
-            {"time": time.time(), "event": "guard", "stream": markup, "action": markup,
-             "reason": long},
-            {"time": time.time(), "event": markup, "stream": long, "field": markup},
-        ],
-    }  # fmt: skip
+    ]
+    events = [
+        {"time": time.time(), "event": "guard", "stream": markup, "action": markup, "reason": long},
+        {"time": time.time(), "event": markup, "stream": long, "field": markup},
+    ]
+    model = {"name": markup + long, "digest": markup, "classes": 10}
+    said = state(*rows, version=markup, method=markup, page=markup, model=model, events=events)
     page = open_live(server.url, ready="", viewport=NARROW)
     page.route(
         "**/events",
         lambda route: route.fulfill(
-            body=f"event: state\ndata: {json.dumps(state)}\n\n", content_type="text/event-stream"
+            body=f"event: state\ndata: {json.dumps(said)}\n\n", content_type="text/event-stream"
         ),
     )
     page.reload()

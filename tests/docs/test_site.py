@@ -111,7 +111,6 @@ def test_nothing_is_loaded_from_elsewhere(pages) -> None:
     """Neither fonts nor scripts nor pictures, by pages or by their styles."""
     for page in pages.values():
         assert not [name for name in page.loaded if re.match(r"(https?:)?//", name)], page.path
-        site = page.path.parent
     site = next(path for path in pages if path.name == "404.html").parent
     styles = list(site.rglob("*.css"))
     assert styles

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import pictures
 from service.client import Client
-from service.launch import launch
 from tests.e2e.conftest import wait_for
+from tests.fixtures.forked import launch
 
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
 ARGUMENTS = ("--method", "tent", "--paper", "--save-interval", "0.1", "--threads", "1")

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from service.launch import launch
+from tests.fixtures.forked import launch
 from tests.fixtures.requests import problem
 
 

@@ -395,7 +395,9 @@ def test_corrupt_takes_an_image_a_folder_and_an_array(ttc, tmp_path):
     assert ttc("corrupt", tmp_path / "in.npy", tmp_path / "out.npy", *noise)[0] == 0
     assert ttc("corrupt", folder, tmp_path / "out", *noise)[0] == 0
     status, out, _ = ttc("corrupt", folder / "0.png", tmp_path / "one.png", *noise)
-    assert (status, "1 images with gaussian_noise at severity 3" in out) == (0, True)
+    assert (status, "1 image with gaussian_noise at severity 3" in out) == (0, True)
+    status, _, err = ttc("corrupt", folder / "0.png", tmp_path / "in.npy" / "x.png", *noise)
+    assert (status, f"{Path('in.npy', 'x.png')} cannot be written: " in err) == (1, True)
     array = np.load(tmp_path / "out.npy")
     assert not np.array_equal(array, pixels)
     for number in range(2):

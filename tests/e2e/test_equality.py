@@ -8,7 +8,7 @@ from PIL import Image
 
 from service.cli import cli
 from service.client import Client
-from service.launch import launch
+from tests.fixtures.forked import launch
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.frames import KINDS
 from ttc_core.methods import METHODS

@@ -7,8 +7,8 @@ import pytest
 
 from service.client import Client, ServiceError
 from service.known_ids import FILE, RECORD
-from service.launch import launch
 from tests.e2e.conftest import wait_for
+from tests.fixtures.forked import launch
 from tests.fixtures.requests import ask, classes, form, problem
 from tests.fixtures.wire import connect, read, status_of
 

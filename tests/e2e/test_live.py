@@ -3,21 +3,29 @@
 import asyncio
 import contextlib
 import json
+import os
 import re
+import shutil
 import signal
+import subprocess
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from service import connection as connection_module
 from service.client import Client
-from service.launch import launch
 from service.live import readers as readers_module
 from service.live.readers import MOST_READERS, MOST_WAITING
 from service.live.schemas import LiveState, LiveTick
+from service.replay import to_png
 from service.saving import StreamRecord
+from service.server import bind
 from tests.e2e.conftest import wait_for
+from tests.fixtures.forked import launch
 from tests.fixtures.mounting import mounted
 from tests.fixtures.requests import ask, problem
 from tests.fixtures.wire import connect, read
@@ -288,6 +296,70 @@ def test_behind_a_proxy_it_works_whether_the_path_is_stripped_or_not(serve, pict
         problem(running.http.get("/camerasx/status"), 404)
         assert running.http.get("/cameras/healthz").status_code == 200
         assert running.metric('ttc_http_request_duration_seconds_count{route="/predict"}') == 2
+
+
+PROXIES = {
+    "nginx": (
+        ("nginx", "-c"),
+        """daemon off; user root; pid {folder}/pid; error_log {folder}/errors; events {{}}
+        http {{
+          access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+          fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+          server {{ listen 127.0.0.1:{port}; {lines} }}
+        }}""",
+    ),
+    "caddy": (
+        ("caddy", "run", "--adapter", "caddyfile", "--config"),
+        "{{\nadmin off\nauto_https off\n}}\nhttp://127.0.0.1:{port} {{\n{lines}\n}}\n",
+    ),
+}
+
+
+def test_the_proxies_of_the_documents_have_it_whole(serve, pictures, tmp_path):
+    """docs/settings.md: all routes, events as they come, large images, a browser's own origin."""
+    installed = [name for name in PROXIES if os.environ.get("CI") or shutil.which(name)]
+    if not installed:
+        pytest.skip("neither nginx nor caddy is installed")
+    with serve(method="source", root_path="/cameras") as running:
+        for name in installed:
+            with proxied(name, running.url, tmp_path / name) as url:
+                transport = httpx.HTTPTransport(retries=8)  # until it listens
+                with httpx.Client(base_url=url, timeout=60, transport=transport) as http:
+                    through_proxy(replace(running, url=url, http=http), pictures[0])
+
+
+@contextlib.contextmanager
+def proxied(name, server, folder):
+    """Run a proxy with the documents' lines; its address."""
+    text = Path("docs/settings.md").read_text()
+    lines = re.search(rf"^```{name}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[1]
+    lines = lines.replace("127.0.0.1:8000", server.removeprefix("http://"))
+    with bind("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    command, whole = PROXIES[name]
+    folder.mkdir()
+    settings = folder / "settings"
+    settings.write_text(whole.format(folder=folder, port=port, lines=lines))
+    with subprocess.Popen([*command, str(settings)], cwd=folder) as proxy:
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            proxy.terminate()
+
+
+def through_proxy(running, picture):
+    reached_at(running, "/cameras", picture)
+    assert running.http.get("/cameras").headers["Location"].endswith("/cameras/")
+    began = time.monotonic()
+    with listening(running, "/cameras/events") as frames:
+        assert [next(frames)[0] for _ in range(3)] == ["state", "tick", "tick"]
+    assert time.monotonic() - began < 20  # in a buffer they would wait for many others
+    noise = np.random.default_rng(0).integers(0, 256, (800, 800, 3), dtype=np.uint8)
+    large = to_png(noise)
+    assert len(large) > 1 << 20
+    browser = {"Origin": running.url, "User-Agent": "Mozilla/5.0"}
+    answer = running.http.post("/cameras/predict", content=large, headers=browser)
+    assert answer.status_code == 200, answer.text
 
 
 def test_mounted_in_an_application_it_is_at_its_path(serve, pictures):

@@ -87,6 +87,7 @@ def test_every_line_is_an_object_with_time_level_logger_and_message(lines):
     """Ours and uvicorn's, from the introduction to the end."""
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
     said = [line["message"] for line in lines]
+    assert said[0].startswith("Loading bundled")  # before what takes seconds
     assert any(text.startswith("Model bundled on cpu") for text in said)
     assert any(text.startswith("Listening on http://127.0.0.1:") for text in said)
     assert "no request" in said  # bytes that were none

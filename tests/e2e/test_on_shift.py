@@ -6,7 +6,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from service.launch import launch
+from tests.fixtures.forked import launch
 from tests.fixtures.load import load_of
 from tests.fixtures.requests import ask
 

@@ -14,8 +14,9 @@ from torch import nn
 
 from service.cli.serve import load_source
 from service.client import Client
-from service.launch import LaunchError, launch
+from service.launch import LaunchError
 from service.settings import Settings
+from tests.fixtures.forked import launch
 
 NAMES = ("cat", "dog", "guinea pig")
 OPTIONS = ("--device", "cpu", "--threads", "1")

@@ -257,10 +257,10 @@ def test_streams_learn_apart_as_with_predict(serve, pictures, arrays):
         body, headers = files(pictures[0], parameters={"sequence_id": 7, "stream": "gate"})
         two = running.http.post(INFER, content=body, headers=headers)
         assert "two streams" in error(two, 400)
-        assert "named as" in error(
+        assert "a stream's name is 1 to 64 of" in error(
             post(running, files(pictures[0], parameters={"stream": "a b"})), 400
         )
-        assert "named as" in error(
+        assert "a stream's name is 1 to 64 of" in error(
             post(running, files(pictures[0], parameters={"sequence_id": "a b"})), 400
         )
 

@@ -22,9 +22,9 @@ from monitoring.prometheus import (
     run_prometheus,
 )
 from service.client import Client, ServiceError
-from service.launch import launch
 from service.replay import ReplayPlan, replay, to_png
 from service.view import View
+from tests.fixtures.forked import launch
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.rows import Rows
 

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import tracemalloc
 from itertools import pairwise
 from types import SimpleNamespace
@@ -14,10 +15,11 @@ from prometheus_client import CollectorRegistry
 from service.engine import Engine
 from service.live import frames as module
 from service.live import rows as rows_module
-from service.live.frames import Frames
+from service.live.assets import PAGE
+from service.live.frames import EVENTS_TOLD, ROUTINE, Frames
 from service.live.rows import FAILING_FRAMES, Seen, trouble_of
 from service.live.schemas import LiveCounters, LiveState, LiveTick
-from service.live.sight import OwnSight
+from service.live.sight import ANSWERING, OwnSight
 from service.metrics import Metrics
 from service.saving import StreamRecord
 from service.schemas import StreamAct
@@ -38,7 +40,7 @@ class Served:
         )
         settings, queue = Settings(method="ttc"), SimpleNamespace(waiting_images=0)
         sight = OwnSight(settings, self.metrics, self.engine, queue, told=lambda mode: mode)
-        self.frames = Frames(settings, sight)
+        self.frames = Frames(settings, sight, page="first")
         self.source = source
 
     def stream(self, name, images=1, **fields):
@@ -157,6 +159,42 @@ def test_counters_only_grow_and_agree_with_the_metrics(served, clock):
     assert before["request_seconds_buckets"][-1] == 3
 
 
+def test_latency_is_of_every_route_that_answers(served, clock):
+    """The Open Inference Protocol's clients, too."""
+    for number, route in enumerate(ANSWERING, 1):
+        served.metrics.request_seconds.labels(route).observe(0.01)
+        served.metrics.request_seconds.labels("/status").observe(0.01)
+        assert served.make()[0]["counters"]["request_seconds_buckets"][-1] == number
+
+
+def test_the_estimate_is_of_what_is_served(served, clock):
+    """A held camera's adapted answers go to nobody: they neither raise nor lower it."""
+    good, bad = Estimate(0.9, 0.8, 1.0), Estimate(0.1, 0.0, 0.2)
+    served.stream("free", images=10, estimates=Estimates(9, good, bad, good))
+    served.stream("held", images=1000, estimates=Estimates(9, bad, good, bad), mode="held")
+    gauges = served.make()[0]["gauges"]
+    assert (gauges["estimated_adapted"], gauges["estimated_source"]) == (0.9, 0.1)
+    served.stream("free", mode="held")
+    assert served.make()[0]["gauges"]["estimated_adapted"] is None
+
+
+def test_cameras_that_come_and_go_push_out_nothing_else(served, clock):
+    """What the guard did is told whoever comes, in its place among the latest."""
+    note = served.frames.new_events.append
+    note({"time": clock.now, "event": "guard"})
+    for number in range(3 * EVENTS_TOLD):
+        note({"time": clock.now, "event": "evicted", "stream": f"camera-{number}"})
+        served.make()
+    note({"time": clock.now, "event": "reset"})
+    events = served.make(state=True)[1]["events"]
+    assert [events[0]["event"], events[-1]["event"]] == ["guard", "reset"]
+    assert len(events) == EVENTS_TOLD + 2
+    numbers = [int(each["stream"].split("-")[1]) for each in events[1:-1]]
+    assert numbers == list(range(2 * EVENTS_TOLD, 3 * EVENTS_TOLD))
+    kinds = re.search(r"const ROUTINE = \[(.*)\]", (PAGE / "kinds.js").read_text())
+    assert set(re.findall(r'"(\w+)"', kinds[1])) == ROUTINE  # the page has the same
+
+
 def test_what_has_not_changed_is_not_sent_again(served, clock):
     """A thousand quiet cameras beside a busy one are one row a second."""
     for number in range(40):
@@ -265,8 +303,11 @@ def test_trouble_is_one_number_with_its_reason(seen, trouble, why):
     """Of several the worst."""
     found, sentence = trouble_of(Seen(in_memory=True, **seen))
     assert found == trouble
-    assert (sentence or "").endswith("." if trouble else "")
-    assert (why or "") in (sentence or "")
+    if trouble:
+        assert why in sentence
+        assert sentence.endswith(".")
+    else:
+        assert sentence is None
 
 
 def test_whoever_is_silent_or_held_is_shown_without_being_in_memory(served, clock):

@@ -107,6 +107,34 @@ def test_a_slow_reader_loses_frames_and_begins_anew():
     run(walk)
 
 
+def test_readers_are_written_to_one_in_a_turn_of_the_loop():
+    """A hundred states at once would hold up whoever waits for an answer."""
+
+    async def walk():
+        async with at_work() as it:
+            turn, had = 0, []
+
+            async def count():
+                nonlocal turn
+                while True:
+                    turn += 1
+                    await asyncio.sleep(0)
+
+            async def read(frames):
+                await take(frames, 2)
+                had.append(turn)
+
+            counting = asyncio.create_task(count())
+            readers = [aiter(it.live.join()) for _ in range(20)]
+            for frames in readers:
+                await anext(frames)  # the greeting
+            await asyncio.gather(*map(read, readers))
+            counting.cancel()
+            assert len(set(had)) == len(readers)
+
+    run(walk)
+
+
 def test_readers_are_bounded_and_make_room():
     """One more is refused with a sentence; one who leaves is replaced."""
 
@@ -158,8 +186,8 @@ def test_a_foreign_server_that_ends_ends_the_readers():
     run(walk)
 
 
-def test_who_gets_nothing_gets_a_comment(monkeypatch):
-    """Frames that cannot be made are logged, and made again a second later."""
+def test_who_gets_nothing_gets_a_comment(monkeypatch, caplog):
+    """Frames that cannot be made are logged once, and made again a second later."""
     monkeypatch.setattr(module, "QUIET_SECONDS", 0.02)
 
     async def walk():
@@ -173,6 +201,7 @@ def test_who_gets_nothing_gets_a_comment(monkeypatch):
             while (frame := await anext(frames)) == COMMENT:
                 pass
             assert frame.startswith(b"tick")
+            assert [each.message for each in caplog.records] == ["frames of /events cannot be made"]
 
     run(walk)
 

@@ -195,6 +195,11 @@ def pipe_as_target(root: Path) -> tuple[Path, Path]:
     return write(root / "a.png", made_up(8, 8, 3)), root / "out.png"
 
 
+def no_bytes(root: Path) -> tuple[Path, Path]:
+    (root / "a.png").touch()
+    return root / "a.png", root / "out.png"
+
+
 def litter(root: Path) -> tuple[Path, Path]:
     for name in (".git/a.png", "__MACOSX/a.png", "._b.png"):
         path = root / "in" / name
@@ -211,7 +216,8 @@ def litter(root: Path) -> tuple[Path, Path]:
         (missing, FileNotFoundError, "no file or folder .*nowhere"),
         (broken, ValueError, "broken.png cannot be read"),
         (cut_off, ValueError, "cut.png cannot be read"),
-        (other_format, ValueError, "a.gif cannot be read as one of JPEG, PNG"),
+        (other_format, ValueError, "a.gif cannot be read as an image: it is none of JPEG, PNG"),
+        (no_bytes, ValueError, r"a.png cannot be read as an image: it is empty\."),
         (nothing, ValueError, "empty holds no images"),
         (itself, ValueError, "itself or lies within"),
         (within, ValueError, "itself or lies within"),

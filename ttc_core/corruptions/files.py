@@ -108,9 +108,7 @@ def _read(path: Path) -> Images:
     try:
         return np.array(to_rgb(open_picture(path.read_bytes(), _FORMATS).load()))
     except Exception as error:  # Pillow's decoders fail on bad files in many ways
-        raise ValueError(
-            f"{path} cannot be read as one of {', '.join(_FORMATS)}: {error}."
-        ) from error
+        raise ValueError(f"{path} cannot be read as an image: {error}.") from error
 
 
 def _corrupt_array(source: Path, target: Path, name: str, severity: int, seed: int) -> int:

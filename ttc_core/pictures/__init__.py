@@ -56,5 +56,6 @@ def open_picture(body: Buffer, formats: Sequence[str]) -> Picture:
     try:
         image = Image.open(io.BytesIO(body), formats=[name for name in formats if name == "TIFF"])
     except UnidentifiedImageError:
-        raise UnidentifiedImageError(f"it is none of {', '.join(formats)}") from None
+        said = f"it is none of {', '.join(formats)}" if body else "it is empty"
+        raise UnidentifiedImageError(said) from None
     return Picture(image.format or "", image.width, image.height, lambda: loaded(image, image.size))

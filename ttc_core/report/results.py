@@ -141,7 +141,7 @@ def read_results(paths: Iterable[Path]) -> list[Result]:
         try:
             rows = read_rows(path)
         except RowsError as error:
-            raise UserError(f"The rows cannot be read: {error}") from error
+            raise UserError(str(error)) from error
         for row in rows:
             _check(row, path)
         rows = [_printable(row) for row in rows]
