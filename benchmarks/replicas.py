@@ -28,7 +28,7 @@ from service.client import Client
 from service.launch import launch
 from service.replay import to_png
 from ttc_core.datasets import Geometry, open_data
-from ttc_core.state import describe
+from ttc_core.state import StateError, describe
 
 # Of a start on a machine that has other work.
 PATIENCE = 600.0
@@ -76,7 +76,7 @@ class Cameras:
             for path in folder.glob("*.safetensors"):
                 try:
                     steps = describe(path).steps
-                except OSError:
+                except (OSError, StateError):
                     continue
                 seen = self.streams[path.stem].steps
                 if not seen or seen[-1] != steps:
