@@ -127,7 +127,7 @@ def serve_replicas(
         return well
     finally:
         # A cluster of our own ends with that, and Serve with it.
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
 
 
 def _check_folder(settings: Settings) -> None:
