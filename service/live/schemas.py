@@ -109,7 +109,9 @@ class LiveState(BaseModel):
         description="since when this process is ready; another: it was restarted"
     )
     version: str
-    page: str = Field(description="changes with the live page: what was loaded before is old then")
+    page: str = Field(
+        "", description="changes with the live page: what was loaded before is old then"
+    )
     model: LiveModel
     method: str
     adapt: str
