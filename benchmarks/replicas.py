@@ -213,6 +213,7 @@ def kill_all(
         click.echo(
             f"kill {number}: {len(waited)} streams waited {told}; a new replica after {back:.1f} s"
         )
+    time.sleep(pause)
 
 
 def report(streams: dict[str, Stream], failures: list[str]) -> None:
