@@ -32,7 +32,7 @@ TOUCHING := $(addprefix tests/,e2e/test_walk.py e2e/test_http.py \
   $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
-.PHONY: install demo test test-lowest check lock tables small-batches streams harm estimate study ablation sensitivity bench \
+.PHONY: install demo test stack test-lowest check lock tables small-batches streams harm estimate study ablation sensitivity bench \
   bench-peers cost saving queue shared beside monitoring picture screenshots \
   clean
 
@@ -54,8 +54,12 @@ TESTS =
 # OpenMP spin while they wait.
 WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test: $(INSTALLED) $(KSERVE)/.installed  ## all tests, the slow ones too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(TESTS)
+# The stack has the ports of the compose file to itself, and waits for an alert: a target of its own.
+test: $(INSTALLED) $(KSERVE)/.installed  ## all tests, the slow ones too; but for the stack's
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) --ignore=tests/docker/test_stack.py $(TESTS)
+
+stack: $(INSTALLED)  ## docker-compose.yml brought up with podman, as root: five minutes
+	$(BIN)/python -m pytest tests/docker/test_stack.py
 
 # KServe's client, whose packages do not go beside ours.
 $(KSERVE)/.installed: locks/kserve.txt $(INSTALLED)

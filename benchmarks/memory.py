@@ -18,10 +18,9 @@ from rich.table import Table
 from torch import nn
 
 from ttc_core.datasets import WORDNET_IDS_FILE, Geometry, Stream, open_data
-from ttc_core.evaluate import Run, run_stream
+from ttc_core.evaluate import answered
 from ttc_core.methods import create
 from ttc_core.model import SourceModel
-from ttc_core.tally import Tally
 
 BATCH = 100
 MOST_GROWTH = 32.0
@@ -75,31 +74,18 @@ def _write_imagenet(folder: Path, images: int) -> None:
             os.symlink(folder / f"{place % 8}.JPEG", target / f"{place:08}.JPEG")
 
 
-class Watch:
-    """Notes the process's unshared memory in MiB after each tenth of the stream."""
-
-    def __init__(self, images: int) -> None:
-        self._tenth, self.memory = images // 10, list[float]()
-
-    def progressed(self, tally: Tally, batch_seconds: float) -> None:
-        if tally.images >= (len(self.memory) + 1) * self._tenth:
-            self.memory.append(_unshared())
-
-    def found(self, run: Run, row: object) -> None:
-        """Nothing is skipped."""
-
-    started = finished = found
-
-
 def _pass(stream: Stream, classes: int) -> list[float]:
+    """The process's unshared memory in MiB after each tenth of the stream."""
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     module = network.append(nn.Linear(4, classes))
     model = SourceModel(module, mean=(0.5,) * 3, std=(0.25,) * 3, size=None)
-    watch = Watch(len(stream))
-    run_stream(create("tent", model), stream, BATCH, watch)  # type: ignore[arg-type]
-    return watch.memory
+    memory: list[float] = []
+    for tally in answered(create("tent", model), stream, BATCH):
+        if tally.images >= (len(memory) + 1) * (len(stream) // 10):
+            memory.append(_unshared())
+    return memory
 
 
 def _unshared() -> float:

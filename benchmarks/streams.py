@@ -22,7 +22,8 @@ from service.evaluation_view import EvaluationView, kind_of
 from service.settings import default
 from service.view import View
 from ttc_core.datasets import DataSet, open_data, parse_mix
-from ttc_core.evaluate import Evaluation, Run
+from ttc_core.evaluate import Run
+from ttc_core.evaluation import Evaluation
 from ttc_core.methods import UnsuitableNetworkError, settings_for
 from ttc_core.model import SourceModel
 from ttc_core.presets import Variant

@@ -158,7 +158,7 @@ class Collecting:
         if time.monotonic() > self._end:
             raise TimeIsOver
 
-    def progressed(self, tally: Tally, batch_seconds: float) -> None:
+    def progressed(self, tally: Tally) -> None:
         """A pass takes seconds."""
 
     def finished(self, run: Run, row: Row, columns: Arrays) -> None:

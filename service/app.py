@@ -19,9 +19,11 @@ from service.batcher import Batcher
 from service.engine import Engine
 from service.errors import Forbidden
 from service.intake import Intake
+from service.leases import Leases
 from service.live.assets import Page
 from service.live.frames import Frames
 from service.live.readers import MOST_READERS, Live
+from service.live.sight import OwnSight
 from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.problems import REQUEST_ID, form_of, install, path_in, refusal
@@ -31,7 +33,7 @@ from service.routes.context import Service, problems
 from service.routes.direct import DirectPredict
 from service.routes.guards import EVERY_ROUTE
 from service.server import foreign_server_is_ending
-from service.settings import Origin, Settings
+from service.settings import SECRETS, Origin, Settings
 from service.shedding import STEPS, Shedding
 from service.v2.classifier import Classifier
 from service.v2.model import Model
@@ -65,6 +67,7 @@ def build(
     source: Method,
     load: Callable[[], Method] | None = None,
     origins: Mapping[str, Origin] = MappingProxyType({}),
+    leases: Leases | None = None,
 ) -> FastAPI:
     """Connect the parts around a method at the source; the lifespan starts and drains them.
 
@@ -73,6 +76,7 @@ def build(
     Args:
         load: makes such a method on the model as it is read anew; see `Reloading`.
         origins: where settings come from, by their names; told in /status.
+        leases: of the processes that share --state-dir; None: it is ours alone.
     """
     metrics = Metrics(
         CollectorRegistry(),
@@ -90,9 +94,14 @@ def build(
         max_stream_bytes=settings.max_stream_bytes,
         stream_expiry=settings.stream_expiry,
         state_dir=settings.state_dir,
+        settings=settings.model_dump(mode="json", exclude=set(SECRETS)),
+        changes_bytes=settings.changes_bytes,
+        changes_files=settings.changes_files,
+        changes_writer="" if leases is None else leases.owner,
         feedback_ids=settings.feedback_ids,
         silent_factor=settings.silent_factor,
         silent_seconds=settings.silent_seconds,
+        leases=leases,
     )
 
     # It names no `source`: that is nobody's any more once other weights have taken over.
@@ -118,10 +127,7 @@ def build(
         reading = Live(
             Frames(
                 settings,
-                metrics,
-                engine,
-                batcher,
-                told=lambda mode: service.told(mode),
+                OwnSight(settings, metrics, engine, batcher, told=lambda mode: service.told(mode)),
                 page=app.state.page.tag,
             ),
             metrics,

@@ -9,7 +9,7 @@ import logging
 import re
 import socket
 from collections.abc import Callable, Sized
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import httptools
@@ -18,8 +18,11 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service import problems
 from service.errors import HeadTooLarge, ReceiveTimeout, Refused, UnknownCoding, Unreadable
+from service.events import Events
+from service.live.readers import Live
+from service.metrics import Metrics
 from service.middleware import CROWDED, ENDLESS, request_id_of
-from service.routes.context import Service
+from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,17 @@ _HOST = re.compile(rb"(\[[0-9A-Za-z:.%]+\]|[0-9A-Za-z._~%!$&'()*+;=-]*)(:[0-9]{0
 _OFFERS = (b"upgrade", b"http2-settings")
 
 
+class Served(Protocol):
+    """What a server needs to know of what it serves."""
+
+    settings: Settings
+    metrics: Metrics
+    live: Live
+
+    @property
+    def events(self) -> Events: ...
+
+
 class _OneAtATime(FlowControl):
     """Reads nothing more while requests wait that have been read already."""
 
@@ -58,12 +72,12 @@ class Connection(HttpToolsProtocol):
     """uvicorn's protocol within limits.
 
     Args:
-        service: the running service.
+        service: what runs.
         most: connections at a time. One more has the longest silent one closed; where all are
             being answered it may ask for health and metrics only.
     """
 
-    def __init__(self, *, service: Callable[[], Service], most: int, **given: Any) -> None:
+    def __init__(self, *, service: Callable[[], Served], most: int, **given: Any) -> None:
         super().__init__(**given)
         self._service, self._most = service(), most
         self._since = self._all_sent = self.loop.time()
@@ -146,7 +160,7 @@ class Connection(HttpToolsProtocol):
 
     def _count(self, reason: str) -> None:
         self._service.metrics.connections_closed.labels(reason).inc()
-        self._service.engine.events.note_repeated("connection_closed", reason=reason)
+        self._service.events.note_repeated("connection_closed", reason=reason)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for one
         """Whoever sends no more still gets the answers that are due; then the connection ends."""

@@ -12,23 +12,29 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from types import MappingProxyType
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from service import tracing
 from service.answering import Image, Part, Pass, Said, ask, shed_of
+from service.changes.changes import Changes
+from service.changes.lines import digest_of
 from service.events import Events
 from service.exchanging import Exchanging
+from service.handing_over import HandingOver
 from service.known_ids import FILE, KnownIds
+from service.leases import Leases
 from service.metrics import Metrics, versions
 from service.saving import Saving, StreamRecord
 from service.schemas import DoubtedStatus, SavedUnfit
 from service.shedding import Shed
 from service.silence import Silence
 from service.state_folder import StateFolder, StateFolders
-from service.stream_reports import StreamReports
+from service.stream_reports import Standing, StreamReports, went_back
 from service.streams import Streams
 from service.truth import Truth
 from service.undoing import Undoing
@@ -37,6 +43,7 @@ from ttc_core.guard import holds, watching
 from ttc_core.methods import Act, Adaptation, Method, Prediction
 from ttc_core.methods.contract import Right
 from ttc_core.plugins import source_digest
+from ttc_core.rows import plain
 from ttc_core.together import Done, Failed, together
 
 log = logging.getLogger(__name__)
@@ -53,7 +60,8 @@ class Engine:
 
     `code` has digests of the method's and the model's code, where it is the user's own; `table` has
     the streams' places: whoever wants an answer that teaches is admitted there first; `undoing`
-    takes streams back, `exchanging` exchanges other weights for those that answer.
+    takes streams back, `exchanging` exchanges other weights for those that answer, `handing_over`
+    gives streams to other processes.
 
     Args:
         source: a method at the source; streams are forked from it.
@@ -62,8 +70,14 @@ class Engine:
         max_streams, max_stream_bytes: streams in memory at once, and bytes of their states.
         stream_expiry: idle seconds after which a stream that cannot be saved makes room.
         state_dir: where streams and ids are saved, or None. It is held until `close`.
+        settings: the server's, without secrets; for the log of changes.
+        changes_bytes, changes_files: of that a file's size, and how many are kept.
+        changes_writer: whose log it is, where several processes share the folder.
+        envelope: the digest of what adaptation may change, for that log.
         feedback_ids: answers to images with an id that a label may still come for.
         silent_factor, silent_seconds: as `Silence` has them.
+        leases: of the processes that share the state folder; None: it is ours alone. With them the
+            ids that labels may come for are known as long as the process lives.
 
     Raises:
         StateFolderError: the folder cannot be used, or another process holds it.
@@ -81,9 +95,15 @@ class Engine:
         max_stream_bytes: int = 2 << 30,
         stream_expiry: float = 3600.0,
         state_dir: Path | None = None,
+        settings: Mapping[str, Any] = MappingProxyType({}),
+        changes_bytes: int = 64 << 20,
+        changes_files: int = 32,
+        changes_writer: str = "",
+        envelope: str | None = None,
         feedback_ids: int = 1_000_000,
         silent_factor: float = 3.0,
         silent_seconds: float = 60.0,
+        leases: Leases | None = None,
     ) -> None:
         self._metrics = metrics
         self._names = {"name": method_name, "model": model_spec}
@@ -92,11 +112,22 @@ class Engine:
         digests = {whose: source_digest(spec) for whose, spec in specs.items()}
         self.code = {whose: digest for whose, digest in digests.items() if digest is not None}
         self.events = Events()
-        self._folders, folder = None, None
+        self._folders, folder, ids_file, self._is_shared = None, None, None, leases is not None
         if state_dir is not None:
-            self._folders = StateFolders(state_dir, **specs, code=self.code)
+            self._folders = StateFolders(state_dir, **specs, code=self.code, leases=leases)
             folder = self._folders.of(source.model.digest)
-        names, ids_file = source.model.class_names, None if state_dir is None else state_dir / FILE
+            ids_file = state_dir / FILE if leases is None else None
+        self._envelope = {} if envelope is None else {"envelope": envelope}
+        self._settings = {"server": dict(settings), "method": plain(source.settings)}
+        self.changes = Changes(
+            state_dir,
+            self.events,
+            writer=changes_writer,
+            most_bytes=changes_bytes,
+            most_files=changes_files,
+        )
+        metrics.changes.of(self.changes)
+        names = source.model.class_names
         ids = KnownIds(feedback_ids, names, ids_file, self.events)
         self.truth = Truth(
             metrics,
@@ -105,7 +136,13 @@ class Engine:
             lasting=state_dir is not None,
             note_change=lambda stream: self._saving.note_change(stream),
         )
-        saving_of = partial(Saving, events=self.events, metrics=metrics, truth=self.truth)
+        saving_of = partial(
+            Saving,
+            events=self.events,
+            metrics=metrics,
+            truth=self.truth,
+            changes=self.changes,
+        )
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self.table = Streams(
             saving_of(source, folder),
@@ -115,6 +152,7 @@ class Engine:
             most=max_streams,
             most_bytes=max_stream_bytes,
             expiry=stream_expiry,
+            leases=leases,
         )
         self.silence = Silence(
             self.events, factor=silent_factor, least=silent_seconds, most_streams=2 * max_streams
@@ -130,6 +168,7 @@ class Engine:
             metrics,
             self.table,
             self.silence,
+            self.changes,
             watches=self.watches,
             holds=holds(source),
         )
@@ -142,6 +181,7 @@ class Engine:
             self._folders,
             saving_of,
             self._save_changed,
+            self.changes,
         )
         self.undoing = Undoing(
             self._on_device,
@@ -150,6 +190,9 @@ class Engine:
             self.silence,
             self._reports,
             self.exchanging.remove_kept_aside,
+        )
+        self.handing_over = HandingOver(
+            self._on_device, self._writer, self.table, self.truth, self.silence, self.events
         )
 
     @property
@@ -199,8 +242,11 @@ class Engine:
     async def look_at_saved(self) -> None:
         """Look at the files of streams, one at a time: which are doubted, and which do not fit.
 
-        What cannot be looked at is logged, and the others are.
+        What cannot be looked at is logged, and the others are. Of a folder that is shared, nothing
+        is looked at: other processes change the files.
         """
+        if self._is_shared:
+            return
         names: set[str] = set()
         with contextlib.suppress(OSError):  # a folder that cannot be read is told of elsewhere
             names = await asyncio.to_thread(self._saving.names)
@@ -223,6 +269,17 @@ class Engine:
     async def start(self) -> None:
         """Run one throw-away batch, so that the first is not slow."""
         await self._on_device(warm_up, self.source)
+        self.changes.note(
+            "started",
+            program=version("ttc-service"),
+            model=self._names["model"],
+            method=self._names["name"],
+            digest=self.source.model.digest,
+            device=str(self.source.model.device),
+            settings=self._settings,
+            settings_digest=digest_of(self._settings),
+            **self._envelope,
+        )
         self.events.note(
             "started",
             model=self._names["model"],
@@ -398,13 +455,17 @@ class Engine:
             record.batches += 1
             self._reports.looked_at(stream, record, part.answers.suspects)
             if self.table.keep(stream, record):
+                before, was_off = Standing.of(record), record.second_view_off
                 outcome = self._learn(stream, record, part.prediction, learn)
-                was_off = record.second_view_off
+                verdicts = record.verdicts
                 record.take_note()
-                self._acted(stream, record, outcome.acts)
+                if record.verdicts != verdicts:
+                    self._reports.held_within(stream, verdicts, record.verdicts)
+                self._reports.learned(stream, record, len(part.labels), outcome, before)
+                self._acted(stream, record, outcome.acts, before.version + outcome.stepped)
                 if record.second_view_off and not was_off:
                     record.answers_from = self.truth.newest
-                    self._reports.second_view_off(stream)
+                    self._reports.second_view_off(stream, record)
                 self.table.measure(stream)
             else:
                 outcome = Adaptation(skipped="shed")
@@ -487,6 +548,7 @@ class Engine:
                 continue
             # Not as the labels come: whoever sorts them by class shows harm where there is none.
             right = [each for number, each in sorted(answers) if number > record.answers_from]
+            before = record.version
             try:
                 weighed = record.method.weigh(right)
                 record.take_note()
@@ -496,15 +558,17 @@ class Engine:
                     self.undoing.put_back(stream, record, self.source.fork())
                 continue
             count += weighed.labels
-            self._acted(stream, record, weighed.acts)
+            self._acted(stream, record, weighed.acts, before)
             self._saving.note_change(stream)
         return count
 
-    def _acted(self, stream: str, record: StreamRecord, acts: Sequence[Act]) -> None:
+    def _acted(
+        self, stream: str, record: StreamRecord, acts: Sequence[Act], version_before: int
+    ) -> None:
         """Tell what a guard did, and note where that has another state answer from now on."""
-        if any(act.action in ("reset", "roll_back") and not act.observed for act in acts):
+        if went_back(acts):
             record.answers_from = self.truth.newest
-        self._reports.acted(stream, record, acts)
+        self._reports.acted(stream, record, acts, version_before)
 
     # Saved state
 
@@ -559,6 +623,8 @@ class Engine:
         """Finish what was sent to the thread, then end it."""
         self._device.shutdown()
         self._writer.shutdown()
+        self.changes.note("stopped")
+        self.changes.close()
         self.truth.close()
         if self._folders is not None and self._folder is not None:
             self._folders.leave(self._folder)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,16 @@ def kind_of(run: Run) -> Kind:
 
 
 class Estimate:
-    """The seconds that an evaluation will still take, from what its passes took so far.
+    """The seconds of work that passes still are, from what others took.
 
     Args:
         passes: the kind of each pass, all of them.
-        clock: seconds, for tests.
     """
 
-    def __init__(
-        self, passes: Sequence[Kind], *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._waiting, self._clock = Counter(passes), clock
-        self._rates: dict[Kind, float] = {}
+    def __init__(self, passes: Iterable[Kind]) -> None:
+        self._waiting = Counter(passes)
+        self._seconds: dict[Kind, float] = {}
+        self._images = 0
 
     @property
     def waiting(self) -> int:
@@ -48,18 +46,31 @@ class Estimate:
     def begin(self, kind: Kind, images: int) -> None:
         """A pass over so many images begins."""
         self._waiting[kind] -= 1
-        self._kind, self._images, self._started = kind, images, self._clock()
+        self._images = images
 
-    def seconds_left(self, done: int) -> float:
-        """After `done` images, at least 1, of the pass at hand.
+    def took(self, kind: Kind, seconds: float, images: int) -> None:
+        """So many images of a pass of this kind, at least one, took so long."""
+        self._seconds[kind] = seconds / images
+
+    def seconds_left(self, under_way: Iterable[tuple[Kind, int]]) -> float | None:
+        """Of the passes under way, each with the images that it has still to answer, and later.
 
         A kind that was not met yet is taken to be as fast as the others on average, and each pass
-        to be as long as this one.
+        to be as long as the one that began last. None before any was told of.
         """
-        self._rates[self._kind] = (self._clock() - self._started) / done
-        typical = sum(self._rates.values()) / len(self._rates)
-        later = sum(count * self._rates.get(kind, typical) for kind, count in self._waiting.items())
-        return (self._images - done) * self._rates[self._kind] + self._images * later
+        if not self._seconds:
+            return None
+        typical = sum(self._seconds.values()) / len(self._seconds)
+        rests = [*under_way]
+        rests += [(kind, count * self._images) for kind, count in self._waiting.items()]
+        return sum(images * self._seconds.get(kind, typical) for kind, images in rests)
+
+
+def keep_predictions(path: Path | None, columns: Arrays) -> None:
+    """Write what was answered to each image, where that is asked for."""
+    if path is not None:
+        others = {*calibration.COLUMNS, "suspect", "mode"}
+        save_arrays(path, {name: columns[name] for name in columns.keys() - others})
 
 
 class EvaluationView:
@@ -69,14 +80,21 @@ class EvaluationView:
         passes: the kind of each pass, all of them.
         predictions: a file for the columns of the one pass.
         order: of the images.
+        clock: seconds, for tests.
     """
 
     def __init__(
-        self, view: View, passes: Sequence[Kind], predictions: Path | None, order: str
+        self,
+        view: View,
+        passes: Sequence[Kind],
+        predictions: Path | None,
+        order: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.view, self._predictions, self._order = view, predictions, order
         self.rows: list[dict[str, Any]] = []
-        self._estimate = Estimate(passes)
+        self._estimate, self._clock = Estimate(passes), clock
         self._several_sizes = len({batch_size for _, batch_size in passes}) > 1
 
     def found(self, run: Run, row: dict[str, Any]) -> None:
@@ -86,18 +104,22 @@ class EvaluationView:
     def started(self, run: Run, stream: Stream) -> None:
         if note := note_on_runs(stream.labels[stream.labels >= 0], self._order):
             self.view.say(f"{stream.corruption}: {note}.")
-        self._estimate.begin(kind_of(run), len(stream))
+        self._kind, self._started = kind_of(run), self._clock()
+        self._estimate.begin(self._kind, len(stream))
         batches = f", batches of {run.batch_size}" if self._several_sizes else ""
         after = f" ({waiting} more after it)" if (waiting := self._estimate.waiting) else ""
         self.view.start(f"{run.name} {stream.corruption}{batches}{after}", len(stream))
 
-    def progressed(self, tally: Tally, batch_seconds: float) -> None:
-        self.view.update(tally, seconds_left=self._estimate.seconds_left(tally.images))
+    def progressed(self, tally: Tally) -> None:
+        self._estimate.took(self._kind, self._clock() - self._started, tally.images)
+        left = self._estimate.seconds_left([(self._kind, tally.length - tally.images)])
+        self.view.update(tally, seconds_left=left)
 
     def finished(self, run: Run, row: dict[str, Any], columns: Arrays) -> None:
         self.rows.append(row)
         self.view.finish(row)
-        if self._predictions is not None:
-            others = {*calibration.COLUMNS, "suspect", "mode"}
-            kept = {name: columns[name] for name in columns.keys() - others}
-            save_arrays(self._predictions, kept)
+        keep_predictions(self._predictions, columns)
+
+    def end(self) -> None:
+        """Show where a pass was left that did not come to its end."""
+        self.view.interrupt()

@@ -5,9 +5,12 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from pathlib import Path
 
+from service.changes.changes import Changes
 from service.saving import Saving
-from service.state_folder import StateFolder, StateFolderError, StateFolders
+from service.schemas import ALL_STREAMS
+from service.state_folder import StateFolder, StateFolderError, StateFolders, stream_of
 from service.stream_reports import StreamReports
 from service.streams import Streams
 from service.truth import Truth
@@ -44,11 +47,12 @@ class Exchanging:
         folders: StateFolders | None,
         saving_of: Callable[[Method, StateFolder | None], Saving],
         save_changed: Callable[[], Awaitable[bool]],
+        changes: Changes,
     ) -> None:
         self._on_device, self._writer = on_device, writer
         self._table, self._truth, self._reports = table, truth, reports
         self._folders, self._saving_of = folders, saving_of
-        self._save_changed = save_changed
+        self._save_changed, self._changes = save_changed, changes
 
     async def prepare(self, source: Method) -> Saving:
         """Save what there is to save, and make ready for streams of other weights to come.
@@ -98,6 +102,12 @@ class Exchanging:
             for name in self._table.snapshots(names):
                 self._writer.submit(served.write, name)
         saving.answers_from = self._truth.newest
+        self._changes.note(
+            "weights",
+            stream=ALL_STREAMS,
+            digest=saving.source.model.digest,
+            former_digest=served.source.model.digest,
+        )
         former = self._table.begin_anew(saving)
         self._truth.begin_anew()
         return Former(former, len(records))
@@ -131,7 +141,10 @@ class Exchanging:
             folder = self._table.saving.folder
             if self._folders is None or folder is None:
                 return 0, None
-            return self._folders.remove_others(folder)
+            removed, problem = self._folders.remove_others(folder)
+            for file in removed:
+                self._changes.note("removed", stream=stream_of(Path(file).name), file=file)
+            return len(removed), problem
 
         # By the writer, behind what is still on its way there.
         return await asyncio.get_running_loop().run_in_executor(self._writer, remove)

@@ -25,13 +25,13 @@ from starlette.requests import ClientDisconnect, Request
 from service import tracing
 from service.answering import Image, ImageAnswer
 from service.batcher import Batcher
-from service.bounds import PIECE_BYTES
 from service.decoding import SMALL_BYTES, Decoding, Threads
 from service.engine import Engine
-from service.errors import ClientGone, OutOfRange, ReceiveTimeout, Refused, TooLarge, of_image
+from service.errors import ClientGone, OutOfRange, Refused, of_image
 from service.lines import Place
 from service.memory import Memory, Share
 from service.metrics import Metrics
+from service.receiving import Arrivals, Reception
 from service.schemas import STREAM_NAME, STREAM_WORDS, LateLabel
 from service.settings import Settings
 from service.uploads import (
@@ -40,17 +40,13 @@ from service.uploads import (
     check_label,
     content_type,
     memory_to_parse,
-    packing,
     parse_labels,
-    unpack,
 )
 from ttc_core.model import SourceModel
 from ttc_core.pictures import Buffer
 
 T = TypeVar("T")
 
-# How long a request that is arriving may go on to when the service drains.
-DRAIN_SECONDS = 0.5
 # Most requests are answered sooner: only of others it is watched whether somebody still waits.
 PRESENCE_SECONDS = 0.02
 # In the request's scope: called when the whole answer has been handed to the server.
@@ -80,13 +76,7 @@ class Intake:
     def __post_init__(self) -> None:
         self.memory = Memory(self.settings.max_queue_bytes, self.batcher.retry_after)
         self.threads = Threads(self.settings.decode_threads)
-        self.arriving: set[asyncio.Timeout] = set()
-
-    def drain(self) -> None:
-        """What has not arrived soon does not arrive any more."""
-        until = asyncio.get_running_loop().time() + DRAIN_SECONDS
-        for limit in self.arriving:
-            limit.reschedule(min(until, limit.when() or until))
+        self.arrivals = Arrivals(self.settings, self.memory, self.threads, self.batcher.check_open)
 
     async def labels(self, http: Request) -> list[LateLabel]:
         """Read the labels that came later for images answered before, all or none.
@@ -115,7 +105,7 @@ class Intake:
         """
         share = Share(self.memory)
         try:
-            yield await Reception(self, http, share, most).receive(), share
+            yield await Reception(self.arrivals, http, share, most).receive(), share
         except ClientDisconnect:
             raise ClientGone from None
         finally:
@@ -124,66 +114,6 @@ class Intake:
     def close(self) -> None:
         """End the threads."""
         self.threads.close()
-
-
-class Reception:
-    """A request's body on its way in, within the limits of size, memory and time.
-
-    Args:
-        most: bytes, as it comes and unpacked; None: --max-body.
-
-    Attributes:
-        bytes: what it holds of the memory.
-    """
-
-    def __init__(
-        self, intake: Intake, http: Request, share: Share, most: int | None = None
-    ) -> None:
-        self._intake, self._http, self._share = intake, http, share
-        max_body = intake.settings.max_body
-        self._most = max_body if most is None else min(most, max_body)
-        self.bytes = 0
-
-    async def receive(self) -> Buffer:
-        """Read the body, and unpack it."""
-        limit, seconds = self._most, self._intake.settings.receive_timeout
-        headers, body = self._http.headers, bytearray()
-        coding = packing(", ".join(headers.getlist("content-encoding")))
-        stated = headers.get("content-length", "0")
-        if stated.isdecimal() and (size := int(stated[:19])) > limit:
-            raise TooLarge(f"The request has {size:,} bytes; at most {limit:,} are accepted.")
-        time_limit = asyncio.timeout(seconds)
-        self._intake.arriving.add(time_limit)
-        try:
-            async with time_limit:
-                async for chunk in self._http.stream():
-                    self._append(chunk, body, "The request")
-        except TimeoutError:
-            self._intake.batcher.check_open()  # it may be the drain that ended it
-            raise ReceiveTimeout(
-                f"The request did not arrive whole in {seconds:g} seconds."
-            ) from None
-        finally:
-            self._intake.arriving.discard(time_limit)
-        return await self._unpack(body, coding) if coding else body
-
-    def _append(self, more: bytes, body: bytearray, name: str) -> None:
-        if len(body) + len(more) > self._most:
-            raise TooLarge(f"{name} has more than {self._most:,} bytes, the most accepted.")
-        self._share.take(len(more))
-        self.bytes += len(more)
-        body += more
-
-    async def _unpack(self, body: bytearray, coding: str) -> bytearray:
-        piece_bytes = min(PIECE_BYTES, self._most + 1)
-        content, pieces = bytearray(), unpack(body, coding, piece_bytes)
-        more, small = lambda: next(pieces, b""), len(body) <= SMALL_BYTES
-        threads, share = self._intake.threads, self._share
-        while piece := await threads.run(more, share, piece_bytes, small=small):
-            self._append(piece, content, "Unpacked, the request")
-        share.take(-len(body))
-        self.bytes -= len(body)
-        return content
 
 
 class Submission:
@@ -270,7 +200,7 @@ class Submission:
     async def receive(self) -> Buffer:
         """Read the body, and take a place in the queue, if it is known of which stream."""
         assert self._http is not None
-        reception = Reception(self._intake, self._http, self._share)
+        reception = Reception(self._intake.arrivals, self._http, self._share)
         self._body = await reception.receive()
         self._bytes = reception.bytes
         if self._is_named:

@@ -5,6 +5,7 @@ from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.errors import CLIENT_CLOSED_REQUEST, STATUS
+from service.schemas import ChangesMark
 from service.shedding import STEPS, Shed
 from ttc_core.frames import KINDS
 from ttc_core.methods import Adaptation, HostPrediction
@@ -42,6 +44,14 @@ GUARD_ACTIONS = tuple(
     + [("hold", "suspicion"), ("release", "suspicion"), ("release", "gain"), ("reset", "no_gain")]
 )
 OBSERVED = ("true", "false")
+# What an envelope does to steps: each verdict with the clauses that may come to it.
+ENVELOPE_VERDICTS = {
+    "cut": (
+        *("parameters", "drift", "largest_change", "image_in_statistics"),
+        "image_in_step",
+    ),
+    "dropped": ("parameters", "steps_per_1000_images", "worse_than_source"),
+}
 EVICTION_REASONS = ("saved", "expired")
 LOSS_TERMS = ("entropy", "similarity", "total")
 SAVE_OUTCOMES = ("saved", "failed")
@@ -62,6 +72,8 @@ UNITS = ("seconds", "bytes", "nats", "ratio", "images", "batches", "requests", "
 MOST_CLASS_LABELS = 100
 # Streams that are named while they are held: whoever is woken needs the worst, not all.
 MOST_HELD_LABELS = 5
+# Of a hash: a sample holds whole numbers of 53 bits.
+HEAD_DIGITS = 13
 
 SECONDS = (
     *(0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128),
@@ -246,6 +258,11 @@ class Metrics:
             'What guards did, or with observed="true" would have done, by action and reason.',
             ("action", "reason", "observed"),
         )
+        self.envelope_steps = counter(
+            "ttc_envelope_steps_total",
+            "Steps that would have gone beyond the envelope, by clause: cut, or dropped.",
+            ("clause", "verdict"),
+        )
         self.doubted = gauge(
             "ttc_doubted_streams",
             "Streams that the source answers, or would if the guard did not only observe, in "
@@ -272,6 +289,9 @@ class Metrics:
         self.unsaved_age = gauge(
             "ttc_unsaved_age_seconds", "Age of the oldest change that no file has; 0 for none."
         )
+
+        self.changes = _Changes()
+        registry.register(self.changes)
 
         # Truth
         self.labelled = counter(
@@ -347,6 +367,9 @@ class Metrics:
         for action in GUARD_ACTIONS:
             for observed in OBSERVED:
                 self.guard_actions.labels(*action, observed)
+        for verdict, clauses in ENVELOPE_VERDICTS.items():
+            for clause in clauses:
+                self.envelope_steps.labels(clause, verdict)
         for each in ESTIMATED:
             self.estimated_accuracy.labels(each).set(float("nan"))
         for term in LOSS_TERMS:
@@ -467,6 +490,47 @@ class _LongestHeld(Collector):
         for stream, since in longest[:MOST_HELD_LABELS]:
             held.add_metric([stream], since)
         yield held
+
+
+class ChangesTold(Protocol):
+    """What a log of changes tells of itself: its end, and how many lines are missing."""
+
+    lost: int
+
+    @property
+    def head(self) -> ChangesMark | None: ...
+
+
+class _Changes(Collector):
+    """The end of the log of changes: the number of a line, and its hash as another number.
+
+    They are of one line at one moment, and two series however long the log grows.
+    """
+
+    def __init__(self) -> None:
+        self._told: ChangesTold | None = None
+
+    def of(self, told: ChangesTold) -> None:
+        """Tell of this log from now on."""
+        self._told = told
+
+    def collect(self) -> Iterable[Metric]:
+        head = None if self._told is None else self._told.head
+        line = 0 if head is None else head.line
+        number = 0 if head is None else int(head.head[:HEAD_DIGITS], 16)
+        yield GaugeMetricFamily(
+            "ttc_changes_line", "Lines of the log of changes that are on disk.", line
+        )
+        yield GaugeMetricFamily(
+            "ttc_changes_head",
+            f"The last of them: the first {HEAD_DIGITS} hex digits of its hash, as a number.",
+            number,
+        )
+        yield CounterMetricFamily(
+            "ttc_changes_lost_total",
+            "Lines of the log of changes that could not be written.",
+            0 if self._told is None else self._told.lost,
+        )
 
 
 def total(metric: Counter | Gauge, **labels: str) -> float:

@@ -12,22 +12,33 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from service.changes.changes import Changes
 from service.events import Events
+from service.leases import LeaseLost
 from service.metrics import Metrics
 from service.schemas import Discarded, KeptOfStream, StreamAct, StreamTruth
 from service.state_folder import Identity, StateFolder
 from service.truth import Truth
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.errors import UserError, shown
 from ttc_core.frames import KINDS
 from ttc_core.guard import Unwatched, doubted, mode_of, watching
 from ttc_core.guard.estimate import Estimates
 from ttc_core.methods import Method
 from ttc_core.methods.contract import ADAPTING, HELD, State
-from ttc_core.state import StateError, StateOfAnother, StateUnreadable, size_bytes
+from ttc_core.state import (
+    StateError,
+    StateOfAnother,
+    StateOutside,
+    StateUnreadable,
+    size_bytes,
+)
 
 # After a file that could not be written no other is tried for so long, but in the background.
 RETRY_SECONDS = 1.0
@@ -45,6 +56,7 @@ class StreamRecord:
     version: int = 0
     pending_batches: int = 0
     drift: float = 0.0
+    verdicts: Verdicts = field(default_factory=Verdicts)
     second_view_off: bool = False
     details: Mapping[str, float] = field(default_factory=dict)
     mode: str = ADAPTING
@@ -88,6 +100,7 @@ class StreamRecord:
         self.version = self.method.version
         self.pending_batches = self.method.pending_batches
         self.drift = self.method.drift
+        self.verdicts = self.method.verdicts
         self.second_view_off = self.method.second_view_off
         self.details = self.method.details
         self.estimates = self.method.estimates
@@ -105,9 +118,11 @@ class Snapshot:
         record: the stream itself; it may have gone on since, if somebody else has it too.
         state: the method's; kept: what else is in the file.
         since: when the oldest change came that no file has.
+        version: optimizer steps that are in it.
     """
 
     record: StreamRecord
+    version: int
     state: State
     kept: KeptOfStream
     since: float
@@ -123,8 +138,10 @@ class Saving:
         source: a method at the source.
         folder: where streams are saved, or None.
         truth: what labels say of the streams; it is in their files.
+        changes: where it stands what was written, read and removed.
 
     Attributes:
+        changes: the same.
         source: streams are forked from it; with a folder it keeps what a guard had in saved
             streams, where none is on.
         failing: the last file could not be written; none is given up for another before one was.
@@ -139,11 +156,13 @@ class Saving:
         events: Events,
         metrics: Metrics,
         truth: Truth,
+        changes: Changes,
     ) -> None:
         is_unwatched = folder is not None and mode_of(source) == "off"
         self.source: Method = Unwatched(source) if is_unwatched else source
         self.folder, self.answers_from = folder, 0
         self._events, self._metrics, self._truth = events, metrics, truth
+        self.changes = changes
         # Since when what is not in its file, by stream; and what is on its way there.
         self._changed: dict[str, float] = {}
         self._leaving: dict[str, Snapshot] = {}
@@ -276,7 +295,7 @@ class Saving:
             if found is None:
                 self._note_file(name, None)
                 return record
-            saved = kept_of(name, found[1])
+            saved = kept_of(name, found[1].of_stream)
             record.doubted_since, record.held_since = saved.doubted_since, saved.held_since
             record.take_note()
         except Exception as error:  # a user's own method may raise anything
@@ -294,6 +313,16 @@ class Saving:
         before = min(saved.answers_from, record.answers_from)
         record.answers_from = max(before, self.answers_from)
         record.bytes = state_bytes(record.method)
+        self.changes.note(
+            "load",
+            stream=name,
+            file=self.folder.place(name),
+            sha256=found[1].sha256,
+            mark=saved.changes and saved.changes.model_dump(),
+            images=record.images,
+            version=record.version,
+            drift=record.drift,
+        )
         self._events.note_repeated("restored", stream=name)
         return record
 
@@ -324,7 +353,7 @@ class Saving:
         if is_none:
             try:
                 with self._writing:
-                    where = f"is now {self.folder.set_aside(name)}"
+                    where = f"is now {self._set_aside(name, _reason(why))}"
                     self._note_file(name, None)
             except (OSError, UserError) as error:
                 where = f"stays where it is ({_reason(error)})"
@@ -362,8 +391,13 @@ class Saving:
             since = self._changed.pop(name, time.monotonic())
             if name in self._leaving:
                 since = self._leaving[name].since
-            self._leaving[name] = Snapshot(record, state, kept, since)
+            self._leaving[name] = Snapshot(record, record.version, state, kept, since)
         return True
+
+    def let_go(self, name: str) -> None:
+        """Know nothing of a stream any more: another process has it, and its file."""
+        self.drop_change(name)
+        self._note_file(name, None)
 
     def forget(self, name: str) -> None:
         """What is saved of a stream counts no more; `remove` is to follow, in any thread."""
@@ -413,17 +447,28 @@ class Saving:
                         continue
                     is_ours = name in self._undead  # and to be removed, or written over
                     if not is_ours and (kept := self.folder.make_way(name, record.file)):
+                        self._rejected(name, kept, "it was not the stream's")
                         self._events.note(
                             "set_aside",
                             message=f"what lay in the place of stream {name} is now {kept}",
                             level=logging.WARNING,
                             stream=name,
                         )
-                    record.file = self.folder.save(
+                    mark = self.changes.head
+                    kept_beside = snapshot.kept.model_copy(update={"changes": mark})
+                    record.file, sha256 = self.folder.save(
                         name,
                         record.method,
                         snapshot.state,
-                        snapshot.kept.model_dump(exclude_defaults=True),
+                        kept_beside.model_dump(exclude_defaults=True),
+                    )
+                    self.changes.note(
+                        "save",
+                        stream=name,
+                        file=self.folder.place(name),
+                        sha256=sha256,
+                        images=snapshot.kept.images,
+                        version=snapshot.version,
                     )
                     self._retry_at, self.failing, record.failed = 0.0, False, False
                     self._note_file(name, snapshot.kept)
@@ -431,6 +476,10 @@ class Saving:
                         if self._leaving.get(name) is snapshot:
                             del self._leaving[name]
                             self._undead.discard(name)
+            except LeaseLost as error:
+                self.drop_change(name)  # whoever has it goes on with it
+                self._not_saved(name, error)
+                return False
             except Exception as error:  # a user's own method may hold anything
                 if isinstance(error, OSError):
                     self._retry_at = time.monotonic() + RETRY_SECONDS
@@ -449,6 +498,27 @@ class Saving:
             self._changed.pop(name, None)
             self._changed[name] = snapshot.since
             return snapshot.record
+
+    def _remove(self, name: str) -> None:
+        assert self.folder is not None
+        self.folder.remove(name)
+        self.changes.note("removed", stream=name, file=self.folder.place(name))
+
+    def _set_aside(self, name: str, why: str) -> Path:
+        """Keep what lies in a stream's place under another name; return that.
+
+        Raises:
+            OSError: it cannot be renamed.
+        """
+        assert self.folder is not None
+        kept = self.folder.set_aside(name)
+        self._rejected(name, kept, why)
+        return kept
+
+    def _rejected(self, name: str, kept: Path, why: str) -> None:
+        assert self.folder is not None
+        place = self.folder.place(name)
+        self.changes.note("rejected", stream=name, file=place, kept=kept.name, reason=why)
 
     def _not_saved(self, name: str, error: Exception) -> None:
         self._metrics.saves.labels("failed").inc()
@@ -483,9 +553,9 @@ class Saving:
                     labelled=beside.labelled,
                     correct=beside.correct,
                 )
-                remove: Callable[[str], object] = self.folder.remove
+                remove: Callable[[str], object] = self._remove
             except StateError:
-                what, remove = Discarded(), self.folder.set_aside
+                what, remove = Discarded(), partial(self._set_aside, why="it was reset")
             with self._writing:
                 if name not in self._undead:
                     continue  # it has been saved since
@@ -529,6 +599,8 @@ def state_bytes(method: Method) -> int:
 
 def unfit_reason(error: Exception) -> str:
     """Why a file is none of what is served; it does not say where the file lies."""
+    if isinstance(error, StateOutside):
+        return f"outside of the envelope: {error.clause}"
     return error.difference if isinstance(error, StateOfAnother) else UNREADABLE
 
 

@@ -283,6 +283,22 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 ACTS = 5
 
 
+class ChangesMark(BaseModel):
+    """A line of the log of changes."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    writer: str = Field("", max_length=64, description="whose log; empty: the one process's")
+    line: Count = Field(description="its number, from the first ever on")
+    head: str = Field(pattern="^[0-9a-f]{64}$", description="its hash")
+
+
+class ChangesHead(ChangesMark):
+    """The last line of a log of changes that was certainly on disk."""
+
+    closed: bool
+
+
 class KeptOfStream(BaseModel):
     """What a stream's file keeps beside the method's state."""
 
@@ -302,6 +318,8 @@ class KeptOfStream(BaseModel):
     doubted_since: Moment | None = None
     held_since: Moment | None = None
     acts: Annotated[list[StreamAct], Field(max_length=ACTS)] = []
+    # The end of the log of changes when the file was written.
+    changes: ChangesMark | None = None
 
 
 class DoubtedStatus(BaseModel):
@@ -315,6 +333,21 @@ class DoubtedStatus(BaseModel):
     doubted_since: float
     held_since: float | None = Field(description="null, too, where it has not been answered since")
     guard: list[StreamAct]
+
+
+class EnvelopeStatus(BaseModel):
+    """What adaptation may change."""
+
+    digest: str = Field(description="of its clauses: tells envelopes apart")
+    built_in: bool
+    clauses: dict[str, float | list[str]] = Field(description="each by its name in a file")
+
+
+class StreamEnvelope(BaseModel):
+    """Steps of a stream that would have gone beyond the envelope, by clause."""
+
+    cut: dict[str, int] = Field({}, description="to the envelope's edge")
+    dropped: dict[str, int] = {}
 
 
 class StreamStatus(BaseModel):
@@ -342,6 +375,9 @@ class StreamStatus(BaseModel):
     )
     guard: list[StreamAct] = Field(
         [], description="what was done of late, by the guard or by hand, the oldest first"
+    )
+    envelope: StreamEnvelope = Field(
+        default_factory=StreamEnvelope, description="since the start or the last reset"
     )
     details: dict[str, Number] = Field(
         {}, description="what the method shows of itself besides, by name"
@@ -419,6 +455,20 @@ class SavedUnfit(BaseModel):
     )
 
 
+class ReplicaStatus(BaseModel):
+    """One replica of the service; events and metrics have its name."""
+
+    name: str
+    host: str
+    process: int
+    started: float
+    ready: bool
+    streams: int = Field(description="in memory")
+    owned: int = Field(description="streams that are its own, in memory or saved")
+    queue_images: int
+    changes: ChangesMark | None = Field(None, description="the end of its own log of changes")
+
+
 class StatusResponse(BaseModel):
     """All that a person or a page needs to see what the service does."""
 
@@ -439,6 +489,9 @@ class StatusResponse(BaseModel):
         "and the guard; guard: the guard's estimates alone; none: nobody",
     )
     record_temperature: float | None = Field(None, description="that record's, if somebody does")
+    envelope: EnvelopeStatus | None = Field(
+        None, description="that holds; null: none, with --paper, or what is served adapts nothing"
+    )
     device: str
     streams: dict[str, StreamStatus] = Field(description="those in memory")
     saved_streams: int = Field(description="others in the state folder, loaded when asked for")
@@ -452,6 +505,10 @@ class StatusResponse(BaseModel):
         description="those of them that are none of what is served: each is set aside, as "
         "NAME.rejected, and starts at the source when its images come; found as saved_doubted is",
     )
+    changes: ChangesMark | None = Field(
+        None,
+        description="the end of the log of changes, as far as it is on disk; null: there is none",
+    )
     truth: dict[str, StreamTruth] = Field(
         {},
         description="of streams with labels since the start or their last reset by hand or failure",
@@ -461,6 +518,9 @@ class StatusResponse(BaseModel):
         description="the latest starts, resets, skips and failures"
     )
     versions: dict[str, str]
+    replicas: list[ReplicaStatus] | None = Field(
+        None, description="with --ray: those that live; null: this is one process"
+    )
 
 
 class Health(BaseModel):

@@ -10,13 +10,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Protocol
 
 import uvicorn
-from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from service.connection import KEEP_ALIVE_SECONDS, SPARE_CONNECTIONS, Connection
-from service.routes.context import Service
+from service.connection import KEEP_ALIVE_SECONDS, SPARE_CONNECTIONS, Connection, Served
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -28,6 +27,33 @@ DRAIN_SHARE = 0.7
 SAME_SIGNAL_SECONDS = 1.0
 
 
+class Ending(Served, Protocol):
+    """What a server that is told to end has to know besides, and to say.
+
+    Attributes:
+        draining: told: it is about to end, and ready for nothing new.
+        stop_reason: told: why.
+        saved: whether all that was to be kept has been, once it has ended.
+    """
+
+    ready: bool
+    draining: bool
+    stop_reason: str
+    saved: bool
+
+    @property
+    def waiting_images(self) -> int: ...
+
+    @property
+    def unsaved_streams(self) -> int: ...
+
+    def drain(self) -> None:
+        """Take nothing more, and answer what was taken."""
+
+    def reload_soon(self) -> None:
+        """Load the model anew, or say why not."""
+
+
 class Server(uvicorn.Server):
     """uvicorn with our end: the first signal drains, a later one ends at once; SIGHUP ends nothing.
 
@@ -37,7 +63,7 @@ class Server(uvicorn.Server):
     as if it had been killed.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Callable[[], Service | None]) -> None:
+    def __init__(self, config: uvicorn.Config, service: Callable[[], Ending | None]) -> None:
         super().__init__(config)
         self._service = service
         self._stop_at: float | None = None
@@ -57,7 +83,7 @@ class Server(uvicorn.Server):
         if service is None or not service.ready:
             log.warning("SIGHUP loads nothing anew: the service is starting or shutting down.")
         else:
-            service.reloading.reload_soon()
+            service.reload_soon()
 
     def _stop(self, reason: str) -> None:
         service, now = self._service(), time.monotonic()
@@ -71,20 +97,15 @@ class Server(uvicorn.Server):
             return
         service.draining = True  # readiness tells; balancers have the delay to notice
         service.stop_reason = reason
-        service.engine.events.note(
-            "draining", reason=reason, waiting_images=service.batcher.waiting_images
-        )
+        service.events.note("draining", reason=reason, waiting_images=service.waiting_images)
         loop = asyncio.get_running_loop()
         loop.call_later(service.settings.drain_delay, self._drain, service)
         # Past its time something hangs; waiting for the kill would not help it.
         total = service.settings.drain_delay + service.settings.drain_timeout
         loop.call_later(total, _end, service, f"not drained in {total:g} seconds")
 
-    def _drain(self, service: Service) -> None:
-        service.batcher.drain()
-        service.intake.drain()
-        service.reloading.drain()
-        service.live.end()
+    def _drain(self, service: Ending) -> None:
+        service.drain()
         self.should_exit = True
 
 
@@ -97,11 +118,11 @@ def foreign_server_is_ending() -> bool:
     return isinstance(server, uvicorn.Server) and server.should_exit
 
 
-def _end(service: Service | None, reason: str) -> None:
+def _end(service: Ending | None, reason: str) -> None:
     """End the process at once, saving no more."""
     if service is not None:
-        unsaved = service.engine.unsaved_streams
-        service.engine.events.note(
+        unsaved = service.unsaved_streams
+        service.events.note(
             "stopped",
             message=f"ended at once; what {unsaved} streams learned last is not saved",
             level=logging.ERROR,
@@ -151,7 +172,7 @@ def most_connections(wanted: int) -> int:
     return fits
 
 
-def configure(app: ASGIApp, settings: Settings, service: Callable[[], Service]) -> uvicorn.Config:
+def configure(app: ASGIApp, settings: Settings, service: Callable[[], Served]) -> uvicorn.Config:
     """Say how the application is served; `service` gives the running one, once it runs."""
     most = most_connections(settings.max_connections)
     return uvicorn.Config(
@@ -167,10 +188,24 @@ def configure(app: ASGIApp, settings: Settings, service: Callable[[], Service]) 
     )
 
 
-def run(app: FastAPI, settings: Settings, listener: socket.socket) -> bool:
-    """Serve on a bound socket until a signal; return whether all went well to the end."""
-    config = configure(app, settings, lambda: app.state.service)
-    server = Server(config, lambda: getattr(app.state, "service", None))
+def run(
+    app: ASGIApp,
+    settings: Settings,
+    listener: socket.socket,
+    service: Callable[[], Ending | None],
+) -> bool:
+    """Serve on a bound socket until a signal; return whether all went well to the end.
+
+    Args:
+        service: gives what runs behind `app`; None: it has not started.
+    """
+
+    def running() -> Ending:
+        found = service()
+        assert found is not None
+        return found
+
+    server = Server(configure(app, settings, running), service)
     server.run(sockets=[listener])
-    service = getattr(app.state, "service", None)
-    return server.started and service is not None and service.saved
+    ended = service()
+    return server.started and ended is not None and ended.saved

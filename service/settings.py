@@ -30,6 +30,7 @@ MOST_PIXELS = 178_956_970
 # Beyond these no setting means anything, and arithmetic or a timer would fail.
 MOST, MOST_BYTES, MOST_THREADS, DAY = 1_000_000, 1 << 40, 1024, 86_400
 MOST_IDS = 10_000_000
+MOST_REPLICAS = 1000
 # The pixels a side that a model may read.
 MOST_SIDE = 8192
 FEWEST_TOKEN_CHARACTERS = 8
@@ -43,6 +44,7 @@ MOST_UNKNOWN = 10
 METHODS = ("ttc_stream", "source", "norm", "t3a", "eta", "tipi", "tent", "ttc")
 _ORIGIN = re.compile(r"(?i)https?://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+")
+_REPLICAS = re.compile(r"([0-9]{1,4})(?::([0-9]{1,4}))?")
 # What it sets beside a Service named ttc.
 _OF_KUBERNETES = re.compile(r"TTC_(SERVICE_(HOST|PORT)|PORT_[0-9]+_)")
 
@@ -149,6 +151,11 @@ class Settings(BaseSettings):
         description="keep a faulty camera's frames out of what is learned, and let the source "
         "answer while adapting does harm; or only tell both; on with ttc_stream",
     )
+    envelope: Annotated[Path | None, Accepted("a TOML file; not with --paper")] = Field(
+        None,
+        description="file of clauses: what adaptation may change, and how far; the built-in ones "
+        "where it says nothing (ttc envelope show), none with --paper",
+    )
     mean: Annotated[tuple[float, ...] | None, NoDecode, Accepted("R,G,B: three numbers")] = Field(
         None, description="mean of the model's input, values in [0, 1]"
     )
@@ -217,6 +224,15 @@ class Settings(BaseSettings):
     save_interval: float = Field(
         60.0, ge=0.1, le=DAY, description="seconds after which a stream that has changed is saved"
     )
+    changes_bytes: int = Field(
+        64 << 20,
+        ge=64 << 10,
+        le=MOST_BYTES,
+        description="bytes of a file of the log of changes in --state-dir; then the next goes on",
+    )
+    changes_files: int = Field(
+        32, ge=2, le=MOST, description="files of it that are kept; then the oldest goes"
+    )
     feedback_ids: int = Field(
         1_000_000, ge=1, le=MOST_IDS, description="answers that a later label may name by their id"
     )
@@ -268,6 +284,28 @@ class Settings(BaseSettings):
         False, description="send OpenTelemetry spans to where the OTEL_ variables say; extra otel"
     )
 
+    ray: bool = Field(
+        False,
+        description="have replicas of the service answer, which Ray runs on this machine, or on "
+        "those of the cluster that RAY_ADDRESS names; extra ray",
+    )
+    ray_replicas: Annotated[str, Accepted("N, or MIN:MAX, 1 to 1000")] = Field(
+        "2", description="how many: as many, or by the load"
+    )
+    ray_queue: int = Field(
+        16,
+        ge=1,
+        le=MOST,
+        description="requests of a replica, waiting or at work, above which there are to be more",
+    )
+    ray_patience: float = Field(
+        10.0,
+        ge=0.1,
+        le=DAY,
+        description="seconds that they have to be above it before a replica is added; ten times as "
+        "many below it before one goes",
+    )
+
     @field_validator("mean", "std", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
@@ -299,11 +337,18 @@ class Settings(BaseSettings):
             return tuple(text for text in value if text)
         return tuple(value.split()) if isinstance(value, str) else value
 
-    @field_validator("config", "state_dir", "calibration", "class_names", mode="before")
+    @field_validator("config", "state_dir", "calibration", "class_names", "envelope", mode="before")
     @classmethod
     def _has_a_name(cls, value: object) -> object:
         if value == "":
             raise ValueError("a name is expected")
+        return value
+
+    @field_validator("envelope")
+    @classmethod
+    def _is_not_the_papers(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("paper"):
+            raise ValueError("with --paper no envelope holds; leave one of the two out")
         return value
 
     @field_validator("root_path")
@@ -354,6 +399,30 @@ class Settings(BaseSettings):
             urlsplit(origin)  # raises where brackets hold no address
         return tuple(map(plain_origin, origins))
 
+    @field_validator("ray")
+    @classmethod
+    def _has_a_folder(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not info.data.get("state_dir"):
+            raise ValueError("it needs --state-dir, through which streams move between replicas")
+        return value
+
+    @field_validator("ray_replicas")
+    @classmethod
+    def _are_counts(cls, value: str) -> str:
+        found = _REPLICAS.fullmatch(value.strip())
+        if found is None:
+            raise ValueError("a number of replicas is expected, or MIN:MAX, like 1:4")
+        fewest, most = int(found[1]), int(found[2] or found[1])
+        if not 1 <= fewest <= most <= MOST_REPLICAS:
+            raise ValueError(f"1 to {MOST_REPLICAS} are expected, the lower number first")
+        return value.strip()
+
+    @property
+    def replicas(self) -> tuple[int, int]:
+        """How many replicas there are at least, and at most."""
+        fewest, _, most = self.ray_replicas.partition(":")
+        return int(fewest), int(most or fewest)
+
     @property
     def statistics(self) -> str | None:
         """Where BatchNorm statistics come from unless --set says so; None: as in the paper."""
@@ -394,6 +463,7 @@ _SECTIONS = {
     "silent_factor": "Streams",
     "max_connections": "Requests",
     "drain_delay": "Operation",
+    "ray": "Replicas",
 }
 
 

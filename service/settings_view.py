@@ -26,6 +26,7 @@ _EXAMPLES: dict[str, Any] = {
     "admin_token": "at least 8 characters",
     "calibration": "weights.calibration.json",
     "class_names": "classes.txt",
+    "envelope": "envelope.toml",
     "size": 256,
     "crop": 224,
     "interpolation": "bicubic",

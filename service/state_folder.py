@@ -1,5 +1,6 @@
 """The folder that streams are saved in: held by one process, and able to hold anything.
 
+Or shared by processes that have a lease of each stream whose file they write (`leases`).
 A stream is the file `NAME.safetensors`; all other files are left alone. What lies in a stream's
 place but is not its state is set aside as `NAME.rejected`, and nothing is ever written over it.
 Where other weights were loaded into a running service, their streams are in a folder of their own
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from service.leases import Leases
 from service.schemas import STREAM_NAME
 from ttc_core.errors import UserError, shown, told
 from ttc_core.guard import saved_snapshots
@@ -25,6 +27,7 @@ from ttc_core.methods import Method
 from ttc_core.methods.contract import State
 from ttc_core.state import (
     MOST_BYTES,
+    Loaded,
     StateError,
     encoded,
     load_state,
@@ -36,6 +39,8 @@ from ttc_core.state import (
 
 SUFFIX = ".safetensors"
 LEASE = ".lease"
+# Who holds a folder that is shared.
+REPLICAS = "the replicas of ttc serve --ray"
 # Names the weights whose streams lie in the folder itself, once there are others' beside.
 OWNER = ".weights"
 # Folders of others' streams, each with the digest of its weights behind it.
@@ -59,15 +64,24 @@ class StateFolder:
     Args:
         method, model: as the user gave them; files of others do not fit.
         code: digests of their code, `method` and `model`, where it is the user's own.
+        leases: of the processes that share the folder; None: it is ours alone.
+        inside: the folder's name in the --state-dir, if it is not that itself.
 
     Raises:
         StateFolderError: it is no folder, cannot be made, or another process holds it.
     """
 
     def __init__(
-        self, path: Path, *, method: str, model: str, code: Mapping[str, str] | None = None
+        self,
+        path: Path,
+        *,
+        method: str,
+        model: str,
+        code: Mapping[str, str] | None = None,
+        inside: str = "",
+        leases: Leases | None = None,
     ) -> None:
-        self.path = path
+        self.path, self._inside, self._leases = path, inside, leases
         self._names: dict[str, Any] = {"name": method, "model": model, "code": dict(code or {})}
         self._lease: int | None = None
         try:
@@ -98,6 +112,10 @@ class StateFolder:
             found = (stream_of(entry.name) for entry in entries)
             return sorted(stream for stream in found if stream is not None)
 
+    def place(self, stream: str) -> str:
+        """Where a stream's file is, from the --state-dir on."""
+        return f"{self._inside}/{_file_name(stream)}" if self._inside else _file_name(stream)
+
     def size(self, stream: str) -> int:
         """Bytes of a stream's file; 0 if there is none, or none that would be read."""
         try:
@@ -123,7 +141,7 @@ class StateFolder:
         """
         return read_of_stream(self._file(stream), method, **self._names)
 
-    def load(self, stream: str, method: Method) -> tuple[Identity, dict[str, Any]] | None:
+    def load(self, stream: str, method: Method) -> tuple[Identity, Loaded] | None:
         """Restore a method at the source; return from which file and what else is in it, if any.
 
         Raises:
@@ -157,8 +175,9 @@ class StateFolder:
         method: Method,
         state: State | None = None,
         of_stream: Mapping[str, Any] | None = None,
-    ) -> Identity | None:
-        """Write a stream's state in place of the one before; return which file it is.
+    ) -> tuple[Identity | None, str]:
+        """Write a stream's state in place of the one before; return which file it is, and its
+        SHA-256.
 
         Args:
             state: as the method gave it before; None: as it is now.
@@ -166,20 +185,23 @@ class StateFolder:
 
         Raises:
             OSError: it cannot be written; what was saved before is still there.
+            LeaseLost: another process has the stream.
             TypeError: no file can hold it.
         """
-        self._hold()
-        save_state(self._file(stream), method, **self._names, state=state, of_stream=of_stream)
-        return self.identity(stream)
+        file, names = self._file(stream), self._names
+        with self._changing(stream):
+            sha256 = save_state(file, method, **names, state=state, of_stream=of_stream)
+            return self.identity(stream), sha256
 
     def set_aside(self, stream: str) -> Path:
         """Keep what lies in a stream's place under a name of its own; return that.
 
         Raises:
             OSError: it cannot be renamed.
+            LeaseLost: another process has the stream.
         """
-        self._hold()
-        return set_aside(self._file(stream))
+        with self._changing(stream):
+            return set_aside(self._file(stream))
 
     def counts(self, stream: str, method: Method) -> tuple[int, int]:
         """The steps and pending batches that a stream's file holds.
@@ -208,10 +230,11 @@ class StateFolder:
 
         Raises:
             OSError: it is still there.
+            LeaseLost: another process has the stream.
         """
         if os.path.lexists(self._file(stream)):
-            self._hold()
-            self._file(stream).unlink(missing_ok=True)
+            with self._changing(stream):
+                self._file(stream).unlink(missing_ok=True)
 
     def sync(self) -> None:
         """Make removals outlast a power cut, where the folder allows it."""
@@ -220,6 +243,11 @@ class StateFolder:
 
     def _file(self, stream: str) -> Path:
         return self.path / _file_name(stream)
+
+    def _changing(self, stream: str) -> contextlib.AbstractContextManager[object]:
+        """Change files of a stream in the block: the folder is held, and the stream ours."""
+        self._hold()
+        return contextlib.nullcontext() if self._leases is None else self._leases.writing(stream)
 
     def _hold(self) -> None:
         """Take the lease, or see that it still is ours: folders are deleted and made anew.
@@ -239,13 +267,14 @@ class StateFolder:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(lease, flags, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = self._leases is None
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            whose = f"process {os.getpid()} on {socket.gethostname()}" if alone else REPLICAS
             with contextlib.suppress(OSError):  # a full disk: held, but by nobody that is named
                 os.ftruncate(descriptor, 0)
-                os.pwrite(
-                    descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0
-                )
-            self._remove_unfinished()
+                os.pwrite(descriptor, whose.encode(), 0)
+            if alone:  # else it may be another's, who is writing it
+                self._remove_unfinished()
         except BlockingIOError:
             owner = os.pread(descriptor, MOST_OWNER_BYTES, 0).decode(errors="replace")
             os.close(descriptor)
@@ -294,7 +323,7 @@ class StateFolders:
         apart = self._itself.path / f"{APART}{digest}"
         if self._owner() in (None, digest) and not apart.is_dir():
             return self._itself
-        return StateFolder(apart, **self._names)
+        return StateFolder(apart, **self._names, inside=apart.name)
 
     def beside(self, digest: str, served: str) -> StateFolder:
         """As `of`, for weights that are to be served after those that are now.
@@ -323,13 +352,14 @@ class StateFolders:
         except OSError:
             return None
 
-    def remove_others(self, served: StateFolder) -> tuple[int, str | None]:
+    def remove_others(self, served: StateFolder) -> tuple[list[str], str | None]:
         """Remove the streams of all weights but those that are served.
 
         Returns:
-            How many files were removed, and the first reason why one could not be.
+            The files that were removed, from the --state-dir on, and the first reason why one could
+            not be.
         """
-        count, problem = 0, None
+        removed, problem = list[str](), None
         try:
             apart = sorted(each for each in self._itself.path.glob(f"{APART}*") if each.is_dir())
             for folder in (self._itself.path, *apart):
@@ -337,15 +367,15 @@ class StateFolders:
                     continue
                 for file in [each for each in folder.iterdir() if stream_of(each.name)]:
                     try:
-                        file.unlink()
-                        count += 1
+                        file.unlink(missing_ok=True)  # processes may do this at the same time
+                        removed.append(str(file.relative_to(self._itself.path)))
                     except OSError as error:
                         problem = problem or f"{shown(file.name)}: {error.strerror}"
                 with contextlib.suppress(OSError):
                     sync_folder(folder)
         except OSError as error:
             problem = problem or f"the state folder: {error.strerror}"
-        return count, problem
+        return removed, problem
 
     def leave(self, folder: StateFolder) -> None:
         """Give up the folder of weights that are served no more."""

@@ -3,16 +3,18 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from service.changes.changes import Changes
 from service.events import Events
-from service.metrics import ESTIMATED, Metrics
+from service.metrics import ENVELOPE_VERDICTS, ESTIMATED, Metrics
 from service.saving import StreamRecord
 from service.schemas import (
     ACTS,
+    ALL_STREAMS,
     Discarded,
     DoubtedStatus,
     KeptOfStream,
@@ -23,6 +25,7 @@ from service.schemas import (
 from service.silence import Silence
 from service.state_folder import StateFolder
 from service.streams import Streams
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.errors import told
 from ttc_core.guard.estimate import LATEST
 from ttc_core.methods import Act, Adaptation, Method
@@ -41,13 +44,32 @@ MOST_DOUBTED = 1000
 MOST_REASONS = 10
 
 
+class Standing(NamedTuple):
+    """Where a stream stands before a batch: its version, and what an envelope cut or dropped."""
+
+    version: int
+    verdicts: Mapping[str, int]
+
+    @classmethod
+    def of(cls, record: StreamRecord) -> "Standing":
+        return cls(record.version, record.verdicts.by_clause)
+
+    def verdicts_since(self, record: StreamRecord) -> dict[str, int]:
+        """By clause, what came to it; of a stream that began anew all."""
+        found = {}
+        for clause, count in record.verdicts.by_clause.items():
+            before = self.verdicts.get(clause, 0)
+            found[clause] = count - before if count >= before else count
+        return {clause: count for clause, count in found.items() if count}
+
+
 class StreamReports:
     """Counts and tells what comes of streams.
 
     Of a record it moves what it tells alone: `acts`, `suspects` and the others of faulty frames.
 
     Args:
-        table: the streams; silence: who went silent.
+        table: the streams; silence: who went silent; changes: where what was done with one stays.
         watches: a guard compares them with the source; holds: and has that answer.
     """
 
@@ -57,12 +79,13 @@ class StreamReports:
         metrics: Metrics,
         table: Streams,
         silence: Silence,
+        changes: Changes,
         *,
         watches: bool,
         holds: bool,
     ) -> None:
         self._events, self._metrics, self._table = events, metrics, table
-        self._watches, self._holds = watches, holds
+        self._changes, self._watches, self._holds = changes, watches, holds
         self._reset_by_hand: dict[str, StreamAct] = {}
         metrics.streams.set_function(lambda: len(table.records))
         metrics.stream_bytes.set_function(lambda: table.bytes)
@@ -160,6 +183,30 @@ class StreamReports:
         if outcome.skipped not in UNREMARKABLE:
             self._events.note_repeated("skipped", stream=stream, reason=outcome.skipped)
 
+    def learned(
+        self,
+        stream: str,
+        record: StreamRecord,
+        images: int,
+        outcome: Adaptation,
+        before: "Standing",
+    ) -> None:
+        """Note what a stream learned from a batch; what a guard then did is told in `acted`."""
+        if not record.method.adapts:
+            return
+        # One that failed is as it was, or was put back, which is told.
+        version = record.version if outcome.skipped == "failed" else before.version
+        stepped_to = version + outcome.stepped
+        self._changes.learned(
+            stream,
+            images,
+            outcome,
+            version_before=version,
+            version=stepped_to if went_back(outcome.acts) else record.version,
+            drift=record.drift,
+            verdicts=before.verdicts_since(record),
+        )
+
     def no_memory(self, stream: str) -> None:
         """A stream may not learn, since all that may be kept is."""
         self._events.note_repeated("skipped", stream=stream, reason="no memory for it")
@@ -180,8 +227,9 @@ class StreamReports:
             "not_looked_at", level=logging.ERROR, stream=stream, reason=told(error)
         )
 
-    def second_view_off(self, stream: str) -> None:
+    def second_view_off(self, stream: str, record: StreamRecord) -> None:
         """Its mirror images are left out from now on."""
+        self._changes.note("second_view_off", stream=stream, version=record.version)
         self._events.note(
             "second_view_off",
             message=f"in stream {stream} mirror images mean something else; they are "
@@ -189,8 +237,14 @@ class StreamReports:
             stream=stream,
         )
 
-    def acted(self, stream: str, record: StreamRecord, acts: Sequence[Act]) -> None:
-        """Count what a guard did at once, and tell it: of the same again and again the last."""
+    def acted(
+        self, stream: str, record: StreamRecord, acts: Sequence[Act], version_before: int
+    ) -> None:
+        """Count what a guard did at once, and tell it: of the same again and again the last.
+
+        Args:
+            version_before: of the stream, before it did.
+        """
         for act in acts:
             observed = "true" if act.observed else "false"
             self._metrics.guard_actions.labels(act.action, act.reason, observed).inc()
@@ -206,9 +260,35 @@ class StreamReports:
                 "evidence": {name: round(number, 4) + 0.0 for name, number in act.evidence.items()},
             }
             _note_act(record, StreamAct(time=time.time(), **fields))
+            self._note_change(
+                act.action,
+                stream,
+                record,
+                version_before,
+                by="guard",
+                reason=act.reason,
+                observed=act.observed or None,
+                evidence=fields["evidence"],
+            )
             self._events.note(
                 "guard", level=logging.WARNING, stream=stream, images=record.images, **fields
             )
+
+    def held_within(self, stream: str, before: Verdicts, after: Verdicts) -> None:
+        """Count what the envelope made of a stream's steps, and tell the first of a kind.
+
+        Args:
+            before, after: the verdicts on the stream before and after; they begin anew with it.
+        """
+        for verdict in ENVELOPE_VERDICTS:
+            known = getattr(before, verdict)
+            for clause, count in getattr(after, verdict).items():
+                new = count - known.get(clause, 0)
+                if new != 0:
+                    self._metrics.envelope_steps.labels(clause, verdict).inc(max(new, 0) or count)
+                # That parameters which may not move do not is nothing to be told of.
+                if clause not in known and clause != "parameters":
+                    self._events.note("envelope", stream=stream, clause=clause, verdict=verdict)
 
     def looked_at(self, stream: str, record: StreamRecord, suspects: Sequence[str | None]) -> None:
         """Count the images that look like a faulty camera's, and tell when that begins and ends."""
@@ -236,13 +316,29 @@ class StreamReports:
     def put_back(self, stream: str, record: StreamRecord, said: StreamTruth) -> None:
         """It could not go on, and is at the source; what labels had said of it counts no more."""
         _note_act(record, StreamAct(time=time.time(), action="reset", reason="failure"))
+        self._changes.note(
+            "reset", stream=stream, by="failure", version_before=record.version, version=0
+        )
         self._metrics.count_reset("failure")
         self._events.note(
             "reset", stream=stream, level=logging.ERROR, reason="failure", **said.model_dump()
         )
 
-    def forgotten(self, streams: Iterable[str]) -> None:
-        """Somebody had streams reset: those that go on are to say so, in `begun`."""
+    def forgotten(
+        self, streams: Collection[str], steps: Mapping[str, int], *, all_streams: bool
+    ) -> None:
+        """Somebody had streams reset: those that go on are to say so, in `begun`.
+
+        Args:
+            steps: of those that were in memory.
+            all_streams: they are all there are.
+        """
+        if all_streams:
+            self._changes.note("reset", stream=ALL_STREAMS, by="request", streams=len(streams))
+        else:
+            for stream in streams:
+                before = {"version_before": steps[stream]} if stream in steps else {}
+                self._changes.note("reset", stream=stream, by="request", **before, version=0)
         act = StreamAct(time=time.time(), action="reset", reason=BY_HAND)
         for stream in streams:
             self._reset_by_hand.pop(stream, None)
@@ -274,13 +370,32 @@ class StreamReports:
         for stream, reason in kept.items():
             self._events.note("not_removed", stream=stream, level=logging.ERROR, reason=reason)
 
-    def rolled_back(self, stream: str, record: StreamRecord, version: int) -> None:
-        """Somebody had it brought back."""
+    def rolled_back(self, stream: str, record: StreamRecord, before: int, version: int) -> None:
+        """Somebody had it brought back, from a version to one before."""
+        self._note_change("roll_back", stream, record, before, by="request")
         evidence = {"version": float(version)}
         act = StreamAct(time=time.time(), action="roll_back", reason=BY_HAND, evidence=evidence)
         _note_act(record, act)
         self._metrics.rollbacks.labels("request").inc()
         self._events.note("rollback", stream=stream, reason="request", version=version)
+
+    def _note_change(
+        self, action: str, stream: str, record: StreamRecord, before: int, **why: Any
+    ) -> None:
+        self._changes.note(
+            action,
+            stream=stream,
+            images=record.images,
+            version_before=before,
+            version=record.version,
+            drift=round(record.drift, 6),
+            **{name: value for name, value in why.items() if value is not None},
+        )
+
+
+def went_back(acts: Iterable[Act]) -> bool:
+    """Whether a guard had the stream go back to another state."""
+    return any(act.action in ("reset", "roll_back") and not act.observed for act in acts)
 
 
 def estimated_accuracy(records: Iterable[StreamRecord], answers: str) -> float:

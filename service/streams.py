@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from weakref import WeakValueDictionary
 
-from service.errors import TooManyStreams
+from service.errors import NotReady, TooManyStreams
 from service.events import Events
+from service.leases import Leases
 from service.metrics import Metrics
 from service.saving import Saving, StreamRecord, state_bytes
 from service.schemas import Discarded
@@ -43,6 +44,7 @@ class Streams:
         most: streams that may be in memory at once.
         most_bytes: bytes that their states may take together; a lone stream may take more.
         expiry: seconds without an image after which a stream that cannot be saved makes room.
+        leases: tell which streams are ours, where processes share the folder; None: all are.
 
     Attributes:
         saving: the same; another's once `begin_anew` was called.
@@ -58,8 +60,9 @@ class Streams:
         most: int,
         most_bytes: int,
         expiry: float,
+        leases: Leases | None = None,
     ) -> None:
-        self.saving, self._writer = saving, writer
+        self.saving, self._writer, self._leases = saving, writer, leases
         self._events, self._metrics = events, metrics
         self._most, self._most_bytes, self._expiry = most, most_bytes, expiry
         self._records: dict[str, StreamRecord] = {}
@@ -87,8 +90,10 @@ class Streams:
         return len((self.saving.names() | self.saving.leaving().keys()) - self.records.keys())
 
     def names(self, *, saved: bool = True) -> list[str]:
-        """All streams: in memory, answering their first images, saved or without those."""
-        on_disk = sorted(self.saving.names()) if saved else ()
+        """All streams of ours: in memory, answering their first images, saved or without those."""
+        on_disk = (
+            [each for each in sorted(self.saving.names()) if self._owns(each)] if saved else ()
+        )
         # Not dict(self._new), which other threads may change meanwhile.
         new = {reference.key: None for reference in self._new.valuerefs() if reference()}
         leaving = self.saving.leaving()
@@ -196,8 +201,11 @@ class Streams:
         """The stream in memory; else as it was saved, else at the source, until `keep` for now.
 
         Raises:
+            NotReady: it is another process's.
             TooManyStreams: it has been admitted, yet nobody makes room for it.
         """
+        if self._leases is not None and not self._leases.holds(name):
+            raise NotReady(f"Stream {name} is on its way to another replica.", retry_after=1)
         record = self.in_memory(name)
         if record is not None:
             return record
@@ -221,6 +229,20 @@ class Streams:
     def is_current(self, name: str, record: StreamRecord) -> bool:
         """Whether what `get` gave is still the stream; not after `forget`."""
         return self.in_memory(name) is record
+
+    def is_at_rest(self, name: str) -> bool:
+        """Whether no request is of a stream, and no batch."""
+        return name not in self._at_work and not self._pins[name]
+
+    def let_go(self, name: str) -> None:
+        """Keep nothing of a stream: another process has it. Its file is left as it is."""
+        with self._lock:
+            self._new.pop(name, None)
+            self._records.pop(name, None)
+            self.saving.let_go(name)
+
+    def _owns(self, name: str) -> bool:
+        return self._leases is None or self._leases.owns(name)
 
     def keep(self, name: str, record: StreamRecord) -> bool:
         """Keep what `get` gave, as the last that was of use.
@@ -284,6 +306,7 @@ class Streams:
             del self._records[name]
             if not saved:
                 saving.drop_change(name)
+                saving.changes.note("expired", stream=name, version=record.version)
         reason = "saved" if saved else "expired"
         self._metrics.evicted.labels(reason).inc()
         self._events.note_repeated("evicted", stream=name, reason=reason)
@@ -375,6 +398,9 @@ class Streams:
         end = time.monotonic() + SNAPSHOT_SECONDS
         while names and len(taken) < MOST_SNAPSHOTS and (not taken or time.monotonic() < end):
             name = names.popleft()
+            if not self._owns(name):
+                self.saving.drop_change(name)  # labels came for what is another's by now
+                continue
             record = self._records.get(name) or self.saving.leaving().get(name)
             if record is None and self.saving.size(name):
                 # Labels came for what is on disk only, or is answering its first images.

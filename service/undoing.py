@@ -125,7 +125,8 @@ class Undoing:
         in_memory = self._table.forget(names)
         said, whole = self._truth.forget(names)
         self._silence.forget(None if all_streams else names)
-        self._reports.forgotten(known)
+        steps = {name: each.steps for name, each in in_memory.items()}
+        self._reports.forgotten(known, steps, all_streams=all_streams)
         return self._table.saving, known, in_memory, said, whole
 
     @property
@@ -186,6 +187,7 @@ class Undoing:
         self._table.admit(stream)  # it may be on disk only, and has to stay in memory
         try:
             record = self._table.get(stream)
+            before = record.version
             version = record.method.roll_back(to)
             self._table.keep(stream, record)
         except LookupError:  # a reset came between, or what is saved was none
@@ -198,7 +200,7 @@ class Undoing:
             self._table.release(stream)
         record.answers_from = self._truth.newest
         record.take_note()
-        self._reports.rolled_back(stream, record, version)
+        self._reports.rolled_back(stream, record, before, version)
         self._table.saving.note_change(stream)
         return version
 

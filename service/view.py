@@ -91,8 +91,7 @@ class View:
     def finish(self, row: Row) -> None:
         """End a corruption with its result row."""
         self._stop()
-        took = f"{row['images']:,} images in {row['seconds']:.1f} s"
-        self.say(f"{self._title}: {took}, {_numbers(row)}")
+        self.say(f"{self._title}: {results_text(row)}")
         self._clear("", 0)
 
     def interrupt(self) -> None:
@@ -133,7 +132,7 @@ class View:
             p50, p99 = np.percentile(self._latencies, (50, 99))
             found |= {"latency_p50": p50, "latency_p99": p99}
         left, found["held"] = self._seconds_left, self._tally.held
-        return _numbers(found) + ("" if left is None else f", about {_duration(left)} left")
+        return _numbers(found) + ("" if left is None else f", about {duration(left)} left")
 
     def _picture(self) -> RenderableType:
         head = Table.grid(padding=(0, 1))
@@ -143,6 +142,11 @@ class View:
             Text(self._done),
         )
         return Stack(head, Text(self._numbers() if self._tally.images else "preparing …"))
+
+
+def results_text(row: Row) -> str:
+    """What came of a pass that is over, in a line."""
+    return f"{row['images']:,} images in {row['seconds']:.1f} s, {_numbers(row)}"
 
 
 def _numbers(row: Row) -> str:
@@ -247,7 +251,8 @@ _whole = partial(_shown, form=",.0f")
 _latency = partial(_shown, form=",.1f", factor=1000.0)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In the largest unit of which there are two."""
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

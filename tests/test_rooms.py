@@ -106,7 +106,8 @@ def test_errors_are_a_leaf():
         ("ttc_core.model", ("ttc_core.methods", "ttc_core.load", "ttc_core.evaluate")),
         ("ttc_core.methods", ("ttc_core.evaluate", "ttc_core.report", "ttc_core.datasets")),
         ("ttc_core.state", ("ttc_core.evaluate", "ttc_core.report", "ttc_core.datasets")),
-        ("ttc_core.evaluate", ("ttc_core.report",)),
+        ("ttc_core.evaluate", ("ttc_core.report", "ttc_core.evaluation", "ttc_core.rows")),
+        ("ttc_core.evaluation", ("ttc_core.report",)),
     ],
 )
 def test_arrows_within_the_science_point_one_way(module, forbidden):

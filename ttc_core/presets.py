@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ttc_core.corruptions import CORRUPTIONS
+from ttc_core.envelope.clauses import Envelope
 from ttc_core.guard import default_mode
 from ttc_core.methods import PAPER_METHODS, Method, create
 from ttc_core.model import SourceModel
@@ -38,12 +39,14 @@ class Variant:
         guard: str | None = None,
         watching: Mapping[str, Any] | None = None,
         on_shift: bool = False,
+        envelope: Envelope | None = None,
     ) -> Method:
         """Make the method, at the source.
 
         Args:
             settings: more of them; the variant's own count where both name one.
-            guard, watching, on_shift: as in `methods.create`; None: what is usual for the method.
+            guard, watching, on_shift, envelope: as in `methods.create`; no guard: what is usual for
+                the method. What is trained with labels adapts nothing, and has no envelope.
 
         Raises:
             ValueError: as in `methods.create`.
@@ -52,7 +55,15 @@ class Variant:
         if self.method == SUPERVISED:
             return Supervised(model, **own)
         guard = guard or default_mode(self.method)
-        return create(self.method, model, guard=guard, watching=watching, on_shift=on_shift, **own)
+        return create(
+            self.method,
+            model,
+            guard=guard,
+            watching=watching,
+            on_shift=on_shift,
+            envelope=envelope,
+            **own,
+        )
 
 
 @dataclass(frozen=True)

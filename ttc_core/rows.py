@@ -41,7 +41,7 @@ RESULT_FIELDS = frozenset(
         for what in ("accuracy", "source_accuracy", "difference")
         for end in ("", "_low", "_high")
     }
-    | {"compared", "held", "guard_acts"}
+    | {"compared", "held", "guard_acts", "envelope_verdicts"}
     | {"latency_p50", "latency_p90", "latency_p99", "latency_max", "lateness_p99", "late"}
     | {"utility", "availability", "timeliness", "alignment", "period_seconds", "patience_seconds"}
     | {"spent_seconds", "learned_images", "accuracy_learning", "accuracy_frozen"}
@@ -53,12 +53,15 @@ SERVER_FIELDS = ("adapt", "guard", "max_batch", "max_wait", "precision")
 """Of a replay's `server`: what answers and their times depend on."""
 OPTIONAL_FIELDS = frozenset(
     {"severity", "limit", "concurrency", "rate", "arrivals", "stream", "channels", "history"}
-    | {"mix", "unknown", "visit", "record_temperature", "period", "budget"}
+    | {"mix", "unknown", "visit", "record_temperature", "period", "budget", "envelope"}
     | {"after_severity", "after_images", "mean", "std", "model_code", *SERVER_FIELDS}
 )
 """The fields that a row may rightly be without; any other that is null or missing is unknown."""
 
-_OF_A_METHOD = ("method", "settings", "record_temperature", "batch_size", "channels", "guard")
+_OF_A_METHOD = (
+    *("method", "settings", "record_temperature", "batch_size", "channels", "guard"),
+    "envelope",
+)
 UNKNOWN = "unknown"
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,10 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeGuard, TypeVar
+from typing import Annotated, Any, BinaryIO, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
@@ -23,6 +24,7 @@ from pydantic_core import from_json
 from safetensors.torch import load
 from torch import Tensor
 
+from ttc_core.envelope.limits import OutsideEnvelopeError
 from ttc_core.errors import UserError, shown
 from ttc_core.flat import NamedTensors, tensor_bytes
 from ttc_core.methods.contract import AROUND, HELD, Method, State
@@ -67,6 +69,14 @@ class StateOfAnother(StateError):
         self.difference = difference
 
 
+class StateOutside(StateError):
+    """It is outside of the envelope that holds; `clause` says by what."""
+
+    def __init__(self, path: Path, clause: str) -> None:
+        super().__init__(f"{shown(path)} is outside of the envelope: {clause}.")
+        self.clause = clause
+
+
 class _Stored(BaseModel):
     """What a header says of a tensor."""
 
@@ -89,11 +99,14 @@ _LATEST = 1e11
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+>")
 
 
-def save_state(path: Path, method: Method, **of: Any) -> None:
+def save_state(path: Path, method: Method, **of: Any) -> str:
     """Write what `method` has adapted, whole or not at all; a file that was there stays until then.
 
     Args:
         as for `encoded`.
+
+    Returns:
+        The file's SHA-256, in hex digits.
 
     Raises:
         OSError: it cannot be written; nothing is left beside the file that was there. A process
@@ -115,6 +128,7 @@ def save_state(path: Path, method: Method, **of: Any) -> None:
             unfinished.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+    return sha256(data).hexdigest()
 
 
 def size_bytes(entries: Mapping[str, Any]) -> int:
@@ -358,13 +372,17 @@ def read_of_stream(
     return _of_stream(path, texts)
 
 
+class Loaded(NamedTuple):
+    """What was read beside a state: the file's SHA-256, and what was kept there, as it has it."""
+
+    sha256: str
+    of_stream: dict[str, Any]
+
+
 def load_state(
     path: Path, method: Method, *, name: str, model: str, code: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+) -> Loaded:
     """Restore a method from a file that `save_state` wrote for the same method and model.
-
-    Returns:
-        What was kept beside it, as the file has it.
 
     Raises:
         StateError: the file is missing, damaged, or belongs to another method, model, code or
@@ -385,7 +403,7 @@ def load_state(
         forms = {key: form for key, form in forms.items() if key not in twins}
         misfit = _misfit(forms, own) or _miscount(forms, counters, own)
         if misfit is None:
-            tensors = _read_tensors(path, file)
+            tensors, sha256_read = _read_tensors(path, file)
             for twin, first in twins.items():
                 if not torch.equal(tensors.pop(twin), tensors[first]):
                     misfit = misfit or " ".join(_split(twin))
@@ -402,10 +420,13 @@ def load_state(
         state.setdefault(section, {}).update(values)
     try:
         method.restore(state)
+    except OutsideEnvelopeError as error:
+        method.reset()
+        raise StateOutside(path, str(error)) from None
     except Exception as error:  # a user's own method may raise anything
         method.reset()
         raise StateError(f"{shown(path)} is incomplete: {shown(error)}.") from None
-    return of_stream
+    return Loaded(sha256_read, of_stream)
 
 
 @contextlib.contextmanager
@@ -465,10 +486,12 @@ def _no_state(path: Path, problem: str) -> StateError:
     return StateError(f"{shown(path)} is no readable state file: {problem}.")
 
 
-def _read_tensors(path: Path, file: BinaryIO) -> dict[str, Tensor]:
+def _read_tensors(path: Path, file: BinaryIO) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a file, and the SHA-256 of all of it."""
     file.seek(0)
+    data = file.read(MOST_BYTES)
     try:
-        return load(file.read(MOST_BYTES))
+        return load(data), sha256(data).hexdigest()
     except Exception as error:  # whatever the library makes of a stranger's bytes
         raise _no_state(path, shown(error)) from None
 

@@ -16,7 +16,8 @@ from ttc_core.datasets import Stream
 from ttc_core.methods.composed import StatisticsMethod
 from ttc_core.methods.contract import Adaptation, Prediction
 from ttc_core.methods.parts import Part
-from ttc_core.methods.parts.learner import AffineLearner, Loss, gradient
+from ttc_core.methods.parts.gradient import Loss, gradient
+from ttc_core.methods.parts.learner import AffineLearner
 from ttc_core.methods.settings import AffineSettings
 from ttc_core.objective import entropy
 

@@ -14,11 +14,13 @@ try:
     import click
 
     from service.cli.calibrate import calibrate
+    from service.cli.changes import changes
     from service.cli.completion import completion
     from service.cli.config import config
     from service.cli.corrupt import corrupt
     from service.cli.demo import demo
     from service.cli.doctor import doctor, explain
+    from service.cli.envelope import envelope
     from service.cli.evaluate import evaluate
     from service.cli.replay import replay
     from service.cli.report import report
@@ -107,7 +109,9 @@ def cli() -> None:
 
 for verb in (
     *(serve, config, replay, evaluate, report, corrupt, train, calibrate, demo, doctor, state),
+    changes,
     explain,
+    envelope,
     completion,
 ):
     cli.add_command(verb)

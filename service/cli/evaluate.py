@@ -1,15 +1,20 @@
 """`ttc evaluate`: methods on a data set, without a server."""
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from service.cli.options import (
     BATCH_SIZE,
+    FILE,
     DataOptions,
     ModelOptions,
     check_watched,
+    check_writable,
     grouped,
+    option,
     pairs_of,
     sets_nothing,
     several,
@@ -17,7 +22,9 @@ from service.cli.options import (
 from service.settings import usual_method
 
 if TYPE_CHECKING:
+    from ttc_core.envelope.clauses import Envelope
     from ttc_core.evaluate import Run
+    from ttc_core.evaluation import Evaluation
     from ttc_core.model import SourceModel
     from ttc_core.presets import Preset
     from ttc_core.rows import Rows
@@ -25,85 +32,153 @@ if TYPE_CHECKING:
 FIGURE_1 = "figure1"
 
 
+@dataclass(frozen=True)
+class MethodOptions:
+    """Which methods are run, and on what kind of stream."""
+
+    methods: str | None = option(
+        "--methods",
+        help="all (the paper's seven), or names divided by commas [all; with --served ttc_stream]",
+    )
+    settings: tuple[str, ...] = option(
+        "--set", "settings", multiple=True, help="METHOD.PARAM=VALUE; may be repeated"
+    )
+    served: bool = option(
+        "--served", is_flag=True, help="as `ttc serve` runs the methods by default"
+    )
+    protocol: str = option(
+        "--protocol",
+        default="episodic",
+        show_default=True,
+        help="episodic: reset before each corruption; continual: never; recurring:V: never, all "
+        "of them V times; changing:L: one pass, another of them every L images; day-night",
+    )
+    mix: str | None = option(
+        "--mix",
+        metavar="KIND:SHARE,…",
+        help="images replaced: noise, unknown, frozen, poison; [none]",
+    )
+    unknown: str | None = option(
+        "--unknown", metavar="DATA", help="where a mix's unknown images are from [shapes]"
+    )
+    guard: str | None = option(
+        "--guard",
+        type=click.Choice(("on", "off", "observe")),
+        help="keep a faulty camera's frames out of what is learned, and let the source answer "
+        "while adapting does harm; or only tell both [on with ttc_stream, else off]",
+    )
+    adapt: str = option(
+        "--adapt",
+        type=click.Choice(("always", "on-shift")),
+        default="always",
+        show_default=True,
+        help="learn from every batch, or only while the stream differs from what was last learned",
+    )
+    envelope: Path | None = option(  # noqa: RUF009  it makes a field
+        "--envelope",
+        metavar="FILE",
+        type=FILE,
+        help="what adaptation may change, as in ttc serve [built in; none with the paper's methods "
+        "as the paper has them]",
+    )
+    preset: str | None = option(
+        "--preset",
+        metavar="NAME",
+        help="what a table or figure of the paper needs: table1 … table7, figure1 … figure3",
+    )
+
+
+class Words(NamedTuple):
+    """What was asked for, whole: of it any process makes the same evaluation."""
+
+    asked: DataOptions
+    chosen: MethodOptions
+    network: ModelOptions
+
+
 @click.command(
     epilog="Example: ttc evaluate bundled --methods source,ttc --corruptions fog --json rows.jsonl"
 )
 @grouped("asked", DataOptions)
+@grouped("chosen", MethodOptions)
 @click.option(
-    "--methods",
-    help="all (the paper's seven), or names divided by commas [all; with --served ttc_stream]",
-)
-@click.option("--set", "settings", multiple=True, help="METHOD.PARAM=VALUE; may be repeated")
-@click.option("--served", is_flag=True, help="as `ttc serve` runs the methods by default")
-@click.option(
-    "--protocol",
-    default="episodic",
-    show_default=True,
-    help="episodic: reset before each corruption; continual: never; recurring:V: never, all of "
-    "them V times; changing:L: one pass, another of them every L images; day-night",
-)
-@click.option(
-    "--mix", metavar="KIND:SHARE,…", help="images replaced: noise, unknown, frozen, poison; [none]"
-)
-@click.option("--unknown", metavar="DATA", help="where a mix's unknown images are from [shapes]")
-@click.option(
-    "--guard",
-    type=click.Choice(("on", "off", "observe")),
-    help="keep a faulty camera's frames out of what is learned, and let the source answer while "
-    "adapting does harm; or only tell both [on with ttc_stream, else off]",
-)
-@click.option(
-    "--adapt",
-    type=click.Choice(("always", "on-shift")),
-    default="always",
-    show_default=True,
-    help="learn from every batch, or only while the stream differs from what was last learned",
-)
-@click.option(
-    "--preset",
-    metavar="NAME",
-    help="what a table or figure of the paper needs: table1 … table7, figure1 … figure3",
+    "--ray",
+    is_flag=True,
+    help="spread the rows over the Ray cluster of RAY_ADDRESS, else over this machine's cores, "
+    "--threads of them a row (extra ray)",
 )
 @grouped("network", ModelOptions)
-def evaluate(
-    asked: DataOptions,
-    network: ModelOptions,
-    methods: str | None,
-    settings: tuple[str, ...],
-    served: bool,
-    protocol: str,
-    mix: str | None,
-    unknown: str | None,
-    guard: str | None,
-    adapt: str,
-    preset: str | None,
-) -> None:
+def evaluate(asked: DataOptions, chosen: MethodOptions, ray: bool, network: ModelOptions) -> None:
     """Answer DATA batch by batch with each method, adapting, without a server."""
-    import torch
     from rich.console import Console
 
     from service.evaluation_view import EvaluationView, kind_of
+    from service.spread_view import SpreadView
     from service.view import View, results_table
-    from ttc_core.datasets import open_data, parse_mix
-    from ttc_core.evaluate import Evaluation, parse_protocol
-    from ttc_core.features import weightiest_channels
     from ttc_core.methods import far_off
-    from ttc_core.order import check_order, images_asked, with_class_index
     from ttc_core.rows import Rows
 
-    if preset == FIGURE_1:
+    if chosen.preset == FIGURE_1:
         _simulate(Rows(asked.rows_path))
         return
-    wanted = _preset(preset, methods, usual_method(network.model) if served else None)
+    if ray and network.device.startswith("cuda:"):
+        raise click.UsageError("--ray gives each row a device of its own; say --device cuda.")
+    check_writable(asked.predictions, asked.rows_path)
+    evaluation = evaluation_of(Words(asked, chosen, network))
+    methods = {run.name: run.method for run in evaluation.runs}
+    for sentence in sets_nothing(pairs_of(chosen.settings), methods):
+        click.echo(sentence, err=True)
+    notes = [each for run in evaluation.runs for each in far_off(run.name, run.method)]
+    for sentence in dict.fromkeys(notes):
+        click.echo(sentence, err=True)
+    passes = [kind_of(run) for run in evaluation.runs for _ in evaluation.passes]
+    rows, view = Rows(asked.rows_path), View(Console(emoji=False))
+    kind = SpreadView if ray else EvaluationView
+    watcher = kind(view, passes, asked.predictions, asked.order)
+    anew = asked.predictions is not None
+    try:
+        if isinstance(watcher, SpreadView):
+            from service.ray_cluster import connect
+            from service.spreading import spread
+
+            connect()
+            words = Words(asked, chosen, _pinned(network, evaluation))
+            spread(evaluation, evaluation_of, words, rows, watcher, anew=anew)
+        else:
+            evaluation.run(rows, watcher, anew=anew)
+    finally:
+        watcher.end()
+        if watcher.rows:
+            view.table(results_table(watcher.rows))
+
+
+def evaluation_of(words: Words) -> "Evaluation":
+    """What was asked for, checked and loaded.
+
+    Raises:
+        click.UsageError: parts of it contradict. UserError: model or data cannot be had.
+    """
+    import torch
+
+    from ttc_core.datasets import open_data, parse_mix
+    from ttc_core.evaluation import Evaluation, parse_protocol
+    from ttc_core.features import weightiest_channels
+    from ttc_core.order import check_order, images_asked, with_class_index
+
+    asked, chosen, network = words
+    served = usual_method(network.model) if chosen.served else None
+    wanted = _preset(chosen.preset, chosen.methods, served)
     if asked.batch_size is not None and wanted.chooses_batch_sizes:
-        raise click.UsageError(f"{preset} has batch sizes of its own; leave out --batch-size.")
+        raise click.UsageError(
+            f"{chosen.preset} has batch sizes of its own; leave out --batch-size."
+        )
     try:
         check_order(asked.order)
-        kind, _ = parse_protocol(protocol)
-        shares = parse_mix(mix) if mix is not None else {}
+        kind, _ = parse_protocol(chosen.protocol)
+        shares = parse_mix(chosen.mix) if chosen.mix is not None else {}
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if unknown is not None and "unknown" not in shares:
+    if chosen.unknown is not None and "unknown" not in shares:
         raise click.UsageError("--unknown goes with --mix unknown:SHARE.")
     if asked.predictions is not None and kind == "recurring":
         raise click.UsageError("--predictions goes with one pass; recurring:V makes several.")
@@ -114,29 +189,27 @@ def evaluate(
     model = network.load(
         network.model, calibration=network.calibration, precision=network.precision
     )
-    runs = _runs(
-        wanted,
-        model,
-        pairs_of(settings),
-        "moving" if served else None,
-        asked.batch_size or BATCH_SIZE,
-        guard,
-        on_shift=adapt == "on-shift",
-        named=methods not in (None, "all"),
-    )
-    for sentence in sets_nothing(pairs_of(settings), {run.name: run.method for run in runs}):
-        click.echo(sentence, err=True)
-    for sentence in dict.fromkeys(each for run in runs for each in far_off(run.name, run.method)):
-        click.echo(sentence, err=True)
     images = images_asked(asked.order, asked.limit)
-    evaluation = Evaluation(
-        runs=runs,
+    unknown = chosen.unknown
+    return Evaluation(
+        runs=_runs(
+            wanted,
+            model,
+            pairs_of(chosen.settings),
+            "moving" if chosen.served else None,
+            asked.batch_size or BATCH_SIZE,
+            chosen.guard,
+            on_shift=chosen.adapt == "on-shift",
+            envelope=_envelope(chosen.envelope, chosen.preset),
+            paper=not chosen.served,
+            named=chosen.methods not in (None, "all"),
+        ),
         data=open_data(asked.data, model.geometry, model.class_names, limit=images),
         corruptions=corruptions,
         severity=asked.severity,
         limit=asked.limit,
         order=with_class_index(asked.order, model.class_names),
-        protocol=protocol,
+        protocol=chosen.protocol,
         seed=asked.seed,
         fields=row_fields(asked.data, network.model, model, unknown),
         logits=asked.predictions is not None,
@@ -144,16 +217,12 @@ def evaluate(
         mix=shares,
         unknown=None if unknown is None else open_data(unknown, model.geometry, limit=asked.limit),
     )
-    passes = [kind_of(run) for run in runs for _ in evaluation.passes]
-    watcher = EvaluationView(View(Console(emoji=False)), passes, asked.predictions, asked.order)
-    try:
-        evaluation.run(Rows(asked.rows_path), watcher, anew=asked.predictions is not None)
-    except BaseException:
-        watcher.view.interrupt()
-        raise
-    finally:
-        if watcher.rows:
-            watcher.view.table(results_table(watcher.rows))
+
+
+def _pinned(network: ModelOptions, evaluation: "Evaluation") -> ModelOptions:
+    """The network's options for a worker: as many threads as here, a device of its own."""
+    device = str(evaluation.fields["device"]).partition(":")[0]
+    return replace(network, threads=evaluation.fields["threads"], device=device)
 
 
 def row_fields(
@@ -180,6 +249,22 @@ def row_fields(
         "unknown": unknown,
         "versions": versions(),
     }
+
+
+def _envelope(path: Path | None, preset: str | None) -> "Envelope | None":
+    """That of a file; None: what is usual for each method."""
+    from service.envelope_file import read_envelope
+
+    if path is None:
+        return None
+    if preset is not None:
+        raise click.UsageError(
+            "--envelope does not go with --preset, which is as the paper has it."
+        )
+    try:
+        return read_envelope(path)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _preset(name: str | None, methods: str | None, served: str | None) -> "Preset":
@@ -212,12 +297,14 @@ def _runs(
     guard: str | None,
     *,
     on_shift: bool,
+    envelope: "Envelope | None",
+    paper: bool,
     named: bool,
 ) -> list["Run"]:
     """Make the methods; one that the network does not allow is an error only if it was named."""
     from ttc_core.evaluate import Run
     from ttc_core.guard import divided
-    from ttc_core.methods import UnsuitableNetworkError, settings_for
+    from ttc_core.methods import UnsuitableNetworkError, settings_for, usual_envelope
     from ttc_core.plugins import source_digest
 
     runs = []
@@ -232,7 +319,14 @@ def _runs(
                 raise click.UsageError(
                     f"The preset sets {variant.method}.{taken[0]} itself; leave it out."
                 )
-            method = variant.create(model, given, guard=guard, watching=watching, on_shift=on_shift)
+            method = variant.create(
+                model,
+                given,
+                guard=guard,
+                watching=watching,
+                on_shift=on_shift,
+                envelope=envelope or usual_envelope(variant.method, paper=paper),
+            )
         except UnsuitableNetworkError as error:
             if named:
                 raise click.UsageError(str(error)) from error

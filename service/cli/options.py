@@ -240,7 +240,7 @@ class DataOptions:
     def chosen(
         self, usual: Sequence[str] = ("all",), methods: int | None = None, *, joined: bool = False
     ) -> list[str]:
-        """The corruptions; checked, as is whether each file can be written in the end.
+        """The corruptions, checked.
 
         Args:
             usual: those that are meant where none is named.
@@ -253,7 +253,6 @@ class DataOptions:
         if self.predictions is not None and (methods not in (1, None) or several):
             one_method = "" if methods is None else "one method and "
             raise click.UsageError(f"--predictions goes with {one_method}one corruption.")
-        check_writable(self.predictions, self.rows_path)
         return names
 
 
@@ -393,6 +392,7 @@ def _metavar(name: str) -> str:
         "state_dir": "DIR",
         "calibration": "FILE",
         "class_names": "FILE",
+        "envelope": "FILE",
         "size": "PIXELS",
         "crop": "PIXELS",
         "interpolation": f"[{'|'.join(INTERPOLATIONS)}]",

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from service.cli.options import BATCH_SIZE, DataOptions, grouped
+from service.cli.options import BATCH_SIZE, DataOptions, check_writable, grouped
 
 
 @click.command(
@@ -77,6 +77,7 @@ def replay(asked: DataOptions, mode: Any, concurrency: int | None, **plan: Any) 
     from ttc_core.rows import Rows
 
     corruptions = tuple(asked.chosen())
+    check_writable(asked.predictions, asked.rows_path)
     try:
         replay_plan = ReplayPlan(
             data=asked.data,

@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import socket
 import sys
 from functools import partial
 from importlib.metadata import version
@@ -64,13 +65,15 @@ def _serve(reading: Reading) -> None:
     log.info("Loading %s …", settings.model)  # torch alone takes seconds, on a busy machine minutes
     import torch
 
-    from service import server, tracing
+    from service import ray_cluster, server, tracing
     from service.app import build
 
     # What was imported stays. Looked through again each time that a request's JSON brings thousands
     # of objects, its million would keep every thread waiting for a second.
     gc.freeze()
 
+    if settings.ray:
+        ray_cluster.require("--ray")
     if settings.traces:
         try:
             tracing.export(version("ttc-service"))
@@ -91,14 +94,28 @@ def _serve(reading: Reading) -> None:
             torch.set_num_threads(settings.threads)
         load = partial(load_source, settings)
         source = load()
-        app = build(settings, source, load, reading.origins)
-        _introduce(settings, source)
-        del source  # other weights may come in its place, and its memory is to be free then
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        log.info("Listening on http://%s:%d  (page: /, API: /docs, metrics: /metrics)", shown, port)
-        if not server.run(app, settings, listener):
+        if settings.ray:
+            from service.replicas.deploying import serve_replicas
+
+            _introduce(settings, source)
+            del source  # each replica loads its own
+            listening = partial(_tell_address, listener)
+            well = serve_replicas(settings, reading.origins, load, listener, listening)
+        else:
+            app = build(settings, source, load, reading.origins)
+            _introduce(settings, source)
+            del source  # other weights may come in its place, and its memory is to be free then
+            _tell_address(listener)
+            service = partial(getattr, app.state, "service", None)
+            well = server.run(app, settings, listener, service)
+        if not well:
             raise click.ClickException("The service failed; the lines above say why.")
+
+
+def _tell_address(listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    log.info("Listening on http://%s:%d  (page: /, API: /docs, metrics: /metrics)", shown, port)
 
 
 def load_source(settings: Settings) -> "Method":
@@ -107,6 +124,7 @@ def load_source(settings: Settings) -> "Method":
     Raises:
         UserError, click.UsageError: the model cannot be loaded, or a setting does not fit.
     """
+    from service.envelope_file import in_force
     from ttc_core.guard import divided
     from ttc_core.methods import create, settings_for
 
@@ -132,6 +150,7 @@ def load_source(settings: Settings) -> "Method":
             guard=settings.guard,
             watching=watching,
             on_shift=settings.adapt == "on-shift",
+            envelope=in_force(settings),
             **settings_for(settings.method, pairs, statistics=settings.statistics),
         )
     except (ValueError, TypeError) as error:
@@ -188,6 +207,7 @@ def _introduce(settings: Settings, source: "Method") -> None:
         )
     else:
         log.info("Calibration: by no record")
+    _introduce_envelope(settings, source)
     chosen = settings.model_dump(exclude={"model", "method", "set", *SECRETS}, mode="json")
     log.info("Settings: %s", ", ".join(f"{flag(k)} {v}" for k, v in chosen.items()))
     for sentence in sets_nothing(pairs_of(settings.set), {settings.method: source}):
@@ -215,3 +235,19 @@ def _introduce(settings: Settings, source: "Method") -> None:
             f"{settings.host} may be reached from elsewhere and no --token is set: anyone "
             "who can reach it can steer the model."
         )
+
+
+def _introduce_envelope(settings: Settings, source: "Method") -> None:
+    """Tell what adaptation may change."""
+    from ttc_core.envelope.clauses import BUILT_IN, UNBOUNDED
+    from ttc_core.guard import mode_of
+
+    envelope = source.envelope
+    if envelope == UNBOUNDED or not source.adapts:
+        log.info("Envelope: none")
+        return
+    which = "built in" if envelope == BUILT_IN else str(settings.envelope)
+    clauses = ", ".join(f"{name} {value}" for name, value in envelope)
+    log.info("Envelope: %s, digest %s: %s", which, envelope.digest, clauses)
+    if envelope.worse_than_source != BUILT_IN.worse_than_source and mode_of(source) != "on":
+        log.warning("The envelope's worse_than_source says nothing here: it needs --guard on.")

@@ -10,6 +10,7 @@ from service.doctor.asked import Asked
 from service.doctor.checks import Finding
 from service.doctor.data import Right, Seen, mean_and_error
 from service.doctor.installation import OUT_OF_MEMORY
+from ttc_core.envelope.clauses import BUILT_IN
 from ttc_core.errors import UserError
 from ttc_core.evaluate import run_stream, warm_up
 from ttc_core.methods import METHODS, Method, create, settings_for
@@ -81,7 +82,8 @@ def look_at_methods(asked: Asked, seen: Seen) -> Generator[Finding, None, Tried]
 
 def _made(name: str, seen: Seen) -> Method:
     settings = settings_for(name, own_settings(name, seen), statistics="moving")
-    return create(name, seen.model, guard="off" if name == "source" else "on", **settings)
+    guard = "off" if name == "source" else "on"
+    return create(name, seen.model, guard=guard, envelope=BUILT_IN, **settings)
 
 
 def _run(

@@ -67,9 +67,12 @@ const WORDS = {
       : "The queue stands: images are answered and not learned from.",
   shedding_less: () => "The queue is shorter: the second view is back.",
   shedding_over: () => "The queue is short: all images are learned from again.",
+  envelope: ({ clause, verdict }) =>
+    `A step would have gone beyond the envelope, and was ${verdict}: ${String(clause).replaceAll("_", " ")}.`,
   skipped: ({ reason }) => `Not learned from: ${reason}.`,
   adaptation_failed: ({ reason }) => `Adapting failed: ${reason}`,
   not_saved: ({ reason }) => `Could not be saved: ${reason}`,
+  changes_not_written: ({ reason }) => `The log of changes could not be written: ${reason}`,
   not_saving: ({ reason }) => `No stream will be saved: ${reason}`,
   evicted: ({ reason }) => `Left memory: ${reason}.`,
   restored: () => "Came back from its saved state.",

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from service.answering import Image, ImageAnswer
 from service.batcher import Batcher
 from service.engine import Engine
+from service.events import Events
 from service.intake import Intake
 from service.live.readers import Live
 from service.metrics import Metrics
@@ -38,6 +39,38 @@ class Service:
     saved: bool = True
     draining: bool = False
     stop_reason: str = "shutdown"
+
+    @property
+    def events(self) -> Events:
+        """What happened of late."""
+        return self.engine.events
+
+    @property
+    def waiting_images(self) -> int:
+        """Images that wait for their batch."""
+        return self.batcher.waiting_images
+
+    @property
+    def unsaved_streams(self) -> int:
+        """Streams that have changed since their file was written."""
+        return self.engine.unsaved_streams
+
+    def note_queue(self) -> None:
+        """Publish how the queue is, for metrics that are about to be read."""
+        self.metrics.queue_images.set(self.batcher.waiting_images)
+        self.metrics.queue_oldest_age.set(self.batcher.oldest_age)
+        self.metrics.batch_age.set(self.batcher.batch_age)
+
+    def drain(self) -> None:
+        """Take nothing more, and answer what was taken."""
+        self.batcher.drain()
+        self.intake.arrivals.drain()
+        self.reloading.drain()
+        self.live.end()
+
+    def reload_soon(self) -> None:
+        """Load the model anew; the log says what came of it."""
+        self.reloading.reload_soon()
 
     @property
     def source(self) -> Method:

@@ -10,6 +10,7 @@ from service.routes.guards import MAY_ADMINISTER, MAY_READ, StreamHeader, stream
 from service.schemas import (
     ALL_STREAMS,
     STREAM_PATTERN,
+    EnvelopeStatus,
     EstimatedAccuracy,
     EstimateStatus,
     ModelStatus,
@@ -20,9 +21,11 @@ from service.schemas import (
     SnapshotsResponse,
     SnapshotStatus,
     StatusResponse,
+    StreamEnvelope,
     StreamStatus,
 )
 from service.settings import SECRETS
+from ttc_core.envelope.clauses import BUILT_IN, UNBOUNDED
 from ttc_core.guard import calibrated
 from ttc_core.guard.estimate import Estimate, Estimates
 from ttc_core.rows import plain
@@ -152,6 +155,7 @@ async def status(service: ServiceNow) -> StatusResponse:
         },
         calibrated=calibrated_by,
         record_temperature=record_temperature,
+        envelope=_envelope(service),
         device=str(model.device),
         streams={
             name: StreamStatus(
@@ -166,6 +170,9 @@ async def status(service: ServiceNow) -> StatusResponse:
                 held_since=record.held_since,
                 estimated_accuracy=_estimated(record.estimates),
                 guard=list(record.acts),
+                envelope=StreamEnvelope(
+                    cut=dict(record.verdicts.cut), dropped=dict(record.verdicts.dropped)
+                ),
                 details=dict(record.details),
                 suspect=record.suspect,
                 suspect_since=record.suspect_since,
@@ -179,10 +186,20 @@ async def status(service: ServiceNow) -> StatusResponse:
         saved_streams=await service.engine.saved_streams(),
         saved_doubted=service.engine.saved_doubted(),
         saved_unfit=service.engine.saved_unfit(),
+        changes=service.engine.changes.head,
         truth=service.engine.truth.streams,
         counters=service.metrics.counters(),
         events=list(service.engine.events),
         versions=versions(),
+    )
+
+
+def _envelope(service: Service) -> EnvelopeStatus | None:
+    found = service.source.envelope
+    if found == UNBOUNDED or not service.source.adapts:
+        return None
+    return EnvelopeStatus(
+        digest=found.digest, built_in=found == BUILT_IN, clauses=found.model_dump(mode="json")
     )
 
 

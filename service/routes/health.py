@@ -38,8 +38,6 @@ async def readyz(service: ServiceNow) -> Health:
 )
 async def metrics(service: ServiceNow, accept: Annotated[str, Header()] = "") -> Response:
     """Prometheus text, or OpenMetrics if asked for."""
-    service.metrics.queue_images.set(service.batcher.waiting_images)
-    service.metrics.queue_oldest_age.set(service.batcher.oldest_age)
-    service.metrics.batch_age.set(service.batcher.batch_age)
+    service.note_queue()
     encode, content_type = choose_encoder(accept)
     return Response(encode(service.metrics.registry), media_type=content_type)

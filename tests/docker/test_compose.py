@@ -57,8 +57,10 @@ def test_a_plain_up_needs_neither_a_gpu_nor_a_replay():
 
 @each_service()
 def test_images_are_pinned_to_full_versions(service):
-    """Ours carry the version of the package, and no registry is asked for them."""
-    version = re.fullmatch(r"[a-z/-]+:v?(\d+\.\d+\.\d+)(-cpu|-cuda)?", service["image"])[1]
+    """Ours carry the version of the package, and no registry is asked for them; others' name it."""
+    pattern = r"(docker\.io/[a-z]+/)?[a-z-]+:v?(\d+\.\d+\.\d+)(-cpu|-cuda)?"
+    registry, version, _ = re.fullmatch(pattern, service["image"]).groups()
+    assert (registry is None) == ("build" in service)
     if "build" in service:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         assert version == project["version"]
@@ -128,6 +130,8 @@ def test_what_runs_on_is_checked_and_restarted(service):
     else:
         port = service["ports"][0].rsplit(":", 1)[1]
         assert f"http://127.0.0.1:{port}/" in service["healthcheck"]["test"][-1]
+        # Else busybox asks the proxy, where an engine passes one on.
+        assert service["healthcheck"]["test"][:4] == ["CMD", "wget", "-Y", "off"]
 
 
 @each_service(ONE_SHOT)

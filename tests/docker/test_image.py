@@ -1,12 +1,12 @@
 """The image, built by the Dockerfile's own steps and run as the compose file runs it, in parts.
 
 There need not be a container engine: buildah builds with chroot isolation on a stand-in for the
-base image (Debian 12 with Python 3.11, made by mmdebstrap), and the container's processes run in a
+base image (`stack/stand_ins.py`), and the container's processes run in a
 mount namespace with a read-only root, /tmp in memory and /state bound in, as the image's user.
 torch is not downloaded: the copy that runs the tests is bound in, and pip finds it installed.
 
 Not exercised: the real base image, PyTorch's CPU index, the target `cuda`, a GPU; and an engine's
-own part (read_only, cap_drop, limits, published ports, restarts, timing of health checks, init).
+own part (read_only, cap_drop, limits, published ports, restarts, init), which is test_stack.py's.
 """
 
 import json
@@ -19,20 +19,17 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
-from packaging.requirements import Requirement
 
 from service.client import Client
 from service.replay import to_png
+from stack.engine import Engine
+from stack.stand_ins import COMPOSE, DOCKERFILE, ROOT, TORCH, link_torch, make_base
 from ttc_core.datasets import Geometry, open_data
 
-ROOT = Path(__file__).parents[2]
-CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-PACKAGES = "python3-minimal,python3-venv,ca-certificates,passwd"
 USER = 10001
 
 # What a container engine does with `read_only: true`, `tmpfs: /tmp` and a volume on /state, in a
@@ -109,39 +106,6 @@ class Container:
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def with_requirements(requirement, found):
-    """Add the distributions that `requirement` stands for to `found`."""
-    key = (requirement.name, *sorted(requirement.extras))
-    if key in found:
-        return
-    found[key] = metadata.distribution(requirement.name)
-    for line in found[key].requires or ():
-        needed = Requirement(line)
-        extras = ("", *requirement.extras)
-        if needed.marker is None or any(needed.marker.evaluate({"extra": e}) for e in extras):
-            with_requirements(needed, found)
-
-
-def link_torch(folder):
-    """Hard-link torch, torchvision and all they need into a folder of the same file system."""
-    found = {}
-    for name in ("torch", "torchvision"):
-        with_requirements(Requirement(name), found)
-    sources = {
-        distribution.locate_file(file.parts[0])
-        for distribution in found.values()
-        for file in distribution.files
-        if file.parts[0] != ".."
-    }
-    folder.mkdir()
-    for source in sources:
-        if source.is_dir():
-            shutil.copytree(source, folder / source.name, copy_function=os.link)
-        else:
-            os.link(source, folder / source.name)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def workspace():
     """A folder that hard links can be made in."""
@@ -152,58 +116,26 @@ def workspace():
 @pytest.fixture(scope="module")
 def container(workspace):
     """The image of the target `cpu`, built and unpacked."""
-    torch = link_torch(workspace / "torch")
-    store = ("--root", workspace / "store", "--runroot", workspace / "run")
-    log = workspace / "build.log"
-
-    def run(*command):
-        with log.open("a") as output:
-            done = subprocess.run(
-                [str(part) for part in command],
-                stdout=subprocess.PIPE,
-                stderr=output,
-                text=True,
-                env={**os.environ, "TMPDIR": str(workspace)},  # cache mounts go there
-            )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{log.read_text()[-4000:]}"
-        return done.stdout.strip()
-
-    def buildah(*arguments):
-        return run("buildah", *store, "--storage-driver", "overlay", *arguments)
-
-    def build(folder, file, name, *options):
-        options = ("--isolation", "chroot", "--format", "docker", "--pull-never", *options)
-        buildah("bud", *options, "--tag", name, "--file", file, folder)
-
-    base = workspace / "base"
-    base.mkdir()
-    rootfs = base / "rootfs.tar"
-    run("mmdebstrap", "--variant=apt", f"--include={PACKAGES}", "bookworm", rootfs)
-    dockerfile = base / "Dockerfile"
-    dockerfile.write_text("FROM scratch\nADD rootfs.tar /\nENV PYTHONPATH=/opt/torch\n")
+    torch = workspace / "torch"
+    link_torch(torch)
+    engine = Engine(workspace / "engine", {torch: TORCH})
+    engine.configure()
+    make_base(engine)
     try:
-        build(base, dockerfile, "localhost/base")
-        build(
-            ROOT,
-            ROOT / "docker" / "Dockerfile",
-            "localhost/ttc",
-            "--target=cpu",
-            "--build-arg=PYTHON_IMAGE=localhost/base",
-            f"--volume={torch}:/opt/torch:ro",
-            f"--volume={CERTIFICATES}:{CERTIFICATES}:ro",
-        )
-        config = json.loads(buildah("inspect", "--type=image", "localhost/ttc"))["Docker"]["config"]
-        root = Path(buildah("mount", buildah("from", "--pull-never", "localhost/ttc")))
+        engine.build(ROOT, DOCKERFILE, "localhost/ttc", "--target=cpu")
+        inspected = json.loads(engine.run("buildah", "inspect", "--type=image", "localhost/ttc"))
+        made = engine.run("buildah", "from", "--pull-never", "localhost/ttc")
+        root = Path(engine.run("buildah", "mount", made))
         state = workspace / "state"
         state.mkdir()
         os.chown(state, USER, USER)  # as a new volume is: it takes after the image's folder
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        yield Container(root, config, state, torch, port)
+        yield Container(root, inspected["Docker"]["config"], state, torch, port)
     finally:
-        buildah("umount", "--all")
-        buildah("rm", "--all")
-        buildah("rmi", "--all", "--force")
+        engine.run("buildah", "umount", "--all")
+        engine.run("buildah", "rm", "--all")
+        engine.run("buildah", "rmi", "--all", "--force")
 
 
 def test_it_runs_as_a_numeric_user_that_is_not_root(container):
@@ -284,7 +216,7 @@ def test_it_serves_answers_the_health_check_and_saves_on_sigterm(container, work
 
 def replay_command(port):
     """The compose file's replay, of fewer images, and to where the server is."""
-    replay = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["replay"]
+    replay = yaml.safe_load(COMPOSE.read_text())["services"]["replay"]
     command = [
         part.replace("http://ttc:8000", f"http://127.0.0.1:{port}") for part in replay["command"]
     ]

@@ -10,7 +10,7 @@ from benchmarks.streams import DEFAULT, DEFAULT_BATCH_SIZE, SCENES, Scene, runs
 from tests.fixtures.networks import make_model
 from ttc_core.datasets import parse_mix
 from ttc_core.datasets.conditions import MIXES
-from ttc_core.evaluate import parse_protocol
+from ttc_core.evaluation import parse_protocol
 from ttc_core.order import check_order
 from ttc_core.report.streams import slug
 from ttc_core.rows import Rows

@@ -10,8 +10,10 @@ import pytest
 
 from service.cli import cli
 from service.demo import ORDERS, SERVERS
+from ttc_core.envelope.clauses import BUILT_IN, Envelope
 from ttc_core.frames import KINDS
 from ttc_core.guard import guarded, snapshots, watch
+from ttc_core.methods import PAPER_METHODS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -20,6 +22,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 COMPARED = {
     "commands.md": "verb",
     "default.md": "number",  # test_default_page.py
+    "envelope.md": "clause, method",
     "doctor.md": "code",  # service/test_doctor.py
     "faults.md": "kind",
     "guard.md": "step, kind, where",  # the last: ttc_core/test_influence.py
@@ -96,11 +99,24 @@ def test_every_verb_of_the_command_line_is_told() -> None:
     assert sorted(told) == sorted(cli.commands)
 
 
+def test_the_clauses_of_an_envelope_have_the_values_of_the_code() -> None:
+    rows = {row[0]: row[1].replace('"', "") for row in the_table("envelope.md", "clause").rows}
+    assert list(rows) == list(Envelope.model_fields)
+    for name, shown in rows.items():
+        value = getattr(BUILT_IN, name)
+        assert shown == (f"[{', '.join(value)}]" if isinstance(value, tuple) else f"{value:g}")
+
+
+def test_each_method_is_told_which_clauses_speak_of_it() -> None:
+    told = " ".join(row[0] for row in the_table("envelope.md", "method").rows).lower()
+    assert set(PAPER_METHODS) <= set(re.findall(r"[a-z0-9]+", told))
+
+
 def test_the_guards_steps_have_the_numbers_of_the_code() -> None:
     """Wealths, and images until something is tried again."""
     steps = {row[0]: " ".join(row[1:]) for row in the_table("guard.md", "step").rows}
     (suspect,) = [text for name, text in steps.items() if name.startswith("suspect")]
-    assert f"{watch.SUSPICIOUS:g} (`SUSPICIOUS`)" in suspect
+    assert f"{BUILT_IN.worse_than_source:g} (the envelope's `worse_than_source`)" in suspect
     assert f"{watch.DOUBTFUL:g} (`DOUBTFUL`)" in suspect
     assert f"{watch.SOON:,} images (`SOON`)" in steps["reset"]
     assert f"{watch.RETRIED:,} images (`RETRIED`)" in steps["reset, `no_gain"]

@@ -167,7 +167,10 @@ def test_a_sentence_may_leave_out_words_and_invent_none(line):
 def parse(words, is_partial):
     """Options are read before what is missing is seen, so that all which stand there are."""
     try:
-        cli.commands[words[0]].make_context(words[0], words[1:]).close()
+        command, rest = cli.commands[words[0]], words[1:]
+        while isinstance(command, click.Group) and rest:
+            command, rest = command.commands[rest[0]], rest[1:]
+        command.make_context(words[0], rest).close()
     except click.MissingParameter:
         if not is_partial:
             raise

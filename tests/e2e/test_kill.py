@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from service.changes.verifying import verify
 from service.client import Client, ServiceError
 from tests.e2e.conftest import sample, wait_for
 from tests.fixtures.forked import launch
@@ -47,6 +48,7 @@ def test_kill_9_at_twenty_moments_under_load(pictures, tmp_path):
     chance, saved = random.Random(0), {}
     for _ in range(20):
         first_answers = {}
+        assert not verify(tmp_path).defects
         with launch(*options, *learning) as server:
             with ThreadPoolExecutor(CAMERAS) as pool:
                 cameras = [
@@ -65,7 +67,11 @@ def test_kill_9_at_twenty_moments_under_load(pictures, tmp_path):
         assert all(saved[stream] >= before[stream] for stream in before)
     assert len(saved) == STREAMS
     assert min(saved.values()) > 0
-    assert {path.suffix for path in tmp_path.iterdir()} <= {".safetensors", ".part", "", ".ids"}
+    suffixes = {path.suffix for path in tmp_path.iterdir()}
+    assert suffixes <= {".safetensors", ".part", "", ".ids", ".jsonl", ".head"}
+    found = verify(tmp_path)
+    assert not found.defects
+    assert found.files + found.unknown <= STREAMS
 
 
 def saves(url):

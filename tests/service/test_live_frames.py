@@ -16,9 +16,10 @@ from service.engine import Engine
 from service.live import frames as module
 from service.live import rows as rows_module
 from service.live.assets import PAGE
-from service.live.frames import ANSWERING, EVENTS_TOLD, ROUTINE, Frames
+from service.live.frames import EVENTS_TOLD, ROUTINE, Frames
 from service.live.rows import FAILING_FRAMES, Seen, trouble_of
 from service.live.schemas import LiveCounters, LiveState, LiveTick
+from service.live.sight import ANSWERING, OwnSight
 from service.metrics import Metrics
 from service.saving import StreamRecord
 from service.schemas import StreamAct
@@ -38,9 +39,8 @@ class Served:
             source, self.metrics, method_name="ttc", model_spec="small", max_streams=50
         )
         settings, queue = Settings(method="ttc"), SimpleNamespace(waiting_images=0)
-        self.frames = Frames(
-            settings, self.metrics, self.engine, queue, told=lambda mode: mode, page="first"
-        )
+        sight = OwnSight(settings, self.metrics, self.engine, queue, told=lambda mode: mode)
+        self.frames = Frames(settings, sight, page="first")
         self.source = source
 
     def stream(self, name, images=1, **fields):

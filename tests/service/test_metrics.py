@@ -19,6 +19,7 @@ from service.metrics import (
     unit_of,
     versions,
 )
+from ttc_core.envelope.verdicts import CLAUSES
 from ttc_core.methods import Adaptation, HostPrediction
 
 TABLE = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -66,6 +67,7 @@ DESIGN = {
     "ttc_resets_total": {"cause"},
     "ttc_rollbacks_total": {"cause"},
     "ttc_guard_actions_total": {"action", "reason", "observed"},
+    "ttc_envelope_steps_total": {"clause", "verdict"},
     "ttc_doubted_streams": set(),
     "ttc_held_streams": set(),
     "ttc_held_stream_timestamp_seconds": {"stream"},
@@ -75,6 +77,9 @@ DESIGN = {
     "ttc_saves_total": {"outcome"},
     "ttc_unsaved_streams": set(),
     "ttc_unsaved_age_seconds": set(),
+    "ttc_changes_line": set(),
+    "ttc_changes_head": set(),
+    "ttc_changes_lost_total": set(),
     "ttc_labelled_images_total": set(),
     "ttc_correct_images_total": set(),
     "ttc_labelled_confidence_ratio": {"answer"},
@@ -106,6 +111,8 @@ FROM_THE_START = {
     ("ttc_rollbacks_total", "cause"): {"request", "guard"},
     ("ttc_guard_actions_total", "action"): {"hold", "release", "roll_back", "reset"},
     ("ttc_guard_actions_total", "observed"): {"true", "false"},
+    ("ttc_envelope_steps_total", "clause"): set(CLAUSES),
+    ("ttc_envelope_steps_total", "verdict"): {"cut", "dropped"},
     ("ttc_guard_actions_total", "reason"): {"harm", "suspicion", "gain", "no_gain"},
     ("ttc_estimated_accuracy_ratio", "answers"): {"adapted", "source"},
     ("ttc_model_loads_total", "outcome"): {"loaded", "unchanged", "refused"},

@@ -205,6 +205,22 @@ def test_a_crop_that_no_model_has_a_size_for_is_refused(said, sentence):
         assert read_settings({"model": model, "crop": 16}).crop == 16
 
 
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"ray": True}, r"--ray \(or TTC_RAY\): it needs --state-dir, .*; got True\.$"),
+        ({"ray_replicas": "many"}, r"a number of replicas is expected, or MIN:MAX, like 1:4; got"),
+        ({"ray_replicas": "4:1"}, r"1 to 1000 are expected, the lower number first; got '4:1'\.$"),
+        ({"ray_replicas": "0"}, r"1 to 1000 are expected, the lower number first; got '0'\.$"),
+    ],
+)
+def test_replicas_that_cannot_be_are_refused(said, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        read_settings(said)
+    assert read_settings({"ray_replicas": " 1:4 "}).replicas == (1, 4)
+    assert read_settings({"ray_replicas": "3"}).replicas == (3, 3)
+
+
 def test_a_wrong_size_is_told_before_the_crop():
     with pytest.raises(ValueError, match=r"^--size \(or TTC_SIZE\)"):
         read_settings({"size": 0, "crop": 16})
@@ -291,6 +307,7 @@ def given(*arguments):
 def test_a_switch_that_a_variable_sets_is_turned_off_by_its_flag(monkeypatch, name):
     """And on again, where the variable says off."""
     monkeypatch.setenv("TTC_TOKEN", "long enough")  # which one of them needs
+    monkeypatch.setenv("TTC_STATE_DIR", "streams")  # and another
     monkeypatch.setenv(f"TTC_{name.upper()}", "true")
     assert getattr(given(), name) is True
     assert getattr(given(f"--no-{flag(name)[2:]}"), name) is False

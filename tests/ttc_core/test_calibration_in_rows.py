@@ -9,7 +9,8 @@ from tests.fixtures.datasets import small_data
 from tests.fixtures.networks import make_model
 from tests.fixtures.rows import answers, row, write
 from ttc_core.calibration import calibration_terms, likelihood_terms
-from ttc_core.evaluate import Evaluation, Run, as_batch
+from ttc_core.evaluate import Run, as_batch
+from ttc_core.evaluation import Evaluation
 from ttc_core.methods import create
 from ttc_core.report import write_report
 from ttc_core.rows import Rows, read_rows, setting

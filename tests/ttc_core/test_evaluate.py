@@ -11,7 +11,8 @@ import torch
 from tests.fixtures.datasets import small_data
 from tests.fixtures.networks import CLASSES, SIZE, make_images, make_model
 from ttc_core.datasets import CleanData, Geometry
-from ttc_core.evaluate import Evaluation, Run, as_batch, run_stream, warm_up
+from ttc_core.evaluate import Run, as_batch, run_stream, warm_up
+from ttc_core.evaluation import Evaluation
 from ttc_core.features import weightiest_channels
 from ttc_core.methods import create
 from ttc_core.normalization import BatchLook
@@ -87,9 +88,9 @@ class Watch:
     def started(self, run, stream) -> None:
         self.begun.append((run.name, stream.corruption))
 
-    def progressed(self, tally, batch_seconds) -> None:
+    def progressed(self, tally) -> None:
         self.batches += 1
-        assert batch_seconds > 0
+        assert tally.seconds > 0
 
     def finished(self, run, row, columns) -> None:
         self.columns.append(columns)

@@ -17,8 +17,10 @@ from torch import Tensor
 from service.cli import cli
 from tests.fixtures.datasets import small_data
 from tests.fixtures.networks import make_model
+from ttc_core.envelope.clauses import BUILT_IN, Envelope
 from ttc_core.errors import UserError
-from ttc_core.evaluate import Evaluation, Run
+from ttc_core.evaluate import Run
+from ttc_core.evaluation import Evaluation
 from ttc_core.methods import Prediction, create
 from ttc_core.methods.own import OwnMethod
 from ttc_core.report.groups import groups
@@ -59,6 +61,22 @@ def test_another_precision_is_run(tmp_path):
     assert rows[0]["model_digest"] == rows[1]["model_digest"]
     assert rows[0]["entropy"] != rows[1]["entropy"]
     assert "precision" not in setting(rows[0])
+
+
+def test_another_envelope_is_run(tmp_path):
+    """The built-in one, named or not, is as the rows from before there was any; so is SOURCE."""
+    file, rows = tmp_path / "envelope.toml", tmp_path / "rows.jsonl"
+    asked = ("bundled", "--served", "--corruptions", "clean", "--json", rows)
+    counts = []
+    for text in (None, f"drift = {BUILT_IN.drift}", "drift = 0.0", "drift = 0.0"):
+        envelope = () if text is None else ("--envelope", file)
+        file.write_text(text or "")
+        counts.append(len(evaluate(*asked, *envelope, method="source,tent")))
+    assert counts == [2, 2, 3, 3]
+    first, narrow = (json.loads(line) for line in rows.read_text().splitlines()[1:])
+    assert "envelope" not in setting(first)
+    assert (narrow["method"], narrow["envelope_verdicts"]) == ("tent", {"drift": 1})
+    assert narrow["envelope"] == Envelope.of({"drift": 0.0}).digest
 
 
 def test_a_network_in_a_precision_of_its_own_is_as_it_was_told_before():

@@ -6,7 +6,8 @@ import torch
 
 from tests.fixtures.datasets import small_data
 from tests.fixtures.networks import make_model
-from ttc_core.evaluate import Evaluation, Run, as_batch, parse_protocol
+from ttc_core.evaluate import Run, as_batch
+from ttc_core.evaluation import Evaluation, parse_protocol
 from ttc_core.methods import create
 from ttc_core.poison import poisoned
 from ttc_core.rows import Rows

@@ -12,10 +12,11 @@ from torchvision.models import resnet50
 
 from tests.fixtures.contract import same
 from ttc_core.datasets import Geometry, open_data
+from ttc_core.envelope.clauses import BUILT_IN
 from ttc_core.evaluate import as_batch
 from ttc_core.guard.evidence import Evidence
 from ttc_core.guard.guarded import SNAPSHOT_EVERY, Guarded, GuardSettings
-from ttc_core.guard.watch import RELEASED, SHARE, SUSPICIOUS, Bets
+from ttc_core.guard.watch import RELEASED, SHARE, Bets
 from ttc_core.load import load
 from ttc_core.methods import create
 from ttc_core.methods.composed import ComposedMethod
@@ -273,7 +274,7 @@ def test_each_act_is_told_with_the_evidence_that_led_to_it(model, images):
         for act in method.adapt(method.predict(images[at : at + 10])).acts
     ]
     suspicion, harm, reset = (act.evidence for act in acts)
-    assert SUSPICIOUS <= suspicion["harm"] < harm["harm"]
+    assert BUILT_IN.worse_than_source <= suspicion["harm"] < harm["harm"]
     assert harm["harm"] >= 2 / 0.01
     assert reset == harm
     gaining = Guarded(create("norm", model, statistics="moving"), GuardSettings(reset=False))

@@ -7,6 +7,7 @@ import pytest
 
 from tests.fixtures.contract import same
 from tests.fixtures.networks import make_images, make_model
+from ttc_core.envelope.clauses import BUILT_IN
 from ttc_core.guard.guarded import Guarded
 from ttc_core.guard.watch import (
     DOUBTFUL,
@@ -16,7 +17,6 @@ from ttc_core.guard.watch import (
     RELEASED,
     RETRIED,
     SUSPECT,
-    SUSPICIOUS,
     Watch,
 )
 from ttc_core.guard.wrapper import Wrapper
@@ -112,12 +112,12 @@ def test_no_label_for_the_method_raises_suspicion():
     """Though the evidence that was left speaks against it; one against it does. So with the
     estimate, once the labels' suspicion is over."""
     left = Watch()
-    while left.labelled.harm.wealth < 4 * SUSPICIOUS:
+    while left.labelled.harm.wealth < 4 * BUILT_IN.worse_than_source:
         left, _ = left.after(1.0, at=0, false_alarms=ALARMS, kind=LABELLED)
     left = replace(left, suspected=False)
     for worse, expected in ((-1.0, False), (0.0, False), (1.0, True)):
         after, _ = left.after(worse, at=0, false_alarms=ALARMS, kind=LABELLED)
-        assert after.labelled.harm.wealth >= SUSPICIOUS
+        assert after.labelled.harm.wealth >= BUILT_IN.worse_than_source
         assert after.suspected == expected
     of_late = replace(left.labelled.harm, mean=-0.5)  # and good ones since, of which one is not
     left = replace(left, labelled=replace(left.labelled, harm=of_late))
@@ -158,7 +158,7 @@ def test_labels_hold_bring_back_and_release(method):
     nothing after."""
     acts = method.weigh([(False, True)] * 100).acts
     assert done(acts) == [("hold", "suspicion"), ("hold", "harm"), ("reset", "harm")]
-    assert acts[0].evidence["harm"] >= SUSPICIOUS
+    assert acts[0].evidence["harm"] >= BUILT_IN.worse_than_source
     assert acts[1].evidence["bets_on_labelled"] < 20
     assert method.mode == "held"
     assert method.details["labelled_of_compared"] == acts[1].evidence["bets_on_labelled"]
@@ -223,7 +223,7 @@ def test_a_few_labels_long_ago_are_no_doubt_for_life(method):
     compared as of a stream without labels."""
     method.weigh([(False, True)] * 4)
     wealth = method.details["harm_by_labels"]
-    assert DOUBTFUL < wealth < SUSPICIOUS
+    assert DOUBTFUL < wealth < BUILT_IN.worse_than_source
     for images, expected in ((RETRIED + 36, ()), (RETRIED + 496, (RETRIED + 500,))):
         replace_watch(method, images=images)
         assert method._watch.is_doubtful == (expected == ())

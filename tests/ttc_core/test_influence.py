@@ -9,6 +9,8 @@ import torch
 
 from benchmarks import influence
 from tests.fixtures.networks import CLASSES, make_model
+from ttc_core.envelope.clauses import Envelope
+from ttc_core.envelope.limits import Limits
 from ttc_core.evaluate import as_batch
 from ttc_core.guard.evidence import Evidence
 from ttc_core.load import load
@@ -16,7 +18,8 @@ from ttc_core.methods import create
 from ttc_core.methods.contract import Pending, Prediction
 from ttc_core.methods.parts.conditions import PRESENT, Conditions, looks_of
 from ttc_core.methods.parts.diversity import LARGEST_WEIGHT, Classes, Diversity
-from ttc_core.methods.parts.learner import AffineLearner, Gradient
+from ttc_core.methods.parts.gradient import Gradient
+from ttc_core.methods.parts.learner import AffineLearner
 from ttc_core.methods.parts.prior import HORIZONS, TemporalPrior
 from ttc_core.methods.parts.second_view import Bet
 from ttc_core.methods.parts.shadow import HORIZON, Shadow
@@ -32,10 +35,15 @@ BATCHES = (1, 7, 100)
 @pytest.mark.parametrize("before", [0, 1, 20, 34, 300, 100_000])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("weight", [0.1, 1.0, LARGEST_WEIGHT])
-def test_an_image_weighs_no_more_in_the_moments_than_is_stated(before, batch, weight):
-    """1/16 of early layers at the start, 1/50 from 34 on; in late ones as three images at most."""
+@pytest.mark.parametrize("most", [1.0, 0.001])
+def test_an_image_weighs_no_more_in_the_moments_than_is_stated(before, batch, weight, most):
+    """1/16 of early layers at the start, 1/50 from 34 on; in late ones as three images at most.
+    And no more than an envelope says."""
     model = MODELS["small"]
-    statistics = StreamStatistics(model, blend=0.7, early_horizon=50, late_horizon=400)
+    limits = Limits(model, Envelope.of({"image_in_statistics": most}))
+    statistics = StreamStatistics(
+        model, blend=0.7, early_horizon=50, late_horizon=400, limits=limits
+    )
     source = statistics.followed
     statistics.followed = replace(source, early_images=float(before), late_images=float(before))
     layers = model.moments_layout.views(source.moments)
@@ -52,8 +60,9 @@ def test_an_image_weighs_no_more_in_the_moments_than_is_stated(before, batch, we
     ]
     moved = {n: float((ends[1][n] - ends[0][n]).abs().max()) / EXTREME for n in layers}
     early, late = list(layers)
-    assert moved[early] <= max(1 / (16 + before), 1 / 50) * 1.001
-    assert moved[late] <= (1 - (1 - max(1 / (16 + before), 1 / 400)) ** LARGEST_WEIGHT) * 1.001
+    of_late = 1 - (1 - max(1 / (16 + before), 1 / 400)) ** LARGEST_WEIGHT
+    assert moved[early] <= min(most, max(1 / (16 + before), 1 / 50)) * 1.001
+    assert moved[late] <= min(most, of_late) * 1.001
     assert moved[early] > 0 < moved[late]
 
 

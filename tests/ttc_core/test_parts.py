@@ -19,7 +19,7 @@ from ttc_core.methods import METHODS, create
 from ttc_core.methods.composed import AffineMethod
 from ttc_core.methods.contract import Adaptation, Prediction, State
 from ttc_core.methods.parts import Part
-from ttc_core.methods.parts.learner import Loss
+from ttc_core.methods.parts.gradient import Loss
 from ttc_core.methods.parts.statistics import STATISTICS, MovingStatistics
 from ttc_core.methods.parts.stream_statistics import Followed
 from ttc_core.methods.settings import OptimizerSettings

@@ -16,7 +16,7 @@ from tests.fixtures.contract import OWN_METHOD, Case, eta, ttc, ttc_stream
 from tests.fixtures.networks import MEAN, SIZE, STD, make_images, make_model, make_network
 from ttc_core.errors import ModelError
 from ttc_core.methods import create
-from ttc_core.methods.parts.learner import differentiated
+from ttc_core.methods.parts.gradient import differentiated
 from ttc_core.methods.parts.statistics import MovingStatistics
 from ttc_core.model import SourceModel
 from ttc_core.together import Failed, answered, together

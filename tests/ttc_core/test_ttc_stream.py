@@ -16,7 +16,8 @@ from ttc_core.datasets.clean import STREAM_FILE
 from ttc_core.evaluate import as_batch, run_stream
 from ttc_core.load import load
 from ttc_core.methods import create
-from ttc_core.methods.parts.learner import AffineLearner, Gradient
+from ttc_core.methods.parts.gradient import Gradient
+from ttc_core.methods.parts.learner import AffineLearner
 from ttc_core.methods.ttc_stream import FADES, LEARNING_RATE, TTCStream, TTCStreamSettings
 
 IMAGES = 300

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from ttc_core.envelope.clauses import BUILT_IN, Envelope
 from ttc_core.frames import FrameSettings
 from ttc_core.guard.estimate import Estimates
 from ttc_core.guard.guarded import Guarded, GuardSettings, saved_snapshots
@@ -62,12 +63,18 @@ def divided(pairs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     return own, {key: value for key, value in pairs.items() if key not in own}
 
 
-def watched(method: Method, mode: str, given: Mapping[str, Any] | None = None) -> Method:
+def watched(
+    method: Method,
+    mode: str,
+    given: Mapping[str, Any] | None = None,
+    envelope: Envelope = BUILT_IN,
+) -> Method:
     """Have a method watched.
 
     Args:
         mode: one of MODES; `off` gives the method itself.
         given: settings, `SECTION.NAME` → value; texts are understood as on the command line.
+        envelope: its bounds on evidence of harm.
 
     Raises:
         ValueError: another mode, an unknown setting, or a value that is not accepted.
@@ -82,7 +89,7 @@ def watched(method: Method, mode: str, given: Mapping[str, Any] | None = None) -
     assert isinstance(guard, GuardSettings)
     acts = mode == "on"
     if method.adapts:  # else it is the source, or as good
-        method = Guarded(method, guard, acts=acts)
+        method = Guarded(method, guard, acts=acts, envelope=envelope)
     return Screened(method, frames, keeps_out=acts)
 
 

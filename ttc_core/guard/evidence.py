@@ -17,10 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ttc_core.envelope.clauses import BUILT_IN
 from ttc_core.methods.parts import bounded
 
-# The most of its wealth that a bettor stakes: it is never ruined by one observation.
-MOST_STAKE = 0.75
 # Observations that mean and variance run over, and what they are taken for before any came.
 HORIZON = 16
 START_VARIANCE, LEAST_VARIANCE = 0.25, 1e-6
@@ -49,22 +48,25 @@ class Evidence:
         average."""
         return self.opened + _kept(self.observations)
 
-    @property
-    def stake(self) -> float:
-        """What it puts on the next observation, of all purses."""
-        best = self.mean / (self.variance + self.mean * self.mean)
-        return min(max(best, 0.0), MOST_STAKE)
-
-    def after(self, observation: float, horizon: int = HORIZON) -> "Evidence":
+    def after(
+        self,
+        observation: float,
+        horizon: int = HORIZON,
+        factor: float = BUILT_IN.image_in_evidence,
+    ) -> "Evidence":
         """What it has after an observation in [−1, 1]; a number beyond counts as the nearest.
 
         Args:
             horizon: observations that mean and variance run over.
+            factor: by which one may raise the wealth of all purses, below 2: it stakes so much of
+                it less 1 at most, and is never ruined by one observation.
         """
+        best = self.mean / (self.variance + self.mean * self.mean)
+        stake = min(max(best, 0.0), factor - 1)
         x = min(max(observation, -1.0), 1.0)
         count = self.observations + 1
         purse = _kept(self.observations) - _kept(count)
-        opened = (self.opened + purse) * (1 + self.stake * x)
+        opened = (self.opened + purse) * (1 + stake * x)
         weight = 1 / min(count + 1, horizon)
         mean = self.mean + weight * (x - self.mean)
         variance = self.variance + weight * ((x - self.mean) * (x - mean) - self.variance)

@@ -16,6 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ttc_core.envelope.clauses import BUILT_IN, Envelope
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.errors import told
 from ttc_core.guard.estimate import Estimates, Judge, Judged
 from ttc_core.guard.order import Order, Usual
@@ -102,14 +104,22 @@ class Guarded(Wrapper):
 
     Args:
         acts: off, what it sees is told, and nothing done about it.
+        envelope: how much evidence of harm there may be while the method answers, and what an
+            image may weigh in it.
     """
 
     _parts: tuple[Restyled, Judge, Order]
 
     def __init__(
-        self, inner: Method, settings: GuardSettings | None = None, *, acts: bool = True
+        self,
+        inner: Method,
+        settings: GuardSettings | None = None,
+        *,
+        acts: bool = True,
+        envelope: Envelope = BUILT_IN,
     ) -> None:
         super().__init__(inner)
+        self._envelope = envelope
         self._settings, self._acts = settings or GuardSettings(), acts
         record = self.model.calibration
         self._restyled = Restyled(self.model)
@@ -126,6 +136,8 @@ class Guarded(Wrapper):
 
     def _begin(self) -> None:
         self._watch, self._snapshots = Watch(), tuple[Snapshot, ...]()
+        # Batches not learned from, since the evidence was more than the envelope allows.
+        self._dropped = 0
         for part in self._parts:
             part.reset()
 
@@ -143,6 +155,11 @@ class Guarded(Wrapper):
     def settings(self) -> Mapping[str, Any]:
         changed = self._settings.model_dump(exclude_defaults=True)
         return {**self.inner.settings, **({SECTION: changed} if changed else {})}
+
+    @property
+    def verdicts(self) -> Verdicts:
+        own = {"worse_than_source": self._dropped} if self._dropped else {}
+        return self.inner.verdicts + Verdicts(dropped=own)
 
     @property
     def details(self) -> Mapping[str, float]:
@@ -277,7 +294,11 @@ class Guarded(Wrapper):
         watch = replace(self._watch, images=at + images, asked=self._watch.asked + pending.asked)
         for row, kind, worse in pending.worse:
             watch, turn = watch.after(
-                worse, at=at + row, false_alarms=self._settings.false_alarms, kind=kind
+                worse,
+                at=at + row,
+                false_alarms=self._settings.false_alarms,
+                kind=kind,
+                envelope=self._envelope,
             )
             turns += [turn] if turn else []
         return watch, turns
@@ -293,6 +314,9 @@ class Guarded(Wrapper):
         inner, had_second_view = pending.inner, not self.second_view_off
         if prediction.selected is not inner.selected:  # somebody chose others
             inner = replace(inner, selected=prediction.selected)
+        # The source answers beyond what the envelope allows; where it must not, nothing is learned.
+        if learn and self._acts and self._watch.by_source and not self._settings.hold:
+            self._dropped, learn = self._dropped + 1, False
         outcome = self.inner.adapt(inner, learn=learn)
         if outcome.skipped == "non_finite":
             return outcome
@@ -330,6 +354,7 @@ class Guarded(Wrapper):
                 at=watch.images,
                 false_alarms=self._settings.false_alarms,
                 kind=LABELLED,
+                envelope=self._envelope,
             )
             acts += self._act(turn) if turn else []
             if self._times_set_back > times_set_back:
@@ -433,7 +458,11 @@ class Guarded(Wrapper):
 
     def state(self) -> State:
         found: dict[str, Mapping[str, Any]] = {
-            SECTION: {**self._watch.state(), "snapshots": len(self._snapshots)}
+            SECTION: {
+                **self._watch.state(),
+                "snapshots": len(self._snapshots),
+                "dropped": self._dropped,
+            }
         }
         for part in (self._judge, self._restyled, self._order):
             found |= {f"{SECTION}.{name}": each for name, each in part.state().items()}
@@ -457,9 +486,12 @@ class Guarded(Wrapper):
         self._order.restore(own)
         self._snapshots = tuple(_snapshot(own, number, source) for number in range(count))
         self._watch = watch
+        self._dropped = int(bounded(given.get("dropped", 0)))
 
     def fork(self) -> Self:
-        return type(self)(self.inner.fork(), self._settings, acts=self._acts)
+        return type(self)(
+            self.inner.fork(), self._settings, acts=self._acts, envelope=self._envelope
+        )
 
 
 def saved_snapshots(state: State) -> dict[int, int]:

@@ -11,9 +11,9 @@ MOST = 2
 # What an optimizer has gathered leads on from where it was, not from there; and a prior learned
 # harm's answers since.
 _LEFT_OUT = frozenset({"optimizer", "gradients", "context"})
-_PENDING = ("pending_batches", "pending_images")
+_PENDING = ("pending_batches", "pending_images", "pending_weight", "pending_largest")
 # Known of the stream, whatever was adapted: they stay as they are.
-_KEPT = frozenset({"conditions", "scene", "second_view"})
+_KEPT = frozenset({"conditions", "envelope", "scene", "second_view"})
 
 
 @dataclass(frozen=True)

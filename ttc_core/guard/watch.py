@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ttc_core.envelope.clauses import BUILT_IN, Envelope
 from ttc_core.guard.estimate import SLACK
 from ttc_core.guard.evidence import Evidence
 from ttc_core.methods.parts import MOST, bounded
@@ -19,9 +20,6 @@ from ttc_core.methods.parts.shadow import EVERY, FIRST
 # many, no more than SHARE of all.
 EVERY_IN_DOUBT, SHARE, ALLOWED = 4, 0.125, 64
 DOUBTFUL = 2.0
-# From so much evidence on the source answers, for the time being, and each image is compared: until
-# it is enough to call it harm, or the images of late speak against it.
-SUSPICIOUS = 5.0
 # The method answers again once the evidence that it is better has come to so much, times how often
 # harm was seen.
 RELEASED = 20.0
@@ -186,9 +184,19 @@ class Watch:
         return found
 
     def after(
-        self, worse: float, *, at: int, false_alarms: float, kind: Kind = ESTIMATED
+        self,
+        worse: float,
+        *,
+        at: int,
+        false_alarms: float,
+        kind: Kind = ESTIMATED,
+        envelope: Envelope = BUILT_IN,
     ) -> tuple["Watch", Turn | None]:
         """With what is known of a compared image, and what it turned.
+
+        From the envelope's `worse_than_source` on the source answers, for the time being, and each
+        image is compared: until there is enough evidence to call it harm, or the images of late
+        speak against it.
 
         Args:
             worse: by how much likelier the source is right about it; of a label, -1, 0 or 1; by how
@@ -196,28 +204,28 @@ class Watch:
             at: the image that this comes with.
             false_alarms: of streams that take no harm, those in which harm may be seen.
         """
-        bets = self.bets(kind)
+        bets, factor = self.bets(kind), envelope.image_in_evidence
         if self.held:
-            gain = bets.gain.after(-worse - kind.margin, kind.horizon)
+            gain = bets.gain.after(-worse - kind.margin, kind.horizon, factor)
             after = self._with(kind, replace(bets, gain=gain))
             if gain.wealth < RELEASED * self.alarms or kind is not self.kind:
                 return after, None
             return replace(self.begun_anew(), held=False, waits=0, since=at), Turn(GAIN, kind, gain)
         # All evidence that a stream ever has shares what is allowed: the k-th has 1 / k (k + 1).
         k = bets.number or self.begun + 1
-        harm = bets.harm.after(worse - kind.slack, kind.horizon)
+        harm = bets.harm.after(worse - kind.slack, kind.horizon, factor)
         after = self._with(kind, Bets(harm, number=k), begun=max(self.begun, k))
         if harm.wealth >= k * (k + 1) / false_alarms:
             seen = replace(after, alarms=self.alarms + 1, suspected=False, held=True, since=at)
             return replace(seen, by=KINDS.index(kind)), Turn(HARM, kind, harm)
-        leads = self.suspected and kind is self.kind
-        if leads and (harm.wealth < DOUBTFUL or harm.mean <= 0):
+        leads, most = self.suspected and kind is self.kind, envelope.worse_than_source
+        if leads and (harm.wealth < min(DOUBTFUL, most) or harm.mean <= 0):
             clear = self._with(kind, Bets(), begun=after.begun, suspected=False, since=at)
             return clear, Turn(CLEAR, kind, harm)
         # Evidence of before may be left, or another kind's suspicion just over: what speaks for
         # the method raises none.
         speaks = worse > kind.slack and harm.mean > 0
-        if not self.suspected and harm.wealth >= SUSPICIOUS and speaks:
+        if not self.suspected and harm.wealth >= most and speaks:
             suspected = replace(after, suspected=True, by=KINDS.index(kind), since=at)
             return suspected, Turn(SUSPECT, kind, harm)
         return after, None

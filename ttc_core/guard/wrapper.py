@@ -5,6 +5,8 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from ttc_core.envelope.clauses import Envelope
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.guard.estimate import Estimates
 from ttc_core.methods.contract import Adaptation, Method, Prediction, Right, State, Weighed
 from ttc_core.undo import Undo, undo_of
@@ -47,6 +49,14 @@ class Wrapper:
     @property
     def drift(self) -> float:
         return self.inner.drift
+
+    @property
+    def envelope(self) -> Envelope:
+        return self.inner.envelope
+
+    @property
+    def verdicts(self) -> Verdicts:
+        return self.inner.verdicts
 
     @property
     def second_view_off(self) -> bool:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ttc_core.envelope.clauses import BUILT_IN, UNBOUNDED, Envelope
 from ttc_core.methods.contract import (
     Act,
     Adaptation,
@@ -60,6 +61,7 @@ __all__ = [
     "far_off",
     "method_class",
     "settings_for",
+    "usual_envelope",
 ]
 
 
@@ -87,6 +89,7 @@ def create(
     guard: str = "off",
     watching: Mapping[str, Any] | None = None,
     on_shift: bool = False,
+    envelope: Envelope | None = None,
     **settings: Any,
 ) -> Method:
     """Make a method on the shared model, at the source.
@@ -97,12 +100,15 @@ def create(
         watching: settings of what watches it, `frames.NAME` or `guard.NAME` → value.
         on_shift: have it learn only while the stream differs from what it last learned, see
             `ttc_core.guard.on_shift`; nothing else than learning is left out.
+        envelope: what it may change; None: it is as its paper has it.
         settings: hyperparameters by name; strings are understood as on the command line.
 
     Raises:
         ValueError: no such method or setting, a value out of range, or a network it cannot adapt.
     """
-    from ttc_core.guard import OnShift, watched  # they know the contract, and so this package
+    # They know the contract, and so this package.
+    from ttc_core.envelope.enveloped import Enveloped
+    from ttc_core.guard import OnShift, watched
 
     made, own = method_class(name), name not in METHODS
     if not (own or model.adaptable or name == "source"):
@@ -110,10 +116,24 @@ def create(
             f"{name} cannot adapt a TorchScript or torch.export program: its layers are out of "
             "reach; it is served frozen, by the method source."
         )
-    method = wrapped(name, made, model, settings) if own else made(model, **settings)
+    within = envelope or UNBOUNDED
+    if own:
+        method = wrapped(name, made, model, settings)
+        method = method if envelope is None else Enveloped(method, envelope)
+    else:
+        method = made(model, envelope=within, **settings)
     if on_shift and method.adapts - {"moments"}:
         method = OnShift(method)
-    return watched(method, guard, watching)
+    return watched(method, guard, watching, within)
+
+
+def usual_envelope(name: str, *, paper: bool) -> Envelope | None:
+    """What a method may change where nothing else is said; None: it is as its paper has it.
+
+    Args:
+        paper: the paper's methods are to be so.
+    """
+    return None if paper and name in PAPER_METHODS else BUILT_IN
 
 
 def settings_for(name: str, given: Mapping[str, str], *, statistics: str | None) -> dict[str, Any]:

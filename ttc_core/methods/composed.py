@@ -8,6 +8,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from ttc_core.envelope.clauses import UNBOUNDED, Envelope
+from ttc_core.envelope.ledger import Ledger
+from ttc_core.envelope.limits import Limits
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.methods.contract import (
     ADAPTING,
     Adaptation,
@@ -18,8 +22,9 @@ from ttc_core.methods.contract import (
     Weighed,
 )
 from ttc_core.methods.parts import Part
-from ttc_core.methods.parts.learner import AffineLearner, Gradient, Loss, gradient
-from ttc_core.methods.parts.statistics import STATISTICS
+from ttc_core.methods.parts.gradient import Gradient, Loss, gradient
+from ttc_core.methods.parts.learner import AffineLearner
+from ttc_core.methods.parts.statistics import STATISTICS, MovingStatistics
 from ttc_core.methods.settings import (
     AffineSettings,
     MethodSettings,
@@ -37,6 +42,9 @@ class ComposedMethod(ABC):
     It and its parts replace what they hold and write nothing of it in place, so that whatever they
     did is undone by what they held before. Batches whose answers, or whose share in the statistics,
     are not finite move no part.
+
+    Args:
+        envelope: what it may change; the streams that are forked share its limits.
     """
 
     name: ClassVar[str]
@@ -44,10 +52,19 @@ class ComposedMethod(ABC):
     adapts: frozenset[str] = frozenset()
     selects: ClassVar[bool] = False
 
-    def __init__(self, model: SourceModel, **settings: Any) -> None:
+    def __init__(
+        self, model: SourceModel, *, envelope: Envelope = UNBOUNDED, **settings: Any
+    ) -> None:
         self._settings = self.Settings.create(self.name, model.classes, settings)
         self.model = model
-        self._parts = self._compose()
+        self._limits = Limits(model, envelope)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._ledger = Ledger()
+        # What adapts nothing has nothing to keep account of.
+        own: Sequence[Part] = (self._ledger,) if self.adapts else ()
+        self._parts: Sequence[Part] = (*own, *self._compose())
 
     def _compose(self) -> Sequence[Part]:
         """Make the parts, at the source."""
@@ -72,6 +89,14 @@ class ComposedMethod(ABC):
     @property
     def drift(self) -> float:
         return 0.0
+
+    @property
+    def envelope(self) -> Envelope:
+        return self._limits.envelope
+
+    @property
+    def verdicts(self) -> Verdicts:
+        return self._ledger.verdicts
 
     @property
     def second_view_off(self) -> bool:
@@ -156,7 +181,7 @@ class ComposedMethod(ABC):
             # A class of a user's own may keep what is a stream's outside of parts.
             return type(self)(self.model, **self.settings)
         other = copy(self)
-        other._parts = other._compose()
+        other._begin()
         return other
 
 
@@ -173,6 +198,8 @@ class StatisticsMethod(ComposedMethod):
 
     def _compose(self) -> Sequence[Part]:
         self._statistics = STATISTICS[self._settings.statistics](self.model, self._settings)
+        if isinstance(self._statistics, MovingStatistics):
+            self._statistics.keep_within(self._limits, self._ledger)
         return (self._statistics,)
 
 
@@ -185,12 +212,20 @@ class LearningMethod(ComposedMethod):
     learned_from: ClassVar[float] = 0.0
     _settings: OptimizerSettings
 
-    def __init__(self, model: SourceModel, **settings: Any) -> None:
-        super().__init__(model, **settings)
+    def __init__(
+        self, model: SourceModel, *, envelope: Envelope = UNBOUNDED, **settings: Any
+    ) -> None:
+        super().__init__(model, envelope=envelope, **settings)
         self._learner.try_out()
 
     def _compose(self) -> Sequence[Part]:
-        self._learner = AffineLearner(self.model, self._settings, learned_from=self.learned_from)
+        self._learner = AffineLearner(
+            self.model,
+            self._settings,
+            learned_from=self.learned_from,
+            limits=self._limits,
+            ledger=self._ledger,
+        )
         return (self._learner, *super()._compose())
 
     @property
@@ -270,6 +305,7 @@ class AffineMethod(LearningMethod, StatisticsMethod):
             self._gradient(prediction),
             images=images,
             step=self._step_is_due(images),
+            answered=images,
             lr=self._rate(images),
         )
 

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from ttc_core.envelope.clauses import Envelope
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.errors import UserError
 from ttc_core.model import SourceModel
 from ttc_core.objective import entropy
@@ -313,6 +315,14 @@ class Method(Protocol):
     @property
     def drift(self) -> float:
         """‖θ − θ_source‖₂ / ‖θ_source‖₂ over the adapted parameters; 0 where none adapt."""
+
+    @property
+    def envelope(self) -> Envelope:
+        """What it may change."""
+
+    @property
+    def verdicts(self) -> Verdicts:
+        """What an envelope made of steps since the start or the last reset, by clause."""
 
     @property
     def second_view_off(self) -> bool:

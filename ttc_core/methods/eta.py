@@ -15,7 +15,7 @@ from torch import Tensor
 from ttc_core.methods.composed import AffineMethod
 from ttc_core.methods.contract import Prediction
 from ttc_core.methods.parts import Part
-from ttc_core.methods.parts.learner import Loss
+from ttc_core.methods.parts.gradient import Loss
 from ttc_core.methods.parts.memory import MeanAnswer
 from ttc_core.methods.settings import IMAGENET_CLASSES, AffineSettings
 from ttc_core.objective import entropy
@@ -83,5 +83,8 @@ class Eta(AffineMethod):
         entropies = prediction.pending.entropy[selected]
         weights = (self._entropy_limit - entropies.detach()).exp()
         return Loss(
-            total=(weights * entropies).mean(), entropy=entropies.mean(), selected=selected.sum()
+            total=(weights * entropies).mean(),
+            entropy=entropies.mean(),
+            selected=selected.sum(),
+            weights=weights / max(1, len(weights)),
         )

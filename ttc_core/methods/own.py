@@ -12,6 +12,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ttc_core.envelope.clauses import UNBOUNDED
+from ttc_core.envelope.ledger import SECTION
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.errors import PluginError, UserError, told
 from ttc_core.flat import NamedTensors
 from ttc_core.methods.contract import (
@@ -30,8 +33,8 @@ from ttc_core.undo import Undo
 
 # What a class of a user's own must have.
 VERBS = ("predict", "adapt", "reset", "state", "restore", "fork")
-# Sections of a state named as those of what watches a method stand behind one "own." more.
-_OURS = re.compile(rf"(own\.)*({'|'.join(AROUND)})(\..*)?", re.DOTALL)
+# Sections of a state named as those of what is around a method stand behind one "own." more.
+_OURS = re.compile(rf"(own\.)*({'|'.join((*AROUND, SECTION))})(\..*)?", re.DOTALL)
 
 
 class OwnMethod:
@@ -57,6 +60,8 @@ class OwnMethod:
     shares = False
     mode = ADAPTING
     estimates = None
+    envelope = UNBOUNDED
+    verdicts = Verdicts()
     record_temperature = None
 
     def __init__(self, name: str, model: SourceModel, inner: Any) -> None:
@@ -153,8 +158,10 @@ class OwnMethod:
 
     def restore(self, state: State) -> None:
         with self._contained("restore"):
-            # Saved of a stream that learned on shifts only, and taken up by one that always does.
-            own = {name: each for name, each in state.items() if name != ON_SHIFT}
+            # Saved of a stream that learned on shifts only, or within an envelope, and taken up by
+            # one that does not.
+            others = (ON_SHIFT, SECTION)
+            own = {name: each for name, each in state.items() if name not in others}
             self._inner.restore({_inside(name): each for name, each in own.items()})
 
     def undo_point(self) -> Undo:

@@ -13,8 +13,9 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from ttc_core.envelope.limits import OutsideEnvelopeError
 from ttc_core.methods.composed import StatisticsMethod
-from ttc_core.methods.contract import Prediction
+from ttc_core.methods.contract import Adaptation, Prediction, State
 from ttc_core.methods.parts import Part
 from ttc_core.methods.parts.memory import SupportMemory, Supports, SupportsPending
 from ttc_core.methods.settings import StatisticsSettings, StatisticsSource
@@ -63,7 +64,20 @@ class T3A(StatisticsMethod):
         output = self.model.run(inputs, look=look)
         # A row that is no number must not become the prototype of others.
         sound = output.logits.isfinite().all(dim=1) & output.features.isfinite().all(dim=1)
+        sound &= self._limits.head_may_move
         own = Supports.of(output.features[sound], output.logits[sound])
         prototypes = self._memory.with_batch(own).prototypes(self.model.classes)
         pending = SupportsPending(share=self._statistics.share(look), supports=own)
         return Prediction.of(output.features @ prototypes.T, pending=pending)
+
+    def _learn(self, prediction: Prediction) -> Adaptation:
+        if not self._limits.head_may_move:  # prototypes stand in the place of its weight
+            self._ledger.dropped("parameters")
+        return super()._learn(prediction)
+
+    def restore(self, state: State) -> None:
+        super().restore(state)
+        if not (self._limits.head_may_move or self._memory.is_at_source):
+            raise OutsideEnvelopeError(
+                f"its prototypes moved, and the envelope does not name {self.model.split}.weight"
+            )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ttc_core.methods.composed import AffineMethod
 from ttc_core.methods.contract import Prediction
-from ttc_core.methods.parts.learner import Loss
+from ttc_core.methods.parts.gradient import Loss
 from ttc_core.methods.parts.views import two_views
 from ttc_core.methods.settings import AffineSettings
 from ttc_core.normalization import Look

@@ -16,7 +16,7 @@ from torch import Tensor
 from ttc_core.methods.composed import AffineMethod
 from ttc_core.methods.contract import Pending, Prediction
 from ttc_core.methods.parts import Part
-from ttc_core.methods.parts.learner import Gradient, Loss, differentiated
+from ttc_core.methods.parts.gradient import Gradient, Loss, differentiated
 from ttc_core.methods.parts.memory import LearnedBatches
 from ttc_core.methods.settings import (
     CIFAR100_CLASSES,
@@ -138,7 +138,7 @@ class Tipi(AffineMethod):
         found = self._gradient(prediction)
         images = len(prediction)
         stepped = self._learner.copy()
-        stepped.learn(found, images=images, step=True, lr=self._rate(images))
+        stepped.learn(found, images=images, step=True, answered=images, lr=self._rate(images))
         assert pending.images is not None
         logits = self._run(stepped.parameters, pending.look, pending.images)
         return self._prediction(logits, replace(pending, gradient=found))

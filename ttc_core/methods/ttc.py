@@ -21,7 +21,7 @@ from ttc_core.methods.composed import AffineMethod
 from ttc_core.methods.contract import Prediction
 from ttc_core.methods.parts import Part
 from ttc_core.methods.parts.augmentation import augment
-from ttc_core.methods.parts.learner import Loss
+from ttc_core.methods.parts.gradient import Loss
 from ttc_core.methods.parts.memory import LearnedBatches
 from ttc_core.methods.parts.views import two_views
 from ttc_core.methods.settings import LARGEST_SEED, AffineSettings
@@ -116,7 +116,7 @@ class TTC(AffineMethod):
         s, pending, selected = self._settings, prediction.pending, prediction.selected
         assert pending.entropy is not None
         per_image = pending.entropy
-        similarity = None
+        similarity, weights = None, None
         if pending.similarity is not None:
             per_image = per_image + pending.similarity
             similarity = pending.similarity[selected].mean()
@@ -124,9 +124,11 @@ class TTC(AffineMethod):
             loss = per_image[selected].mean()
         else:
             loss = per_image[selected].sum() / len(prediction)
+            weights = selected / len(prediction)
         if s.accumulate_mean:
             loss = loss / self._batches_per_step(len(prediction))
-        return Loss(loss, pending.entropy[selected].mean(), selected.sum(), similarity)
+        mean = pending.entropy[selected].mean()
+        return Loss(loss, mean, selected.sum(), similarity, weights)
 
     def _batches_per_step(self, images: int) -> int:
         """Q for batches of this size: round(samples_per_step / N), halves down, at least 1."""
@@ -144,7 +146,7 @@ class TTC(AffineMethod):
     def end(self) -> bool:
         """The stream is over: step on what waits, if `flush_at_end` says so; return whether."""
         due = self._settings.flush_at_end and self._learner.pending_batches > 0
-        return due and self._learner.step()
+        return due and self._learner.end()
 
 
 def _average(logits: Tensor, others: Tensor, of: str) -> Tensor:

@@ -29,7 +29,7 @@ from ttc_core.methods.contract import Adaptation, Beside, Pending, Prediction
 from ttc_core.methods.parts import Numbers, Part
 from ttc_core.methods.parts.conditions import Conditions
 from ttc_core.methods.parts.diversity import Classes, Diversity
-from ttc_core.methods.parts.learner import Loss
+from ttc_core.methods.parts.gradient import Loss
 from ttc_core.methods.parts.prior import Context, TemporalPrior
 from ttc_core.methods.parts.scene import Scene, Scenes
 from ttc_core.methods.parts.second_view import Bet, SecondView
@@ -110,6 +110,8 @@ class TTCStream(LearningMethod):
             blend=s.blend,
             early_horizon=s.early_horizon,
             late_horizon=s.late_horizon,
+            limits=self._limits,
+            ledger=self._ledger,
         )
         self._shadow = Shadow(self.model)
         self._diversity = Diversity(self.model, s.window)
@@ -291,7 +293,8 @@ class TTCStream(LearningMethod):
             return Adaptation(skipped="none_selected", drift=self.drift)
         due = self._learner.pending_images + count >= self._settings.samples_per_step
         gradient = self._gradient(prediction)
-        return self._learner.learn(gradient, images=count, step=due, fade=fade)
+        answered = len(prediction)
+        return self._learner.learn(gradient, images=count, step=due, answered=answered, fade=fade)
 
     def _loss(self, prediction: Prediction) -> Loss:
         s, pending, selected = self._settings, prediction.pending, prediction.selected
@@ -301,4 +304,5 @@ class TTCStream(LearningMethod):
         importance = torch.from_numpy(classes.importance.clip(max=1) ** 2).to(pending.entropy)
         weights = importance[prediction.logits.argmax(dim=1)] * selected
         total = (weights * pending.entropy).sum() / s.samples_per_step
-        return Loss(total, pending.entropy[selected].mean(), selected.sum())
+        mean = pending.entropy[selected].mean()
+        return Loss(total, mean, selected.sum(), weights=weights)

@@ -1,151 +1,25 @@
 """Scales and shifts that a loss moves, step by step, and the gradients that wait for a step."""
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from ttc_core.errors import ModelError, told
+from ttc_core.envelope.ledger import Ledger
+from ttc_core.envelope.limits import Limits, distance
 from ttc_core.flat import NamedTensors
 from ttc_core.methods.contract import Adaptation, Prediction, State
+from ttc_core.methods.parts import bounded
+from ttc_core.methods.parts.gradient import Gradient
 from ttc_core.methods.settings import OptimizerSettings
 from ttc_core.model import SourceModel
-from ttc_core.together import Failed, answered, attempted
+from ttc_core.undo import undo_of
 
 # Drift below which what was learned is gone: a thousandth of what a step moves.
 NEGLIGIBLE = 1e-6
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What one batch's gradient is taken on; scalars.
-
-    Attributes:
-        total: on which backward is called.
-        entropy, similarity: its terms, for the report only; None where there is none.
-        selected: the number of images it is over.
-    """
-
-    total: Tensor
-    entropy: Tensor
-    selected: Tensor
-    similarity: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Gradient:
-    """The gradient of one batch's loss, and the loss's numbers on the host.
-
-    Attributes:
-        flat: (P,) over all adapted parameters.
-        skipped: None, or why nothing is to be learned from it.
-    """
-
-    flat: Tensor
-    total: float
-    entropy: float
-    similarity: float | None
-    selected: int
-    skipped: str | None
-
-
-def differentiated(loss: Tensor, given: Tensor, called: str) -> Tensor:
-    """The gradient of a loss with respect to `given`; zeros where it does not depend on it.
-
-    Of streams whose passes were one, the gradients are to be taken together: the graph is one, too.
-
-    Raises:
-        ModelError: the network lets no gradient through to what is `called` so.
-    """
-    found: Tensor = answered(_Slope(loss, given, called))
-    return found
-
-
-@dataclass(frozen=True, eq=False)
-class _Slope:
-    """A gradient that is wanted; see `differentiated`."""
-
-    loss: Tensor
-    given: Tensor
-    called: str
-
-    # Behind all passes: a graph of several streams is gone once it was used.
-    turn: ClassVar[int] = 3
-
-    @property
-    def group(self) -> Hashable:
-        return self.called if self.loss.requires_grad else None
-
-    def alone(self) -> Tensor:
-        (found,) = self._joined([self], again=False)
-        return found
-
-    @classmethod
-    def at_once(cls, wanted: Sequence[Self]) -> Sequence[Tensor | Failed]:
-        """All in one; where that fails, one for each, so that it is its own failure."""
-        try:
-            return cls._joined(wanted, again=True)
-        except torch.OutOfMemoryError:
-            raise  # one of a shared graph takes as much
-        except Exception:  # a backward of somebody's own may raise anything
-            found = [attempted(partial(cls._joined, [each], again=True)) for each in wanted]
-            return [each if isinstance(each, Failed) else each[0] for each in found]
-
-    @classmethod
-    def _joined(cls, wanted: Sequence[Self], *, again: bool) -> Sequence[Tensor]:
-        """The gradients of the losses' sum, of which each has its own part.
-
-        Args:
-            again: whether their graph may be asked once more.
-        """
-        losses, given = [each.loss for each in wanted], [each.given for each in wanted]
-        try:
-            slopes = torch.autograd.grad(losses, given, retain_graph=again, allow_unused=True)
-        except torch.OutOfMemoryError:
-            raise  # fewer images may fit
-        except RuntimeError as error:
-            raise ModelError(
-                f"The network lets no gradient through to {wanted[0].called} ({told(error)}); its "
-                "forward must not run under no_grad or inference_mode, nor detach what it computes."
-            ) from error
-        return [
-            torch.zeros_like(each) if slope is None else slope
-            for each, slope in zip(given, slopes, strict=True)
-        ]
-
-
-def gradient(loss: Loss, parameters: Tensor) -> Gradient:
-    """Differentiate a loss with respect to the parameters (P,) a batch was predicted with.
-
-    A loss over nothing, and one that is not finite or has such a gradient, is marked to be skipped.
-
-    Raises:
-        ModelError: the network lets no gradient through.
-    """
-    flat = differentiated(loss.total, parameters, "its scales and shifts")
-    similarity = loss.entropy if loss.similarity is None else loss.similarity
-    terms = (loss.total, loss.entropy, similarity, loss.selected, flat.norm())
-    # One transfer for all numbers: each would make a GPU wait.
-    numbers = torch.stack([term.detach().to(flat.dtype) for term in terms])
-    total, entropy_term, similarity_term, count, norm = numbers.tolist()
-    skipped = None
-    if count == 0:
-        skipped = "none_selected"
-    elif not (math.isfinite(total) and math.isfinite(norm)):
-        skipped = "non_finite"
-    return Gradient(
-        flat=flat,
-        total=total,
-        entropy=entropy_term,
-        similarity=None if loss.similarity is None else similarity_term,
-        selected=int(count) if math.isfinite(count) else 0,
-        skipped=skipped,
-    )
 
 
 class AffineLearner:
@@ -157,18 +31,28 @@ class AffineLearner:
     Args:
         learned_from: the part of the layers, in the order of the network, before which scales and
             shifts stay the source's.
+        limits: where they may be; None: anywhere.
+        ledger: what has to be known of the stream to stay within.
 
     Attributes:
         parameters: (P,) all scales and shifts; what a batch's loss is differentiated by.
         steps: optimizer steps since the start or the last reset.
         pending_batches, pending_images: what waits for the next step.
+        pending_weight, pending_largest: of the images in it, as of `Gradient`.
         drift: ‖θ − θ_source‖₂ / ‖θ_source‖₂.
     """
 
     def __init__(
-        self, model: SourceModel, settings: OptimizerSettings, *, learned_from: float = 0.0
+        self,
+        model: SourceModel,
+        settings: OptimizerSettings,
+        *,
+        learned_from: float = 0.0,
+        limits: Limits | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._model, self._settings = model, settings
+        self._limits, self._ledger = limits or Limits(model), ledger or Ledger()
         of_layers = [name.rpartition(".")[0] for name in model.affine]
         layers = list(dict.fromkeys(of_layers))
         kept = layers[: round(learned_from * len(layers))]
@@ -181,9 +65,15 @@ class AffineLearner:
         self._publish(self._model.source_affine)
         # What the optimizer keeps of the parameters, (P,) each, and its count of steps.
         self._optimizer: dict[str, Tensor] = {}
-        self._pending: Tensor | None = None
-        self.pending_batches = self.pending_images = self.steps = 0
+        self.steps = 0
         self.drift = 0.0
+        self._drop()
+
+    def _drop(self) -> None:
+        """Let what waits for a step be gone."""
+        self._pending: Tensor | None = None
+        self.pending_batches = self.pending_images = 0
+        self.pending_weight = self.pending_largest = 0.0
 
     def fade(self, share: float) -> None:
         """Let the parameters go a share, 0 to 1, of their way back to the source's."""
@@ -230,6 +120,7 @@ class AffineLearner:
         *,
         images: int,
         step: bool,
+        answered: int = 0,
         lr: float | None = None,
         fade: float = 0.0,
     ) -> Adaptation:
@@ -239,21 +130,27 @@ class AffineLearner:
         anything that lasts would not be finite.
 
         Args:
-            images: how many were predicted.
+            images: how many of them count for a step that is due after so many.
             step: whether the optimizer moves after this batch.
+            answered: how many were predicted.
             lr: of this step; None: the settings'.
             fade: the share of their way back to the source's that the parameters go before, 0 to 1.
         """
         if batch.skipped is not None:
             return Adaptation(skipped=batch.skipped, drift=self.drift)
-        before = self._pending, self.pending_batches, self.pending_images
+        undo = undo_of(self, self._ledger)
         self._pending = batch.flat if self._pending is None else self._pending + batch.flat
         self.pending_batches += 1
         self.pending_images += images
+        self.pending_weight += batch.weight
+        self.pending_largest = max(self.pending_largest, batch.largest_weight)
+        if step and not self._may_step(answered):
+            step = False
+            self._drop()
         if not step:
             self.fade(fade)
-        elif not self.step(lr, fade=fade):
-            self._pending, self.pending_batches, self.pending_images = before
+        elif not self.step(lr, fade=fade, answered=answered):
+            undo()
             return Adaptation(skipped="non_finite", drift=self.drift)
         return Adaptation(
             loss=batch.total,
@@ -264,12 +161,29 @@ class AffineLearner:
             drift=self.drift,
         )
 
-    def step(self, lr: float | None = None, *, fade: float = 0.0) -> bool:
+    def _may_step(self, answered: int) -> bool:
+        """Whether the limits allow a step after so many images more; if not, that is noted."""
+        limits, ledger = self._limits, self._ledger
+        if limits.none_may_move:
+            ledger.dropped("parameters")
+        elif ledger.since_step + answered < limits.images_between_steps:
+            ledger.dropped("steps_per_1000_images")
+        else:
+            return True
+        return False
+
+    def end(self) -> bool:
+        """Step on what waits, since nothing comes any more; return whether that was done."""
+        return self._may_step(0) and self.step()
+
+    def step(self, lr: float | None = None, *, fade: float = 0.0, answered: int = 0) -> bool:
         """Let the optimizer move the parameters by what waits; return whether it did.
 
-        A step that would leave a number that is not finite is not made, nor do they fade then.
+        A step that would leave a number that is not finite is not made, nor do they fade then. One
+        that goes beyond the limits is cut.
         """
-        moved = self._faded(fade).clone()
+        before = self._faded(fade)
+        moved = before.clone()
         # A copy: some optimizers write into it (SGD with Nesterov's momentum on a GPU).
         moved.grad = None if self._pending is None else self._pending.clone()
         optimizer = self._new_optimizer(moved, self._settings.lr if lr is None else lr)
@@ -285,12 +199,27 @@ class AffineLearner:
         for name in list(views)[: self._kept]:  # weight decay moves what has no gradient
             views[name].copy_(self._model.affine[name])
         kept = {k: v for k, v in optimizer.state[moved].items() if isinstance(v, Tensor)}
-        drift, finite = self._measure(moved, kept.values())
+        moved, clauses = self._limits.with_fixed(moved), list[str]()
+        if self._limits.fixed is not None:
+            clauses.append("parameters")
+        most = self._limits.envelope.image_in_step
+        if self.pending_largest > most * self.pending_weight:
+            clauses.append("image_in_step")
+            share = most * self.pending_weight / self.pending_largest
+            moved = torch.lerp(before, moved, share)
+        drift, largest, finite = self._measure(moved, kept.values())
         if not finite:
             return False
+        if self._limits.are_beyond(drift, largest):
+            moved, beyond = self._limits.nearest(moved)
+            clauses += beyond
+            drift = self._measure(moved, ())[0]
+        for clause in clauses:
+            self._ledger.cut(clause)
+        self._ledger.stepped(answered)
         self._publish(moved)
-        self._optimizer, self._pending, self.drift = kept, None, drift
-        self.pending_batches = self.pending_images = 0
+        self._optimizer, self.drift = kept, drift
+        self._drop()
         self.steps += 1
         return True
 
@@ -308,23 +237,26 @@ class AffineLearner:
             [parameters], lr=lr, weight_decay=s.weight_decay, betas=s.betas, eps=s.eps
         )
 
-    def _measure(self, parameters: Tensor, others: Iterable[Tensor]) -> tuple[float, bool]:
-        """The parameters' drift, and whether all is finite, in the network's precision too.
+    def _measure(self, parameters: Tensor, others: Iterable[Tensor]) -> tuple[float, float, bool]:
+        """The parameters' drift, the largest change of one, and whether all is finite, in the
+        network's precision too.
 
-        One transfer to the host for both.
+        One transfer to the host for all.
         """
         source = self._model.source_affine
-        norm = source.norm()
-        distance = (parameters - source).norm() / torch.where(norm > 0, norm, 1)
-        largest = [tensor.abs().max().to(distance) for tensor in (parameters, *others)]
+        drift = distance(parameters, source)
+        found = [drift, (parameters - source).abs().max()]
+        found += [tensor.abs().max().to(drift) for tensor in (parameters, *others)]
         for dtype in self._model.narrower:
-            largest.append(parameters.to(dtype).abs().max().to(distance))
-        drift, *numbers = torch.stack([distance, *largest]).tolist()
-        return drift, all(map(math.isfinite, (drift, *numbers)))
+            found.append(parameters.to(dtype).abs().max().to(drift))
+        numbers = torch.stack(found).tolist()
+        return numbers[0], numbers[1], all(map(math.isfinite, numbers))
 
     def copy(self) -> Self:
         """Another learner that goes on from here, on its own."""
-        return copy(self)
+        other = copy(self)
+        other._ledger = copy(self._ledger)
+        return other
 
     def state(self) -> State:
         """Copies of the parameters, the pending gradients, the optimizer's moments, counters.
@@ -344,6 +276,8 @@ class AffineLearner:
                 "steps": self.steps,
                 "pending_batches": self.pending_batches,
                 "pending_images": self.pending_images,
+                "pending_weight": self.pending_weight,
+                "pending_largest": self.pending_largest,
             },
         }
 
@@ -352,9 +286,10 @@ class AffineLearner:
 
         Raises:
             KeyError, ValueError: it is of another network or optimizer.
+            OutsideEnvelopeError: it is outside of the limits.
         """
         layout, source = self._model.affine_layout, self._model.source_affine
-        affine = layout.flattened(state["affine"]).to(source)
+        affine = self._limits.taken_up(layout.flattened(state["affine"]).to(source))
         waiting, counters = state["gradients"], state["counters"]
         # Adam counts its steps on the host, whatever the device of the parameters.
         self._optimizer = {
@@ -371,6 +306,9 @@ class AffineLearner:
         self.steps = int(counters["steps"])
         self.pending_batches = int(counters["pending_batches"])
         self.pending_images = int(counters["pending_images"])
+        # A former version has none: then one image may be all of each batch.
+        self.pending_weight = bounded(counters.get("pending_weight", self.pending_batches))
+        self.pending_largest = bounded(counters.get("pending_largest", self.pending_batches > 0))
         self.drift = self._measure(affine, ())[0]
 
 

@@ -166,6 +166,11 @@ class SupportMemory:
         self._first, self._classes, self._filter = first, classes, filter
         self.reset()
 
+    @property
+    def is_at_source(self) -> bool:
+        """Whether what is kept is the head's own."""
+        return torch.equal(self.kept.features, self._first.features)
+
     def with_batch(self, batch: Supports) -> Supports:
         """What is kept once a batch's own are added."""
         return self.kept.joined(batch, at_most=self._filter)

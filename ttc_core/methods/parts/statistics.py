@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ttc_core.envelope.ledger import Ledger
+from ttc_core.envelope.limits import Limits
 from ttc_core.flat import Layout, NamedTensors
 from ttc_core.methods.contract import Prediction, Share, State
 from ttc_core.model import SourceModel
@@ -116,7 +118,12 @@ class MovingStatistics:
     def __init__(self, model: SourceModel, *, warm_start: int, floor: float) -> None:
         self._model = model
         self._warm_start, self._floor = warm_start, floor
+        self._within: tuple[Limits, Ledger] | None = None
         self.reset()
+
+    def keep_within(self, limits: Limits, ledger: Ledger) -> None:
+        """Have no image weigh more than the limits allow; where one should, that is noted."""
+        self._within = limits, ledger
 
     def reset(self) -> None:
         self.images_seen = 0
@@ -147,10 +154,17 @@ class MovingStatistics:
             # A layer that the pass left out (an auxiliary head, say) keeps its moments.
             batch = {**self.moments, **share.moments}
             flat = torch.cat([batch[name] for name in self._model.moments_layout.shapes], dim=1)
-            self._moments = torch.lerp(self._moments, flat, self._weight(share.images))
+            weight, wanted = self._weight(share.images), self._wanted_weight(share.images)
+            if weight < wanted and self._within is not None:
+                self._within[1].cut("image_in_statistics")
+            self._moments = torch.lerp(self._moments, flat, weight)
         self.images_seen += share.images
 
     def _weight(self, images: int) -> float:
+        wanted = self._wanted_weight(images)
+        return wanted if self._within is None else min(wanted, self._within[0].weight_of(images))
+
+    def _wanted_weight(self, images: int) -> float:
         rate = max(1 / (self._warm_start + self.images_seen), self._floor)
         return float(1 - (1 - rate) ** images)
 

@@ -17,6 +17,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ttc_core.envelope.ledger import Ledger
+from ttc_core.envelope.limits import Limits
 from ttc_core.flat import NamedTensors
 from ttc_core.methods.contract import Prediction, State
 from ttc_core.methods.parts import bounded
@@ -73,6 +75,8 @@ class StreamStatistics:
     Args:
         blend: of what a layer is normalised with, the stream's part; the rest is the source's.
         early_horizon, late_horizon: images over which the moments of early and late layers run.
+        limits: of what an image may weigh; ledger: where it is noted that one would have weighed
+            more. None: there is no limit.
 
     Attributes:
         followed: what they are.
@@ -81,9 +85,17 @@ class StreamStatistics:
     followed: Followed
 
     def __init__(
-        self, model: SourceModel, *, blend: float, early_horizon: int, late_horizon: int
+        self,
+        model: SourceModel,
+        *,
+        blend: float,
+        early_horizon: int,
+        late_horizon: int,
+        limits: Limits | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._model, self._blend = model, blend
+        self._limits, self._ledger = limits or Limits(model), ledger or Ledger()
         self._early_horizon, self._late_horizon = early_horizon, late_horizon
         channels = [count for (count,) in model.moments_layout.shapes.values()]
         # Of each early layer, how many it has; they lie before those of the late ones.
@@ -104,7 +116,8 @@ class StreamStatistics:
         Args:
             opening, trust: in [0, 1], how far late layers, and all, follow the stream.
         """
-        weights = self._weights(images, images * classes.expected_weight, classes)
+        wanted = self._wanted_weights(images, images * classes.expected_weight, classes)
+        weights = [min(each, self._limits.weight_of(images)) for each in wanted]
         blends = self._blend * trust, self._blend * trust * opening
         source, stream = map(self._parted, (self._model.source_moments, self.followed.moments))
         kept = [
@@ -136,7 +149,9 @@ class StreamStatistics:
         before, counted = self.followed, torch.from_numpy(classes.weights)
         total = float(counted.sum())
         by_class = (counted / total).to(before.moments)
-        early_weight, late_weight = self._weights(share.images, total, classes)
+        early_weight, late_weight = (
+            min(*each) for each in self._wanted_and_allowed(share.images, classes)
+        )
         moments, spreads = before.moments, before.spreads
         found, names = share.image_moments, list(self._model.moments_layout.shapes)
         if found:
@@ -166,6 +181,9 @@ class StreamStatistics:
         share, classes = prediction.pending.share, prediction.pending.after["classes"]
         assert isinstance(share, StreamShare)
         assert isinstance(classes, Classes)
+        both = self._wanted_and_allowed(share.images, classes)
+        if share.image_moments and any(wanted > allowed for wanted, allowed in both):
+            self._ledger.cut("image_in_statistics")
         self.followed = self.after(share, classes)
 
     def _parted(self, moments: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,8 +201,18 @@ class StreamStatistics:
         away = (moments - others).square() / torch.stack((variance, of_square))
         return torch.stack([layer.mean() for layer in torch.split(away, self._early, dim=-1)])
 
-    def _weights(self, early: float, late: float, classes: Classes) -> tuple[float, float]:
-        """What so many images weigh in early and late layers, beside all before."""
+    def _wanted_and_allowed(
+        self, images: int, classes: Classes
+    ) -> tuple[tuple[float, float], tuple[float, float]]:
+        """What a batch should weigh in early layers, and in late ones; each with what it may, so
+        that the image that counts for most weighs no more than is allowed."""
+        total = float(classes.weights.sum())
+        early, late = self._wanted_weights(images, total, classes)
+        alike = total / max(float(classes.weights.max()), 1e-9)
+        return (early, self._limits.weight_of(images)), (late, self._limits.weight_of(alike))
+
+    def _wanted_weights(self, early: float, late: float, classes: Classes) -> tuple[float, float]:
+        """What so many images should weigh in early and late layers, beside all before."""
         before = self.followed
         return (
             _weight(early, before.early_images, self._early_horizon),

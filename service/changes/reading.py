@@ -1,0 +1,232 @@
+"""The lines of a log of changes, read file by file; what is not as it was written is found."""
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from service.changes.files import Place
+from service.changes.lines import (
+    BEFORE,
+    EVENT,
+    FORMAT,
+    LINE,
+    MOST_LINE_BYTES,
+    decoded,
+    digest,
+)
+
+# Of a hash, so many hex digits are kept of every line.
+KEPT_DIGITS = 16
+
+
+class Defect(NamedTuple):
+    """What is not as it was written: in which file, at which of its lines (0: the file itself)."""
+
+    file: str
+    at: int
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.at:,}: {self.sentence}" if self.at else self.sentence
+
+
+@dataclass
+class Chained:
+    """What was read of one writer's log.
+
+    Attributes:
+        first, last: numbers of the first line and the last; 0: there is none.
+        head: the last line's hash.
+        lines, files: how many were read.
+        begun, ended: times of the first and the last, in seconds since 1970.
+        defects: what is not as it was written; remarks: what the log itself tells of its gaps.
+    """
+
+    writer: str
+    first: int = 0
+    last: int = 0
+    head: str | None = None
+    lines: int = 0
+    files: int = 0
+    begun: float = 0.0
+    ended: float = 0.0
+    defects: list[Defect] = field(default_factory=list)
+    remarks: list[Defect] = field(default_factory=list)
+    _hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+
+    def has(self, line: int, head: str) -> bool | None:
+        """Whether a line has this hash; None: it is older than the lines that are kept."""
+        if line < self.first:
+            return None
+        place = line - self.first
+        return place < len(self._hashes) and self._hashes[place] == _number(head)
+
+    def line_of(self, digits: str) -> int | None:
+        """The line whose hash begins with these hex digits; None: there is none.
+
+        Of more than KEPT_DIGITS those are compared.
+        """
+        wanted, rest = _number(digits), 4 * max(0, KEPT_DIGITS - len(digits))
+        hashes = enumerate(self._hashes, self.first)
+        return next((line for line, each in hashes if each >> rest == wanted), None)
+
+    def note(self, number: int, head: str) -> None:
+        """A line was read; where numbers jump the place in between has no hash."""
+        if not self.first:
+            self.first = number
+        place = number - self.first
+        if 0 <= place - len(self._hashes) < 1 << 20:
+            self._hashes.extend([0] * (place - len(self._hashes)))
+        if place == len(self._hashes):
+            self._hashes.append(_number(head))
+
+
+class Line(NamedTuple):
+    """A line as it was written: in which file, at which of its lines, and what it tells."""
+
+    file: str
+    at: int
+    told: dict[str, Any]
+
+
+def _number(head: str) -> int:
+    return int(head[:KEPT_DIGITS], 16)
+
+
+def read(place: Place, found: Chained) -> Iterator[Line]:
+    """Read one writer's log in its order; what is found of it is in `found` once all is read.
+
+    Lines that are none are left out. After a line that does not follow, the next is held against
+    it: one that was altered is told once.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    paths: list[tuple[int | None, Path]] = [*place.kept().items()]
+    goes_on = place.current.exists()
+    if goes_on:
+        paths.append((None, place.current))
+    dropped = dict[int, Line]()
+    expected: int | None = None
+    beginning: Line | None = None
+    for number, path in paths:
+        found.files += 1
+        if not path.is_file():  # a pipe would be waited for without end
+            sentence = f"{path.name} is no regular file."
+            found.defects.append(Defect(path.name, 0, sentence))
+            continue
+        at = 0
+        for at, line in enumerate(_lines(path, found, grows=number is None), 1):
+            try:
+                told = decoded(line)
+            except ValueError as error:
+                found.defects.append(Defect(path.name, at, f"altered: {error}."))
+                if at == 1 and number is not None:
+                    expected = number + 1
+                found.note(found.last + 1, digest(line))
+                # Told once: the next is held against no hash.
+                found.last, found.head = found.last + 1, None
+                continue
+            one = Line(path.name, at, told)
+            if at == 1:
+                expected = _check_file(found, one, number, expected)
+                beginning = beginning or one
+            elif told[EVENT] == "file":
+                found.defects.append(
+                    Defect(path.name, at, "a file of the log begins here, inside.")
+                )
+            _check_follows(found, one, is_first=one is beginning)
+            if told[EVENT] == "dropped" and isinstance(told.get("file"), int):
+                dropped[told["file"]] = one
+            found.last, found.head = told[LINE], digest(line)
+            found.note(found.last, found.head)
+            found.lines += 1
+            found.begun = found.begun or told["time"]
+            found.ended = told["time"]
+            yield one
+        if not at:
+            found.remarks.append(Defect(path.name, 0, f"{path.name} is empty, as after a crash."))
+    if paths and not goes_on:
+        # A crash between two files leaves that; the head's file tells whether lines are missing.
+        name = place.current.name
+        found.remarks.append(Defect(name, 0, f"{name}, which goes on, is not there."))
+    if beginning is not None:
+        _check_beginning(found, beginning, dropped)
+
+
+def _lines(path: Path, found: Chained, *, grows: bool) -> Iterator[bytes]:
+    """The whole lines of a file, without their ends; one that is torn is told."""
+    at = 0
+    with path.open("rb") as file:
+        while line := file.readline(MOST_LINE_BYTES + 1):
+            at += 1
+            if line.endswith(b"\n"):
+                yield line[:-1]
+                continue
+            rest = len(line) + sum(map(len, iter(lambda: file.read(1 << 20), b"")))
+            if grows and rest <= MOST_LINE_BYTES:
+                sentence = "it has no end, as after a crash; the next start tells it in a line."
+                found.remarks.append(Defect(path.name, at, sentence))
+            else:
+                sentence = f"altered: {rest:,} bytes are no line."
+                found.defects.append(Defect(path.name, at, sentence))
+
+
+def _check_file(found: Chained, one: Line, number: int | None, expected: int | None) -> int | None:
+    """Hold a file's first line against its name and the file before; return the next's number."""
+
+    def add(sentence: str) -> None:
+        found.defects.append(Defect(one.file, one.at, sentence))
+
+    told = one.told
+    if told[EVENT] != "file":
+        add("the file's first lines are missing.")
+        return None if number is None else number + 1
+    said = told.get("file")
+    if told.get("format") != FORMAT:
+        add("it is of another format.")
+    if told.get("writer") != found.writer:
+        add(f"it is the log of another writer, {told.get('writer')!r}.")
+    if not isinstance(said, int) or (number is not None and said != number):
+        add(f"it is file {said} of the log by its first line, and not by its name.")
+    elif expected is not None and said > expected:
+        missing = f"file {expected}" if said == expected + 1 else f"files {expected} to {said - 1}"
+        add(f"{missing} of the log, before it, is not there.")
+    elif expected is not None and said < expected:
+        add(f"it is file {said} of the log, which was there before.")
+    return said + 1 if isinstance(said, int) else None
+
+
+def _check_follows(found: Chained, one: Line, *, is_first: bool) -> None:
+    """Hold a line against the one before."""
+    number, before = one.told[LINE], one.told[BEFORE]
+    if is_first:
+        return
+    if number != found.last + 1:
+        away = "lines are missing" if number > found.last else "it stands in a wrong place"
+        sentence = f"line {number:,} of the log follows line {found.last:,}: {away}."
+    elif found.head is not None and before != found.head:
+        sentence = f"line {number:,} of the log follows another line than the one before it."
+    else:
+        return
+    found.defects.append(Defect(one.file, one.at, sentence))
+
+
+def _check_beginning(found: Chained, first: Line, dropped: dict[int, Line]) -> None:
+    """Where a log's first files are gone, some line has to tell that they were dropped."""
+    number, before = first.told.get("file"), first.told[BEFORE]
+    if first.told[EVENT] != "file" or number == 1:
+        if first.told[LINE] != 1 or before is not None:
+            sentence = "the log does not begin with its first line."
+            found.defects.append(Defect(first.file, first.at, sentence))
+        return
+    told = dropped.get(number - 1) if isinstance(number, int) else None
+    if told is None or told.told.get("head") != before:
+        sentence = "the files before it are gone, and no line tells that they were dropped."
+        found.defects.append(Defect(first.file, first.at, sentence))
+    else:
+        last = told.told.get("last")
+        sentence = f"lines up to {last:,} were dropped, to make room." if last else "dropped."
+        found.remarks.append(Defect(told.file, told.at, sentence))

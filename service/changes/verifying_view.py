@@ -1,0 +1,44 @@
+"""What `ttc changes verify` says, in sentences."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from service.changes.reading import Chained
+from service.changes.verifying import Verified
+from ttc_core.errors import shown
+
+
+def told_of(found: Verified, most: int) -> Iterator[str]:
+    """What was looked at, what is no sign of tampering, then what is; so many of each at most."""
+    if not found.logs:
+        yield "There is no log of changes here."
+    for log in found.logs:
+        yield _whole(log)
+    for remarks, word in ((found.remarks, "Note"), (found.defects, "WRONG")):
+        for each in remarks[:most]:
+            yield f"{word}: {shown(each)}"
+        if len(remarks) > most:
+            yield f"{word}: and {len(remarks) - most:,} more."
+    files = f"{found.files:,} saved streams are as the log has them"
+    if found.unknown:
+        files += f"; of {found.unknown:,} others it has nothing, they were saved before it began"
+    yield f"{files}."
+    if found.defects:
+        yield f"Wrong: {len(found.defects):,}."
+    elif found.logs:
+        yield "All is as it was written."
+
+
+def _whole(log: Chained) -> str:
+    whose = f"The log of {log.writer}" if log.writer else "The log"
+    if not log.lines:
+        return f"{whose} has no lines."
+    span = f"{_at(log.begun)} to {_at(log.ended)}"
+    return (
+        f"{whose}: lines {log.first:,} to {log.last:,} in {log.files:,} files, {span} (UTC). "
+        f"Head: {log.head or 'unknown'}"
+    )
+
+
+def _at(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%F %T}"

@@ -1,0 +1,101 @@
+"""`ttc changes`: whether the log of changes is whole, and what became of a stream."""
+
+import sys
+from pathlib import Path
+
+import click
+
+FOLDER = click.option(
+    "--state-dir",
+    "folder",
+    required=True,
+    envvar="TTC_STATE_DIR",
+    show_envvar=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="of ttc serve; it may be in use",
+)
+# Of what is wrong, so many sentences are told.
+MOST_TOLD = 50
+
+
+@click.group()
+def changes() -> None:
+    """What streams learned and what was done with them: the log in a --state-dir."""
+
+
+@changes.command(epilog="Example: ttc changes verify --state-dir /var/lib/ttc")
+@FOLDER
+@click.option(
+    "--head", metavar="HASH", help="12 to 64 hex digits of a line's hash that was kept elsewhere"
+)
+@click.option(
+    "--metric",
+    metavar="NUMBER",
+    type=click.FloatRange(0, 2**52),
+    help="a value that ttc_changes_head had once",
+)
+def verify(folder: Path, head: str | None, metric: float | None) -> None:
+    """Find any line of the log that was altered, cut, swapped or added, and saved streams that are
+    not as the log has them.
+
+    A sentence for each, with the file and its line; exit status 1. Whoever may write to the folder
+    can make all of it anew: keep heads elsewhere, as Prometheus does, and name one.
+    """
+    from service.changes.verifying import FEWEST_DIGITS, verify
+    from service.changes.verifying_view import told_of
+    from service.metrics import HEAD_DIGITS
+
+    if head is not None and not (
+        FEWEST_DIGITS <= len(head) <= 64 and set(head.lower()) <= set("0123456789abcdef")
+    ):
+        raise click.UsageError(f"--head takes {FEWEST_DIGITS} to 64 hex digits; got {head[:80]!r}.")
+    if metric is not None and head is not None:
+        raise click.UsageError("--head and --metric name a line each; one is accepted.")
+    if metric is not None:
+        if not metric.is_integer():
+            raise click.UsageError(f"--metric takes a whole number; got {metric}.")
+        head = f"{int(metric):0{HEAD_DIGITS}x}"
+    found = verify(folder, head=head)
+    for sentence in told_of(found, MOST_TOLD):
+        click.echo(sentence)
+    if found.defects or not found.logs:
+        sys.exit(1)
+
+
+@changes.command(epilog="Example: ttc changes show --stream gate-4 --since 2h")
+@FOLDER
+@click.option("--stream", required=True, help="whose story")
+@click.option(
+    "--since", metavar="TIME", help="90s, 30min, 2h, 7d ago, or a time in ISO 8601 (UTC) [all]"
+)
+@click.option("--json", "as_json", is_flag=True, help="the log's lines, one JSON object each")
+def show(folder: Path, stream: str, since: str | None, as_json: bool) -> None:
+    """Tell what a stream learned, and what was done with it; times are UTC.
+
+    Steps that follow one another are one row, with the saves between them. Whether the log is as
+    it was written ttc changes verify says.
+    """
+    import time
+
+    from rich.console import Console
+
+    from service.changes import story
+    from service.changes.files import writers
+    from service.schemas import STREAM_NAME
+
+    if not STREAM_NAME.fullmatch(stream):
+        raise click.UsageError(
+            f"--stream takes 1 to 64 letters, digits and . _ : -; got {stream[:80]!r}."
+        )
+    begin = 0.0 if since is None else story.moment(since, time.time())
+    told = story.lines_of(folder, stream, begin)
+    if as_json:
+        for each in told:
+            click.echo(story.as_json(each))
+        return
+    rows = story.story(told, one_writer=len(writers(folder)) == 1)
+    if not story.show(rows, Console(emoji=False, highlight=False)):
+        click.echo(
+            f"The log has nothing of stream {stream}{'' if since is None else ' since then'}."
+        )

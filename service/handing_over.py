@@ -1,0 +1,79 @@
+"""Streams that another process goes on with: saved whole and kept here no more."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from concurrent.futures import Executor
+
+from service.events import Events
+from service.silence import Silence
+from service.streams import Streams
+from service.truth import Truth
+from service.undoing import OnDevice
+
+# How long a batch of the stream, and what follows it, is waited for.
+REST_SECONDS, PAUSE = 20.0, 0.005
+
+
+class HandingOver:
+    """Gives streams away, where processes share a state folder."""
+
+    def __init__(
+        self,
+        on_device: OnDevice,
+        writer: Executor,
+        table: Streams,
+        truth: Truth,
+        silence: Silence,
+        events: Events,
+    ) -> None:
+        self._on_device, self._writer, self._table = on_device, writer, table
+        self._truth, self._silence, self._events = truth, silence, events
+
+    async def hand_over(self, stream: str) -> bool:
+        """Save a stream that no request is of, and keep nothing of it; return whether that is done.
+
+        One that cannot be saved goes all the same: where it went it begins as it was saved before.
+        """
+        until = time.monotonic() + REST_SECONDS
+        while time.monotonic() < until:
+            if not await self._on_device(self._table.is_at_rest, stream):
+                await asyncio.sleep(PAUSE)  # what was answered is being learned from
+                continue
+            saved = await self._write(stream)
+            if await self._on_device(self._let_go, stream, saved):
+                self._events.note_repeated(
+                    "handed_over",
+                    level=logging.INFO if saved else logging.ERROR,
+                    stream=stream,
+                    saved=saved,
+                )
+                return True
+        return False
+
+    async def _write(self, stream: str) -> bool:
+        """Write what no file has of a stream; return whether there is nothing left of that."""
+        if stream not in self._table.saving.unsaved():
+            return True
+        await self._on_device(self._table.snapshots, deque([stream]))
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._writer, self._table.write, stream)
+
+    def _let_go(self, stream: str, saved: bool) -> bool:
+        """Forget a stream, unless it has gone on since it was saved."""
+        has_gone_on = saved and stream in self._table.saving.unsaved()
+        if has_gone_on or not self._table.is_at_rest(stream):
+            return False
+        self._forget(stream)
+        return True
+
+    async def forget(self, stream: str) -> None:
+        """Keep nothing of a stream that turned out to be another process's."""
+        await self._on_device(self._forget, stream)
+        self._events.note_repeated("lease_lost", level=logging.WARNING, stream=stream)
+
+    def _forget(self, stream: str) -> None:
+        self._table.let_go(stream)
+        self._truth.forget([stream])
+        self._silence.forget([stream])

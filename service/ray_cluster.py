@@ -1,0 +1,82 @@
+"""Ray, where it is installed: the cluster of RAY_ADDRESS, or one on this machine while we run.
+
+Imports nothing of Ray's before `connect`, so that whoever does without it pays nothing for it.
+"""
+
+import importlib.util
+import logging
+import os
+
+from ttc_core.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Of the objects in Ray's own memory: requests and answers on their way between processes.
+OBJECT_STORE_BYTES = 256 << 20
+ADDRESS = "RAY_ADDRESS"
+# Ray gives its processes half a minute to start, too little on a machine that has other work.
+ATTEMPTS = 3
+
+
+class RayMissing(UserError):
+    """Ray is not installed; the text says how to."""
+
+
+def require(asked_by: str) -> None:
+    """See that Ray is installed.
+
+    Args:
+        asked_by: the flag that needs it, for the sentence.
+
+    Raises:
+        RayMissing: it is not.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise RayMissing(f"{asked_by} needs the extra ray: pip install 'ttc-service[ray]'.")
+
+
+def connect(asked_by: str = "--ray", processors: int | None = None) -> None:
+    """Connect to the cluster that RAY_ADDRESS names; else start one here, which ends with us.
+
+    One of our own listens on 127.0.0.1 alone: whoever reaches a cluster's ports runs code on it.
+    It has no dashboard, and reports nothing to anybody.
+
+    Args:
+        asked_by: the flag that needs Ray, for the sentence.
+        processors: that a cluster of our own counts; None, or fewer than there are: those there
+            are. It only keeps a count: what is asked for here runs, on fewer more slowly.
+
+    Raises:
+        RayMissing: it is not installed. UserError: the cluster cannot be reached.
+    """
+    require(asked_by)
+    # Read when ray is imported, and by the processes that it starts.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # its own 15 is for what may wait
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get(ADDRESS)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            if address:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=max(processors or 0, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _node_ip_address="127.0.0.1",
+                )
+            return
+        except Exception as error:  # where a cluster does not start in time it raises just that
+            ray.shutdown()
+            where = f"{ADDRESS} {address}" if address else "a cluster on this machine"
+            said = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+            if address or attempt == ATTEMPTS:
+                raise UserError(f"Ray cannot use {where}: {said}.") from error
+            log.warning("Ray does not start, and is tried again: %s.", said)

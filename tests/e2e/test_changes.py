@@ -1,0 +1,187 @@
+"""The log of changes of a real server: it tells a camera's story, and shows who touched it."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from service.changes import changes as changes_module
+from service.changes import verifying
+from service.replay import to_png
+from tests.fixtures.requests import ask
+from ttc_core.datasets import Geometry, open_data
+from ttc_core.guard import watched
+from ttc_core.guard.wrapper import Wrapper
+from ttc_core.methods import create
+from ttc_core.methods.contract import Prediction
+
+ONLY = 3
+
+
+class Collapsing(Wrapper):
+    """Answers one class, for sure, once its stream has had some images."""
+
+    healthy, images = 10, 0
+
+    def predict(self, images, *, learn=True, **asked):
+        said = self.inner.predict(images, learn=learn, **asked)
+        if self.images < self.healthy:
+            return said
+        wrong = Prediction.of(20 * torch.eye(self.model.classes)[[ONLY] * len(images)])
+        return replace(
+            said, logits=wrong.logits, probabilities=wrong.probabilities, entropy=wrong.entropy
+        )
+
+    def adapt(self, prediction, *, learn=True):
+        self.images += len(prediction)
+        return self.inner.adapt(prediction, learn=learn)
+
+
+@pytest.fixture(scope="module")
+def folder(serve, model, tmp_path_factory):
+    """Of a server that ran twice: images, a roll back, a reset, a hold, a restart."""
+    folder = tmp_path_factory.mktemp("states")
+    stream = open_data("bundled", Geometry(32)).open("clean", 5, limit=120)
+    pictures = [to_png(pixels) for pixels in stream.read(stream.positions)]
+
+    def running(max_batch):
+        inner = create("ttc", model, statistics="moving", samples_per_step=10)
+        return serve(source=watched(Collapsing(inner), "on"), state_dir=folder, max_batch=max_batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ttc_core.guard.guarded.SNAPSHOT_EVERY", 10)
+        patch.setattr(changes_module, "FLUSH_SECONDS", 0.05)
+        patch.setattr(Collapsing, "healthy", 1000)
+        with running(10) as first:
+            follow(first, pictures[:40], "gate")
+            follow(first, pictures[:10], "yard")
+            first.at_rest()
+            assert first.http.post("/rollback?stream=gate").status_code == 200
+            assert first.http.post("/reset?stream=gate").status_code == 200
+            head = first.wait_for(lambda: first.status()["changes"])
+            line, number = (first.metric(f"ttc_changes_{name}") for name in ("line", "head"))
+            assert first.metric("ttc_changes_lost_total") == 0
+        patch.setattr(Collapsing, "healthy", 10)
+        with running(20) as second:
+            follow(second, pictures, "gate")
+            second.at_rest()
+    assert line >= head["line"] > 0
+    return folder, number
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Nobody writes meanwhile: nothing is waited for before it is looked at again."""
+    monkeypatch.setattr(verifying, "AGAIN_SECONDS", 0.0)
+
+
+def follow(running, images, stream):
+    for at in range(0, len(images), 10):
+        ask(running, images[at : at + 10], params={"stream": stream})
+
+
+def test_the_story_of_a_camera_has_all_that_was_done(ttc, folder):
+    """In its order, and nothing of another's."""
+    status, out, _ = ttc("changes", "show", "--state-dir", folder[0], "--stream", "gate", "--json")
+    assert status == 0
+    told = [json.loads(line) for line in out.splitlines()]
+    assert {each.get("stream", "gate") for each in told} == {"gate"}
+    kinds = [each["event"] for each in told if each["event"] not in ("save", "removed")]
+    assert kinds[:5] == ["started", "steps", "roll_back", "reset", "stopped"]
+    assert kinds[5] == "started"
+    assert "hold" in kinds[6:]
+    assert kinds[-2:] == ["steps", "stopped"]
+    started, learned, back, reset = told[:4]
+    assert (started["method"], started["model"]) == ("ttc", "bundled")
+    assert started["settings"]["server"]["max_batch"] == 10
+    assert (learned["images"], learned["batches"], learned["version_before"]) == (40, 4, 0)
+    assert back["version_before"] == learned["version"] >= back["version"]
+    assert (back["by"], reset["by"], reset["version_before"]) == (
+        *("request", "request"),
+        back["version"],
+    )
+    hold = next(each for each in told if each["event"] == "hold")
+    assert (hold["by"], hold["reason"]) == ("guard", "suspicion")
+    assert hold["evidence"]
+
+
+def test_the_story_is_told_in_rows(ttc, folder):
+    """On whole lines, as a pipe takes them."""
+    status, out, _ = ttc("changes", "show", "--state-dir", folder[0], "--stream", "gate")
+    assert status == 0
+    assert "server.max_batch 10 → 20" in out
+    for said in ("learned", "brought back", "reset", "held: the source answers", "not running"):
+        assert said in out
+    assert re.search(r"learned +40 +0 → \d+", out)
+    assert "yard" not in out
+    for since, expected in (("1h", "learned"), ("2000-01-01", "learned"), ("0s", "has nothing")):
+        arguments = ("--stream", "gate", "--since", since)
+        assert expected in ttc("changes", "show", "--state-dir", folder[0], *arguments)[1]
+    arguments = ("--stream", "nobody", "--since", "0s")
+    assert (
+        "has nothing of stream nobody"
+        in ttc("changes", "show", "--state-dir", folder[0], *arguments)[1]
+    )
+
+
+def test_what_nobody_touched_is_verified(ttc, folder):
+    """With the head that a metric told."""
+    states, head = folder
+    status, out, _ = ttc("changes", "verify", "--state-dir", states, "--metric", head)
+    assert (status, "All is as it was written." in out) == (0, True), out
+    assert "2 saved streams are as the log has them" in out
+    status, out, _ = ttc("changes", "verify", "--state-dir", states, "--metric", head - 1)
+    assert (status, "No line has a hash that begins with" in out) == (1, True)
+
+
+@pytest.mark.parametrize("way", ["altered", "cut", "swapped", "added", "removed", "older"])
+def test_what_was_done_to_it_is_told_with_its_place(ttc, folder, tmp_path, way):
+    states = tmp_path / "states"
+    shutil.copytree(folder[0], states)
+    log = states / "changes.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    if way == "altered":
+        lines[4] = lines[4].replace(b'"version":', b'"version":1')
+    elif way == "cut":
+        del lines[-1]
+    elif way == "swapped":
+        lines[3], lines[4] = lines[4], lines[3]
+    elif way == "added":
+        lines.insert(4, lines[3])
+    elif way == "removed":
+        del lines[4]
+    else:
+        lines = lines[:8]
+        (states / "changes.head").unlink()
+    log.write_bytes(b"".join(lines))
+    status, out, _ = ttc("changes", "verify", "--state-dir", states)
+    assert status == 1
+    assert "WRONG: " in out
+    if way not in ("cut", "older"):
+        assert "changes.jsonl, line " in out
+
+
+def test_wrong_use_is_answered_by_a_sentence(ttc, folder, tmp_path):
+    states = folder[0]
+    for arguments, expected, sentence in (
+        (("verify", "--state-dir", states, "--head", "xyz"), 2, "--head takes 12 to 64 hex digits"),
+        (
+            ("verify", "--state-dir", states, "--head", "a" * 12, "--metric", "1"),
+            *(2, "one is accepted"),
+        ),
+        (("verify", "--state-dir", tmp_path), 1, "There is no log of changes here"),
+        (("verify",), 2, "--state-dir"),
+        (("verify", "--state-dir", tmp_path / "none"), 1, "No such file or directory"),
+        (("show", "--state-dir", states, "--stream", "a b"), 2, "--stream takes 1 to 64"),
+        (("show", "--state-dir", tmp_path, "--stream", "a"), 1, "There is no log of changes in"),
+        (
+            ("show", "--state-dir", states, "--stream", "a", "--since", "noon"),
+            *(1, "--since takes 90s"),
+        ),
+    ):
+        status, out, error = ttc("changes", *arguments)
+        assert (status, sentence in out + error) == (expected, True), (arguments, out, error)
+        assert "Traceback" not in error

@@ -1,0 +1,339 @@
+"""Replicas behind one door: a stream is one replica's, moves whole, and is written by nobody else.
+
+Here they are in one process, and share the state folder alone; `test_replicas_on_ray` has the same
+door with processes of Ray's.
+"""
+
+import json
+import threading
+import time
+
+import httpx
+import pytest
+
+from service.client import Client
+from service.leases import FOLDER
+from tests.e2e.conftest import ServerInThread, sample, wait_for
+from tests.fixtures.local_fleet import local_fleet
+from ttc_core.state import StateError, describe
+
+PNG = {"content-type": "image/png"}
+LEARNING = {"samples_per_step": 1}
+
+
+@pytest.fixture
+def start(make_method, tmp_path):
+    """Serve with replicas of TTC that steps with every batch."""
+
+    def fleet(count=2, **settings):
+        def source():
+            return make_method("ttc", guard="on", **LEARNING)
+
+        chosen = {"method": "ttc", "save_interval": 0.2, "max_batch": 8, **settings}
+        return local_fleet(ServerInThread, source, tmp_path, count, **chosen)
+
+    return fleet
+
+
+def post(http, image, stream="gate", **more):
+    answer = http.post("/predict", params={"stream": stream}, content=image, headers=PNG, **more)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_answers_are_those_of_one_process_also_where_the_stream_moves(
+    start, serve, make_method, pictures
+):
+    """Bit for bit, over a move to a replica that comes, one from a replica that goes, and back."""
+    with serve(source=make_method("ttc", guard="on", **LEARNING), max_batch=8) as alone:
+        streams = [f"s{number}" for number in range(4)]
+        expected = {
+            stream: [post(alone.http, pictures[8 * number + turn], stream) for turn in range(8)]
+            for number, stream in enumerate(streams)
+        }
+    owners = {stream: [] for stream in streams}
+    with start(1) as fleet:
+        for turn in range(8):
+            if turn == 2:
+                second = fleet.add()
+            if turn == 4:
+                third = fleet.add()
+            if turn == 6:
+                fleet.status()  # what they have counted stays in the sum
+                assert fleet.drain(second)
+                assert fleet.drain(third)
+            for number, stream in enumerate(streams):
+                answer = post(fleet.http, pictures[8 * number + turn], stream)
+                assert answer == expected[stream][turn], (stream, turn)
+                owners[stream].append(fleet.owner(stream).name)
+        assert max(len(set(found)) for found in owners.values()) > 1  # some have moved
+        status = fleet.status()
+        assert {name: each["images"] for name, each in status["streams"].items()} == dict.fromkeys(
+            streams, 8
+        )
+        assert status["counters"]["images_total"] == 32
+        told = {event["event"] for event in status["events"]}
+        assert {"handed_over", "restored"} <= told
+    assert fleet.door.saved
+
+
+def test_the_name_is_read_wherever_it_stands(start, pictures):
+    """Five ways to name a stream lead to one replica; two names at once to none."""
+    tensor = {"name": "images", "shape": [1, 32, 32, 3], "datatype": "UINT8", "data": [7] * 3072}
+    path = "/v2/models/bundled/infer"
+    with start(3) as fleet:
+        http = fleet.http
+        post(http, pictures[0], "gate")
+        answers = [
+            http.post("/predict", content=pictures[1], headers=PNG | {"x-session-id": "gate"}),
+            http.post(path, json={"inputs": [tensor], "parameters": {"sequence_id": "gate"}}),
+            http.post(path, json={"inputs": [tensor], "parameters": {"stream": "gate"}}),
+            http.post(path, json={"inputs": [tensor]}, headers={"x-session-id": "gate"}),
+            http.post(
+                path,
+                params={"stream": "gate"},
+                content=pictures[2],
+                headers={"inference-header-content-length": "0"},
+            ),
+        ]
+        assert [each.status_code for each in answers] == [200] * 5, [each.text for each in answers]
+        status = fleet.status()
+        assert {name: each["images"] for name, each in status["streams"].items()} == {"gate": 6}
+        assert sum(each["owned"] for each in status["replicas"]) == 1
+        two = {"inputs": [tensor], "parameters": {"sequence_id": "gate", "stream": "yard"}}
+        refused = http.post(path, json=two)
+        assert (refused.status_code, "two streams" in refused.text) == (400, True)
+        stats = http.get("/v2/models/stats").json()["model_stats"]
+        assert [each["inference_stats"]["success"]["count"] for each in stats] == [4]
+        assert stats[0]["inference_count"] == 4
+
+
+REQUESTS = [
+    pytest.param("POST", "/predict", {}, b"", id="empty"),
+    pytest.param("POST", "/predict", PNG, b"no image", id="no-image"),
+    pytest.param("POST", "/predict?top_k=0", PNG, b"x", id="top-k"),
+    pytest.param("POST", "/predict?steam=a", PNG, b"x", id="unknown-name"),
+    pytest.param("POST", "/predict?stream=a", PNG | {"x-session-id": "b"}, b"x", id="two-names"),
+    pytest.param("POST", "/predict?stream=a%20b", PNG, b"x", id="no-name"),
+    pytest.param("POST", "/predict", {"content-type": "text/html"}, b"x", id="media-type"),
+    pytest.param("POST", "/predict", PNG | {"content-encoding": "br"}, b"x", id="coding"),
+    pytest.param("POST", "/predict", PNG | {"content-encoding": "gzip"}, b"x", id="no-gzip"),
+    pytest.param("POST", "/predict", PNG, b"x" * 70_000, id="too-large"),
+    pytest.param("POST", "/predict", PNG | {"origin": "http://evil.example"}, b"x", id="foreign"),
+    pytest.param("POST", "/v2/models/bundled/infer", {}, b"{", id="no-json"),
+    pytest.param("POST", "/v2/models/other/infer", {}, b"{}", id="no-model"),
+    pytest.param("POST", "/feedback", {}, b'{"labels": []}', id="no-labels"),
+    pytest.param("POST", "/rollback?stream=nobody", {}, b"", id="no-snapshot"),
+    pytest.param("POST", "/reset?stream=nobody", {}, b"", id="reset-nobody"),
+    pytest.param("GET", "/predict", {}, b"", id="method"),
+    pytest.param("GET", "/nothing", {}, b"", id="no-path"),
+    pytest.param("OPTIONS", "/status", {}, b"", id="options"),
+    pytest.param("GET", "/healthz", {}, b"", id="healthz"),
+    pytest.param("GET", "/readyz", {}, b"", id="readyz"),
+    pytest.param("HEAD", "/events", {}, b"", id="events-head"),
+    pytest.param("GET", "/v2/health/ready", {}, b"", id="v2-ready"),
+    pytest.param("GET", "/v2/models/bundled/ready", {}, b"", id="model-ready"),
+    pytest.param("POST", "/v2/repository/index", {}, b"", id="index"),
+    pytest.param("GET", "/", {}, b"", id="page"),
+]
+
+
+@pytest.fixture(scope="module")
+def both(serve, make_method, tmp_path_factory):
+    """One process and replicas that ask for the same tokens."""
+    tokens = {"token": "token-of-cameras", "admin_token": "token-of-people", "max_body": 65_536}
+
+    def source():
+        return make_method("source")
+
+    folder = tmp_path_factory.mktemp("both")
+    with (
+        serve("source", **tokens) as alone,
+        local_fleet(ServerInThread, source, folder, method="source", **tokens) as fleet,
+    ):
+        yield alone.http, fleet.http
+
+
+@pytest.mark.parametrize("token", [None, "wrong-token", "token-of-cameras", "token-of-people"])
+@pytest.mark.parametrize(("method", "path", "headers", "body"), REQUESTS)
+def test_what_is_refused_is_refused_as_by_one_process(both, method, path, headers, body, token):
+    """The same status, headers and sentence, with every token."""
+    headers = {**headers, "x-request-id": "same"}
+    if token is not None:
+        headers["authorization"] = f"Bearer {token}"
+    alone, fleet = (
+        http.request(method, path, headers=headers, content=body or None) for http in both
+    )
+    assert (fleet.status_code, fleet.content) == (alone.status_code, alone.content)
+    differing = {"date", "server-timing"}
+    assert {k: v for k, v in fleet.headers.items() if k not in differing} == {
+        k: v for k, v in alone.headers.items() if k not in differing
+    }
+
+
+def test_all_replicas_are_told_of_and_act(start, pictures):
+    """/status, /metrics, labels, the live page; /reset of one stream and of all."""
+    with start(3) as fleet:
+        http, streams = fleet.http, [f"s{number}" for number in range(9)]
+        for number, stream in enumerate(streams):
+            answer = http.post(
+                "/predict",
+                params={"stream": stream, "id": "first"},
+                content=pictures[number],
+                headers=PNG,
+            )
+            assert answer.status_code == 200
+        status = fleet.status()
+        assert status["streams"].keys() == set(streams)
+        assert [each["ready"] for each in status["replicas"]] == [True] * 3
+        assert min(each["owned"] for each in status["replicas"]) > 0  # else nothing is told of two
+        assert status["counters"]["images_total"] == 9
+        text = http.get("/metrics").text
+        of_replicas = [
+            sample(text, f'ttc_images_total{{replica="{each["name"]}"}}')
+            for each in status["replicas"]
+        ]
+        assert sum(of_replicas) == 9
+        assert text.count("# TYPE ttc_images_total counter") == 1
+        assert sample(text, "ttc_ready") == 1
+        predicted = 'ttc_http_requests_total{code="200",method="POST",route="/predict"}'
+        assert sample(text, predicted) == 9
+        labels = [{"stream": each, "id": "first", "label": 1} for each in streams]
+        labels.append({"stream": "s0", "id": "unheard", "label": 1})
+        told = http.post("/feedback", json={"labels": labels}).json()
+        assert (told["taken"], told["unknown"]["count"]) == (9, 1)
+        assert told["unknown"]["images"] == [{"stream": "s0", "id": "unheard"}]
+        assert fleet.status()["truth"].keys() == set(streams)
+        with http.stream("GET", "/events") as frames:
+            lines = frames.iter_lines()
+            state = next(json.loads(each[6:]) for each in lines if each.startswith("data: "))
+        assert {row["name"] for row in state["streams"]} == set(streams)
+        assert state["counters"]["images"] == 9
+        wait_for(lambda: len(list(fleet.door.settings.state_dir.glob("*.safetensors"))) == 9)
+        one = http.post("/reset", params={"stream": "s0"}).json()
+        assert (one["streams"], one["known"]) == (["s0"], True)
+        everything = http.post("/reset", params={"stream": "*"}).json()
+        assert set(everything["streams"]) >= set(streams[1:])
+        assert not list(fleet.door.settings.state_dir.glob("*.safetensors"))
+        assert fleet.status()["streams"] == {}
+
+
+def test_saved_streams_that_are_nobodys_are_counted_and_reset(start, pictures, tmp_path):
+    """After a start no replica has any; with * they go all the same."""
+    with start(2) as fleet:
+        for number in range(6):
+            post(fleet.http, pictures[number], f"s{number}")
+    assert len(list(tmp_path.glob("*.safetensors"))) == 6
+    with start(2) as fleet:
+        assert fleet.status()["saved_streams"] == 6
+        post(fleet.http, pictures[0], "s3")
+        assert fleet.status()["saved_streams"] == 5
+        assert len(fleet.http.post("/reset", params={"stream": "*"}).json()["streams"]) == 6
+        assert fleet.status()["saved_streams"] == 0
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_replica_that_is_gone_costs_a_save_interval_and_cannot_write(start, pictures, tmp_path):
+    """Its streams go on elsewhere from their last save; what it saves afterwards is refused."""
+    with start(2, save_interval=0.3) as fleet:
+        streams = [f"s{number}" for number in range(6)]
+        for turn in range(5):
+            for stream in streams:
+                post(fleet.http, pictures[turn], stream)
+        wait_for(lambda: len(list(tmp_path.glob("*.safetensors"))) == 6)
+        saved = {path.stem: describe(path).steps for path in tmp_path.glob("*.safetensors")}
+        fleet.status()
+        gone = fleet.kill(fleet.owner("s0"))
+        lost = gone._leases.owned()
+        # It learns on without anybody, as a process that others take for dead.
+        for stream in lost:
+            gone._service.engine.table.saving.note_change(stream)
+        for stream in streams:
+            answer = post(fleet.http, pictures[9], stream)
+            assert saved[stream] <= answer["version"] <= 5
+            assert fleet.owner(stream) is not gone
+        wait_for(lambda: not gone._leases.owned())  # it has found out, at its next save
+        wait_for(lambda: not gone._service.engine.streams.keys() & set(lost))
+        status = fleet.status()
+        assert len(status["replicas"]) == 1
+        # What the replica that is gone had counted stays in the sum.
+        assert status["counters"]["images_total"] == 36
+    after = {path.stem: describe(path).steps for path in tmp_path.glob("*.safetensors")}
+    assert all(after[stream] >= saved[stream] for stream in streams)
+    assert not list(tmp_path.glob("*.rejected*"))
+    assert (tmp_path / FOLDER).is_dir()
+
+
+def test_clients_that_try_again_see_no_move(start, pictures, tmp_path):
+    """Under load, replicas come and go: all is answered, and no file ever goes back."""
+    written, ended = {}, threading.Event()
+
+    def watch():
+        """Files' counts of steps, as they are read: whoever wrote over a successor lowers one."""
+        while not ended.wait(0.01):
+            for path in tmp_path.glob("*.safetensors"):
+                try:
+                    steps = describe(path).steps
+                except (OSError, StateError):
+                    continue
+                written.setdefault(path.stem, [0])
+                if steps != written[path.stem][-1]:
+                    written[path.stem].append(steps)
+
+    def camera(url, stream, turns):
+        with Client(url, timeout=60) as client:
+            return [client.predict([pictures[turn]], stream=stream).version for turn in turns]
+
+    with start(1, save_interval=0.1) as fleet:
+        found, watching = {}, threading.Thread(target=watch)
+        cameras = [
+            threading.Thread(
+                target=lambda stream=f"s{number}": found.__setitem__(
+                    stream, camera(fleet.url, stream, range(40))
+                )
+            )
+            for number in range(6)
+        ]
+        for each in (watching, *cameras):
+            each.start()
+        for _ in range(3):
+            fleet.add()
+            time.sleep(0.3)
+            fleet.drain(fleet.handle.replicas[0])
+        for each in cameras:
+            each.join(120)
+        ended.set()
+        watching.join()
+    assert [len(each) for each in found.values()] == [40] * 6
+    # Drained replicas have saved: no step is lost, and each image's answer is newer.
+    assert all(versions == sorted(versions) for versions in found.values())
+    assert all(steps == sorted(steps) for steps in written.values())
+
+
+def test_a_folder_of_replicas_is_no_single_process_and_the_other_way_round(start, serve, tmp_path):
+    """Each names the other."""
+    from service.state_folder import StateFolder, StateFolderError
+
+    names = {"method": "ttc", "model": "bundled"}
+    with start(1), pytest.raises(StateFolderError, match="the replicas of ttc serve --ray"):
+        StateFolder(tmp_path, **names)
+    alone = StateFolder(tmp_path, **names)
+    from service.leases import Leases
+
+    leases = Leases(tmp_path, "one")
+    with pytest.raises(StateFolderError, match=r"is held by process \d+"):
+        StateFolder(tmp_path, **names, leases=leases)
+    leases.close()
+    alone.close()
+
+
+def test_no_replica_is_no_hang(start, pictures):
+    """Without any the door says so at once, and when to come back."""
+    with start(1) as fleet:
+        replica = fleet.handle.replicas[0]
+        fleet.drain(replica)
+        fleet.handle.replicas.clear()
+        answer = fleet.http.post("/predict", content=pictures[0], headers=PNG)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert httpx.get(f"{fleet.url}/readyz").status_code == 503
+        assert httpx.get(f"{fleet.url}/healthz").status_code == 200

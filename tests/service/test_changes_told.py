@@ -1,0 +1,292 @@
+"""What an engine tells its log of changes, and what saved streams have of it."""
+
+import asyncio
+import json
+import os
+import shutil
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from service.changes import changes as changes_module
+from service.changes.changes import Changes
+from service.changes.verifying import verify
+from service.events import Events
+from service.stream_reports import Standing
+from tests.fixtures.networks import make_model
+from tests.fixtures.streams import events, request, reset, stop
+from ttc_core.methods import Adaptation, create
+from ttc_core.state import describe
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """Lines are written at once, as far as a test waits for them."""
+    monkeypatch.setattr(changes_module, "FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(changes_module, "RETRY_SECONDS", 0.01)
+
+
+def verified(folder):
+    return verify(folder, wait=lambda seconds: None)
+
+
+def told(folder, *kinds):
+    """The lines of a folder's log, of some kinds."""
+    paths = [*sorted(folder.glob("changes.jsonl.*")), folder / "changes.jsonl"]
+    lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return [line for line in lines if line["event"] in kinds]
+
+
+def until(condition):
+    deadline = time.monotonic() + 30
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return found
+
+
+def lines_written(engine, count):
+    until(lambda: engine.changes.head and engine.changes.head.line >= count)
+
+
+def test_what_a_stream_learned_is_one_line_with_all_of_it(engine, tmp_path):
+    """Of the batches of a minute, however many; what has learned nothing has none."""
+    table = engine(tmp_path)
+    for _ in range(3):
+        request(table, "gate")
+    request(table, "yard")
+    stop(table)
+    gate, yard = told(tmp_path, "steps")
+    assert (gate["stream"], gate["batches"], gate["images"]) == ("gate", 3, 12)
+    assert (yard["stream"], yard["batches"]) == ("yard", 1)
+    record = table.streams["gate"]
+    assert (gate["version_before"], gate["version"]) == (0, record.version)
+    assert gate["drift"] == round(record.drift, 6)
+    assert gate["steps"] == record.version > 0
+    assert not verified(tmp_path).defects
+
+
+def test_a_reset_stands_between_what_came_before_and_after(engine, tmp_path):
+    """With the version that went, and the file; that of all in one line."""
+    table = engine(tmp_path)
+    for _ in range(2):
+        request(table, "gate")
+    before = table.streams["gate"].version
+    stop_saving = told_after_save(table, tmp_path)
+    reset(table, "gate")
+    request(table, "gate")
+    reset(table, None)
+    request(table, "gate")
+    stop(table)
+    lines = told(tmp_path, "steps", "reset", "removed", "save")[stop_saving:]
+    kinds = [(line["event"], line["stream"]) for line in lines]
+    assert kinds == [
+        ("reset", "gate"),
+        ("removed", "gate"),
+        ("steps", "gate"),
+        ("reset", "*"),
+        ("steps", "gate"),
+        ("save", "gate"),
+    ]
+    assert (lines[0]["version_before"], lines[0]["version"]) == (before, 0)
+    assert lines[2]["version_before"] == 0
+    assert not verified(tmp_path).defects
+
+
+def told_after_save(engine, folder):
+    """Save what there is; how many lines of interest that made."""
+    asyncio.run(engine._save_changed())
+    until(lambda: (folder / "changes.jsonl").exists() and told(folder, "save"))
+    return len(told(folder, "steps", "reset", "removed", "save"))
+
+
+def test_a_saved_stream_holds_the_head_of_the_log(engine, tmp_path):
+    """And the line of its saving holds the file's hash: copies, swaps and changes are found."""
+    table = engine(tmp_path)
+    table.changes.note("started")
+    lines_written(table, 2)
+    for name in ("gate", "yard"):
+        request(table, name)
+    stop(table)
+    gate, yard = tmp_path / "gate.safetensors", tmp_path / "yard.safetensors"
+    mark = describe(gate).of_stream["changes"]
+    assert mark["line"] == 2
+    found = verified(tmp_path)
+    assert (found.files, found.unknown, found.defects) == (2, 0, [])
+
+    older = tmp_path / "older"
+    shutil.copy(gate, older)
+    again = engine(tmp_path)
+    request(again, "gate")
+    stop(again)
+    assert not verified(tmp_path).defects
+
+    kept = gate.read_bytes()
+    shutil.copy(older, gate)
+    (defect,) = verified(tmp_path).defects
+    assert "gate.safetensors is an older copy of what was saved last" in str(defect)
+    gate.write_bytes(yard.read_bytes())
+    (defect,) = verified(tmp_path).defects
+    assert "gate.safetensors is an older copy of" in str(defect)
+    gate.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    (defect,) = verified(tmp_path).defects
+    assert "gate.safetensors is not what was saved last" in str(defect)
+    gate.unlink()
+    (defect,) = verified(tmp_path).defects
+    assert "gate.safetensors is not there" in str(defect)
+    gate.write_bytes(kept)
+    assert not verified(tmp_path).defects
+
+
+def test_saved_streams_tell_of_a_log_that_was_deleted_or_cut(engine, tmp_path):
+    """Its head too; and after the next start, which begins another, that still is seen."""
+    table = engine(tmp_path)
+    table.changes.note("started")
+    lines_written(table, 2)
+    request(table, "gate")
+    stop(table)
+    for path in tmp_path.glob("changes*"):
+        path.unlink()
+    found = verified(tmp_path)
+    assert not found.logs
+    (defect,) = found.defects
+    assert "gate.safetensors was saved when the log had 2 lines; it is not there" in str(defect)
+    again = engine(tmp_path)
+    request(again, "gate")
+    stop(again)
+    (defect,) = verified(tmp_path).defects
+    assert "read here, was saved when line 2 of the log was another" in str(defect)
+
+
+def test_an_older_copy_that_was_read_stays_told(engine, tmp_path):
+    """As after a backup that was brought back: it is no sign of tampering, and is seen."""
+    for _ in range(2):
+        table = engine(tmp_path)
+        request(table, "gate")
+        stop(table)
+        if not (tmp_path / "older").exists():
+            shutil.copy(tmp_path / "gate.safetensors", tmp_path / "older")
+    shutil.copy(tmp_path / "older", tmp_path / "gate.safetensors")
+    table = engine(tmp_path)
+    request(table, "gate")
+    stop(table)
+    found = verified(tmp_path)
+    assert not found.defects
+    assert any("was read, an older copy than what was saved last" in str(x) for x in found.remarks)
+
+
+def test_a_log_that_cannot_be_written_is_told_and_ends_nothing(engine, tmp_path, monkeypatch):
+    """What waits is written once it can be, none is missing; the head stands still until then."""
+    table = engine(tmp_path)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        for number in range(5):
+            table.changes.note("hold", stream=f"s{number}")
+        until(lambda: events(table, "changes_not_written"))
+        request(table, "gate")
+        assert table.changes.head is None
+    until(lambda: table.changes.head)
+    stop(table)
+    assert [line["stream"] for line in told(tmp_path, "hold")] == [f"s{n}" for n in range(5)]
+    assert not verified(tmp_path).defects
+    assert not told(tmp_path, "lost")
+
+
+def test_what_is_lost_is_counted_in_a_line(tmp_path, monkeypatch):
+    """Of more than may wait."""
+    monkeypatch.setattr(changes_module, "MOST_WAITING", 10)
+    changes = Changes(tmp_path, Events())
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        for number in range(25):
+            changes.note("hold", stream=f"s{number}")
+        until(lambda: changes.lost)
+    changes.close()
+    lost = told(tmp_path, "lost")
+    assert sum(line["lines"] for line in lost) == changes.lost == 25 - len(told(tmp_path, "hold"))
+    found = verified(tmp_path)
+    assert not found.defects
+    assert any("could not be written" in str(each) for each in found.remarks)
+
+
+def test_numbers_that_are_none_and_long_texts_are_told_all_the_same(tmp_path):
+    changes = Changes(tmp_path, Events())
+    changes.note("hold", stream="gate", drift=float("nan"), reason="x" * 5000)
+    changes.learned(
+        "gate",
+        1,
+        Adaptation(),
+        version_before=0,
+        version=0,
+        drift=float("inf"),
+        verdicts={},
+    )
+    changes.close()
+    hold, steps = told(tmp_path, "hold", "steps")
+    assert (hold["drift"], len(hold["reason"]), steps["drift"]) == (None, 1001, None)
+
+
+def test_other_weights_are_a_line_and_files_of_each_are_told_apart(engine, tmp_path, source):
+    """Those that are removed in the end, too."""
+    table = engine(tmp_path)
+    request(table, "gate")
+    model = make_model("batch-norm")
+    with torch.no_grad():
+        model.module.head.bias += 1.0
+    model.refresh()
+    others = create("ttc", model, statistics="moving", samples_per_step=8)
+
+    async def exchange():
+        exchanging = table.exchanging
+        await exchanging.put_away(await exchanging.exchange(await exchanging.prepare(others)))
+
+    asyncio.run(exchange())
+    request(table, "gate")
+    asyncio.run(table.save())
+    until(lambda: len(told(tmp_path, "save")) == 2)
+    assert not verified(tmp_path).defects
+    assert verified(tmp_path).files == 2
+    reset(table, None)
+    stop(table)
+    (weights,) = told(tmp_path, "weights")
+    digests = (weights["former_digest"], weights["digest"])
+    assert digests == (source.model.digest, others.model.digest)
+    apart = f"weights-{others.model.digest}/gate.safetensors"
+    assert [each["file"] for each in told(tmp_path, "save")] == ["gate.safetensors", apart]
+    assert {each["file"] for each in told(tmp_path, "removed")} == {"gate.safetensors", apart}
+    assert not verified(tmp_path).defects
+
+
+def test_what_the_envelope_did_is_told_by_clause(engine, tmp_path):
+    """As far as it came to what was told before; of a stream that began anew all."""
+
+    def record(**counts):
+        return SimpleNamespace(version=3, verdicts=SimpleNamespace(by_clause=counts))
+
+    before = Standing.of(record(drift=2, image_in_step=5))
+    assert before.version == 3
+    assert before.verdicts_since(record(drift=4, image_in_step=5)) == {"drift": 2}
+    assert before.verdicts_since(record(drift=1)) == {"drift": 1}
+    assert Standing.of(SimpleNamespace(version=0)).verdicts_since(record(drift=1)) == {"drift": 1}
+
+
+def test_without_a_folder_nothing_is_noted(engine, tmp_path, monkeypatch):
+    """No thread, no file, no head."""
+    monkeypatch.chdir(tmp_path)
+    table = engine()
+    request(table, "gate")
+    reset(table, "gate")
+    assert table.changes.head is None
+    assert not table.changes._sums
+    stop(table)
+    assert not list(tmp_path.iterdir())

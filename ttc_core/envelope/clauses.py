@@ -1,0 +1,130 @@
+"""An envelope: what adaptation may change, clause by clause. Knows neither torch nor a network."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+# Of patterns that say which parameters may move.
+MOST_PATTERNS, LONGEST_PATTERN = 1000, 500
+
+
+class Envelope(BaseModel):
+    """What adaptation may change; the built-in one unless a field says otherwise.
+
+    Each field is a clause, by its name in a file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    parameters: tuple[str, ...] = Field(
+        ("*",),
+        max_length=MOST_PATTERNS,
+        description="which scales and shifts may move, by patterns of the network's own names; the "
+        "head's weight stands for T3A's prototypes. The others stay the source's bit for bit",
+    )
+    drift: float = Field(
+        1.0,
+        ge=0,
+        description="how far all of them together may be from the source's: the metric "
+        "ttc_parameter_drift_ratio, a share of the source's norm",
+    )
+    largest_change: float = Field(
+        2.0, ge=0, description="how far any one of them may be from the source's"
+    )
+    image_in_statistics: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="how much one image may weigh, beside all before, in statistics that follow "
+        "the stream",
+    )
+    image_in_step: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="how much of a whole step may be for one image's sake, by its part of the loss",
+    )
+    steps_per_1000_images: int = Field(
+        1000, ge=0, le=1000, description="steps of the optimizer in any 1,000 images of a stream"
+    )
+    worse_than_source: float = Field(
+        5.0,
+        ge=1,
+        le=1e6,
+        description="the guard's evidence that a stream is worse than the source, as a bettor's "
+        "wealth that began with 1, from which on the source answers",
+    )
+    image_in_evidence: float = Field(
+        1.75,
+        ge=1.01,
+        le=1.95,
+        description="by what factor one image may change that evidence",
+    )
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("parameters")
+    @classmethod
+    def _are_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(0 < len(each) <= LONGEST_PATTERN for each in patterns):
+            raise ValueError(f"a pattern has 1 to {LONGEST_PATTERN} characters")
+        return patterns
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Envelope":
+        """The envelope of some clauses; the others are the built-in one's.
+
+        Raises:
+            ValueError: a name is no clause, or a value is not accepted; the sentence names it.
+        """
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise ValueError(_sentence(error)) from None
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits that tell it from others."""
+        text = json.dumps(self.model_dump(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def moves_all(self) -> bool:
+        """Whether every parameter may move, whatever the network calls it."""
+        return "*" in self.parameters
+
+    def lets_move(self, parameter: str) -> bool:
+        """Whether a parameter may move, by its name."""
+        return any(fnmatchcase(parameter, each) for each in self.parameters)
+
+    def unmatched(self, names: Mapping[str, Any]) -> Iterator[str]:
+        """The patterns that none of these names fits; `*` means all, be there any or none."""
+        for pattern in self.parameters:
+            if pattern != "*" and not any(fnmatchcase(each, pattern) for each in names):
+                yield pattern
+
+
+BUILT_IN = Envelope()
+"""What holds where nothing else is said."""
+UNBOUNDED = Envelope.model_construct(
+    drift=float("inf"), largest_change=float("inf"), image_in_statistics=1.0
+)
+"""None: a method as its paper has it. A guard's bounds are the built-in ones."""
+
+
+def _sentence(error: ValidationError) -> str:
+    """Say the first thing that is wrong with what was given."""
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(Envelope.model_fields)
+        return f"{name[:100]!r} is no clause of an envelope; the clauses are: {known}."
+    said = first["msg"].removeprefix("Value error, ").replace("tuple", "list")
+    return f"{name} = {str(first['input'])[:100]} is not accepted: {said}."
