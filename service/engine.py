@@ -38,6 +38,7 @@ from service.stream_reports import Standing, StreamReports, went_back
 from service.streams import Streams
 from service.truth import Truth
 from service.undoing import Undoing
+from ttc_core.envelope.clauses import UNBOUNDED
 from ttc_core.evaluate import warm_up
 from ttc_core.guard import holds, watching
 from ttc_core.methods import Act, Adaptation, Method, Prediction
@@ -73,7 +74,6 @@ class Engine:
         settings: the server's, without secrets; for the log of changes.
         changes_bytes, changes_files: of that a file's size, and how many are kept.
         changes_writer: whose log it is, where several processes share the folder.
-        envelope: the digest of what adaptation may change, for that log.
         feedback_ids: answers to images with an id that a label may still come for.
         silent_factor, silent_seconds: as `Silence` has them.
         leases: of the processes that share the state folder; None: it is ours alone. With them the
@@ -99,7 +99,6 @@ class Engine:
         changes_bytes: int = 64 << 20,
         changes_files: int = 32,
         changes_writer: str = "",
-        envelope: str | None = None,
         feedback_ids: int = 1_000_000,
         silent_factor: float = 3.0,
         silent_seconds: float = 60.0,
@@ -117,7 +116,6 @@ class Engine:
             self._folders = StateFolders(state_dir, **specs, code=self.code, leases=leases)
             folder = self._folders.of(source.model.digest)
             ids_file = state_dir / FILE if leases is None else None
-        self._envelope = {} if envelope is None else {"envelope": envelope}
         self._settings = {"server": dict(settings), "method": plain(source.settings)}
         self.changes = Changes(
             state_dir,
@@ -269,6 +267,7 @@ class Engine:
     async def start(self) -> None:
         """Run one throw-away batch, so that the first is not slow."""
         await self._on_device(warm_up, self.source)
+        envelope = self.source.envelope
         self.changes.note(
             "started",
             program=version("ttc-service"),
@@ -278,7 +277,7 @@ class Engine:
             device=str(self.source.model.device),
             settings=self._settings,
             settings_digest=digest_of(self._settings),
-            **self._envelope,
+            envelope=None if envelope == UNBOUNDED else envelope.digest,
         )
         self.events.note(
             "started",

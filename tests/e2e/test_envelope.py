@@ -1,5 +1,7 @@
 """An envelope that forbids what the stream would do: served, evaluated, saved, checked."""
 
+import json
+
 import numpy as np
 
 from service.cli.serve import load_source
@@ -46,6 +48,10 @@ def test_the_service_and_evaluate_keep_to_it_alike(serve, ttc, tmp_path):
     assert np.load(kept)["predicted"].tolist() == answers
     assert f'"envelope": "{envelope["digest"]}"' in rows.read_text()
     assert '"envelope_verdicts": {"parameters": 4, "drift": 4}' in rows.read_text()
+    code, said, _ = ttc("changes", "show", "--state-dir", folder, "--stream", "gate", "--json")
+    assert code == 0, said
+    first = json.loads(said.splitlines()[0])
+    assert (first["event"], first["envelope"]) == ("started", envelope["digest"])
     check = ("envelope", "check", file, "--state-dir", folder, "--device", "cpu")
     code, said, _ = ttc(*check)
     assert code == 0

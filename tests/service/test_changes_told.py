@@ -17,6 +17,7 @@ from service.events import Events
 from service.stream_reports import Standing
 from tests.fixtures.networks import make_model
 from tests.fixtures.streams import events, request, reset, stop
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.methods import Adaptation, create
 from ttc_core.state import describe
 
@@ -271,13 +272,13 @@ def test_what_the_envelope_did_is_told_by_clause(engine, tmp_path):
     """As far as it came to what was told before; of a stream that began anew all."""
 
     def record(**counts):
-        return SimpleNamespace(version=3, verdicts=SimpleNamespace(by_clause=counts))
+        return SimpleNamespace(version=3, verdicts=Verdicts(cut=counts))
 
     before = Standing.of(record(drift=2, image_in_step=5))
     assert before.version == 3
     assert before.verdicts_since(record(drift=4, image_in_step=5)) == {"drift": 2}
     assert before.verdicts_since(record(drift=1)) == {"drift": 1}
-    assert Standing.of(SimpleNamespace(version=0)).verdicts_since(record(drift=1)) == {"drift": 1}
+    assert Standing.of(record()).verdicts_since(record(drift=1)) == {"drift": 1}
 
 
 def test_without_a_folder_nothing_is_noted(engine, tmp_path, monkeypatch):
