@@ -4,12 +4,12 @@ python -m benchmarks.envelope                       # the default on six streams
 python -m benchmarks.envelope --cost                # its part of a step's time, on ResNet-20
 """
 
-import argparse
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
 
+import click
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -39,20 +39,19 @@ METHODS = ("ttc_stream", "tent", "ttc")
 TIMES, CALLS = 10, 200
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--limit", type=int, default=600, help="images of a stream")
-    parser.add_argument("--batch-size", type=int, default=10)
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--cost", action="store_true")
-    asked = parser.parse_args()
+@click.command()
+@click.option("--limit", default=600, show_default=True, help="images of a stream")
+@click.option("--batch-size", default=10, show_default=True)
+@click.option("--methods", default=",".join(METHODS), show_default=True)
+@click.option("--cost", "of_cost", is_flag=True, help="its part of a step's time instead")
+def main(limit: int, batch_size: int, methods: str, of_cost: bool) -> None:
+    """How far methods go by themselves, over streams."""
     torch.set_num_threads(1)
-    console = Console()
-    if asked.cost:
-        console.print(cost())
-    else:
-        for line in maxima(asked.methods.split(","), asked.limit, asked.batch_size):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+    if of_cost:
+        Console().print(cost())
+        return
+    for line in maxima(methods.split(","), limit, batch_size):
+        click.echo(line)
 
 
 def maxima(methods: list[str], limit: int, batch_size: int) -> Iterator[str]:

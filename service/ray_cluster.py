@@ -6,6 +6,7 @@ Imports nothing of Ray's before `connect`, so that whoever does without it pays 
 import importlib.util
 import logging
 import os
+import secrets
 
 from ttc_core.errors import UserError
 
@@ -13,7 +14,7 @@ log = logging.getLogger(__name__)
 
 # Of the objects in Ray's own memory: requests and answers on their way between processes.
 OBJECT_STORE_BYTES = 256 << 20
-ADDRESS = "RAY_ADDRESS"
+ADDRESS, AUTHENTICATION, TOKEN = "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 # Ray gives its processes half a minute to start, too little on a machine that has other work.
 ATTEMPTS = 3
 
@@ -38,8 +39,9 @@ def require(asked_by: str) -> None:
 def connect(asked_by: str = "--ray", processors: int | None = None) -> None:
     """Connect to the cluster that RAY_ADDRESS names; else start one here, which ends with us.
 
-    One of our own listens on 127.0.0.1 alone: whoever reaches a cluster's ports runs code on it.
-    It has no dashboard, and reports nothing to anybody.
+    Whoever may call a cluster runs code on it, and some of Ray's ports are open on all of a
+    machine's addresses, whatever it is told. So one of our own is called with a token, which only
+    we and its processes know. It has no dashboard, and reports nothing to anybody.
 
     Args:
         asked_by: the flag that needs Ray, for the sentence.
@@ -53,11 +55,14 @@ def connect(asked_by: str = "--ray", processors: int | None = None) -> None:
     # Read when ray is imported, and by the processes that it starts.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # its own 15 is for what may wait
+    address = os.environ.get(ADDRESS)
+    if not address and AUTHENTICATION not in os.environ:
+        # Ray by itself would keep one in the home directory, which need not be writable.
+        os.environ |= {AUTHENTICATION: "token", TOKEN: secrets.token_hex(32)}
     import ray
 
     if ray.is_initialized():
         return
-    address = os.environ.get(ADDRESS)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             if address:

@@ -25,7 +25,8 @@ from ttc_core.load import BUNDLED_WEIGHTS
 ROOT = Path(__file__).parents[2]
 VERBS = (
     *("serve", "config", "replay", "evaluate", "report", "corrupt"),
-    *("train", "calibrate", "demo", "doctor", "explain", "state", "completion"),
+    *("train", "calibrate", "demo", "doctor", "explain", "state"),
+    *("envelope", "changes", "completion"),
 )
 
 
