@@ -125,7 +125,7 @@ class Limits:
         Raises:
             OutsideEnvelopeError: they are outside by more than that, or some moved that may not.
         """
-        if not torch.equal(self.with_fixed(parameters), parameters):
+        if self.fixed is not None and not torch.equal(self.with_fixed(parameters), parameters):
             raise OutsideEnvelopeError(
                 "parameters moved that the envelope's parameters do not name"
             )
@@ -135,7 +135,8 @@ class Limits:
         }
         for clause, value in found.items():
             most = getattr(self.envelope, clause)
-            if not value <= most * ROUNDING:
+            # What is no number is outside, but where there is no bound.
+            if not (value <= most * ROUNDING or math.isinf(most)):
                 raise OutsideEnvelopeError(
                     f"its {clause.replace('_', ' ')} is {value:.3g}, and the envelope allows "
                     f"{most:g}"
