@@ -38,7 +38,6 @@ from service.stream_reports import Standing, StreamReports, went_back
 from service.streams import Streams
 from service.truth import Truth
 from service.undoing import Undoing
-from ttc_core.envelope.clauses import UNBOUNDED
 from ttc_core.evaluate import warm_up
 from ttc_core.guard import holds, watching
 from ttc_core.methods import Act, Adaptation, Method, Prediction
@@ -267,7 +266,6 @@ class Engine:
     async def start(self) -> None:
         """Run one throw-away batch, so that the first is not slow."""
         await self._on_device(warm_up, self.source)
-        envelope = self.source.envelope
         self.changes.note(
             "started",
             program=version("ttc-service"),
@@ -277,7 +275,7 @@ class Engine:
             device=str(self.source.model.device),
             settings=self._settings,
             settings_digest=digest_of(self._settings),
-            envelope=None if envelope == UNBOUNDED else envelope.digest,
+            envelope=self.source.envelope.digest_if_bounded,
         )
         self.events.note(
             "started",

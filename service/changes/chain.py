@@ -51,7 +51,8 @@ class Chain:
         most_files: files that are kept; of more, the oldest goes.
 
     Attributes:
-        synced: the latest line that outlasts a power cut; None: none yet.
+        synced: the latest line that outlasts a power cut; until one was written, that of the head
+            as it was found. None: there is none.
     """
 
     def __init__(self, place: Place, *, most_bytes: int, most_files: int) -> None:
@@ -60,11 +61,15 @@ class Chain:
         self._number = self._size = self._line = 0
         self._head: str | None = None
         self.synced: ChangesMark | None = None
+        with contextlib.suppress(OSError, ValueError):
+            if known := read_head(place.head):
+                self.synced = ChangesMark(writer=place.writer, line=known.line, head=known.head)
 
     @property
     def is_synced(self) -> bool:
         """Whether all lines outlast a power cut."""
-        return self._line == (0 if self.synced is None else self.synced.line)
+        synced = 0 if self.synced is None else self.synced.line
+        return self._file is None or self._line == synced
 
     def append(self, told: Sequence[Mapping[str, Any]]) -> None:
         """Put lines behind those that are there: all of them, or none.

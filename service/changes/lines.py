@@ -73,7 +73,7 @@ def decoded(line: bytes) -> dict[str, Any]:
         again = _with_check(fields)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         raise ValueError("it is no line of this log") from None
-    number, before, when = fields.get(LINE), fields.get(BEFORE), fields.get(TIME)
+    number, before, when = fields.get(LINE), fields.get(BEFORE), fields.get(TIME, -1)
     is_whole = (
         again == line
         and type(number) is int

@@ -96,6 +96,11 @@ class Envelope(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
+    def digest_if_bounded(self) -> str | None:
+        """The digest; None: it is no envelope, but a method as its paper has it."""
+        return None if self == UNBOUNDED else self.digest
+
+    @property
     def moves_all(self) -> bool:
         """Whether every parameter may move, whatever the network calls it."""
         return "*" in self.parameters
