@@ -49,7 +49,11 @@ class Envelope(BaseModel):
         description="how much of a whole step may be for one image's sake, by its part of the loss",
     )
     steps_per_1000_images: int = Field(
-        1000, ge=0, le=1000, description="steps of the optimizer in any 1,000 images of a stream"
+        1000,
+        ge=0,
+        le=1000,
+        description="steps of the optimizer in any 1,000 images of a stream; so many images apart "
+        "that there are never more: 501 to 999 allow 500, 334 to 499 allow 333",
     )
     worse_than_source: float = Field(
         5.0,
@@ -62,7 +66,8 @@ class Envelope(BaseModel):
         1.75,
         ge=1.01,
         le=1.95,
-        description="by what factor one image may change that evidence",
+        description="by what factor one image may raise that evidence; one that speaks for what "
+        "adapts may lower it to 2 less this factor of what it was",
     )
 
     @field_validator("parameters", mode="before")
@@ -75,7 +80,8 @@ class Envelope(BaseModel):
     def _are_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         if not all(0 < len(each) <= LONGEST_PATTERN for each in patterns):
             raise ValueError(f"a pattern has 1 to {LONGEST_PATTERN} characters")
-        return patterns
+        # What holds the same is the same, and has one digest.
+        return ("*",) if "*" in patterns else tuple(sorted(set(patterns)))
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Envelope":
