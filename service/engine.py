@@ -34,7 +34,7 @@ from service.schemas import DoubtedStatus, SavedUnfit
 from service.shedding import Shed
 from service.silence import Silence
 from service.state_folder import StateFolder, StateFolders
-from service.stream_reports import Standing, StreamReports, went_back
+from service.stream_reports import StreamReports, went_back
 from service.streams import Streams
 from service.truth import Truth
 from service.undoing import Undoing
@@ -452,14 +452,12 @@ class Engine:
             record.batches += 1
             self._reports.looked_at(stream, record, part.answers.suspects)
             if self.table.keep(stream, record):
-                before, was_off = Standing.of(record), record.second_view_off
+                version, was_off = record.version, record.second_view_off
                 outcome = self._learn(stream, record, part.prediction, learn)
-                verdicts = record.verdicts
+                self._reports.held_within(stream, record.verdicts, outcome.verdicts)
                 record.take_note()
-                if record.verdicts != verdicts:
-                    self._reports.held_within(stream, verdicts, record.verdicts)
-                self._reports.learned(stream, record, len(part.labels), outcome, before)
-                self._acted(stream, record, outcome.acts, before.version + outcome.stepped)
+                self._reports.learned(stream, record, len(part.labels), outcome, version)
+                self._acted(stream, record, outcome.acts, version + outcome.stepped)
                 if record.second_view_off and not was_off:
                     record.answers_from = self.truth.newest
                     self._reports.second_view_off(stream, record)

@@ -111,13 +111,13 @@ class Changes:
         *,
         version_before: int,
         version: int,
-        drift: float,
+        drift: float | None,
         verdicts: Mapping[str, int],
     ) -> None:
         """Add what came of a batch to what its stream learned of late.
 
         Args:
-            version_before, version: the stream's, before and after; drift: after it.
+            version_before, version: the stream's, before and after; drift: after it, if known.
             verdicts: what the envelope cut or dropped of it, by clause.
         """
         if self._chain is None:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,11 +16,12 @@ from service.changes.changes import Changes
 from service.changes.verifying import verify
 from service.events import Events
 from service.state_folder import StateFolder
-from service.stream_reports import Standing
+from tests.fixtures.engine import value
 from tests.fixtures.networks import make_model
 from tests.fixtures.streams import events, request, reset, stop
-from ttc_core.envelope.verdicts import Verdicts
-from ttc_core.methods import Adaptation, create
+from ttc_core.envelope.clauses import Envelope
+from ttc_core.guard.wrapper import Wrapper
+from ttc_core.methods import Act, Adaptation, create
 from ttc_core.state import describe, read_header
 
 
@@ -360,17 +361,32 @@ def test_other_weights_are_a_line_and_files_of_each_are_told_apart(engine, tmp_p
     assert not verified(tmp_path).defects
 
 
-def test_what_the_envelope_did_is_told_by_clause(engine, tmp_path):
-    """As far as it came to what was told before; of a stream that began anew all."""
+@pytest.mark.parametrize("resets", [False, True])
+def test_what_the_envelope_did_is_told_by_clause(engine, tmp_path, resets):
+    """Of each batch, also of one with which a guard has the stream begin anew: the same in the
+    metric and in the log."""
+    source = create(
+        "tent", make_model(), lr=1.0, statistics="moving", envelope=Envelope(drift=0.001)
+    )
+    source = Resetting(source) if resets else source
+    table = engine(tmp_path, source)
+    for _ in range(3):
+        request(table, "gate")
+    stop(table)
+    lines = told(tmp_path, "steps")
+    assert sum(line["verdicts"]["drift"] for line in lines) == 3
+    counted = value(table, "ttc_envelope_steps_total", clause="drift", verdict="cut")
+    assert counted == 3
+    assert all((line["drift"] is None) == resets for line in lines)
 
-    def record(**counts):
-        return SimpleNamespace(version=3, verdicts=Verdicts(cut=counts))
 
-    before = Standing.of(record(drift=2, image_in_step=5))
-    assert before.version == 3
-    assert before.verdicts_since(record(drift=4, image_in_step=5)) == {"drift": 2}
-    assert before.verdicts_since(record(drift=1)) == {"drift": 1}
-    assert Standing.of(record()).verdicts_since(record(drift=1)) == {"drift": 1}
+class Resetting(Wrapper):
+    """Has its stream begin anew with each batch, as a guard may."""
+
+    def adapt(self, prediction, *, learn=True):
+        outcome = self.inner.adapt(prediction, learn=learn)
+        self.inner.reset()
+        return replace(outcome, acts=(Act("reset", "harm", {}),), drift=0.0)
 
 
 def test_without_a_folder_nothing_is_noted(engine, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -53,7 +54,7 @@ class Envelope(BaseModel):
         ge=0,
         le=1000,
         description="steps of the optimizer in any 1,000 images of a stream; so many images apart "
-        "that there are never more: 501 to 999 allow 500, 334 to 499 allow 333",
+        "that there are never more: 501 to 999 allow 500, 334 to 499 allow 334",
     )
     worse_than_source: float = Field(
         5.0,
@@ -105,6 +106,18 @@ class Envelope(BaseModel):
     def digest_if_bounded(self) -> str | None:
         """The digest; None: it is no envelope, but a method as its paper has it."""
         return None if self == UNBOUNDED else self.digest
+
+    @property
+    def images_between_steps(self) -> float:
+        """From one step to the next, at least so many images; infinite: no step is taken."""
+        steps = self.steps_per_1000_images
+        return math.ceil(1000 / steps) if steps else math.inf
+
+    @property
+    def steps_allowed(self) -> int:
+        """In any 1,000 images, since steps are a whole number of images apart."""
+        between = self.images_between_steps
+        return 0 if math.isinf(between) else 999 // int(between) + 1
 
     @property
     def moves_all(self) -> bool:

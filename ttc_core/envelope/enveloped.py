@@ -2,6 +2,7 @@
 
 import contextlib
 from copy import copy
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -44,7 +45,7 @@ class Enveloped(Wrapper):
         return self._ledger.verdicts
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
-        answered = len(prediction)
+        answered, before = len(prediction), self._ledger.verdicts
         barred = self._barred(answered)
         if barred is not None and learn:
             self._ledger.dropped(barred)
@@ -52,7 +53,7 @@ class Enveloped(Wrapper):
         self._keep_within(outcome, answered)
         if outcome.skipped != "non_finite":
             self._ledger.commit(prediction, learned=outcome.skipped is None)
-        return outcome
+        return replace(outcome, verdicts=self._ledger.verdicts.since(before))
 
     def end(self) -> bool:
         barred = self._barred(0)
