@@ -313,6 +313,25 @@ def test_what_is_lost_is_counted_in_a_line(tmp_path, monkeypatch):
     assert any("could not be written" in str(each) for each in found.remarks)
 
 
+def test_what_still_waits_at_the_end_is_counted_where_one_line_finds_a_place(tmp_path, monkeypatch):
+    """A disk that is full when the service is stopped."""
+    changes, real = Changes(tmp_path, Events()), os.pwrite
+
+    def nearly_full(descriptor, data, at):
+        if len(data) > 1000:
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data, at)
+
+    monkeypatch.setattr(os, "pwrite", nearly_full)
+    for number in range(25):
+        changes.note("hold", stream=f"s{number}")
+    changes.close()
+    assert not told(tmp_path, "hold")
+    (lost,) = told(tmp_path, "lost")
+    assert lost["lines"] == changes.lost == 25
+    assert "25 lines before this one could not be written" in str(verified(tmp_path).remarks)
+
+
 def test_numbers_that_are_none_and_long_texts_are_told_all_the_same(tmp_path):
     changes = Changes(tmp_path, Events())
     changes.note("hold", stream="gate", drift=float("nan"), reason="x" * 5000)
