@@ -22,7 +22,7 @@ TARGET = f"on ({', '.join(PER_TARGET)})"
 PREDICT = 'route="/predict"'
 SOURCES, ADAPTED = 'answers="source"', 'answers="adapted"'
 NOT_WRITTEN = 'outcome="failed"'
-# Of the end of the log of changes: number and hash are of one moment, so that one collector has all.
+# One collector has all of the log of changes: number and hash are of one moment.
 CHANGES_LINE, CHANGES_LOST = "ttc_changes_line", "ttc_changes_lost_total"
 
 # Thresholds, and why these.
@@ -326,8 +326,8 @@ ALERTS = (
         "0m",
         True,
         "The log of changes is shorter than it was.",
-        "{{ $value | humanize }} lines of the log of changes at {{ $labels.instance }} were on disk "
-        "within the last day, and are not: it was cut, deleted, or replaced by an older copy.",
+        "{{ $value | humanize }} lines of the log of changes at {{ $labels.instance }} were on "
+        "disk within the last day, and are not: it was cut, deleted, or replaced by an older copy.",
     ),
     Alert(
         "TTCSuspectFrames",

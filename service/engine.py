@@ -34,11 +34,10 @@ from service.schemas import DoubtedStatus, SavedUnfit
 from service.shedding import Shed
 from service.silence import Silence
 from service.state_folder import StateFolder, StateFolders
-from service.stream_reports import Standing, StreamReports, went_back
+from service.stream_reports import StreamReports, went_back
 from service.streams import Streams
 from service.truth import Truth
 from service.undoing import Undoing
-from ttc_core.envelope.clauses import UNBOUNDED
 from ttc_core.evaluate import warm_up
 from ttc_core.guard import holds, watching
 from ttc_core.methods import Act, Adaptation, Method, Prediction
@@ -267,7 +266,6 @@ class Engine:
     async def start(self) -> None:
         """Run one throw-away batch, so that the first is not slow."""
         await self._on_device(warm_up, self.source)
-        envelope = self.source.envelope
         self.changes.note(
             "started",
             program=version("ttc-service"),
@@ -277,7 +275,7 @@ class Engine:
             device=str(self.source.model.device),
             settings=self._settings,
             settings_digest=digest_of(self._settings),
-            envelope=None if envelope == UNBOUNDED else envelope.digest,
+            envelope=self.source.envelope.digest_if_bounded,
         )
         self.events.note(
             "started",
@@ -454,14 +452,12 @@ class Engine:
             record.batches += 1
             self._reports.looked_at(stream, record, part.answers.suspects)
             if self.table.keep(stream, record):
-                before, was_off = Standing.of(record), record.second_view_off
+                version, was_off = record.version, record.second_view_off
                 outcome = self._learn(stream, record, part.prediction, learn)
-                verdicts = record.verdicts
+                self._reports.held_within(stream, record.verdicts, outcome.verdicts)
                 record.take_note()
-                if record.verdicts != verdicts:
-                    self._reports.held_within(stream, verdicts, record.verdicts)
-                self._reports.learned(stream, record, len(part.labels), outcome, before)
-                self._acted(stream, record, outcome.acts, before.version + outcome.stepped)
+                self._reports.learned(stream, record, len(part.labels), outcome, version)
+                self._acted(stream, record, outcome.acts, version + outcome.stepped)
                 if record.second_view_off and not was_off:
                     record.answers_from = self.truth.newest
                     self._reports.second_view_off(stream, record)

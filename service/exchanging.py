@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.changes.changes import Changes
-from service.saving import Saving
+from service.saving import TOLD_SECONDS, Saving
 from service.schemas import ALL_STREAMS
 from service.state_folder import StateFolder, StateFolderError, StateFolders, stream_of
 from service.stream_reports import StreamReports
@@ -107,6 +107,8 @@ class Exchanging:
             stream=ALL_STREAMS,
             digest=saving.source.model.digest,
             former_digest=served.source.model.digest,
+            envelope=saving.source.envelope.digest_if_bounded,
+            former_envelope=served.source.envelope.digest_if_bounded,
         )
         former = self._table.begin_anew(saving)
         self._truth.begin_anew()
@@ -141,10 +143,13 @@ class Exchanging:
             folder = self._table.saving.folder
             if self._folders is None or folder is None:
                 return 0, None
-            removed, problem = self._folders.remove_others(folder)
-            for file in removed:
+            return self._folders.remove_others(folder, tell)
+
+        def tell(files: list[str]) -> None:
+            """As in `Saving.remove`: before it is done."""
+            for file in files:
                 self._changes.note("removed", stream=stream_of(Path(file).name), file=file)
-            return len(removed), problem
+            self._changes.wait(TOLD_SECONDS)
 
         # By the writer, behind what is still on its way there.
         return await asyncio.get_running_loop().run_in_executor(self._writer, remove)

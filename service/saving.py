@@ -42,6 +42,8 @@ from ttc_core.state import (
 
 # After a file that could not be written no other is tried for so long, but in the background.
 RETRY_SECONDS = 1.0
+# A file is removed once the log tells it on disk, or after so long if it cannot.
+TOLD_SECONDS = 2.0
 # Why a file does not fit that is no state at all.
 UNREADABLE = "no state that can be read"
 
@@ -374,6 +376,7 @@ class Saving:
             return False
         truth = record.truth = self._truth.take_up(name, record.truth, saving=True)
         kept = KeptOfStream(
+            stream=name,
             images=record.images,
             batches=record.batches,
             answers_from=record.answers_from,
@@ -499,11 +502,6 @@ class Saving:
             self._changed[name] = snapshot.since
             return snapshot.record
 
-    def _remove(self, name: str) -> None:
-        assert self.folder is not None
-        self.folder.remove(name)
-        self.changes.note("removed", stream=name, file=self.folder.place(name))
-
     def _set_aside(self, name: str, why: str) -> Path:
         """Keep what lies in a stream's place under another name; return that.
 
@@ -542,27 +540,22 @@ class Saving:
         kept: dict[str, str] = {}
         if self.folder is None:
             return discarded, kept
-        for name in list(self._undead) if names is None else names:
-            try:
-                # Not read while others wait to write.
-                steps, pending = self.folder.counts(name, self.source)
-                beside = kept_of(name, self.folder.of_stream(name, self.source))
-                what = Discarded(
-                    steps=steps,
-                    pending_batches=pending,
-                    labelled=beside.labelled,
-                    correct=beside.correct,
-                )
-                remove: Callable[[str], object] = self._remove
-            except StateError:
-                what, remove = Discarded(), partial(self._set_aside, why="it was reset")
+        found = {name: self._saved(name) for name in [*(self._undead if names is None else names)]}
+        # Told before it is done: a file that went without a line is one that somebody took away.
+        for name in [name for name, what in found.items() if what is not None]:
+            self.changes.note("removed", stream=name, file=self.folder.place(name))
+        self.changes.wait(TOLD_SECONDS)
+        for name, what in found.items():
+            remove: Callable[[str], object] = self.folder.remove
+            if what is None:
+                remove = partial(self._set_aside, why="it was reset")
             with self._writing:
                 if name not in self._undead:
                     continue  # it has been saved since
                 try:
                     with contextlib.suppress(FileNotFoundError):
                         remove(name)
-                        discarded[name] = what
+                        discarded[name] = what or Discarded()
                     self._note_file(name, None)
                     with self._lock:
                         self._undead.discard(name)
@@ -570,6 +563,21 @@ class Saving:
                     kept[name] = _reason(error)
         self.folder.sync()
         return discarded, kept
+
+    def _saved(self, name: str) -> Discarded | None:
+        """What a stream's file holds; None: it is none of the stream's, or there is none."""
+        assert self.folder is not None
+        with contextlib.suppress(StateError):
+            # Not read while others wait to write.
+            steps, pending = self.folder.counts(name, self.source)
+            beside = kept_of(name, self.folder.of_stream(name, self.source))
+            return Discarded(
+                steps=steps,
+                pending_batches=pending,
+                labelled=beside.labelled,
+                correct=beside.correct,
+            )
+        return None
 
 
 def kept_of(name: str, given: Mapping[str, Any]) -> KeptOfStream:

@@ -304,6 +304,8 @@ class KeptOfStream(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
+    # Whose it is: no two streams have the same file. None: a former version wrote it.
+    stream: str | None = None
     images: Count = 0
     batches: Count = 0
     answers_from: Count = 0

@@ -13,7 +13,7 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -352,25 +352,30 @@ class StateFolders:
         except OSError:
             return None
 
-    def remove_others(self, served: StateFolder) -> tuple[list[str], str | None]:
+    def remove_others(
+        self, served: StateFolder, tell: Callable[[list[str]], object]
+    ) -> tuple[int, str | None]:
         """Remove the streams of all weights but those that are served.
 
+        Args:
+            tell: is given the files that will be removed, from the --state-dir on, before they are.
+
         Returns:
-            The files that were removed, from the --state-dir on, and the first reason why one could
-            not be.
+            How many were, and the first reason why one could not be.
         """
-        removed, problem = list[str](), None
+        removed, problem = 0, None
         try:
             apart = sorted(each for each in self._itself.path.glob(f"{APART}*") if each.is_dir())
-            for folder in (self._itself.path, *apart):
-                if folder == served.path:
-                    continue
-                for file in [each for each in folder.iterdir() if stream_of(each.name)]:
-                    try:
-                        file.unlink(missing_ok=True)  # processes may do this at the same time
-                        removed.append(str(file.relative_to(self._itself.path)))
-                    except OSError as error:
-                        problem = problem or f"{shown(file.name)}: {error.strerror}"
+            folders = [each for each in (self._itself.path, *apart) if each != served.path]
+            files = [file for each in folders for file in each.iterdir() if stream_of(file.name)]
+            tell([str(file.relative_to(self._itself.path)) for file in files])
+            for file in files:
+                try:
+                    file.unlink(missing_ok=True)  # processes may do this at the same time
+                    removed += 1
+                except OSError as error:
+                    problem = problem or f"{shown(file.name)}: {error.strerror}"
+            for folder in folders:
                 with contextlib.suppress(OSError):
                     sync_folder(folder)
         except OSError as error:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from service.changes.changes import Changes
 from service.events import Events
@@ -42,25 +42,6 @@ MOST_RESET = 1000
 MOST_DOUBTED = 1000
 # Why saved streams do not fit: so many reasons are told, those of most streams.
 MOST_REASONS = 10
-
-
-class Standing(NamedTuple):
-    """Where a stream stands before a batch: its version, and what an envelope cut or dropped."""
-
-    version: int
-    verdicts: Mapping[str, int]
-
-    @classmethod
-    def of(cls, record: StreamRecord) -> "Standing":
-        return cls(record.version, record.verdicts.by_clause)
-
-    def verdicts_since(self, record: StreamRecord) -> dict[str, int]:
-        """By clause, what came to it; of a stream that began anew all."""
-        found = {}
-        for clause, count in record.verdicts.by_clause.items():
-            before = self.verdicts.get(clause, 0)
-            found[clause] = count - before if count >= before else count
-        return {clause: count for clause, count in found.items() if count}
 
 
 class StreamReports:
@@ -189,22 +170,23 @@ class StreamReports:
         record: StreamRecord,
         images: int,
         outcome: Adaptation,
-        before: "Standing",
+        version_before: int,
     ) -> None:
         """Note what a stream learned from a batch; what a guard then did is told in `acted`."""
         if not record.method.adapts:
             return
         # One that failed is as it was, or was put back, which is told.
-        version = record.version if outcome.skipped == "failed" else before.version
-        stepped_to = version + outcome.stepped
+        version = record.version if outcome.skipped == "failed" else version_before
+        has_gone_back = went_back(outcome.acts)
         self._changes.learned(
             stream,
             images,
             outcome,
             version_before=version,
-            version=stepped_to if went_back(outcome.acts) else record.version,
-            drift=record.drift,
-            verdicts=before.verdicts_since(record),
+            version=version + outcome.stepped if has_gone_back else record.version,
+            # Of where it went back from, which that version is of, nobody knows it any more.
+            drift=None if has_gone_back else record.drift,
+            verdicts=outcome.verdicts.by_clause,
         )
 
     def no_memory(self, stream: str) -> None:
@@ -274,20 +256,17 @@ class StreamReports:
                 "guard", level=logging.WARNING, stream=stream, images=record.images, **fields
             )
 
-    def held_within(self, stream: str, before: Verdicts, after: Verdicts) -> None:
-        """Count what the envelope made of a stream's steps, and tell the first of a kind.
+    def held_within(self, stream: str, known: Verdicts, new: Verdicts) -> None:
+        """Count what the envelope made of a stream's batch, and tell the first of a kind.
 
         Args:
-            before, after: the verdicts on the stream before and after; they begin anew with it.
+            known: the verdicts on the stream before; new: those on the batch.
         """
         for verdict in ENVELOPE_VERDICTS:
-            known = getattr(before, verdict)
-            for clause, count in getattr(after, verdict).items():
-                new = count - known.get(clause, 0)
-                if new != 0:
-                    self._metrics.envelope_steps.labels(clause, verdict).inc(max(new, 0) or count)
+            for clause, count in getattr(new, verdict).items():
+                self._metrics.envelope_steps.labels(clause, verdict).inc(count)
                 # That parameters which may not move do not is nothing to be told of.
-                if clause not in known and clause != "parameters":
+                if clause not in getattr(known, verdict) and clause != "parameters":
                     self._events.note("envelope", stream=stream, clause=clause, verdict=verdict)
 
     def looked_at(self, stream: str, record: StreamRecord, suspects: Sequence[str | None]) -> None:

@@ -109,17 +109,23 @@ def _build(engine: Engine, context: Path, dockerfile: str, name: str) -> None:
 
 
 def link_torch(folder: Path) -> None:
-    """Hard-link torch, torchvision and all they need into a new folder of the same file system."""
+    """Hard-link torch, torchvision and all they need into a new folder of the same file system.
+
+    It is there once it is whole.
+    """
     found: dict[tuple[str, ...], metadata.Distribution] = {}
     for name in ("torch", "torchvision"):
         _with_requirements(Requirement(name), found)
     sources = {source for distribution in found.values() for source in _top_level(distribution)}
-    folder.mkdir()
+    unfinished = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
     for source in sources:
         if source.is_dir():
-            shutil.copytree(source, folder / source.name, copy_function=os.link)
+            shutil.copytree(source, unfinished / source.name, copy_function=os.link)
         else:
-            os.link(source, folder / source.name)
+            os.link(source, unfinished / source.name)
+    unfinished.rename(folder)
 
 
 def _with_requirements(

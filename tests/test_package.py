@@ -152,7 +152,9 @@ def test_the_wheel_serves_where_nothing_else_is(built: Path, tmp_path: Path) -> 
                 break
         else:
             pytest.fail("".join(lines))
-        with httpx.Client(base_url=found[1], timeout=60) as client:
+        # Connections are refused until the service runs behind the address that it told.
+        patient = httpx.HTTPTransport(retries=5)
+        with httpx.Client(base_url=found[1], timeout=60, transport=patient) as client:
             stream = open_data("bundled", Geometry(32)).open("clean", 5, limit=1)
             headers = {"Content-Type": "image/png"}
             picture = to_png(stream.read(stream.positions)[0])

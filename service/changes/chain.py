@@ -1,8 +1,8 @@
 """The log of changes as it is written, by one thread at a time: lines behind lines, file by file.
 
 What is there is never written over, but for a last line that a crash tore: that is kept, as a text,
-in the line that takes its place. What does not go on from its own head is told in a line `broken`,
-and so stays seen.
+in the lines that take its place. What does not go on from its own head is told in a line `broken`,
+what goes on where nobody had closed it in a line `went_on`, and so both stay seen.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from service.schemas import ChangesHead, ChangesMark
 from service.state_folder import set_aside
 from ttc_core.state import sync_folder
 
-# Of a line that a crash tore, so much is kept.
+# Of a line that a crash tore, so much is kept in a line: as a text it may be five times as long.
 MOST_TORN_BYTES = 8192
 MOST_HEAD_BYTES = 1024
 
@@ -51,7 +51,8 @@ class Chain:
         most_files: files that are kept; of more, the oldest goes.
 
     Attributes:
-        synced: the latest line that outlasts a power cut; None: none yet.
+        synced: the latest line that outlasts a power cut; until one was written, that of the head
+            as it was found. None: there is none.
     """
 
     def __init__(self, place: Place, *, most_bytes: int, most_files: int) -> None:
@@ -60,11 +61,15 @@ class Chain:
         self._number = self._size = self._line = 0
         self._head: str | None = None
         self.synced: ChangesMark | None = None
+        with contextlib.suppress(OSError, ValueError):
+            if known := read_head(place.head):
+                self.synced = ChangesMark(writer=place.writer, line=known.line, head=known.head)
 
     @property
     def is_synced(self) -> bool:
         """Whether all lines outlast a power cut."""
-        return self._line == (0 if self.synced is None else self.synced.line)
+        synced = 0 if self.synced is None else self.synced.line
+        return self._file is None or self._line == synced
 
     def append(self, told: Sequence[Mapping[str, Any]]) -> None:
         """Put lines behind those that are there: all of them, or none.
@@ -78,7 +83,7 @@ class Chain:
         if self._file is None:
             self._open()
         elif not self._is_there():
-            self._begin([_broken(f"{self._place.current.name} was taken away from its writer")])
+            self._begin([_broken(self._taken_away())])
         if self._size >= self._most_bytes:
             self._rotate()
         self._put(told)
@@ -109,35 +114,35 @@ class Chain:
         place = self._place
         place.folder.mkdir(parents=True, exist_ok=True)
         notes: list[dict[str, Any]] = []
-        descriptor = _descriptor(place.current)
+        self._file = _descriptor(place.current)
         try:
-            end = end_of(descriptor)
-            number = int(first_of(descriptor)["file"]) if end.line else 0
-        except (ValueError, KeyError, TypeError):
-            aside = set_aside(place.current)
-            notes.append(_broken(f"{place.current.name} did not end in a line; it is {aside.name}"))
-            os.close(descriptor)
-            descriptor, end, number = _descriptor(place.current), End(0, None, 0, b""), 0
-        except BaseException:
-            os.close(descriptor)
-            raise
-        # A number that a full file has already would have that file written over.
-        number = max([number, *(each + 1 for each in place.kept())]) if end.line else 0
-        self._file, self._number, self._size = descriptor, number, end.size
-        self._line, self._head = end.line, end.head
-        try:
+            try:
+                end = end_of(self._file)
+                number = int(first_of(self._file)["file"]) if end.line else 0
+            except (ValueError, KeyError, TypeError):
+                aside = set_aside(place.current)
+                what = f"{place.current.name} did not end in a line; it is {aside.name}"
+                notes.append(_broken(what))
+                self.close()
+                self._file = _descriptor(place.current, is_new=True)
+                end, number = End(0, None, 0, b""), 0
+            # A number that a full file has already would have that file written over.
+            number = max([number, *(each + 1 for each in place.kept())]) if end.line else 0
+            self._number, self._size = number, end.size
+            self._line, self._head = end.line, end.head
             if not end.line:
                 notes += self._go_on_from_kept()
-            if end.torn:
-                text = end.torn[:MOST_TORN_BYTES].decode(errors="backslashreplace")
-                notes.append(_told("mended", torn=text, bytes=len(end.torn)))
+            for start in range(0, len(end.torn), MOST_TORN_BYTES):
+                torn = end.torn[start : start + MOST_TORN_BYTES]
+                text = torn.decode(errors="backslashreplace")
+                notes.append(_told("mended", torn=text, bytes=len(torn)))
             notes += self._compared_with_head()
-            if end.line:
-                self._put(notes)
-                os.ftruncate(descriptor, self._size)  # what was torn may be longer
-            else:
-                self._begin(notes)
+            if not end.line:
+                self._number += 1
+                notes.insert(0, self._first_line(self._number))
+            self._put(notes, torn=end.torn)
             self.sync()  # from here on it is seen that the log was cut
+            sync_folder(place.folder)
             self._drop()
         except BaseException:
             self.close()
@@ -165,7 +170,8 @@ class Chain:
         except ValueError:
             return [_broken(f"{path.name} is damaged")]
         if known is None:
-            return [_broken(f"{path.name} is not there")] if self._line else []
+            # The first line alone may have been all before a kill.
+            return [_broken(f"{path.name} is not there")] if self._line > 1 else []
         reason = None
         if known.line > self._line:
             reason = f"{path.name} knows line {known.line:,}; the log ended at {self._line:,}"
@@ -173,10 +179,23 @@ class Chain:
             reason = f"the log was closed at line {known.line:,}, and went on to {self._line:,}"
         elif known.line == self._line and known.head != self._head:
             reason = f"line {self._line:,} is another than {path.name} knows"
+        if reason is not None:
+            # The head stays as it is until that is told: else a first write that fails, or a kill,
+            # would leave nothing to tell it by.
+            return [_broken(reason, known_line=known.line, known_head=known.head)]
         if known.closed:
             write_head(path, known.model_copy(update={"closed": False}))
-        about = {"known_line": known.line, "known_head": known.head}
-        return [] if reason is None else [_broken(reason, **about)]
+            sync_folder(path.parent)  # lines that outlast it would look as if somebody added them
+            return []
+        return [_told("went_on", after=self._line, head_at=known.line)]
+
+    def _taken_away(self) -> str:
+        """What became of the file that grew; whatever lies in its place is set aside."""
+        current = self._place.current
+        what = f"{current.name} was taken away from its writer"
+        if os.path.lexists(current):
+            what = f"{what}; what lay in its place is {set_aside(current).name}"
+        return what
 
     def _is_there(self) -> bool:
         """Whether the file that grows still is the one at hand: folders are deleted."""
@@ -186,23 +205,26 @@ class Chain:
         return False
 
     def _begin(self, notes: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Have another file go on; its first line names the one before, and holds its hash."""
+        """Have another file go on, where none is; its first line names the one before, and holds
+        its hash."""
         self.close()
         self._place.folder.mkdir(parents=True, exist_ok=True)
         number = max([self._number, *self._place.kept()]) + 1
-        descriptor = _descriptor(self._place.current)
+        self._file, self._size = _descriptor(self._place.current, is_new=True), 0
         try:
-            os.ftruncate(descriptor, 0)
-            self._file, self._size = descriptor, 0
-            previous = self._place.full(number - 1).name if number > 1 else None
-            first = _told("file", format=FORMAT, writer=self._place.writer, file=number)
-            self._put([{**first, "previous": previous}, *notes])
-            os.fsync(descriptor)
+            self._put([self._first_line(number), *notes])
+            os.fsync(self._file)
             sync_folder(self._place.folder)
         except BaseException:
             self.close()
             raise
         self._number = number
+
+    def _first_line(self, number: int) -> dict[str, Any]:
+        """What the first line of the `number`-th file tells."""
+        previous = self._place.full(number - 1).name if number > 1 else None
+        about = {"format": FORMAT, "writer": self._place.writer, "file": number}
+        return _told("file", **about, previous=previous)
 
     def _rotate(self) -> None:
         assert self._file is not None
@@ -223,7 +245,9 @@ class Chain:
             self.sync()
             path.unlink()
 
-    def _put(self, told: Sequence[Mapping[str, Any]]) -> None:
+    def _put(self, told: Sequence[Mapping[str, Any]], *, torn: bytes = b"") -> None:
+        """Write lines behind the last, over what a crash has torn, which is put back if they cannot
+        be."""
         assert self._file is not None
         data, line, head = bytearray(), self._line, self._head
         for each in told:
@@ -238,7 +262,10 @@ class Chain:
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self._size)
+                os.pwrite(self._file, torn, self._size)
             raise
+        if torn:
+            os.ftruncate(self._file, self._size + len(data))  # it may have been longer
         self._size, self._line, self._head = self._size + len(data), line, head
 
     def _note_head(self, *, closed: bool) -> None:
@@ -299,13 +326,20 @@ def read_head(path: Path) -> ChangesHead | None:
 def write_head(path: Path, head: ChangesHead) -> None:
     """Replace what `read_head` reads, whole or not at all."""
     unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(json.dumps(head.model_dump(), sort_keys=True) + "\n")
+    with unfinished.open("w") as file:
+        file.write(json.dumps(head.model_dump(), sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut may leave an empty file of that name
     unfinished.replace(path)
 
 
-def _descriptor(path: Path) -> int:
-    """Open a file that grows, or make it; whatever else has its name is left alone."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+def _descriptor(path: Path, *, is_new: bool = False) -> int:
+    """Open a file that grows, or make it; whatever else has its name is left alone.
+
+    Args:
+        is_new: there is none of that name, or it is an error.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_EXCL if is_new else 0)
     descriptor = os.open(path, flags, 0o644)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

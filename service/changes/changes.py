@@ -4,6 +4,7 @@ Whoever notes a change waits for nothing. What cannot be written waits; beyond M
 lost, and how many lines were is a line itself.
 """
 
+import contextlib
 import logging
 import math
 import threading
@@ -66,7 +67,10 @@ class Changes:
         self._waiting: deque[dict[str, Any]] = deque()
         self.lost = self._untold = 0
         self._lock = threading.Lock()  # held for moments
-        self._noted, self._ending = threading.Event(), threading.Event()
+        # Something is to be written; and that at once. Who waits for it.
+        self._noted, self._soon = threading.Event(), threading.Event()
+        self._waiters: list[threading.Event] = []
+        self._ends = False
         self._thread = threading.Thread(target=self._keep_writing, name="changes", daemon=True)
         if self._chain is not None:
             self._thread.start()
@@ -107,13 +111,13 @@ class Changes:
         *,
         version_before: int,
         version: int,
-        drift: float,
+        drift: float | None,
         verdicts: Mapping[str, int],
     ) -> None:
         """Add what came of a batch to what its stream learned of late.
 
         Args:
-            version_before, version: the stream's, before and after; drift: after it.
+            version_before, version: the stream's, before and after; drift: after it, if known.
             verdicts: what the envelope cut or dropped of it, by clause.
         """
         if self._chain is None:
@@ -132,9 +136,21 @@ class Changes:
         """Write what there is to write, as far as that can be done now, and end."""
         if self._chain is None:
             return
-        self._ending.set()
+        self._ends = True
+        self._soon.set()
         self._noted.set()
         self._thread.join()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until all that was noted is on disk; return whether it is, after so long at most."""
+        if self._chain is None:
+            return True
+        written = threading.Event()
+        with self._lock:
+            self._waiters.append(written)
+        self._soon.set()
+        self._noted.set()
+        return written.wait(seconds)
 
     def _have_wait(self, line: dict[str, Any]) -> None:
         if len(self._waiting) >= MOST_WAITING:
@@ -150,15 +166,18 @@ class Changes:
         ending = failed = False
         while not ending:
             self._noted.wait(LOOK_SECONDS)
-            self._ending.wait(RETRY_SECONDS if failed else FLUSH_SECONDS)
+            self._soon.wait(RETRY_SECONDS if failed else FLUSH_SECONDS)
             self._noted.clear()
-            ending = self._ending.is_set()
+            self._soon.clear()
+            ending = self._ends
             # While nothing can be written they go on: one line for the whole time.
             if ending or not failed:
                 self._end_sums(math.inf if ending else time.time() - SUM_SECONDS)
             failed = not self._write(self._chain, closed=ending)
             if failed:
                 self._noted.set()
+        if failed:
+            self._give_up(self._chain)
         self._chain.close()
 
     def _end_sums(self, begun: float) -> None:
@@ -168,27 +187,37 @@ class Changes:
             for name in [name for name, each in self._sums.items() if each.since <= begun]:
                 self._waiting.append(self._sums.pop(name).told(name, now))
 
+    def _give_up(self, chain: Chain) -> None:
+        """Tell how many lines will never be written; that one may still find a place."""
+        with self._lock:
+            self.lost += len(self._waiting)
+            lines = len(self._waiting) + self._untold
+        with contextlib.suppress(Exception):
+            chain.append([{"time": round(time.time(), 3), "event": "lost", "lines": lines}])
+            chain.sync(closed=True)
+
     def _write(self, chain: Chain, *, closed: bool) -> bool:
         """Write all that waits; return whether it could be."""
         with self._lock:
             waiting, self._waiting = self._waiting, deque()
+            waiters, self._waiters = self._waiters, []
             untold, self._untold = self._untold, 0
         if untold:
             waiting.append({"time": round(time.time(), 3), "event": "lost", "lines": untold})
         try:
-            if chain.is_synced and not waiting and not closed:
-                return True
             while waiting:
                 part = [waiting[at] for at in range(min(MOST_AT_ONCE, len(waiting)))]
                 chain.append(part)
                 for _ in part:
                     waiting.popleft()
-            chain.sync(closed=closed)
+            if closed or not chain.is_synced:
+                chain.sync(closed=closed)
         except Exception as error:  # nothing that goes wrong here is to end the service
             with self._lock:
                 if untold and waiting:
                     waiting.pop()
                     self._untold += untold
+                self._waiters += waiters
                 self._waiting.extendleft(reversed(waiting))
                 while len(self._waiting) > MOST_WAITING:
                     self._waiting.pop()
@@ -198,6 +227,8 @@ class Changes:
                 "changes_not_written", level=logging.ERROR, reason=told(error)
             )
             return False
+        for each in waiters:
+            each.set()
         return True
 
 

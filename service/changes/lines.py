@@ -3,6 +3,7 @@
 Knows no files, and imports the standard library alone.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ MOST_LINE_BYTES = 64 << 10
 """A longer line is neither written nor read."""
 # Of a line's own hash, in it: for the last line, which no other vouches for yet.
 CHECK_DIGITS = 16
+# Beyond, no clock of ours has been: a year near 5100; and no log has so many lines.
+LATEST, MOST_LINES = 1e11, 1 << 53
 # What each line has beside what it tells.
 LINE, BEFORE, CHECK, TIME, EVENT = "line", "before", "check", "time", "event"
 
@@ -35,19 +38,25 @@ def encoded(number: int, before: str | None, told: Mapping[str, Any]) -> bytes:
         number: 1 for the first line of a chain.
         before: the hash of the line before; None: there is none.
         told: `event`, `time` and whatever else there is to tell, as JSON has it. Numbers that are
-            not finite become null. What would be too long a line tells its `event` and `stream`
-            alone, and that it was `cut`.
+            not finite become null. What would be too long a line, or none, tells its `event` and
+            `stream` alone, and how many bytes were `cut`; 0: it could not be told.
     """
     fields = {**told, LINE: number, BEFORE: before}
-    try:
-        line = _with_check(fields)
-    except (TypeError, ValueError):  # a user's own method may tell anything
-        line = _with_check({name: _plain(value) for name, value in fields.items()})
-    if len(line) > MOST_LINE_BYTES:
+    line = _whole(fields)
+    if line is None or len(line) > MOST_LINE_BYTES:
         kept = (TIME, EVENT, "stream", LINE, BEFORE)
         short = {name: _plain(fields[name]) for name in kept if name in fields}
-        line = _with_check({**short, "cut": len(line)})
+        line = _with_check({**short, "cut": 0 if line is None else len(line)})
     return line
+
+
+def _whole(fields: Mapping[str, Any]) -> bytes | None:
+    """All that a line is told; None: a user's own method told what no line can."""
+    with contextlib.suppress(TypeError, ValueError, RecursionError):
+        return _with_check(fields)
+    with contextlib.suppress(Exception):  # what cannot be told would stop all behind it
+        return _with_check({name: _plain(value) for name, value in fields.items()})
+    return None
 
 
 def decoded(line: bytes) -> dict[str, Any]:
@@ -64,14 +73,15 @@ def decoded(line: bytes) -> dict[str, Any]:
         again = _with_check(fields)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         raise ValueError("it is no line of this log") from None
-    number, before = fields.get(LINE), fields.get(BEFORE)
+    number, before, when = fields.get(LINE), fields.get(BEFORE), fields.get(TIME, -1)
     is_whole = (
         again == line
         and type(number) is int
-        and number > 0
+        and 0 < number < MOST_LINES
         and (before is None or isinstance(before, str))
         and isinstance(fields.get(EVENT), str)
-        and isinstance(fields.get(TIME), int | float)
+        and type(when) in (int, float)
+        and 0 <= when <= LATEST
     )
     if not is_whole:
         raise ValueError("it is not as it was written")

@@ -13,6 +13,7 @@ from service.changes.lines import (
     FORMAT,
     LINE,
     MOST_LINE_BYTES,
+    TIME,
     decoded,
     digest,
 )
@@ -54,14 +55,18 @@ class Chained:
     ended: float = 0.0
     defects: list[Defect] = field(default_factory=list)
     remarks: list[Defect] = field(default_factory=list)
-    _hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+    _runs: "list[_Run]" = field(default_factory=list)
 
     def has(self, line: int, head: str) -> bool | None:
-        """Whether a line has this hash; None: it is older than the lines that are kept."""
+        """Whether a line has a hash that begins with these hex digits; None: it is older than the
+        lines that are kept.
+
+        Of more than KEPT_DIGITS those are compared.
+        """
         if line < self.first:
             return None
-        place = line - self.first
-        return place < len(self._hashes) and self._hashes[place] == _number(head)
+        wanted, rest = _number(head), 4 * max(0, KEPT_DIGITS - len(head))
+        return any(each.hashes[line - each.first] >> rest == wanted for each in self._with(line))
 
     def line_of(self, digits: str) -> int | None:
         """The line whose hash begins with these hex digits; None: there is none.
@@ -69,18 +74,36 @@ class Chained:
         Of more than KEPT_DIGITS those are compared.
         """
         wanted, rest = _number(digits), 4 * max(0, KEPT_DIGITS - len(digits))
-        hashes = enumerate(self._hashes, self.first)
-        return next((line for line, each in hashes if each >> rest == wanted), None)
+        for run in self._runs:
+            for line, each in enumerate(run.hashes, run.first):
+                if each >> rest == wanted:
+                    return line
+        return None
 
-    def note(self, number: int, head: str) -> None:
-        """A line was read; where numbers jump the place in between has no hash."""
+    def time_of(self, line: int) -> float | None:
+        """When a line was told; None: it is not there."""
+        return next((each.times[line - each.first] for each in self._with(line)), None)
+
+    def _with(self, line: int) -> "Iterator[_Run]":
+        return (each for each in self._runs if 0 <= line - each.first < len(each.hashes))
+
+    def note(self, number: int, head: str, time: float) -> None:
+        """A line was read."""
         if not self.first:
             self.first = number
-        place = number - self.first
-        if 0 <= place - len(self._hashes) < 1 << 20:
-            self._hashes.extend([0] * (place - len(self._hashes)))
-        if place == len(self._hashes):
-            self._hashes.append(_number(head))
+        if not self._runs or number != self._runs[-1].first + len(self._runs[-1].hashes):
+            self._runs.append(_Run(number))
+        self._runs[-1].hashes.append(_number(head))
+        self._runs[-1].times.append(time)
+
+
+@dataclass
+class _Run:
+    """Lines whose numbers follow one another; of a whole log there is one."""
+
+    first: int
+    hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+    times: "array[float]" = field(default_factory=lambda: array("d"))
 
 
 class Line(NamedTuple):
@@ -125,7 +148,7 @@ def read(place: Place, found: Chained) -> Iterator[Line]:
                 found.defects.append(Defect(path.name, at, f"altered: {error}."))
                 if at == 1 and number is not None:
                     expected = number + 1
-                found.note(found.last + 1, digest(line))
+                found.note(found.last + 1, digest(line), found.ended)
                 # Told once: the next is held against no hash.
                 found.last, found.head = found.last + 1, None
                 continue
@@ -141,10 +164,10 @@ def read(place: Place, found: Chained) -> Iterator[Line]:
             if told[EVENT] == "dropped" and isinstance(told.get("file"), int):
                 dropped[told["file"]] = one
             found.last, found.head = told[LINE], digest(line)
-            found.note(found.last, found.head)
+            found.note(found.last, found.head, told[TIME])
             found.lines += 1
-            found.begun = found.begun or told["time"]
-            found.ended = told["time"]
+            found.begun = found.begun or told[TIME]
+            found.ended = told[TIME]
             yield one
         if not at:
             found.remarks.append(Defect(path.name, 0, f"{path.name} is empty, as after a crash."))
@@ -189,14 +212,14 @@ def _check_file(found: Chained, one: Line, number: int | None, expected: int | N
         add("it is of another format.")
     if told.get("writer") != found.writer:
         add(f"it is the log of another writer, {told.get('writer')!r}.")
-    if not isinstance(said, int) or (number is not None and said != number):
+    if type(said) is not int or (number is not None and said != number):
         add(f"it is file {said} of the log by its first line, and not by its name.")
     elif expected is not None and said > expected:
         missing = f"file {expected}" if said == expected + 1 else f"files {expected} to {said - 1}"
         add(f"{missing} of the log, before it, is not there.")
     elif expected is not None and said < expected:
         add(f"it is file {said} of the log, which was there before.")
-    return said + 1 if isinstance(said, int) else None
+    return said + 1 if type(said) is int else None
 
 
 def _check_follows(found: Chained, one: Line, *, is_first: bool) -> None:
@@ -227,6 +250,6 @@ def _check_beginning(found: Chained, first: Line, dropped: dict[int, Line]) -> N
         sentence = "the files before it are gone, and no line tells that they were dropped."
         found.defects.append(Defect(first.file, first.at, sentence))
     else:
-        last = told.told.get("last")
-        sentence = f"lines up to {last:,} were dropped, to make room." if last else "dropped."
+        last = first.told[LINE] - 1
+        sentence = f"lines up to {last:,} were dropped, to make room."
         found.remarks.append(Defect(told.file, told.at, sentence))

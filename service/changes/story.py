@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from heapq import merge
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from rich.text import Text
 
 from service.changes.files import Place, writers
 from service.changes.lines import EVENT, TIME, decoded
+from service.changes.merging import begun, by_time
 from ttc_core.errors import UserError, shown
 
 # Steps that are so much apart are two rows: nobody sent anything in between.
@@ -26,13 +26,27 @@ _AGO = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?(s|min|m|h|d)")
 ALL = "*"
 # Of the whole process: they are in the story of each of its streams.
 _OF_ALL = frozenset({"started", "stopped", "weights", "lost", "mended", "broken", "dropped"})
+# With these a start begins, before it is told.
+_OF_A_START = frozenset({"file", "mended", "broken", "went_on", "dropped"})
+# What a line tells as a number, as numbers by name, and as values by name by name.
+_NUMBERS = ("images", "selected", "steps", "seconds", "drift", "lines")
+_NUMBERS_BY_NAME = ("skipped", "verdicts", "evidence")
+_SETTINGS = "settings"
+MOST = 1e30
 
 
 class Told(NamedTuple):
-    """A line of a log, and whose that is."""
+    """A line of a log, and whose that is.
+
+    Attributes:
+        ended: of a start, when the writer's last line before it was told; None: it is the first.
+        in_order: of a start, whether the process before it had ended in order.
+    """
 
     writer: str
     fields: dict[str, Any]
+    ended: float | None = None
+    in_order: bool = False
 
 
 class Row(NamedTuple):
@@ -75,12 +89,14 @@ def lines_of(folder: Path, stream: str, since: float) -> Iterator[Told]:
     found = writers(folder)
     if not found:
         raise UserError(f"There is no log of changes in {shown(folder)}.")
-    logs = [_of_writer(Place(folder, writer), stream, since) for writer in found]
-    return merge(*logs, key=lambda each: float(each.fields[TIME]))
+    places = [Place(folder, writer) for writer in found]
+    logs = ((begun(place), _of_writer(place, stream, since)) for place in places)
+    return by_time(logs, lambda each: float(each.fields[TIME]))
 
 
 def _of_writer(place: Place, stream: str, since: float) -> Iterator[Told]:
     named = {f'"stream":"{name}"'.encode() for name in (stream, ALL)}
+    last = b""  # before what begins a start
     for path in (*place.kept().values(), place.current):
         # A file that is full was written to last when its last line came.
         if not path.is_file() or path.stat().st_mtime < since:
@@ -89,14 +105,50 @@ def _of_writer(place: Place, stream: str, since: float) -> Iterator[Told]:
             for line in file:
                 is_ours = any(name in line for name in named)
                 if not is_ours and b'"stream":"' in line:
+                    last = line
                     continue
                 try:
                     fields = decoded(line.rstrip(b"\n"))
                 except ValueError:
                     continue
-                is_ours = fields.get("stream") in (stream, ALL) or fields[EVENT] in _OF_ALL
+                event = fields[EVENT]
+                is_ours = fields.get("stream") in (stream, ALL) or event in _OF_ALL
                 if is_ours and fields[TIME] >= since:
-                    yield Told(place.writer, fields)
+                    ended, in_order = _end(last) if event == "started" else (None, False)
+                    yield Told(place.writer, _plausible(fields), ended, in_order)
+                if event not in _OF_A_START:
+                    last = line
+
+
+def _end(last: bytes) -> tuple[float | None, bool]:
+    """When a process told its last line, and whether that was that it ends."""
+    try:
+        fields = decoded(last.rstrip(b"\n"))
+    except ValueError:
+        return None, False
+    return fields[TIME], fields[EVENT] == "stopped"
+
+
+def _plausible(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a line tells, without what is not what this program writes: anybody may have."""
+    found = dict(fields)
+    for name in _NUMBERS:
+        if not _is_number(found.get(name)):
+            found.pop(name, None)
+    for name in (*_NUMBERS_BY_NAME, _SETTINGS):
+        given = found.pop(name, None)
+        if isinstance(given, Mapping):
+            is_value = _is_mapping if name == _SETTINGS else _is_number
+            found[name] = {each: value for each, value in given.items() if is_value(value)}
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= MOST  # type: ignore[arg-type]
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, Mapping)
 
 
 @dataclass
@@ -156,25 +208,23 @@ def story(told: Iterable[Told], *, one_writer: bool) -> Iterator[Row]:
     """
     learning: _Learning | None = None
     waiting: dict[str, list[Row]] = {}
-    last: dict[str, Told] = {}
     settings: dict[str, Mapping[str, Any]] = {}
     for each in told:
         fields, event = each.fields, each.fields[EVENT]
-        before, last[each.writer] = last.get(each.writer), each
         if event in ("steps", "save"):
-            begun = fields[TIME] - fields.get("seconds", 0.0)
-            if learning and (begun - learning.ended > PAUSE_SECONDS or waiting.get(each.writer)):
+            since = max(0.0, fields[TIME] - fields.get("seconds", 0.0))
+            if learning and (since - learning.ended > PAUSE_SECONDS or waiting.get(each.writer)):
                 yield learning.row()
                 learning = None
             yield from waiting.pop(each.writer, ())
-            learning = learning or _Learning(begun, fields[TIME])
+            learning = learning or _Learning(since, fields[TIME])
             learning.add(fields)
             continue
         rows = [_row(each)]
         if event == "started":
-            if before is not None:
-                ended = "" if before.fields[EVENT] == "stopped" else "killed, or the machine failed"
-                rows.insert(0, Row(before.fields[TIME], fields[TIME], "not running", more=ended))
+            if each.ended is not None:
+                why = "" if each.in_order else "killed, or the machine failed"
+                rows.insert(0, Row(each.ended, fields[TIME], "not running", more=why))
             known, settings = settings.get(each.writer), {**settings, each.writer: fields}
             if known is not None and (differs := "; ".join(_differing(known, fields))):
                 rows.append(Row(fields[TIME], fields[TIME], "settings changed", more=differs))
@@ -212,7 +262,7 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
 
 def _flat(started: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: started.get(name) for name in ("program", "model", "digest", "envelope")}
-    for whose, values in (started.get("settings") or {}).items():
+    for whose, values in started.get(_SETTINGS, {}).items():
         found |= {f"{whose}.{name}": value for name, value in values.items()}
     return found
 
@@ -242,7 +292,9 @@ def _more(fields: Mapping[str, Any]) -> str:
         names = ("program", "method", "model", "digest", "settings_digest", "envelope")
         return ", ".join(f"{name} {fields[name]}" for name in names if fields.get(name))
     if event == "weights":
-        return f"{fields.get('former_digest')} → {fields.get('digest')}"
+        former, now = fields.get("former_envelope"), fields.get("envelope")
+        envelope = "" if former == now else f", envelope {former} → {now}"
+        return f"{fields.get('former_digest')} → {fields.get('digest')}{envelope}"
     if event == "lost":
         return f"{_count(fields.get('lines', 0), 'line')} could not be written"
     if event == "mended":

@@ -15,7 +15,7 @@ class Sum:
     Attributes:
         since: when the first of them came, in seconds since 1970.
         version_before, version: optimizer steps before the first, and after the last.
-        drift: after the last.
+        drift: after the last; None: the stream went back with it, and nobody knows.
         images, batches: that were answered, to learn from; selected: images learned from.
         steps: times that the optimizer moved the parameters.
         skipped: batches of which nothing was learned, by reason.
@@ -25,7 +25,7 @@ class Sum:
     since: float
     version_before: int
     version: int = 0
-    drift: float = 0.0
+    drift: float | None = 0.0
     images: int = 0
     batches: int = 0
     selected: int = 0
@@ -38,7 +38,7 @@ class Sum:
         images: int,
         outcome: Adaptation,
         version: int,
-        drift: float,
+        drift: float | None,
         verdicts: Mapping[str, int],
     ) -> None:
         """Add a batch."""
@@ -65,7 +65,7 @@ class Sum:
             "steps": self.steps,
             "version_before": self.version_before,
             "version": self.version,
-            "drift": round(self.drift, 6),
+            "drift": None if self.drift is None else round(self.drift, 6),
         }
         if self.skipped:
             found["skipped"] = dict(self.skipped)

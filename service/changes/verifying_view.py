@@ -9,23 +9,24 @@ from ttc_core.errors import shown
 
 
 def told_of(found: Verified, most: int) -> Iterator[str]:
-    """What was looked at, what is no sign of tampering, then what is; so many of each at most."""
+    """What was looked at, what is no sign of tampering, what nothing vouches for, then what is
+    wrong; so many of each at most."""
     if not found.logs:
         yield "There is no log of changes here."
     for log in found.logs:
         yield _whole(log)
-    for remarks, word in ((found.remarks, "Note"), (found.defects, "WRONG")):
+    of_each = {"Note": found.remarks, "UNSURE": found.unvouched, "WRONG": found.defects}
+    for word, remarks in of_each.items():
         for each in remarks[:most]:
             yield f"{word}: {shown(each)}"
         if len(remarks) > most:
             yield f"{word}: and {len(remarks) - most:,} more."
-    files = f"{found.files:,} saved streams are as the log has them"
-    if found.unknown:
-        files += f"; of {found.unknown:,} others it has nothing, they were saved before it began"
-    yield f"{files}."
+    yield f"{found.files:,} saved streams are as the log has them."
+    if found.unvouched:
+        yield f"Nothing vouches for: {len(found.unvouched):,}."
     if found.defects:
         yield f"Wrong: {len(found.defects):,}."
-    elif found.logs:
+    if found.is_vouched_for:
         yield "All is as it was written."
 
 

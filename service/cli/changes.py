@@ -17,6 +17,8 @@ FOLDER = click.option(
 )
 # Of what is wrong, so many sentences are told.
 MOST_TOLD = 50
+# Exit status where nothing is wrong, and not everything could be held against something.
+NOT_VOUCHED_FOR = 3
 
 
 @click.group()
@@ -32,15 +34,35 @@ def changes() -> None:
 @click.option(
     "--metric",
     metavar="NUMBER",
-    type=click.FloatRange(0, 2**52),
+    type=click.FloatRange(1, 2**52),
     help="a value that ttc_changes_head had once",
 )
-def verify(folder: Path, head: str | None, metric: float | None) -> None:
+@click.option(
+    "--line",
+    metavar="NUMBER",
+    type=click.IntRange(1, 2**53),
+    help="which line had it, as ttc_changes_line was then; else any may",
+)
+@click.option(
+    "--restored",
+    metavar="PATTERN",
+    multiple=True,
+    help="streams of which an older copy was brought back on purpose",
+)
+def verify(
+    folder: Path,
+    head: str | None,
+    metric: float | None,
+    line: int | None,
+    restored: tuple[str, ...],
+) -> None:
     """Find any line of the log that was altered, cut, swapped or added, and saved streams that are
     not as the log has them.
 
-    A sentence for each, with the file and its line; exit status 1. Whoever may write to the folder
-    can make all of it anew: keep heads elsewhere, as Prometheus does, and name one.
+    A sentence for each, with the file and its line; exit status 1. Where nothing is wrong, but
+    something is left that nothing vouches for, it is named, and the exit status is 3. Whoever may
+    write to the folder can make all of it anew: keep heads elsewhere, as Prometheus does, and name
+    one.
     """
     from service.changes.verifying import FEWEST_DIGITS, verify
     from service.changes.verifying_view import told_of
@@ -56,11 +78,13 @@ def verify(folder: Path, head: str | None, metric: float | None) -> None:
         if not metric.is_integer():
             raise click.UsageError(f"--metric takes a whole number; got {metric}.")
         head = f"{int(metric):0{HEAD_DIGITS}x}"
-    found = verify(folder, head=head)
+    if line is not None and head is None:
+        raise click.UsageError("--line takes the hash of that line, with --head or --metric.")
+    found = verify(folder, head=head, line=line, restored=restored)
     for sentence in told_of(found, MOST_TOLD):
         click.echo(sentence)
-    if found.defects or not found.logs:
-        sys.exit(1)
+    if not found.is_vouched_for:
+        sys.exit(1 if found.defects or not found.logs else NOT_VOUCHED_FOR)
 
 
 @changes.command(epilog="Example: ttc changes show --stream gate-4 --since 2h")

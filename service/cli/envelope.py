@@ -1,6 +1,7 @@
 """`ttc envelope`: what adaptation may change, and whether saved streams have kept to it."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,18 +49,32 @@ def show(**given: Any) -> None:
     epilog="Example: ttc envelope check envelope.toml --state-dir /var/lib/ttc --model bundled"
 )
 @click.argument("file", type=FILE)
-@click.option("--model", help="its spec: patterns are held against its names [that of the states]")
+@click.option(
+    "--model",
+    help="its spec: patterns are held against its names. A state file has no other loaded than "
+    "bundled",
+)
+@click.option("--method", help="of saved streams, where it is a class of your own")
 @click.option(
     "--state-dir",
+    envvar="TTC_STATE_DIR",
+    show_envvar=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="saved streams, which may be in use: whether each is inside",
 )
 @grouped("network", NetworkOptions)
-def check(file: Path, model: str | None, state_dir: Path | None, network: NetworkOptions) -> None:
+def check(
+    file: Path,
+    model: str | None,
+    method: str | None,
+    state_dir: Path | None,
+    network: NetworkOptions,
+) -> None:
     """Check an envelope's FILE, and whether saved streams are inside.
 
     It says what is wrong, or that FILE holds. Exit status 1 where a stream is outside, or cannot be
-    told: it would start at the source, and its file would be kept as NAME.rejected.
+    told: it would start at the source, and its file would be kept as NAME.rejected. Code of your
+    own is imported where you name it here, never because a state file does.
     """
     from service.envelope_file import read_envelope
 
@@ -69,7 +84,11 @@ def check(file: Path, model: str | None, state_dir: Path | None, network: Networ
         raise click.ClickException(str(error)) from error
     loaded = None if model is None else _loaded(found, model, network)
     click.echo(f"{file} holds. Its digest is {found.digest}.")
-    if state_dir is not None and not _check_streams(found, state_dir, loaded, network):
+    if found.steps_per_1000_images != (allowed := found.steps_allowed):
+        click.echo(f"steps_per_1000_images = {found.steps_per_1000_images} allows {allowed}.")
+    if state_dir is None:
+        return
+    if not _check_streams(state_dir, Kept(found, loaded, method, network)):
         sys.exit(1)
 
 
@@ -89,41 +108,79 @@ def _loaded(envelope: "Envelope", spec: str, network: NetworkOptions) -> "Source
     return model
 
 
-def _check_streams(
-    envelope: "Envelope",
-    folder: Path,
-    model: "SourceModel | None",
-    network: NetworkOptions,
-) -> bool:
+@dataclass
+class Kept:
+    """What saved streams are held against.
+
+    Attributes:
+        model, method: as they were named; None: they were not.
+    """
+
+    envelope: "Envelope"
+    model: "SourceModel | None"
+    method: str | None
+    network: NetworkOptions
+    _bundled: "SourceModel | None" = None
+
+    def drift(self, file: Path) -> float:
+        """How far a stream is from the source's parameters.
+
+        Raises:
+            UserError, ValueError, TypeError: it is outside, or that cannot be told.
+        """
+        from ttc_core.guard import Unwatched
+        from ttc_core.methods import create
+        from ttc_core.methods.contract import AROUND
+        from ttc_core.state import describe, load_state
+
+        said = describe(file)
+        model = self._model_of(said.model)
+        settings = {k: v for k, v in said.settings.items() if k not in AROUND}
+        made = create(self._method_of(said.method), model, envelope=self.envelope, **settings)
+        method = Unwatched(made)
+        load_state(file, method, name=said.method, model=said.model)
+        return method.drift
+
+    def _model_of(self, said: str) -> "SourceModel":
+        """The model to hold a file against that names one: anybody may have written that."""
+        from ttc_core.errors import UserError, shown
+
+        if self.model is not None:
+            return self.model
+        if said != "bundled":
+            raise UserError(f"it is of the model {shown(said)}: name it with --model.")
+        if self._bundled is None:
+            self._bundled = _loaded(self.envelope, said, self.network)
+        return self._bundled
+
+    def _method_of(self, said: str) -> str:
+        from ttc_core.errors import UserError, shown
+        from ttc_core.methods import METHODS
+
+        if said not in METHODS and said != self.method:
+            raise UserError(f"it is of the method {shown(said)}: name it with --method.")
+        return said
+
+
+def _check_streams(folder: Path, kept: Kept) -> bool:
     """Say of each saved stream whether it is inside; return whether all are."""
-    from service.state_folder import SUFFIX, stream_of
+    from service.changes.saved import stream_files
     from ttc_core.errors import UserError, shown
-    from ttc_core.guard import Unwatched
-    from ttc_core.methods import create
-    from ttc_core.methods.contract import AROUND
-    from ttc_core.state import StateError, describe, load_state
+    from ttc_core.state import StateError
 
     try:
-        files = sorted(each for each in folder.iterdir() if each.suffix == SUFFIX)
+        files = list(stream_files(folder))
     except OSError as error:
         raise StateError(f"{shown(folder)} cannot be read: {error.strerror}.") from None
-    models: dict[str, SourceModel] = {}
     inside = 0
     for file in files:
-        stream = stream_of(file.name) or file.name
+        stream = shown(file.relative_to(folder).with_suffix(""))
         try:
-            said = describe(file)
-            if said.model not in models:
-                models[said.model] = model or _loaded(envelope, said.model, network)
-            settings = {k: v for k, v in said.settings.items() if k not in AROUND}
-            method = Unwatched(
-                create(said.method, models[said.model], envelope=envelope, **settings)
-            )
-            load_state(file, method, name=said.method, model=said.model)
+            drift = kept.drift(file)
         except (UserError, ValueError, TypeError) as error:
-            click.echo(f"{shown(stream)}: {error}")
+            click.echo(f"{stream}: {error}")
             continue
         inside += 1
-        click.echo(f"{shown(stream)} is inside: drift {method.drift:.3g}")
+        click.echo(f"{stream} is inside: drift {drift:.3g}")
     click.echo(f"{inside} of {len(files)} saved streams are inside.")
     return inside == len(files)

@@ -15,9 +15,11 @@ import pytest
 import yaml
 
 from service.cli import cli
+from service.envelope_file import read_envelope
 from service.settings import Settings
 from ttc_core.corruptions import CORRUPTIONS
 from ttc_core.datasets import Geometry, open_data
+from ttc_core.envelope.clauses import BUILT_IN
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docker-compose.yml"
@@ -101,6 +103,16 @@ def test_mounts_exist_and_are_read_only(service):
         else:
             assert source in COMPOSE["volumes"]
             assert options == []
+
+
+def test_the_envelope_that_is_mounted_holds_and_is_the_built_in_one():
+    """Until somebody edits it."""
+    file = ROOT / "docker" / "ttc" / "envelope.toml"
+    assert read_envelope(file) == BUILT_IN
+    for name in ("ttc", "ttc-gpu"):
+        assert "./docker/ttc:/etc/ttc:ro" in SERVICES[name]["volumes"]
+        assert "TTC_ENVELOPE" in SERVICES[name]["environment"]
+    assert "/etc/ttc/envelope.toml" in FILE.read_text()
 
 
 def test_every_volume_has_one_user():

@@ -10,13 +10,16 @@ import torch
 
 from service.changes import changes as changes_module
 from service.changes import verifying
+from service.changes.lines import encoded
 from service.replay import to_png
+from tests.fixtures.networks import make_model
 from tests.fixtures.requests import ask
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.guard import watched
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods import create
 from ttc_core.methods.contract import Prediction
+from ttc_core.state import save_state
 
 ONLY = 3
 
@@ -135,33 +138,92 @@ def test_what_nobody_touched_is_verified(ttc, folder):
     assert "2 saved streams are as the log has them" in out
     status, out, _ = ttc("changes", "verify", "--state-dir", states, "--metric", head - 1)
     assert (status, "No line has a hash that begins with" in out) == (1, True)
+    last = json.loads((states / "changes.head").read_text())
+    given = ("--state-dir", states, "--head", last["head"][:16], "--line")
+    assert ttc("changes", "verify", *given, last["line"])[0] == 0
+    status, out, _ = ttc("changes", "verify", *given, 3)
+    assert (status, "Line 3 has not a hash that begins with" in out) == (1, True)
 
 
-@pytest.mark.parametrize("way", ["altered", "cut", "swapped", "added", "removed", "older"])
-def test_what_was_done_to_it_is_told_with_its_place(ttc, folder, tmp_path, way):
-    states = tmp_path / "states"
-    shutil.copytree(folder[0], states)
-    log = states / "changes.jsonl"
-    lines = log.read_bytes().splitlines(keepends=True)
+def in_the_log(lines, way):
+    """Do something to the lines of a log of changes."""
     if way == "altered":
         lines[4] = lines[4].replace(b'"version":', b'"version":1')
-    elif way == "cut":
+    elif way == "cut in the middle":
+        del lines[4]
+    elif way == "tail cut":
         del lines[-1]
     elif way == "swapped":
         lines[3], lines[4] = lines[4], lines[3]
     elif way == "added":
         lines.insert(4, lines[3])
-    elif way == "removed":
-        del lines[4]
+    elif way == "an older copy":
+        del lines[8:]
+    return lines
+
+
+def among_streams(states, way):
+    """Do something to the files of saved streams; what is then said of which."""
+    gate, yard = states / "gate.safetensors", states / "yard.safetensors"
+    saved = gate.read_bytes()
+    if way == "state replaced":
+        gate.write_bytes(saved[:-1] + bytes([saved[-1] ^ 1]))
+        return "gate.safetensors is not what was saved last"
+    if way == "states exchanged":
+        gate.write_bytes(yard.read_bytes())
+        yard.write_bytes(saved)
+        return "yard.safetensors is of another stream, gate"
+    if way == "state planted":
+        (states / "door.safetensors").write_bytes(saved)
+        return "door.safetensors is of another stream, gate"
+    gate.unlink()
+    return "gate.safetensors is not there; it was saved by line"
+
+
+LINES = ("altered", "cut in the middle", "tail cut", "swapped", "added", "an older copy")
+FILES = ("state replaced", "states exchanged", "state planted", "state removed")
+
+
+@pytest.mark.parametrize("way", [*LINES, *FILES])
+def test_what_was_done_to_it_is_told_with_its_place(ttc, folder, tmp_path, way):
+    """The ways to tamper with a log, and with the streams that it is of: exit status 1."""
+    states = tmp_path / "states"
+    shutil.copytree(folder[0], states)
+    log, said = states / "changes.jsonl", "changes.jsonl, line "
+    if way in FILES:
+        said = among_streams(states, way)
     else:
-        lines = lines[:8]
+        lines = in_the_log(log.read_bytes().splitlines(keepends=True), way)
+        log.write_bytes(b"".join(lines))
+    if way == "an older copy":
         (states / "changes.head").unlink()
-    log.write_bytes(b"".join(lines))
+    if way in ("tail cut", "an older copy"):
+        said = "changes.head"
     status, out, _ = ttc("changes", "verify", "--state-dir", states)
-    assert status == 1
-    assert "WRONG: " in out
-    if way not in ("cut", "older"):
-        assert "changes.jsonl, line " in out
+    assert (status, "WRONG: " in out, said in out) == (1, True, True), out
+    assert "All is as it was written" not in out
+
+
+def test_what_nothing_vouches_for_is_neither_right_nor_wrong(ttc, folder, tmp_path):
+    """A stream of which the log has nothing, a line behind a head that nobody closed: status 3."""
+    states = tmp_path / "states"
+    shutil.copytree(folder[0], states)
+    model = create("ttc", make_model())
+    save_state(states / "door.safetensors", model, name="ttc", model="m")
+    status, out, _ = ttc("changes", "verify", "--state-dir", states)
+    assert (status, "All is as it was written" in out) == (3, False)
+    assert "UNSURE: door.safetensors is nothing that the log has a line of" in out
+    assert "Nothing vouches for: 1." in out
+    (states / "door.safetensors").unlink()
+    head = json.loads((states / "changes.head").read_text())
+    line = encoded(head["line"] + 1, head["head"], {"time": 2e9, "event": "stopped"})
+    with (states / "changes.jsonl").open("ab") as log:
+        log.write(line + b"\n")
+    assert ttc("changes", "verify", "--state-dir", states)[0] == 1  # it was closed
+    (states / "changes.head").write_text(json.dumps({**head, "closed": False}))
+    status, out, _ = ttc("changes", "verify", "--state-dir", states)
+    assert status == 3
+    assert f"Line {head['line'] + 1:,} was behind the log's head now" in out
 
 
 def test_wrong_use_is_answered_by_a_sentence(ttc, folder, tmp_path):
@@ -172,6 +234,8 @@ def test_wrong_use_is_answered_by_a_sentence(ttc, folder, tmp_path):
             ("verify", "--state-dir", states, "--head", "a" * 12, "--metric", "1"),
             *(2, "one is accepted"),
         ),
+        (("verify", "--state-dir", states, "--metric", "0"), 2, "'--metric'"),
+        (("verify", "--state-dir", states, "--line", "3"), 2, "--line takes the hash of that line"),
         (("verify", "--state-dir", tmp_path), 1, "There is no log of changes here"),
         (("verify",), 2, "--state-dir"),
         (("verify", "--state-dir", tmp_path / "none"), 1, "No such file or directory"),

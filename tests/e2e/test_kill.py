@@ -71,7 +71,7 @@ def test_kill_9_at_twenty_moments_under_load(pictures, tmp_path):
     assert suffixes <= {".safetensors", ".part", "", ".ids", ".jsonl", ".head"}
     found = verify(tmp_path)
     assert not found.defects
-    assert found.files + found.unknown <= STREAMS
+    assert found.files + len(found.unvouched) >= STREAMS
 
 
 def saves(url):

@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import resource
 import shutil
 import tempfile
+import tracemalloc
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.changes import chain as chain_module
+from service.changes import story
 from service.changes.chain import Chain, read_head, write_head
 from service.changes.files import Place, writers
 from service.changes.lines import MOST_LINE_BYTES, decoded, digest, encoded
@@ -367,17 +369,132 @@ def test_what_lies_in_the_place_of_the_log_is_kept(tmp_path):
     assert "did not end in a line; it is changes.rejected" in defect.sentence
 
 
-def test_a_log_that_is_taken_away_while_it_is_written_goes_on(tmp_path):
-    """In another file, whose lines follow those that went."""
+@pytest.mark.parametrize("way", ["taken", "replaced"])
+def test_a_log_that_is_taken_away_while_it_is_written_goes_on(tmp_path, way):
+    """In another file, whose lines follow those that went; what was put in its place is kept, for
+    it may be all that is left of the log: an editor, a backup, whoever tampers replaces files."""
     chain = Chain(Place(tmp_path), most_bytes=10**6, most_files=10)
     chain.append([event(1), event(2)])
-    (tmp_path / "changes.jsonl").unlink()
+    path = tmp_path / "changes.jsonl"
+    written_before = path.read_bytes()
+    if way == "replaced":
+        (tmp_path / "copy").write_bytes(written_before)
+        (tmp_path / "copy").replace(path)
+    else:
+        path.unlink()
     chain.append([event(3)])
     chain.sync(closed=True)
     chain.close()
     sentences = " ".join(map(str, verified(tmp_path).defects))
     assert "was taken away from its writer" in sentences
     assert "the files before it are gone" in sentences
+    if way == "replaced":
+        assert "what lay in its place is changes.rejected" in sentences
+        assert (tmp_path / "changes.rejected").read_bytes() == written_before
+
+
+def test_what_is_wrong_is_told_though_the_first_write_fails(tmp_path, monkeypatch):
+    """A line that somebody added behind a closed log, and a disk that is full at the next start."""
+    written(tmp_path, 2)
+    path = tmp_path / "changes.jsonl"
+    last = path.read_bytes().splitlines()[-1]
+    forged = encoded(decoded(last)["line"] + 1, digest(last), event(7))
+    path.write_bytes(path.read_bytes() + forged + b"\n" + b'{"torn')
+
+    real = os.pwrite
+
+    def full(descriptor, data, at):
+        if bytes(data) == b'{"torn':  # it was there, and takes no room
+            return real(descriptor, data, at)
+        real(descriptor, bytes(data[:7]), at)
+        raise OSError(28, "No space left on device")
+
+    chain, descriptors = Chain(Place(tmp_path), most_bytes=10**6, most_files=10), open_files()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        for _ in range(5):
+            with pytest.raises(OSError, match="No space"):
+                chain.append([event(3)])
+    assert open_files() == descriptors
+    chain.append([event(3)])
+    chain.sync(closed=True)
+    chain.close()
+    (defect,) = verified(tmp_path).defects
+    assert "the log was closed at line 3, and went on to 4" in defect.sentence
+    assert "6 bytes of it are kept here" in str(verified(tmp_path).remarks)
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_start_behind_a_head_that_nobody_closed_says_so(tmp_path):
+    """Whoever adds a line after a kill has no hash to make anew: it stays told as not vouched for,
+    and so does what a kill itself left there."""
+    written(tmp_path, 2, close=False, most_bytes=10**6)
+    assert verified(tmp_path).is_vouched_for
+    path = tmp_path / "changes.jsonl"
+    last = path.read_bytes().splitlines()[-1]
+    forged = encoded(decoded(last)["line"] + 1, digest(last), event(7))
+    path.write_bytes(path.read_bytes() + forged + b"\n")
+    assert not verified(tmp_path).is_vouched_for
+    written(tmp_path, 2, most_bytes=10**6)
+    found = verified(tmp_path)
+    assert not found.defects
+    (unsure,) = found.unvouched
+    assert "line 4 was behind the log's head when a process ended unasked" in unsure.sentence
+
+
+def test_a_line_that_no_line_can_tell_stops_none_behind_it(tmp_path):
+    """A user's own method tells what it likes."""
+    deep = {}
+    for _ in range(3000):
+        deep = {"a": deep}
+    for odd in (deep, 10**5000, object(), {1: {2: float("inf")}}):
+        line = encoded(1, None, {**event(1), "evidence": odd})
+        assert decoded(line)["stream"] == "yard"
+
+
+def test_numbers_that_jump_cost_nothing(tmp_path):
+    """A file is read before anybody knows that it is none."""
+    before, lines = None, []
+    for number in range(1, 40):
+        line = encoded(number << 30, before, event(number))
+        before = digest(line)
+        lines.append(line + b"\n")
+    (tmp_path / "changes.jsonl").write_bytes(b"".join(lines))
+    tracemalloc.start()
+    assert not is_whole(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
+
+
+def test_more_writers_than_files_that_may_be_open(tmp_path, monkeypatch):
+    """A replica that is started anew every hour; one after another is read."""
+    for number in range(40):
+        written(tmp_path, 1, writer=f"r{number}")
+        path = tmp_path / f"changes-r{number}.jsonl"
+        path.write_bytes(b"".join(shifted(path.read_bytes(), 1e9 + 100 * number)))
+        head = digest(path.read_bytes().splitlines()[-1])
+        known = ChangesHead(writer=f"r{number}", line=2, head=head, closed=True)
+        write_head(tmp_path / f"changes-r{number}.head", known)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 20, hard))
+    try:
+        assert verified(tmp_path).is_vouched_for
+        assert len([*story.lines_of(tmp_path, STREAMS[0], 0.0)]) == 40
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def shifted(data, begun):
+    """The same lines, told at another time."""
+    before = None
+    for number, line in enumerate(data.splitlines(), 1):
+        told = {name: each for name, each in decoded(line).items() if name not in ("check",)}
+        line = encoded(number, before, {**told, "time": begun + number})
+        before = digest(line)
+        yield line + b"\n"
 
 
 def test_links_and_pipes_are_not_written_to(tmp_path):
@@ -395,10 +512,10 @@ def test_links_and_pipes_are_not_written_to(tmp_path):
 def test_torn_bytes_are_kept(tmp_path):
     written(tmp_path, 2, most_bytes=10**6, close=False)
     with (tmp_path / "changes.jsonl").open("ab") as file:
-        file.write(b'{"before":"\xff\x00')
+        file.write(b'{"before":"\xff\x00' + b"x" * 20_000)
     written(tmp_path, 1, most_bytes=10**6)
     lines = [json.loads(line) for line in (tmp_path / "changes.jsonl").read_text().splitlines()]
-    (mended,) = [line for line in lines if line["event"] == "mended"]
-    assert mended["torn"] == '{"before":"\\xff\x00'
-    assert mended["bytes"] == 13
-    assert chain_module.MOST_TORN_BYTES < MOST_LINE_BYTES
+    mended = [line for line in lines if line["event"] == "mended"]
+    assert "".join(each["torn"] for each in mended) == '{"before":"\\xff\x00' + "x" * 20_000
+    assert sum(each["bytes"] for each in mended) == 20_013
+    assert not verified(tmp_path).defects

@@ -5,21 +5,24 @@ import json
 import os
 import shutil
 import time
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from service.changes import changes as changes_module
+from service.changes.chain import Chain
 from service.changes.changes import Changes
 from service.changes.verifying import verify
 from service.events import Events
-from service.stream_reports import Standing
+from service.state_folder import StateFolder
+from tests.fixtures.engine import value
 from tests.fixtures.networks import make_model
 from tests.fixtures.streams import events, request, reset, stop
-from ttc_core.envelope.verdicts import Verdicts
-from ttc_core.methods import Adaptation, create
-from ttc_core.state import describe
+from ttc_core.envelope.clauses import Envelope
+from ttc_core.guard.wrapper import Wrapper
+from ttc_core.methods import Act, Adaptation, create
+from ttc_core.state import describe, read_header
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +32,8 @@ def soon(monkeypatch):
     monkeypatch.setattr(changes_module, "RETRY_SECONDS", 0.01)
 
 
-def verified(folder):
-    return verify(folder, wait=lambda seconds: None)
+def verified(folder, **options):
+    return verify(folder, wait=lambda seconds: None, **options)
 
 
 def told(folder, *kinds):
@@ -115,7 +118,7 @@ def test_a_saved_stream_holds_the_head_of_the_log(engine, tmp_path):
     mark = describe(gate).of_stream["changes"]
     assert mark["line"] == 2
     found = verified(tmp_path)
-    assert (found.files, found.unknown, found.defects) == (2, 0, [])
+    assert (found.files, found.unvouched, found.defects) == (2, [], [])
 
     older = tmp_path / "older"
     shutil.copy(gate, older)
@@ -130,7 +133,7 @@ def test_a_saved_stream_holds_the_head_of_the_log(engine, tmp_path):
     assert "gate.safetensors is an older copy of what was saved last" in str(defect)
     gate.write_bytes(yard.read_bytes())
     (defect,) = verified(tmp_path).defects
-    assert "gate.safetensors is an older copy of" in str(defect)
+    assert "gate.safetensors is of another stream, yard" in str(defect)
     gate.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
     (defect,) = verified(tmp_path).defects
     assert "gate.safetensors is not what was saved last" in str(defect)
@@ -162,7 +165,7 @@ def test_saved_streams_tell_of_a_log_that_was_deleted_or_cut(engine, tmp_path):
 
 
 def test_an_older_copy_that_was_read_stays_told(engine, tmp_path):
-    """As after a backup that was brought back: it is no sign of tampering, and is seen."""
+    """As after a backup that was brought back: wrong, unless somebody says that it was."""
     for _ in range(2):
         table = engine(tmp_path)
         request(table, "gate")
@@ -173,9 +176,99 @@ def test_an_older_copy_that_was_read_stays_told(engine, tmp_path):
     table = engine(tmp_path)
     request(table, "gate")
     stop(table)
+    (defect,) = verified(tmp_path).defects
+    assert "gate.safetensors was read, and is an older copy of what was saved last" in str(defect)
+    assert verified(tmp_path, restored=["yard"]).defects
+    found = verified(tmp_path, restored=["yard", "ga*"])
+    assert found.is_vouched_for
+    assert "it was named as restored" in str(found.remarks)
+
+
+@pytest.mark.parametrize("way", ["exchanged", "altered", "planted"])
+def test_no_restart_washes_a_file_clean(engine, tmp_path, way):
+    """Of streams with as many images as one likes: what was wrong before is wrong once it was read
+    and saved anew, too."""
+    table = engine(tmp_path)
+    for _ in range(3):
+        request(table, "gate")
+    asyncio.run(table._save_changed())
+    request(table, "yard")
+    stop(table)
+    assert verified(tmp_path).is_vouched_for
+    gate, yard = tmp_path / "gate.safetensors", tmp_path / "yard.safetensors"
+    saved, names = gate.read_bytes(), ["gate"]
+    if way == "exchanged":
+        gate.write_bytes(yard.read_bytes())
+        yard.write_bytes(saved)
+        names.append("yard")
+    elif way == "altered":
+        # With a larger number of images, as a later one has.
+        images = json.loads(read_header(gate)["stream"])["images"]
+        old, new = (f'images\\":{s}{n}'.encode() for s, n in ((" ", images), (" ", images + 1)))
+        assert saved.count(old) == 1, saved[:2000]
+        gate.write_bytes(saved.replace(old, new))
+    else:
+        names = ["door"]
+        (tmp_path / "door.safetensors").write_bytes(saved)
+    assert len(verified(tmp_path).defects) == len(names)
+    again = engine(tmp_path)
+    for name in names:
+        request(again, name)
+    stop(again)
     found = verified(tmp_path)
+    assert [name for name in names if name in str(found.defects)] == names
+    assert not found.is_vouched_for
+
+
+def test_what_a_kill_leaves_is_told_by_name_and_is_not_wrong(engine, tmp_path, monkeypatch):
+    """A save whose line was on nobody's disk, a removal that was told and not made; after the next
+    start, too. Of a log that was closed the same would be wrong."""
+    table = engine(tmp_path)
+    for name in ("gate", "yard"):
+        request(table, name)
+    asyncio.run(table._save_changed())
+    until(lambda: verified(tmp_path).is_vouched_for)
+    # From now on no line is written any more.
+    with monkeypatch.context() as patch:
+        patch.setattr(Chain, "append", lambda *given: time.sleep(0.1))
+        request(table, "gate")
+        asyncio.run(table._save_changed())
+        (tmp_path / "copy").mkdir()
+        for path in tmp_path.glob("*.*"):
+            shutil.copy(path, tmp_path / "copy")
+        stop(table)
+    killed = tmp_path / "copy"
+    (unsure,) = verified(killed).unvouched
+    assert "gate.safetensors was saved just before a process ended unasked" in str(unsure)
+    assert not verified(killed).defects
+    again = engine(killed)
+    for name in ("gate", "yard"):
+        request(again, name)
+    stop(again)
+    found = verified(killed)
     assert not found.defects
-    assert any("was read, an older copy than what was saved last" in str(x) for x in found.remarks)
+    (unsure,) = found.unvouched
+    assert "gate.safetensors was read, and was saved just before" in str(unsure)
+
+
+def test_a_reset_is_on_disk_before_the_file_goes(engine, tmp_path, monkeypatch):
+    """Else a kill in between would look as if somebody had taken the file away."""
+    table = engine(tmp_path)
+    request(table, "gate")
+    asyncio.run(table._save_changed())
+    until(lambda: verified(tmp_path).is_vouched_for)
+    seen, remove = [], StateFolder.remove
+
+    def killed(folder, stream):
+        seen.extend(told(tmp_path, "removed"))
+        assert verified(tmp_path).unvouched or not (tmp_path / "gate.safetensors").exists()
+        remove(folder, stream)
+
+    monkeypatch.setattr(StateFolder, "remove", killed)
+    reset(table, "gate")
+    assert [line["file"] for line in seen] == ["gate.safetensors"]
+    assert verified(tmp_path).is_vouched_for
+    stop(table)
 
 
 def test_a_log_that_cannot_be_written_is_told_and_ends_nothing(engine, tmp_path, monkeypatch):
@@ -218,6 +311,25 @@ def test_what_is_lost_is_counted_in_a_line(tmp_path, monkeypatch):
     found = verified(tmp_path)
     assert not found.defects
     assert any("could not be written" in str(each) for each in found.remarks)
+
+
+def test_what_still_waits_at_the_end_is_counted_where_one_line_finds_a_place(tmp_path, monkeypatch):
+    """A disk that is full when the service is stopped."""
+    changes, real = Changes(tmp_path, Events()), os.pwrite
+
+    def nearly_full(descriptor, data, at):
+        if len(data) > 1000:
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data, at)
+
+    monkeypatch.setattr(os, "pwrite", nearly_full)
+    for number in range(25):
+        changes.note("hold", stream=f"s{number}")
+    changes.close()
+    assert not told(tmp_path, "hold")
+    (lost,) = told(tmp_path, "lost")
+    assert lost["lines"] == changes.lost == 25
+    assert "25 lines before this one could not be written" in str(verified(tmp_path).remarks)
 
 
 def test_numbers_that_are_none_and_long_texts_are_told_all_the_same(tmp_path):
@@ -268,17 +380,32 @@ def test_other_weights_are_a_line_and_files_of_each_are_told_apart(engine, tmp_p
     assert not verified(tmp_path).defects
 
 
-def test_what_the_envelope_did_is_told_by_clause(engine, tmp_path):
-    """As far as it came to what was told before; of a stream that began anew all."""
+@pytest.mark.parametrize("resets", [False, True])
+def test_what_the_envelope_did_is_told_by_clause(engine, tmp_path, resets):
+    """Of each batch, also of one with which a guard has the stream begin anew: the same in the
+    metric and in the log."""
+    source = create(
+        "tent", make_model(), lr=1.0, statistics="moving", envelope=Envelope(drift=0.001)
+    )
+    source = Resetting(source) if resets else source
+    table = engine(tmp_path, source)
+    for _ in range(3):
+        request(table, "gate")
+    stop(table)
+    lines = told(tmp_path, "steps")
+    assert sum(line["verdicts"]["drift"] for line in lines) == 3
+    counted = value(table, "ttc_envelope_steps_total", clause="drift", verdict="cut")
+    assert counted == 3
+    assert all((line["drift"] is None) == resets for line in lines)
 
-    def record(**counts):
-        return SimpleNamespace(version=3, verdicts=Verdicts(cut=counts))
 
-    before = Standing.of(record(drift=2, image_in_step=5))
-    assert before.version == 3
-    assert before.verdicts_since(record(drift=4, image_in_step=5)) == {"drift": 2}
-    assert before.verdicts_since(record(drift=1)) == {"drift": 1}
-    assert Standing.of(record()).verdicts_since(record(drift=1)) == {"drift": 1}
+class Resetting(Wrapper):
+    """Has its stream begin anew with each batch, as a guard may."""
+
+    def adapt(self, prediction, *, learn=True):
+        outcome = self.inner.adapt(prediction, learn=learn)
+        self.inner.reset()
+        return replace(outcome, acts=(Act("reset", "harm", {}),), drift=0.0)
 
 
 def test_without_a_folder_nothing_is_noted(engine, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from tests.fixtures.streams import PIXELS, events, request, reset, stop
 from ttc_core.envelope.clauses import BUILT_IN, Envelope
 from ttc_core.envelope.verdicts import CLAUSES
 from ttc_core.methods import create
+from ttc_core.state import save_state
 
 NAME = "ttc_envelope_steps_total"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "envelope.toml"
@@ -109,7 +110,7 @@ def test_a_file_is_read_as_it_is_written(tmp_path):
         file.write_text(as_toml(envelope))
         assert read_envelope(file) == envelope
     assert "\n#largest_change = " in file.read_text()
-    assert '\nparameters = ["layer3.*", "*.bias"]\n' in file.read_text()
+    assert '\nparameters = ["*.bias", "layer3.*"]\n' in file.read_text()
 
 
 def test_the_example_file_holds():
@@ -166,3 +167,33 @@ def test_check_holds_patterns_against_a_network(tmp_path):
     found = CliRunner().invoke(cli, [*asked, "--model", "bundled"])
     assert found.exit_code == 1
     assert "'layer9.*' fits none of the network's scales and shifts" in found.output
+
+
+def test_check_imports_nothing_that_a_state_file_names(tmp_path, monkeypatch):
+    """Whoever may write to the folder would choose the code that an operator runs. Streams of other
+    weights are looked at as well, and files that are no stream's are not."""
+    monkeypatch.syspath_prepend(tmp_path)  # as `ttc` does where it is run
+    monkeypatch.chdir(tmp_path)
+    module = "import pathlib\npathlib.Path('ran').touch()\n"
+    (tmp_path / "planted.py").write_text(f"{module}def make(*given, **more): raise SystemExit\n")
+    folder = tmp_path / "states"
+    (folder / "weights-0").mkdir(parents=True)
+    method = create("tent", make_model())
+    save_state(folder / "gate.safetensors", method, name="tent", model="planted:make")
+    save_state(folder / "weights-0" / "yard.safetensors", method, name="planted:make", model="m")
+    (folder / "weights of mine.safetensors").write_bytes(b"none of a stream's")
+    file = tmp_path / "envelope.toml"
+    file.write_text("steps_per_1000_images = 700")
+    found = CliRunner().invoke(cli, ["envelope", "check", str(file), "--state-dir", str(folder)])
+    assert found.exit_code == 1
+    assert "gate: it is of the model planted:make: name it with --model." in found.output
+    assert "yard: it is of the model m: name it with --model." in found.output
+    assert "0 of 2 saved streams are inside." in found.output
+    assert "steps_per_1000_images = 700 allows 500." in found.output
+    monkeypatch.setenv("TTC_STATE_DIR", str(folder))
+    asked = ["envelope", "check", str(file), "--model", "bundled"]
+    found = CliRunner().invoke(cli, asked)
+    assert "yard: it is of the method planted:make: name it with --method." in found.output
+    assert not (tmp_path / "ran").exists()
+    found = CliRunner().invoke(cli, [*asked, "--method", "planted:make"])
+    assert (tmp_path / "ran").exists()

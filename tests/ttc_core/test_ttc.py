@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.fixtures.networks import make_images, make_model
+from ttc_core.envelope.clauses import Envelope
 from ttc_core.methods import Method, create
 from ttc_core.methods.parts.augmentation import augment
 from ttc_core.objective import entropy
@@ -168,6 +169,17 @@ def test_the_mean_of_the_gradients_divides_by_the_batches_of_a_step(model, size,
         for method in (create("ttc", model), create("ttc", model, accumulate_mean=True))
     ]
     assert losses[1] == pytest.approx(losses[0] / batches, rel=1e-5)
+
+
+def test_an_image_of_a_mean_of_gradients_weighs_as_it_does_in_the_loss(model):
+    """A batch of one, divided by two hundred, beside one of a hundred: what it is of the step."""
+    within = Envelope.of({"image_in_step": 0.02})
+    settings = {"accumulate_mean": True, "ss": False, "samples_per_step": 101, "rla": False}
+    method = create("ttc", model, envelope=within, **settings)
+    for size in (1, 100):
+        method.adapt(method.predict(make_images(size)))
+    assert method.version == 1
+    assert not method.verdicts.by_clause
 
 
 def test_gradients_add_up_over_an_accumulation(model):

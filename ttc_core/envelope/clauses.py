@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -49,7 +50,11 @@ class Envelope(BaseModel):
         description="how much of a whole step may be for one image's sake, by its part of the loss",
     )
     steps_per_1000_images: int = Field(
-        1000, ge=0, le=1000, description="steps of the optimizer in any 1,000 images of a stream"
+        1000,
+        ge=0,
+        le=1000,
+        description="steps of the optimizer in any 1,000 images of a stream; so many images apart "
+        "that there are never more: 501 to 999 allow 500, 334 to 499 allow 334",
     )
     worse_than_source: float = Field(
         5.0,
@@ -62,7 +67,8 @@ class Envelope(BaseModel):
         1.75,
         ge=1.01,
         le=1.95,
-        description="by what factor one image may change that evidence",
+        description="by what factor one image may raise that evidence; one that speaks for what "
+        "adapts may lower it to 2 less this factor of what it was",
     )
 
     @field_validator("parameters", mode="before")
@@ -75,7 +81,8 @@ class Envelope(BaseModel):
     def _are_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         if not all(0 < len(each) <= LONGEST_PATTERN for each in patterns):
             raise ValueError(f"a pattern has 1 to {LONGEST_PATTERN} characters")
-        return patterns
+        # What holds the same is the same, and has one digest.
+        return ("*",) if "*" in patterns else tuple(sorted(set(patterns)))
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Envelope":
@@ -94,6 +101,23 @@ class Envelope(BaseModel):
         """12 hex digits that tell it from others."""
         text = json.dumps(self.model_dump(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def digest_if_bounded(self) -> str | None:
+        """The digest; None: it is no envelope, but a method as its paper has it."""
+        return None if self == UNBOUNDED else self.digest
+
+    @property
+    def images_between_steps(self) -> float:
+        """From one step to the next, at least so many images; infinite: no step is taken."""
+        steps = self.steps_per_1000_images
+        return math.ceil(1000 / steps) if steps else math.inf
+
+    @property
+    def steps_allowed(self) -> int:
+        """In any 1,000 images, since steps are a whole number of images apart."""
+        between = self.images_between_steps
+        return 0 if math.isinf(between) else 999 // int(between) + 1
 
     @property
     def moves_all(self) -> bool:

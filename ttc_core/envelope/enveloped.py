@@ -2,6 +2,7 @@
 
 import contextlib
 from copy import copy
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -44,41 +45,47 @@ class Enveloped(Wrapper):
         return self._ledger.verdicts
 
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
-        answered = len(prediction)
-        outcome = self.inner.adapt(prediction, learn=learn and self._may_step(answered))
+        answered, before = len(prediction), self._ledger.verdicts
+        barred = self._barred(answered)
+        if barred is not None and learn:
+            self._ledger.dropped(barred)
+        outcome = self.inner.adapt(prediction, learn=learn and barred is None)
         self._keep_within(outcome, answered)
         if outcome.skipped != "non_finite":
             self._ledger.commit(prediction, learned=outcome.skipped is None)
-        return outcome
+        return replace(outcome, verdicts=self._ledger.verdicts.since(before))
 
     def end(self) -> bool:
-        stepped = self._may_step(0) and self.inner.end()
+        barred = self._barred(0)
+        if barred is not None and self.inner.pending_batches:
+            self._ledger.dropped(barred)
+        stepped = barred is None and self.inner.end()
         self._keep_within(Adaptation(stepped=stepped), 0)
         return stepped
 
-    def _may_step(self, answered: int) -> bool:
-        """Whether the envelope allows a step after so many images more; if not, that is noted.
+    def _barred(self, answered: int) -> str | None:
+        """The clause by which no step may come after so many images more; None: one may.
 
-        A method that does not say what it adapts may step.
+        A method that says what it adapts, and no scales and shifts among that, takes no steps.
         """
         if self.adapts and "affine" not in self.adapts:
-            return True
-        limits, ledger = self._limits, self._ledger
+            return None
+        limits = self._limits
         if limits.none_may_move:
-            ledger.dropped("parameters")
-        elif ledger.since_step + answered < limits.images_between_steps:
-            ledger.dropped("steps_per_1000_images")
-        else:
-            return True
-        return False
+            return "parameters"
+        if self._ledger.since_step + answered < limits.images_between_steps:
+            return "steps_per_1000_images"
+        return None
 
     def _keep_within(self, outcome: Adaptation, answered: int) -> None:
         """Cut what the method has moved too far."""
-        moved = None if self._known is None else self._affine(self.inner.state())
+        # Looked at after each batch: a state may have some once they differ from the source's.
+        moved = self._seen()
         has_moved = moved is not None and not torch.equal(moved, self._known_or_source)
         if has_moved or outcome.stepped:
             self._ledger.stepped(answered)
         if moved is None or not has_moved:
+            self._known = moved
             return
         within, clauses = self._cut(moved, 1 / max(1, outcome.selected))
         for clause in clauses:

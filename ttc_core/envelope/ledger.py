@@ -3,14 +3,12 @@
 from collections.abc import Mapping, Sized
 from typing import Any
 
-from ttc_core.envelope.verdicts import CLAUSES, Verdicts
+from ttc_core.envelope.verdicts import CLAUSES, NO_VERDICTS, Verdicts
 
 SECTION = "envelope"
 # Images since a step, of which more are as many.
 ENOUGH = 1000
 _MOST = 2**53
-# Of a stream that was always within; one for all.
-NONE = Verdicts()
 
 
 class Ledger:
@@ -25,7 +23,7 @@ class Ledger:
         self.reset()
 
     def reset(self) -> None:
-        self.verdicts = NONE
+        self.verdicts = NO_VERDICTS
         self.since_step = ENOUGH
 
     def commit(self, prediction: Sized, *, learned: bool) -> None:

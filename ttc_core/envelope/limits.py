@@ -57,10 +57,9 @@ class Limits:
             sizes = {name: math.prod(shape) for name, shape in model.affine_layout.shapes.items()}
             each = [torch.full((size,), name not in moving) for name, size in sizes.items()]
             self.fixed = torch.cat(each).to(self._source.device)
-        steps = envelope.steps_per_1000_images
-        self.images_between_steps = math.ceil(1000 / steps) if steps else math.inf
-        if steps == 1000:  # a batch has an image at least: a step an image is no bound
-            self.images_between_steps = 0
+        # A batch has an image at least: a step an image is no bound.
+        is_unbound = envelope.steps_per_1000_images == 1000
+        self.images_between_steps = 0.0 if is_unbound else envelope.images_between_steps
 
     def weight_of(self, images: float) -> float:
         """What so many images that count alike may weigh in statistics, beside all before."""

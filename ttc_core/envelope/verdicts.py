@@ -39,9 +39,22 @@ class Verdicts:
     def with_dropped(self, clause: str) -> "Verdicts":
         return replace(self, dropped={**self.dropped, clause: self.dropped.get(clause, 0) + 1})
 
+    def since(self, before: "Verdicts") -> "Verdicts":
+        """Those that came since there were these `before`."""
+        return Verdicts(_rest(self.cut, before.cut), _rest(self.dropped, before.dropped))
+
     def __add__(self, other: "Verdicts") -> "Verdicts":
         return Verdicts(_sum(self.cut, other.cut), _sum(self.dropped, other.dropped))
 
 
+NO_VERDICTS = Verdicts()
+"""None; one for all."""
+
+
 def _sum(some: Mapping[str, int], others: Mapping[str, int]) -> dict[str, int]:
     return {name: some.get(name, 0) + others.get(name, 0) for name in {**some, **others}}
+
+
+def _rest(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    found = {name: count - before.get(name, 0) for name, count in now.items()}
+    return {name: count for name, count in found.items() if count}

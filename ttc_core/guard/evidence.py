@@ -59,7 +59,8 @@ class Evidence:
         Args:
             horizon: observations that mean and variance run over.
             factor: by which one may raise the wealth of all purses, below 2: it stakes so much of
-                it less 1 at most, and is never ruined by one observation.
+                it less 1 at most. One may lower it to 2 less this factor of what it was, and never
+                ruins it.
         """
         best = self.mean / (self.variance + self.mean * self.mean)
         stake = min(max(best, 0.0), factor - 1)

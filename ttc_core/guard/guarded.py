@@ -315,9 +315,12 @@ class Guarded(Wrapper):
         if prediction.selected is not inner.selected:  # somebody chose others
             inner = replace(inner, selected=prediction.selected)
         # The source answers beyond what the envelope allows; where it must not, nothing is learned.
-        if learn and self._acts and self._watch.by_source and not self._settings.hold:
-            self._dropped, learn = self._dropped + 1, False
-        outcome = self.inner.adapt(inner, learn=learn)
+        dropped = learn and self._acts and self._watch.by_source and not self._settings.hold
+        outcome = self.inner.adapt(inner, learn=learn and not dropped)
+        if dropped:
+            self._dropped += 1
+            own = outcome.verdicts.with_dropped("worse_than_source")
+            outcome = replace(outcome, verdicts=own)
         if outcome.skipped == "non_finite":
             return outcome
         assert pending.judged is not None

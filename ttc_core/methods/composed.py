@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -142,6 +143,7 @@ class ComposedMethod(ABC):
     def adapt(self, prediction: Prediction, *, learn: bool = True) -> Adaptation:
         if not prediction.can_teach():
             return Adaptation(skipped="non_finite", drift=self.drift)
+        before = self._ledger.verdicts
         # Where only statistics follow the stream there is nothing to be left out.
         if learn or not self.adapts - {"moments"}:
             outcome = self._learn(prediction)
@@ -150,7 +152,9 @@ class ComposedMethod(ABC):
         if outcome.skipped != "non_finite":
             for part in self._parts:
                 part.commit(prediction, learned=outcome.skipped is None)
-        return outcome
+        if self._ledger.verdicts is before:
+            return outcome
+        return replace(outcome, verdicts=self._ledger.verdicts.since(before))
 
     def _learn(self, prediction: Prediction) -> Adaptation:
         """Learn from a batch by other means than a part's `commit`."""

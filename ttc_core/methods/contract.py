@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from ttc_core.envelope.clauses import Envelope
-from ttc_core.envelope.verdicts import Verdicts
+from ttc_core.envelope.verdicts import NO_VERDICTS, Verdicts
 from ttc_core.errors import UserError
 from ttc_core.model import SourceModel
 from ttc_core.objective import entropy
@@ -258,6 +258,7 @@ class Adaptation:
             "suspect" or "settled".
         drift: ‖θ − θ_source‖₂ / ‖θ_source‖₂ over the adapted parameters afterwards.
         acts: what a guard did then.
+        verdicts: what an envelope cut or dropped of it.
     """
 
     loss: float | None = None
@@ -268,6 +269,7 @@ class Adaptation:
     skipped: str | None = None
     drift: float = 0.0
     acts: Sequence[Act] = ()
+    verdicts: Verdicts = NO_VERDICTS
 
 
 class Weighed(NamedTuple):

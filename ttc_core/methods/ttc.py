@@ -126,7 +126,10 @@ class TTC(AffineMethod):
             loss = per_image[selected].sum() / len(prediction)
             weights = selected / len(prediction)
         if s.accumulate_mean:
-            loss = loss / self._batches_per_step(len(prediction))
+            batches = self._batches_per_step(len(prediction))
+            loss = loss / batches
+            each = selected / selected.sum().clamp_min(1) if weights is None else weights
+            weights = each / batches
         mean = pending.entropy[selected].mean()
         return Loss(loss, mean, selected.sum(), similarity, weights)
 

@@ -174,7 +174,7 @@ class AffineLearner:
 
     def end(self) -> bool:
         """Step on what waits, since nothing comes any more; return whether that was done."""
-        return self._may_step(0) and self.step()
+        return self.pending_batches > 0 and self._may_step(0) and self.step()
 
     def step(self, lr: float | None = None, *, fade: float = 0.0, answered: int = 0) -> bool:
         """Let the optimizer move the parameters by what waits; return whether it did.
@@ -207,6 +207,11 @@ class AffineLearner:
             clauses.append("image_in_step")
             share = most * self.pending_weight / self.pending_largest
             moved = torch.lerp(before, moved, share)
+            # Else the steps behind would make up for what this one lacks. The mean of squares is
+            # kept whole: a smaller one would have them go further.
+            for name in kept.keys() & {"exp_avg", "momentum_buffer"}:
+                old = self._optimizer.get(name, torch.zeros_like(kept[name]))
+                kept[name] = torch.lerp(old, kept[name], share)
         drift, largest, finite = self._measure(moved, kept.values())
         if not finite:
             return False
