@@ -10,8 +10,8 @@ write over who came after. `fleet` tells this folder from any other: where a mac
 the shared one, what lies at the same place is not it.
 
 For how long an owner's file was not touched each process tells by its own clock, from when it saw
-the file first as it is: no two clocks are compared, and none that is set is read. The file system is
-to have locks that hold between all of them (flock: of a local disk, NFS from version 4, CephFS).
+the file first as it is: no two clocks are compared, and none that is set is read. The file system
+is to have locks that hold between all of them (flock: a local disk, NFS from version 4, CephFS).
 """
 
 import contextlib
@@ -235,6 +235,21 @@ class Leases:
             return bool(_MACHINE) and about.get("machine") == _MACHINE and _is_free(descriptor)
         finally:
             os.close(descriptor)
+
+    def lives(self, owner: str) -> bool:
+        """Whether a process says that it lives; it takes a lease's length to see that it does not.
+
+        Raises:
+            OSError: that cannot be told.
+        """
+        before = None
+        while not self.is_gone(owner):
+            seen = self._seen[owner].modified
+            if before is not None and seen != before:
+                return True
+            before = seen
+            time.sleep(self.lease_seconds / 50)
+        return False
 
     def _silence(self, owner: str, descriptor: int) -> float:
         """For how many seconds, as far as we have seen, an owner has not touched its file."""

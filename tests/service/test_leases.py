@@ -208,7 +208,7 @@ def test_another_folder_at_the_same_place_is_not_the_fleets(make, tmp_path):
 
 
 def test_who_stalls_in_the_midst_of_a_beat_looks_whose_its_streams_are(make, monkeypatch):
-    """A file system that hangs while a lease expires: the next beat tells, and no write is needed."""
+    """A file system that hangs while a lease expires: the next beat tells, without a write."""
     lost = []
     a, b = make("a", on_lost=lost.append), make("b")
     a.claim("gate")
@@ -233,7 +233,8 @@ def test_a_machine_that_was_paused_with_all_its_clocks_looks(make):
     a.claim("gate")
     past = time.time() - 2 * a.lease_seconds
     os.utime(a._alive, (past, past))
-    b._seen["a"] = module.Seen(os.fstat(a._alive).st_mtime_ns, module._clock() - 2 * b.lease_seconds)
+    modified, long_ago = os.fstat(a._alive).st_mtime_ns, module._clock() - 2 * b.lease_seconds
+    b._seen["a"] = module.Seen(modified, long_ago)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_is_free", lambda _: False)
         assert b.claim("gate") is None
