@@ -52,7 +52,7 @@ T = TypeVar("T")
 Merge = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
 # How long a probe waits, which asks again soon; and a reset, with thousands of files to remove.
-READY_SECONDS, RESET_SECONDS = 2.0, 60.0
+READY_SECONDS, RESET_SECONDS = 2.0, 30.0
 # A lease is to run out, or a replica to save what it has: as long as neither, nothing has changed.
 RESET_AGAIN_SECONDS = 5.0
 MOST_NAMED = 10
@@ -269,8 +269,9 @@ class Door:
         return _merged(answered, merging.reset(documents))
 
     async def _status(self, forwarded: Forwarded) -> Response:
-        told = await self._sight.look(with_files=True)
-        answered = await self._fleet.ask_all(forwarded)
+        told, answered = await asyncio.gather(
+            self._sight.look(with_files=True), self._fleet.ask_all(forwarded)
+        )
         well = [each for each in answered if each.status == 200]
         if not well:
             return answered[0].response()
