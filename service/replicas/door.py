@@ -269,6 +269,7 @@ class Door:
         return _merged(answered, merging.reset(documents))
 
     async def _status(self, forwarded: Forwarded) -> Response:
+        answered: list[Answered]
         told, answered = await asyncio.gather(
             self._sight.look(with_files=True), self._fleet.ask_all(forwarded)
         )
