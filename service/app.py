@@ -98,7 +98,7 @@ def build(
         changes_bytes=settings.changes_bytes,
         changes_files=settings.changes_files,
         # By its place: a successor goes on with a dead one's log, and there are no more of them.
-        changes_writer="" if leases is None else f"replica-{leases.slot()}",
+        changes_writer="" if leases is None else f"replica-{leases.member.slot()}",
         feedback_ids=settings.feedback_ids,
         silent_factor=settings.silent_factor,
         silent_seconds=settings.silent_seconds,

@@ -224,12 +224,12 @@ def _are_to_be_used(handle: "DeploymentHandle[Any]", settings: Settings, leases:
     Raises:
         ReplicasError: they are others, and another command's; or they do not answer.
     """
-    ours = digest_of(settings), leases.fleet
+    ours = digest_of(settings), leases.member.fleet
     told = _served_by(handle)
     if all((digest, fleet) == ours for digest, fleet, _ in told):
         return True
     # Whose folder is another's, of that one cannot be told here whether it lives.
-    if any(fleet != leases.fleet or leases.lives(door) for _, fleet, door in told):
+    if any(fleet != leases.member.fleet or leases.member.lives(door) for _, fleet, door in told):
         raise ReplicasError(
             "The cluster has replicas of other settings; end their `ttc serve --ray`, or "
             "`serve shutdown`, first."
@@ -239,7 +239,7 @@ def _are_to_be_used(handle: "DeploymentHandle[Any]", settings: Settings, leases:
 
 def _are_somebodys(handle: "DeploymentHandle[Any]", leases: Leases) -> bool:
     """Whether the command lives that started replicas, or took them over, and ends them."""
-    return any(leases.lives(door) for _, _, door in _served_by(handle))
+    return any(leases.member.lives(door) for _, _, door in _served_by(handle))
 
 
 def _served_by(handle: "DeploymentHandle[Any]") -> set[tuple[str, str, str]]:
@@ -294,7 +294,7 @@ def _deploy(
         ),
         **scaling,
     )(RayReplica)
-    bound = deployed.bind(settings, origins, load, leases.fleet, leases.owner)
+    bound = deployed.bind(settings, origins, load, leases.member.fleet, leases.owner)
     target = serve.RunTarget(bound, name=APPLICATION, route_prefix=None)
     try:
         serve.run_many([target], wait_for_applications_running=False)

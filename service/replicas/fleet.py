@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from service.errors import NotReady
-from service.leases import LEASE_SECONDS
+from service.member import LEASE_SECONDS
 from service.replicas import ALL_READY_SECONDS
 from service.replicas.passing import Answered, Forwarded
 from service.routes.context import STUCK_SECONDS

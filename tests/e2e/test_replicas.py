@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from service.changes.files import writers
 from service.cli import cli
 from service.client import Client
-from service.leases import FOLDER
+from service.member import FOLDER
 from service.replicas import door, sight
 from service.replicas import fleet as fleet_module
 from service.replicas.fleet import Fleet

@@ -64,10 +64,10 @@ def killed(tmp_path, ours):
 def test_replicas_of_a_command_that_was_killed_are_taken_over(settings, ours, killed):
     """Of the same settings they go on; others end; of neither anybody has to be told by hand."""
     same, other = digest_of(settings), digest_of(Settings(state_dir=settings.state_dir, ray=True))
-    handle = Handle((same, ours.fleet, killed), (same, ours.fleet, killed))
+    handle = Handle((same, ours.member.fleet, killed), (same, ours.member.fleet, killed))
     assert deploying._are_to_be_used(handle, settings, ours)
     assert not deploying._are_somebodys(handle, ours)
-    assert not deploying._are_to_be_used(Handle((other, ours.fleet, killed)), settings, ours)
+    assert not deploying._are_to_be_used(Handle((other, ours.member.fleet, killed)), settings, ours)
 
 
 def test_replicas_of_a_command_that_lives_are_its_own(settings, ours):
@@ -79,10 +79,10 @@ def test_replicas_of_a_command_that_lives_are_its_own(settings, ours):
         same = digest_of(settings)
         other = digest_of(settings.model_copy(update={"token": None}))
         assert other != same
-        handle = Handle((same, ours.fleet, "door-living"))
+        handle = Handle((same, ours.member.fleet, "door-living"))
         assert deploying._are_to_be_used(handle, settings, ours)
         assert deploying._are_somebodys(handle, ours)
-        for told in ((other, ours.fleet, "door-living"), (same, "another", "door-gone")):
+        for told in ((other, ours.member.fleet, "door-living"), (same, "another", "door-gone")):
             with pytest.raises(ReplicasError, match="replicas of other settings"):
                 deploying._are_to_be_used(Handle(told), settings, ours)
     finally:

@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from service import leases as module
-from service.leases import FOLDER, FORGOTTEN_AFTER, LeaseBusy, LeaseLost, Leases, NotTheFolder
+from service import member
+from service.leases import LeaseBusy, LeaseLost, Leases
+from service.member import FOLDER, FORGOTTEN_AFTER, NotTheFolder
 
 SHORT = 0.2
 
@@ -37,11 +39,11 @@ def lease_of(folder, stream):
 def sleep_through(leases, monkeypatch, *others):
     """Have a process not be heard of for longer than its lease, as others see."""
     for each in others:
-        each.look_around()
-    clock, asleep = module._clock, 2 * leases.lease_seconds
-    monkeypatch.setattr(module, "_clock", lambda: clock() + asleep)
+        each.member.look_around()
+    clock, asleep = member.clock, 2 * leases.member.lease_seconds
+    monkeypatch.setattr(member, "clock", lambda: clock() + asleep)
     # It is the same machine: its lock alone would tell that it lives.
-    monkeypatch.setattr(module, "_is_free", lambda _: False)
+    monkeypatch.setattr(member, "_is_free", lambda _: False)
 
 
 def test_a_stream_has_one_owner(make):
@@ -83,7 +85,7 @@ def test_who_ends_gives_all_up(make):
 
 def test_a_lease_is_taken_over_when_it_expires_and_not_before(make, monkeypatch):
     """A process on another machine, which says nothing, keeps its streams for one lease."""
-    monkeypatch.setattr(module, "_is_free", lambda _: False)
+    monkeypatch.setattr(member, "_is_free", lambda _: False)
     a, b = make("a", SHORT), make("b", SHORT)
     began = time.monotonic()
     a.claim("gate")
@@ -95,7 +97,7 @@ def test_a_lease_is_taken_over_when_it_expires_and_not_before(make, monkeypatch)
 
 def test_who_beats_keeps_its_streams(make, monkeypatch):
     """For many leases' lengths."""
-    monkeypatch.setattr(module, "_is_free", lambda _: False)
+    monkeypatch.setattr(member, "_is_free", lambda _: False)
     a, b = make("a", SHORT), make("b", SHORT)
     a.claim("gate")
     a.keep_beating()
@@ -179,7 +181,7 @@ def test_a_damaged_lease_is_nobodys(make, tmp_path, damage):
 def test_a_folder_that_is_not_mounted_any_more_is_not_made_anew(make, tmp_path):
     """Nobody goes on by itself on what lies below; with the folder streams are there again."""
     a = make("a", SHORT)
-    b = Leases(tmp_path, "b", fleet=a.fleet, lease_seconds=SHORT)
+    b = Leases(tmp_path, "b", fleet=a.member.fleet, lease_seconds=SHORT)
     a.claim("gate")
     (tmp_path / FOLDER).rename(tmp_path / "elsewhere")
     for each in (a, b):
@@ -196,7 +198,7 @@ def test_a_folder_that_is_not_mounted_any_more_is_not_made_anew(make, tmp_path):
 
 def test_another_folder_at_the_same_place_is_not_the_fleets(make, tmp_path):
     """A machine that has not mounted it; where one says which it has to be none is made."""
-    fleet = make("a").fleet
+    fleet = make("a").member.fleet
     for place in ("empty", "other"):
         (tmp_path / place).mkdir()
     Leases(tmp_path / "other", "door").close()
@@ -215,12 +217,12 @@ def test_who_stalls_in_the_midst_of_a_beat_looks_whose_its_streams_are(make, mon
     utime = os.utime
 
     def stall(file, *more):
-        if file == a._alive and not lost and not b.owns("gate"):
+        if file == a.member._alive and not lost and not b.owns("gate"):
             sleep_through(a, monkeypatch, b)
             assert b.claim("gate") is None
         utime(file, *more)
 
-    monkeypatch.setattr(module.os, "utime", stall)
+    monkeypatch.setattr(member.os, "utime", stall)
     a.beat()
     assert lost == ["gate"]
     assert not a.owns("gate")
@@ -231,12 +233,15 @@ def test_a_machine_that_was_paused_with_all_its_clocks_looks(make):
     lost = []
     a, b = make("a", on_lost=lost.append), make("b")
     a.claim("gate")
-    past = time.time() - 2 * a.lease_seconds
-    os.utime(a._alive, (past, past))
-    modified, long_ago = os.fstat(a._alive).st_mtime_ns, module._clock() - 2 * b.lease_seconds
-    b._seen["a"] = module.Seen(modified, long_ago)
+    past = time.time() - 2 * a.member.lease_seconds
+    os.utime(a.member._alive, (past, past))
+    modified, long_ago = (
+        os.fstat(a.member._alive).st_mtime_ns,
+        member.clock() - 2 * b.member.lease_seconds,
+    )
+    b.member._seen["a"] = member.Seen(modified, long_ago)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_is_free", lambda _: False)
+        patch.setattr(member, "_is_free", lambda _: False)
         assert b.claim("gate") is None
     a.beat()
     assert lost == ["gate"]
@@ -245,12 +250,12 @@ def test_a_machine_that_was_paused_with_all_its_clocks_looks(make):
 @pytest.mark.parametrize("step", [pytest.param(3600, id="on"), pytest.param(-3600, id="back")])
 def test_a_folder_whose_clock_is_set_takes_no_stream_from_anybody(make, monkeypatch, step):
     """Who lives keeps its streams; who is gone loses them after one lease, not after an hour."""
-    monkeypatch.setattr(module, "_is_free", lambda _: False)
+    monkeypatch.setattr(member, "_is_free", lambda _: False)
     a, b = make("a"), make("b")
     a.claim("gate")
-    b.look_around()
+    b.member.look_around()
     moment = time.time() + step
-    os.utime(a._alive, (moment, moment))
+    os.utime(a.member._alive, (moment, moment))
     assert b.claim("gate") == "a"
     sleep_through(a, monkeypatch, b)
     assert b.claim("gate") is None
@@ -292,9 +297,9 @@ def test_a_lease_does_not_grow_when_it_changes_hands(make, tmp_path):
 def test_slots_are_those_of_the_living(make):
     """Each has a number of its own; the next who comes has that of whoever ended."""
     a, b, c = make("a"), make("b"), make("c")
-    assert [each.slot() for each in (a, b, c)] == [0, 1, 2]
+    assert [each.member.slot() for each in (a, b, c)] == [0, 1, 2]
     b.close()
-    assert make("d").slot() == 1
+    assert make("d").member.slot() == 1
 
 
 def test_a_folder_that_cannot_be_written_is_said_so(tmp_path):
@@ -394,9 +399,9 @@ def test_files_of_processes_long_gone_are_removed(make, tmp_path, monkeypatch):
     living, new = make("living"), make("new")
     old = tmp_path / FOLDER / "owners" / "old"
     old.write_text("{}")
-    new.look_around()
-    clock = module._clock
-    monkeypatch.setattr(module, "_clock", lambda: clock() + FORGOTTEN_AFTER * 60)
+    new.member.look_around()
+    clock = member.clock
+    monkeypatch.setattr(member, "clock", lambda: clock() + FORGOTTEN_AFTER * 60)
     living.beat()
-    new.look_around()
+    new.member.look_around()
     assert {path.name for path in old.parent.iterdir()} == {"living", "new"}
