@@ -111,13 +111,16 @@ def ready(url: str) -> int:
     return sum(bool(each["ready"]) for each in replicas(url))
 
 
-def wait_for(url: str, count: int, seconds: float = PATIENCE) -> float:
-    """Wait until so many replicas are ready; return how long that took."""
+def wait_for(url: str, count: int, pause: float = 0.1) -> float:
+    """Wait until so many replicas are ready, looking every so often; return how long that took.
+
+    Each look is a request to each replica, too: it counts as load.
+    """
     began = time.monotonic()
     while ready(url) != count:
-        if time.monotonic() - began > seconds:
-            raise click.ClickException(f"There are not {count} replicas after {seconds:g} s.")
-        time.sleep(0.1)
+        if time.monotonic() - began > PATIENCE:
+            raise click.ClickException(f"There are not {count} replicas after {PATIENCE:g} s.")
+        time.sleep(pause)
     return time.monotonic() - began
 
 
@@ -258,7 +261,8 @@ def main(
                     found["machine_bytes"] = bytes_of_one(server.process.pid, server.url)
                     moments = kill_all(server.url, kills, wanted, pause, chance, streams, found)
             if scale:
-                click.echo(f"one replica after {wait_for(server.url, 1):.1f} s without load")
+                gone = wait_for(server.url, 1, pause=3.0)
+                click.echo(f"one replica after {gone:.0f} s without load")
             told = httpx.get(f"{server.url}/status", timeout=30).json()
             click.echo(f"{len(told['streams'])} streams in memory, {told['saved_streams']} saved")
         report(streams, moments, failures)
