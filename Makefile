@@ -32,7 +32,7 @@ TOUCHING := $(addprefix tests/,e2e/test_walk.py e2e/test_http.py \
   $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
-.PHONY: install demo test stack replicas test-lowest check lock tables small-batches streams harm estimate study ablation sensitivity bench \
+.PHONY: install demo test stack replicas test-lowest check lock tables small-batches streams harm estimate study ablation sensitivity bench gpu \
   bench-peers cost saving queue shared beside monitoring picture screenshots \
   clean
 
@@ -148,6 +148,11 @@ results/cifar10-network.pt: | $(INSTALLED)
 	$(BIN)/python -m benchmarks.cifar10_network --out $@
 
 bench: $(INSTALLED)  ## how near to a bare loop it is, and curves: under ten minutes; needs Debian's wrk
+	$(BIN)/python -m benchmarks.bench $(BENCH)
+
+gpu: $(INSTALLED)  ## on a CUDA device: the tests that need one, what bfloat16 brings there, the benchmark
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks.precisions
 	$(BIN)/python -m benchmarks.bench $(BENCH)
 
 # Virtual environments and logs are in results/peers; it goes on where it was.

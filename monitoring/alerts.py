@@ -22,6 +22,8 @@ TARGET = f"on ({', '.join(PER_TARGET)})"
 PREDICT = 'route="/predict"'
 SOURCES, ADAPTED = 'answers="source"', 'answers="adapted"'
 NOT_WRITTEN = 'outcome="failed"'
+# Of the end of the log of changes: number and hash are of one moment, so that one collector has all.
+CHANGES_LINE, CHANGES_LOST = "ttc_changes_line", "ttc_changes_lost_total"
 
 # Thresholds, and why these.
 
@@ -70,6 +72,9 @@ HELD_SECONDS = 600
 It is answered, by the source."""
 ESTIMATED_HARM = 0.25
 """Points that the guard, too, leaves the estimate to be wrong by (`SLACK` in ttc_core/guard)."""
+LOST_WITHIN, CUT_WITHIN = "1h", "1d"
+"""A line of the log of changes that is lost is lost for good, and its number never falls: whoever
+looks an hour later, or a day, is still to see it."""
 SUSPECT_SHARE = 0.01
 """One image in a hundred, of one kind: one camera of a hundred has failed. Of ordinary images at
 most one in a thousand is suspect."""
@@ -305,6 +310,24 @@ ALERTS = (
         "What streams learn cannot be saved.",
         "{{ $value }} streams at {{ $labels.instance }} have learned what no file has, and writing "
         "fails: the disk of --state-dir is full or away, or a method's state cannot be written.",
+    ),
+    Alert(
+        "TTCChangesLost",
+        f"increase({CHANGES_LOST}[{LOST_WITHIN}]) > 0",
+        "0m",
+        False,
+        "The log of changes has a gap.",
+        "About {{ $value | humanize }} lines of the log of changes at {{ $labels.instance }} could "
+        "not be written within the last hour: what they would have told is nowhere.",
+    ),
+    Alert(
+        "TTCChangesCut",
+        f"max_over_time({CHANGES_LINE}[{CUT_WITHIN}]) - ({CHANGES_LINE} > 0) > 0",
+        "0m",
+        True,
+        "The log of changes is shorter than it was.",
+        "{{ $value | humanize }} lines of the log of changes at {{ $labels.instance }} were on disk "
+        "within the last day, and are not: it was cut, deleted, or replaced by an older copy.",
     ),
     Alert(
         "TTCSuspectFrames",

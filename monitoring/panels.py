@@ -451,6 +451,18 @@ ADAPTATION = Section(
             unit="percentunit",
         ),
         Panel(
+            "Steps beyond the envelope",
+            "By clause: cut to the edge, or dropped. Again and again: a stream stands at the edge. "
+            "parameters cuts each step by design.",
+            (
+                Query(
+                    Q.increase(M.envelope_steps, by=("clause", "verdict")),
+                    "{{clause}} {{verdict}} {{instance}}",
+                ),
+            ),
+            unit="steps",
+        ),
+        Panel(
             "Resets",
             "Streams put back to the source, by cause.",
             (Query(Q.increase(M.resets, by=("cause",)), "{{cause}} {{instance}}"),),
@@ -579,6 +591,9 @@ SECTIONS = (UP, CAMERAS, ERRORS, LATENCY, SATURATION, ADAPTATION, GUARD, TRUTH)
 
 # Metrics that no panel shows, and why.
 WITHOUT_PANEL = {
+    "ttc_changes_head": "a hash, kept to be held against the log: ttc changes verify --metric",
+    "ttc_changes_line": "the log's length; TTCChangesCut rings where it falls",
+    "ttc_changes_lost_total": "TTCChangesLost rings at the first; the log itself has a line of it",
     "ttc_connections_closed_total": "a stranger's doing; the log and /status name it",
     "process_virtual_memory_bytes": "address space; resident memory is what runs out",
     "ttc_feedback_known_ids": "grows to --feedback-ids and stays; unknown labels tell of too few",

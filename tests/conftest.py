@@ -1,5 +1,6 @@
 """What the tests of every room share: check data that a user's clone does not have, and devices."""
 
+import gc
 import signal
 from pathlib import Path
 
@@ -21,6 +22,12 @@ def shared_data() -> Path:
 def pytest_configure() -> None:
     """Hear Ctrl-C: a suite in a shell's background ignores it, and so would all that it starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Spare each collection of garbage the modules and tests, which last."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -170,8 +169,11 @@ def _read_torch_file(path: Path) -> object:
     except Exception as error:  # torch raises many kinds for damaged or foreign files
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         cause = re.search(r"WeightsUnpickler error: (.+)", str(error))
-        # What else torch says of a file that is none, is how to run whatever is in it.
-        other = "it is none" if isinstance(error, UnpicklingError) else told(error)
+        # What else torch says of a file that is none, is how to run whatever is in it, or where
+        # its bytes made no sense.
+        other = told(error) if isinstance(error, (OSError, RuntimeError)) else "it is none"
+        if not path.stat().st_size:
+            other = "it is empty"
         reason = f"it holds {foreign[1]}" if foreign else cause[1] if cause else other
         whole = _whole_object(path) if foreign else None
         if whole is not None:

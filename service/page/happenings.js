@@ -59,6 +59,7 @@ const WORDS = {
   model_loaded: ({ digest, former_digest }) =>
     `Other weights answer: ${digest}, after ${former_digest}.`,
   model_unchanged: () => "The model was read anew; its weights are the same.",
+  reload_refused: ({ reason }) => `The model was not read anew: ${reason}.`,
   model_refused: ({ reason }) => `The model was not exchanged: ${reason}`,
   second_view_off: () => "Mirror images mean something else here, and are left out.",
   shedding: ({ what }) =>
@@ -74,6 +75,11 @@ const WORDS = {
   not_saved: ({ reason }) => `Could not be saved: ${reason}`,
   changes_not_written: ({ reason }) => `The log of changes could not be written: ${reason}`,
   not_saving: ({ reason }) => `No stream will be saved: ${reason}`,
+  handed_over: ({ saved }) =>
+    saved === false
+      ? "Another replica has it now; what it had learned since it was last saved is lost."
+      : "Another replica has it now.",
+  lease_lost: () => "Another replica has it; what this one had learned of it is dropped.",
   evicted: ({ reason }) => `Left memory: ${reason}.`,
   restored: () => "Came back from its saved state.",
   rejected: ({ reason }) => `Its saved state was set aside: ${reason}`,

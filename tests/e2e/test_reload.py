@@ -249,36 +249,30 @@ def test_what_is_found_out_of_a_network_is_known_before_it_answers(reloadable, w
         assert {"digest", "takes_one", "shares"} <= vars(running.service.source.model).keys()
 
 
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        (lambda path: path.unlink(), "network.pth"),
-        (lambda path: path.write_bytes(b"no weights"), "network.pth"),
-        (lambda path: write(path, 2, classes=7), "7 classes"),
-        (
-            lambda path: torch.save(ARCHITECTURES["resnet32"].build(10).state_dict(), path),
-            "network.pth",
-        ),
-    ],
-    ids=["missing", "damaged", "another-number-of-classes", "does-not-fit"],
-)
-def test_what_cannot_be_served_leaves_the_former_at_work(
-    reloadable, weights, pictures, tmp_path, spoil, sentence
-):
+def test_what_cannot_be_served_leaves_the_former_at_work(reloadable, weights, pictures, tmp_path):
     """409 with a sentence, an event, a count; streams stay, and the next try succeeds."""
+    other = ARCHITECTURES["resnet32"].build(10).state_dict()
+    spoilt = {
+        "is not there": (weights.unlink, "network.pth"),
+        "is damaged": (partial(weights.write_bytes, b"no weights"), "network.pth"),
+        "has other classes": (partial(write, weights, 2, classes=7), "7 classes"),
+        "does not fit": (partial(torch.save, other, weights), "network.pth"),
+    }
     with reloadable(state_dir=tmp_path / "states") as running:
         ask(running, pictures[:4])
-        before = running.at_rest()
-        spoil(weights)
-        document = problem(running.http.post("/model"), 409)
-        assert sentence in document["detail"]
-        after = running.at_rest()
-        assert (after["model"], after["streams"]) == (before["model"], before["streams"])
-        assert [event["reason"] for event in told(running, "model_refused")] == [document["detail"]]
-        assert loads(running, "refused") == 1
-        assert ask(running, pictures[4:8])["model_digest"] == before["model"]["digest"]
-        write(weights, seed=2)
-        assert running.http.post("/model").json()["changed"]
+        for seed, (case, (spoil, sentence)) in enumerate(spoilt.items(), start=2):
+            before = running.at_rest()
+            spoil()
+            document = problem(running.http.post("/model"), 409)
+            assert sentence in document["detail"], case
+            after = running.at_rest()
+            assert (after["model"], after["streams"]) == (before["model"], before["streams"]), case
+            assert told(running, "model_refused")[-1]["reason"] == document["detail"], case
+            assert loads(running, "refused") == seed - 1, case
+            assert ask(running, pictures[4:8])["model_digest"] == before["model"]["digest"], case
+            running.at_rest()
+            write(weights, seed=seed)
+            assert running.http.post("/model").json()["changed"], case
 
 
 def test_other_pixels_than_those_on_their_way_are_refused(serve, weights):

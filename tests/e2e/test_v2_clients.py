@@ -202,7 +202,7 @@ def test_whatever_the_description_allows_is_answered_as_described(running, tmp_p
                 "1",
                 "--no-color",
                 "--max-time",
-                "40",
+                "20",
             ),
             *("--phases", "examples,coverage,fuzzing", "--max-examples", "10"),
             *("--checks", "not_a_server_error,status_code_conformance"),

@@ -278,6 +278,26 @@ CASES = {
             {series("ttc_unsaved_streams"): "0x40 12x3 0x17", NOT_SAVED: "0x40 0+10x3 30x17"},
         ],
     ),
+    "TTCChangesLost": Case(
+        firing=[{series("ttc_changes_lost_total"): "0x20 7x40"}],
+        silent=[
+            {series("ttc_changes_lost_total"): "7x60"},  # long ago, or before a restart
+            {series("ttc_changes_lost_total"): "7x30 0x30"},
+        ],
+    ),
+    "TTCChangesCut": Case(
+        firing=[{series("ttc_changes_line"): "100+1x30 40+1x30"}],
+        silent=[
+            {series("ttc_changes_line"): "100+1x60"},
+            # A restart tells 0 until its first line is on disk; so does a service without a log.
+            {series("ttc_changes_line"): "100+1x30 0x30"},
+            {series("ttc_changes_line"): "0x60"},
+            {  # another replica's log is another
+                series("ttc_changes_line", 'replica="a"'): "100+1x60",
+                series("ttc_changes_line", 'replica="b"'): "_x30 1+1x30",
+            },
+        ],
+    ),
     "TTCSuspectFrames": Case(
         firing=[
             {

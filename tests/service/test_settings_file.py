@@ -395,7 +395,8 @@ def test_a_file_that_is_written_says_the_same(monkeypatch, file, name):
 def test_a_file_of_all_settings_says_the_same(monkeypatch, file):
     """All of them at once, and it is read by the command that wrote it."""
     monkeypatch.setenv("TTC_TOKEN", SECRET)
-    given = {name: another(name) for name in NAMES if name not in SECRETS}
+    # Of two that exclude one another, one.
+    given = {name: another(name) for name in NAMES if name not in {*SECRETS, "envelope"}}
     before, after = round_trip(file, given)
     assert after.settings.model_copy(update={"config": None}) == before
     flags = [

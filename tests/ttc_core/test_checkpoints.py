@@ -280,7 +280,8 @@ def exported(path: Path) -> None:
             "a.pt", lambda path: path.mkdir(), r"The weight file .* is a folder", id="folder"
         ),
         pytest.param("a.pt", truncated, "is no torch file of plain tensors", id="truncated"),
-        pytest.param("a.pt", lambda p: p.write_bytes(b""), "is no torch file", id="empty"),
+        pytest.param("a.pt", lambda p: p.write_bytes(b""), r"\(it is empty\)", id="empty"),
+        pytest.param("a.pt", lambda p: p.write_text("he" * 50), r"\(it is none\)", id="a-text"),
         pytest.param("a.pt", lambda p: p.write_bytes(b"x" * 99), "is no torch file", id="rubbish"),
         pytest.param("a.pt", whole_network, "SmallNetwork.*state_dict", id="network"),
         pytest.param("a.pt", scripted, "torch.jit.save wrote it.* torchscript@", id="scripted"),

@@ -33,7 +33,7 @@ class Limits:
         fixed: (P,) bool, which parameters may not move; None: all may.
         none_may_move: of them none may.
         head_may_move: whether prototypes may stand in the place of the head's weight.
-        images_between_steps: at least so many; infinite: no step is taken.
+        images_between_steps: at least so many; 0: any number, infinite: no step is taken.
 
     Raises:
         ValueError: a pattern fits no name.
@@ -59,6 +59,8 @@ class Limits:
             self.fixed = torch.cat(each).to(self._source.device)
         steps = envelope.steps_per_1000_images
         self.images_between_steps = math.ceil(1000 / steps) if steps else math.inf
+        if steps == 1000:  # a batch has an image at least: a step an image is no bound
+            self.images_between_steps = 0
 
     def weight_of(self, images: float) -> float:
         """What so many images that count alike may weigh in statistics, beside all before."""
@@ -123,7 +125,7 @@ class Limits:
         Raises:
             OutsideEnvelopeError: they are outside by more than that, or some moved that may not.
         """
-        if not torch.equal(self.with_fixed(parameters), parameters):
+        if self.fixed is not None and not torch.equal(self.with_fixed(parameters), parameters):
             raise OutsideEnvelopeError(
                 "parameters moved that the envelope's parameters do not name"
             )
@@ -133,7 +135,8 @@ class Limits:
         }
         for clause, value in found.items():
             most = getattr(self.envelope, clause)
-            if not value <= most * ROUNDING:
+            # What is no number is outside, but where there is no bound.
+            if not (value <= most * ROUNDING or math.isinf(most)):
                 raise OutsideEnvelopeError(
                     f"its {clause.replace('_', ' ')} is {value:.3g}, and the envelope allows "
                     f"{most:g}"

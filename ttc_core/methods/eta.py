@@ -82,9 +82,12 @@ class Eta(AffineMethod):
         assert prediction.pending.entropy is not None
         entropies = prediction.pending.entropy[selected]
         weights = (self._entropy_limit - entropies.detach()).exp()
+        # Of every image, the others' 0: of none that is selected there would be no largest one.
+        of_each = weights.new_zeros(len(selected))
+        of_each[selected] = weights / max(1, len(weights))
         return Loss(
             total=(weights * entropies).mean(),
             entropy=entropies.mean(),
             selected=selected.sum(),
-            weights=weights / max(1, len(weights)),
+            weights=of_each,
         )
