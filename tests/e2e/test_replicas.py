@@ -330,6 +330,10 @@ def test_who_is_refused_leaves_nothing_and_moves_nothing(start, pictures, tmp_pa
         post(fleet.http, pictures[0], "gate")
         owner = fleet.owner("gate")
         wait_for((tmp_path / "gate.safetensors").exists)
+        fleet.handle.replicas.reverse()  # its next request moves it
+        refused = fleet.http.post("/predict?stream=gate", headers={"authorization": "Bearer no"})
+        assert (refused.status_code, fleet.owner("gate")) == (401, owner)
+        fleet.handle.replicas.reverse()
         assert fleet.drain(owner)  # nobody has it now
         for number in range(20):
             for method, more, status in [
@@ -418,7 +422,7 @@ def test_a_reset_of_all_says_what_is_left(start, pictures, tmp_path):
 def test_a_reset_whose_file_could_not_be_removed_throws_nothing_else_away(
     start, pictures, tmp_path, monkeypatch
 ):
-    """The stream moves on, learns, and comes back: what it learned is there, and its file."""
+    """It goes when the stream moves, which learns on, and comes back with what it has learned."""
     with start(2) as fleet:
         for turn in range(3):
             post(fleet.http, pictures[turn], "gate")
@@ -434,6 +438,7 @@ def test_a_reset_whose_file_could_not_be_removed_throws_nothing_else_away(
             assert fleet.http.post("/reset?stream=gate").status_code == 500
         fleet.handle.replicas.reverse()  # the other has its place from now on
         versions = [post(fleet.http, pictures[turn], "gate")["version"] for turn in range(4)]
+        assert versions == [0, 1, 2, 3]  # what could not be removed then was when it moved
         assert fleet.owner("gate") is not first
         fleet.handle.replicas.reverse()
         assert post(fleet.http, pictures[4], "gate")["version"] == versions[-1] + 1
