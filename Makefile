@@ -32,7 +32,7 @@ TOUCHING := $(addprefix tests/,e2e/test_walk.py e2e/test_http.py \
   $(addprefix ttc_core/test_,checkpoints.py learning.py load.py model.py \
   networks_of_ones_own.py normalization.py pictures.py plugins.py report.py shared_layers.py state.py))
 
-.PHONY: install demo test stack test-lowest check lock tables small-batches streams harm estimate study ablation sensitivity bench gpu \
+.PHONY: install demo test stack replicas test-lowest check lock tables small-batches streams harm estimate study ablation sensitivity bench gpu \
   bench-peers cost saving queue shared beside monitoring picture screenshots \
   clean
 
@@ -54,9 +54,14 @@ TESTS =
 # OpenMP spin while they wait.
 WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# The stack has the ports of the compose file to itself, and waits for an alert: a target of its own.
-test: $(INSTALLED) $(KSERVE)/.installed  ## all tests, the slow ones too; but for the stack's
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) --ignore=tests/docker/test_stack.py $(TESTS)
+# The stack has the ports of the compose file to itself, and waits for an alert; replicas under fire
+# take ten minutes of a machine that does nothing else: targets of their own.
+APART := tests/docker/test_stack.py tests/e2e/test_replicas_under_fire.py
+test: $(INSTALLED) $(KSERVE)/.installed  ## all tests, the slow ones too; but for those of stack and replicas
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(addprefix --ignore=,$(APART)) $(TESTS)
+
+replicas: $(INSTALLED)  ## ten replicas killed under fifty streams, and from one to three and back: ten minutes
+	$(BIN)/python -m pytest -s tests/e2e/test_replicas_under_fire.py
 
 stack: $(INSTALLED)  ## docker-compose.yml brought up with podman, as root: five minutes
 	$(BIN)/python -m pytest tests/docker/test_stack.py

@@ -72,16 +72,20 @@ class Machine:
 
     Attributes:
         rates: images a second by the number of cameras, as measured of one process.
-        share: of that, what a replica does where there are several.
+        share: of that, what a replica and its door do where there are several.
+        door: images a second that go through its door.
         gpus: in it.
-        mib: memory of the process without streams.
+        mib: memory of the process without streams, where it is alone.
+        shared_bytes: memory of all processes that it takes where there are several.
         price: a month.
     """
 
     rates: Mapping[int, float]
     share: float
+    door: float
     gpus: int
     mib: float
+    shared_bytes: float
     price: float
 
     def carries(self, rate: float, load: float, *, alone: bool) -> int:
@@ -90,10 +94,14 @@ class Machine:
 
 
 class Size(NamedTuple):
-    """A fleet without failures; seconds, bytes, and money of a month."""
+    """A fleet without failures; seconds, bytes, and money of a month.
+
+    `clusters` are as large as one another, and know nothing of each other; the rest is of all.
+    """
 
     cameras: int
     images: float
+    clusters: int
     machines: int
     fullest: int
     gpus: int
@@ -110,44 +118,68 @@ def sized(
 ) -> Size | None:
     """Size a fleet; None where a machine does not carry a single camera, or hardly one.
 
-    So many machines that each has on average as many cameras as it carries at `load`, and that of
-    all cameras, as the ring deals them, at least WITHIN are on one that has no more than it carries
-    at all.
+    It is of so few clusters that none has more machines than one may; cameras are dealt to them by
+    hand, evenly.
     """
-    machines, fullest = 1, cameras
+    value = {name: figure.value for name, figure in found.items()}
+    clusters, of_one, machines, fullest = 1, cameras, 1, cameras
     if cameras > machine.carries(rate, load, alone=True):
         usual, most = (machine.carries(rate, each, alone=False) for each in (load, 1.0))
+        usual = min(usual, int(load * machine.door / rate))
         if usual == 0:
             return None
-        machines = max(2, math.ceil(cameras / usual))
-        places = int(found["virtual_nodes"].value)
+        largest = int(value["cluster_machines"])
+        clusters = math.ceil(cameras / (usual * largest))
         while True:
-            dealt = [Ring(cameras, machines, places, seed).counts() for seed in range(RINGS)]
-            beyond = sum(int(counts[counts > most].sum()) for counts in dealt)
-            if beyond <= (1 - WITHIN) * cameras * RINGS:
+            of_one = math.ceil(cameras / clusters)
+            machines = max(2, math.ceil(of_one / usual))
+            dealt = _dealt(of_one, machines, largest, most, int(value["virtual_nodes"]))
+            if dealt is not None:
                 break
-            machines = max(machines + 1, machines * 21 // 20)
-            if machines > 10 * cameras:
+            if clusters * largest > 10 * cameras:
                 return None  # each would have to have a camera of its own, and no ring deals so
-        fullest = max(int(counts.max()) for counts in dealt)
-    value = {name: figure.value for name, figure in found.items()}
+            clusters = max(clusters + 1, clusters * 21 // 20)
+        machines, fullest = dealt
+    memory = machine.mib * 2**20 if machines == 1 else machines * machine.shared_bytes
     received = cameras * rate * value["image_bytes"]
     passed_on = (1 - 1 / machines) * cameras * rate
     return Size(
         cameras=cameras,
         images=cameras * rate,
-        machines=machines,
+        clusters=clusters,
+        machines=clusters * machines,
         fullest=fullest,
-        gpus=machines * machine.gpus,
-        memory_bytes=machines * machine.mib * 2**20 + cameras * value["stream_bytes"],
+        gpus=clusters * machines * machine.gpus,
+        memory_bytes=clusters * memory + cameras * value["stream_bytes"],
         received_bytes=received,
         between_bytes=passed_on * (value["image_bytes"] + value["answer_bytes"]),
         written_bytes=cameras
         * value["state_bytes"]
         * min(rate, 1 / value["save_interval_seconds"]),
         kept_bytes=cameras * value["state_bytes"],
-        price=machines * machine.price,
+        price=clusters * machines * machine.price,
     )
+
+
+def _dealt(
+    cameras: int, machines: int, largest: int, most: int, places: int
+) -> tuple[int, int] | None:
+    """How many machines a cluster has, and how many cameras its fullest; None: it would be too
+    large.
+
+    So many that of all cameras, as the ring deals them, at least WITHIN are on one that has no more
+    than it carries at all.
+
+    Args:
+        machines: that it has at least; most: cameras that one carries at all.
+    """
+    while machines <= largest:
+        dealt = [Ring(cameras, machines, places, seed).counts() for seed in range(RINGS)]
+        beyond = sum(int(counts[counts > most].sum()) for counts in dealt)
+        if beyond <= (1 - WITHIN) * cameras * RINGS:
+            return machines, max(int(counts.max()) for counts in dealt)
+        machines = max(machines + 1, machines * 21 // 20)
+    return None
 
 
 class Failing(NamedTuple):
@@ -170,24 +202,28 @@ def failing(
     days: float = DAYS,
     seed: int = SEED,
 ) -> Failing:
-    """Add spare machines until of the images at least WITHIN fall on replicas that carry them."""
+    """Add spare machines until of the images at least WITHIN fall on replicas that carry them.
+
+    Clusters fail apart: one is simulated for all their days.
+    """
     days = min(days, MOST_FAILURES / max(24 * replicas_an_hour + machines_a_day, 1e-9))
-    failures = drawn(replicas_an_hour, machines_a_day, days, seed)
+    clusters, machines, of_one = size.clusters, size.machines // size.clusters, days * size.clusters
+    failures = drawn(replicas_an_hour / clusters, machines_a_day / clusters, of_one, seed)
     spare, outcome = 0, None
     while outcome is None or outcome.overloaded > (1 - WITHIN) * outcome.images:
-        spare += 0 if outcome is None else max(1, size.machines // 50)
+        spare += 0 if outcome is None else max(1, machines // 50)
         outcome = simulate(
-            size.cameras,
+            math.ceil(size.cameras / clusters),
             rate,
-            size.machines + spare,
+            machines + spare,
             failures,
             recovery,
-            days=days,
+            days=of_one,
             most=most,
             places=places,
             seed=seed,
         )
-    return Failing(days, spare, outcome)
+    return Failing(days, clusters * spare, outcome)
 
 
 def in_units(value: float, units: Sequence[str], step: float = 1000.0) -> str:
@@ -204,7 +240,8 @@ BITS = ("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s")
 
 def sizes_table(sizes: Sequence[Size]) -> str:
     heads = (
-        *("cameras", "images/s", "machines", "cameras of the fullest", "GPUs", "memory"),
+        *("cameras", "images/s", "clusters", "machines", "cameras of the fullest", "GPUs"),
+        "memory",
         *("images come in", "passed on between machines", "state written", "state kept"),
         *("cost a month", "cost a camera and month"),
     )
@@ -212,6 +249,7 @@ def sizes_table(sizes: Sequence[Size]) -> str:
         [
             f"{each.cameras:,}",
             f"{each.images:,.6g}",
+            f"{each.clusters:,}",
             f"{each.machines:,}",
             f"{each.fullest:,}",
             f"{each.gpus:,}",
@@ -328,7 +366,16 @@ def main(
     rates = measured(text)[METHOD]
     if images_per_second is not None:
         rates = dict.fromkeys(rates, images_per_second)
-    machine = Machine(rates, found["replica_share"].value, gpus, peak, machine_price)
+    value = {name: figure.value for name, figure in found.items()}
+    machine = Machine(
+        rates,
+        value["replica_share"],
+        value["door_images_per_second"],
+        gpus,
+        peak,
+        value["machine_bytes"],
+        machine_price,
+    )
     asked = [(cameras, sized(cameras, rate, machine, load, found)) for cameras in CAMERAS]
     sizes = [size for _, size in asked if size is not None]
     if not sizes:

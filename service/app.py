@@ -28,10 +28,10 @@ from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.problems import REQUEST_ID, form_of, install, path_in, refusal
 from service.reloading import Reloading, model_labels
-from service.routes import control, docs, feedback, health, live, predict, v2, v2_infer
 from service.routes.context import Service, problems
 from service.routes.direct import DirectPredict
 from service.routes.guards import EVERY_ROUTE
+from service.routes.table import ROUTERS
 from service.server import foreign_server_is_ending
 from service.settings import SECRETS, Origin, Settings
 from service.shedding import STEPS, Shedding
@@ -97,7 +97,8 @@ def build(
         settings=settings.model_dump(mode="json", exclude=set(SECRETS)),
         changes_bytes=settings.changes_bytes,
         changes_files=settings.changes_files,
-        changes_writer="" if leases is None else leases.owner,
+        # By its place: a successor goes on with a dead one's log, and there are no more of them.
+        changes_writer="" if leases is None else f"replica-{leases.member.slot()}",
         feedback_ids=settings.feedback_ids,
         silent_factor=settings.silent_factor,
         silent_seconds=settings.silent_seconds,
@@ -199,8 +200,8 @@ def build(
     # By name, as /v2 serves them.
     app.state.models = dict[str, Model]()
     app.state.page = Page()
-    for module in (predict, feedback, control, live, health, v2, v2_infer, docs):
-        app.include_router(module.router)
+    for router in ROUTERS:
+        app.include_router(router)
     install(app)
     app.add_middleware(DirectPredict)
     if settings.cors_origin:

@@ -35,6 +35,7 @@ class HandingOver:
         """Save a stream that no request is of, and keep nothing of it; return whether that is done.
 
         One that cannot be saved goes all the same: where it went it begins as it was saved before.
+        So does one that was reset and whose file cannot be removed: it comes back there.
         """
         until = time.monotonic() + REST_SECONDS
         while time.monotonic() < until:
@@ -53,12 +54,18 @@ class HandingOver:
         return False
 
     async def _write(self, stream: str) -> bool:
-        """Write what no file has of a stream; return whether there is nothing left of that."""
-        if stream not in self._table.saving.unsaved():
-            return True
-        await self._on_device(self._table.snapshots, deque([stream]))
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writer, self._table.write, stream)
+        """Have a stream's file be as the stream is; return whether it is."""
+        loop, saving = asyncio.get_running_loop(), self._table.saving
+        if stream in saving.unsaved():
+            taken = await self._on_device(self._table.snapshots, deque([stream]))
+            if stream in taken:
+                return await loop.run_in_executor(self._writer, self._table.write, stream)
+            if stream in saving.unsaved():
+                return False  # its state cannot be told
+        if saving.is_undead(stream):
+            _, kept = await loop.run_in_executor(self._writer, saving.remove, [stream])
+            return not kept
+        return True
 
     def _let_go(self, stream: str, saved: bool) -> bool:
         """Forget a stream, unless it has gone on since it was saved."""
@@ -67,6 +74,26 @@ class HandingOver:
             return False
         self._forget(stream)
         return True
+
+    async def drop(self, stream: str) -> bool:
+        """Keep nothing of a stream of which there is nothing; return whether that is so."""
+        return await self._on_device(self._drop, stream)
+
+    def _drop(self, stream: str) -> bool:
+        if self.is_kept(stream) or not self._table.is_at_rest(stream):
+            return False
+        self._forget(stream)
+        return True
+
+    def is_kept(self, stream: str) -> bool:
+        """Whether there is something of a stream: in memory, awaited, saved. For any thread."""
+        table = self._table
+        is_here = table.in_memory(stream) is not None or stream in self._silence
+        return is_here or table.saving.is_undead(stream) or stream in table
+
+    def is_saved(self, stream: str) -> bool:
+        """Whether a stream has a file."""
+        return self._table.saving.size(stream) > 0
 
     async def forget(self, stream: str) -> None:
         """Keep nothing of a stream that turned out to be another process's."""

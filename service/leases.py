@@ -1,16 +1,11 @@
 """Who may write a stream's file where several processes share a state folder: leases, in files.
 
-Below `.leases` of the folder stands one file for each process, `owners/OWNER`, which it touches
-every BEAT_SECONDS and keeps locked as long as it lives, and one for each stream,
-`streams/NAME.lease`, with its owner and an epoch that grows with every change of hands. An owner
-that has not touched its file for as long as a lease lasts has lost its streams, one on this machine
-as soon as its lock is free. Who changes a stream's files holds the lock of its lease meanwhile and
-looks whether owner and epoch still are its own: a process that slept longer than its lease cannot
-write over who came after.
-
-Ages are differences of two files' times, which the folder's file system gave both: clocks of
-machines are not compared. The file system is to have locks that hold between all of them (flock: of
-a local disk, NFS from version 4, CephFS).
+Each stream has one, `.leases/streams/NAME.lease`, with its owner and an epoch that grows with every
+change of hands. An owner that has not said for as long as a lease lasts that it lives (`member`)
+has lost its streams, one on this machine as soon as its lock is free. Who changes a stream's files
+holds the lock of its lease meanwhile and looks whether owner and epoch still are its own: a process
+that slept longer than its lease cannot write over who came after. The file system is to have locks
+that hold between all of them (flock: a local disk, NFS from version 4, CephFS).
 """
 
 import contextlib
@@ -19,32 +14,26 @@ import fcntl
 import json
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
+from service.member import BEAT_SECONDS, LEASE_SECONDS, Member, json_in
 from ttc_core.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FOLDER = ".leases"
-# A process that is not heard of for so long has lost its streams; how often it says that it lives.
-LEASE_SECONDS, BEAT_SECONDS = 10.0, 1.0
+SUFFIX = ".lease"
+# How often others' files are looked at: of one that is asked about later it is known since when.
+LOOK_BEATS = 5
 # How long a lease's lock is waited for: whoever has it writes the stream's file.
 LOCK_SECONDS, LOCK_PAUSE = 2.0, 0.005
 MOST_CLAIM_BYTES = 1000
-# Files of owners that are gone for so many leases are removed.
-FORGOTTEN_AFTER = 60
-
-
-# Tells this machine, since it was started, from all others.
-_MACHINE = ""
-with contextlib.suppress(OSError):
-    _MACHINE = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+# A lease has so many bytes, if they suffice: to change hands it need not grow, as on a full disk.
+CLAIM_BYTES = 200
 
 
 class LeaseLost(UserError):
@@ -68,12 +57,17 @@ class Leases:
     Args:
         folder: the state folder.
         owner: this process's name: no other ever had it.
+        fleet: tells the folder from all others: it is to be there already, with that; None: made
+            where it is not, and taken as it is where it is.
         lease_seconds: after which a process that says nothing has lost its streams; the same for
             all that share the folder.
         on_lost: is called, in any thread, with a stream that turned out to be another's.
 
+    Attributes:
+        member: says that we live, and sees who does.
+
     Raises:
-        OSError: the folder cannot be written.
+        NotTheFolder: it is another. OSError: the folder cannot be written.
     """
 
     def __init__(
@@ -81,130 +75,58 @@ class Leases:
         folder: Path,
         owner: str,
         *,
+        fleet: str | None = None,
         lease_seconds: float = LEASE_SECONDS,
         on_lost: Callable[[str], object] = lambda stream: None,
     ) -> None:
-        self.owner, self.lease_seconds, self.on_lost = owner, lease_seconds, on_lost
-        self._owners, self._streams = folder / FOLDER / "owners", folder / FOLDER / "streams"
-        # The epochs of those that are ours, and of those that ever were.
+        self.owner, self.on_lost = owner, on_lost
+        # The epochs of those that are ours; and the last of any that ever was.
         self._owned: dict[str, int] = {}
-        self._epochs: dict[str, int] = {}
-        self._alive: int | None = None
-        self._beaten = -float("inf")
-        self._beating, self._ended = threading.Lock(), threading.Event()
-        self._begin()
-        self._beaten = time.monotonic()
-        self._remove_forgotten()
-
-    # Being alive
+        self._epoch = 0
+        # Those of which we have to look first whether they still are.
+        self._doubted: set[str] = set()
+        self.member = Member(
+            folder, owner, fleet=fleet, lease_seconds=lease_seconds, on_silence=self._doubt
+        )
+        self._streams = self.member.folder / "streams"
+        self._streams.mkdir(exist_ok=True)
 
     def keep_beating(self) -> None:
         """Say that we live, in a thread of its own, until `close`."""
-        interval = min(BEAT_SECONDS, self.lease_seconds / 5)
+        interval = min(BEAT_SECONDS, self.member.lease_seconds / 5)
 
         def beat() -> None:
-            while not self._ended.wait(interval):
+            beats = 0
+            while not self.member.ended.wait(interval):
+                beats += 1
                 try:
                     self.beat()
+                    if beats % LOOK_BEATS == 0:
+                        self.member.look_around()
                 except OSError as error:
                     log.warning("leases cannot be renewed: %s", error.strerror or error)
 
         threading.Thread(target=beat, name="leases", daemon=True).start()
 
     def beat(self) -> None:
-        """Say that we live; after a sleep of a lease's length see which streams still are ours.
+        """Say that we live; after a lease's length without that see which streams still are ours.
 
         Raises:
-            OSError: it cannot be said.
+            NotTheFolder: the folder is gone. OSError: it cannot be said.
         """
-        with self._beating:
-            if self._ended.is_set():
-                return
-            now = time.monotonic()
-            has_slept = now - self._beaten >= self.lease_seconds
-            if not self._is_there():
-                self._begin()
-                has_slept = True
-            assert self._alive is not None
-            os.utime(self._alive)
-        if has_slept:  # from now on nobody takes our streams; what was taken before shows
-            for stream in list(self._owned):
-                self._see_whether_lost(stream)
-        self._beaten = now
+        self.member.beat()
+        for stream in list(self._doubted):
+            self._see_whether_lost(stream)
+            if self.member.silence >= BEAT_SECONDS:
+                self.member.beat()  # of thousands it takes longer than a lease
 
-    def _begin(self) -> None:
-        for each in (self._owners, self._streams):
-            each.mkdir(parents=True, exist_ok=True)
-        if self._alive is not None:
-            os.close(self._alive)
-        self._alive = os.open(self._file(self.owner), os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(self._alive, fcntl.LOCK_EX)
-        about = {"machine": _MACHINE, "host": socket.gethostname(), "process": os.getpid()}
-        os.pwrite(self._alive, json.dumps(about).encode(), 0)
-        os.utime(self._alive)
-
-    def _file(self, owner: str) -> Path:
-        return self._owners / quote(owner, safe="")
-
-    def _is_there(self) -> bool:
-        """Whether our file is still that of our name: folders are deleted and made anew."""
-        if self._alive is None:
-            return False
-        try:
-            return os.path.samestat(os.fstat(self._alive), self._file(self.owner).lstat())
-        except OSError:
-            return False
-
-    def is_gone(self, owner: str) -> bool:
-        """Whether a process has ended or lost its streams.
-
-        Raises:
-            OSError: that cannot be told.
-        """
-        if owner == self.owner:
-            return False
-        if not owner:
-            return True
-        try:
-            descriptor = os.open(self._file(owner), os.O_RDONLY)
-        except FileNotFoundError:
-            return True
-        try:
-            if self._now() - os.fstat(descriptor).st_mtime >= self.lease_seconds:
-                return True
-            about = _json_in(os.pread(descriptor, MOST_CLAIM_BYTES, 0))
-            return bool(_MACHINE) and about.get("machine") == _MACHINE and _is_free(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _now(self) -> float:
-        """What time it is to the file system."""
-        with self._beating:
-            if self._alive is None or not self._is_there():
-                raise FileNotFoundError(errno.ENOENT, "the leases are closed, or gone")
-            os.utime(self._alive)
-            return os.fstat(self._alive).st_mtime
-
-    def _remove_forgotten(self) -> None:
-        """Remove the files of processes that ended long ago."""
-        with contextlib.suppress(OSError):
-            limit = self._now() - FORGOTTEN_AFTER * self.lease_seconds
-            for each in self._owners.iterdir():
-                if each.stat().st_mtime < limit:
-                    each.unlink(missing_ok=True)
+    def _doubt(self) -> None:
+        self._doubted |= self._owned.keys()
 
     def close(self) -> None:
         """Give all streams up: the next who asks has them."""
-        with self._beating:
-            self._ended.set()
-            self._owned.clear()
-            if self._alive is not None:
-                if self._is_there():
-                    self._file(self.owner).unlink(missing_ok=True)
-                os.close(self._alive)
-                self._alive = None
-
-    # Streams
+        self._owned.clear()
+        self.member.close()
 
     def owns(self, stream: str) -> bool:
         """Whether a stream was ours when last we looked."""
@@ -212,11 +134,22 @@ class Leases:
 
     def holds(self, stream: str) -> bool:
         """Whether a stream is ours for sure: we were heard of within the lease."""
-        return stream in self._owned and time.monotonic() - self._beaten < self.lease_seconds
+        is_heard = self.member.silence < self.member.lease_seconds
+        return stream in self._owned and stream not in self._doubted and is_heard
 
     def owned(self) -> list[str]:
         """The streams that were ours when last we looked; a copy."""
         return list(self._owned)
+
+    def names(self) -> set[str]:
+        """The streams that have a lease, whosever they are. Reads the folder.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with os.scandir(self._streams) as entries:
+            names = [entry.name for entry in entries]
+        return {unquote(name.removesuffix(SUFFIX)) for name in names if name.endswith(SUFFIX)}
 
     def claim(self, stream: str) -> str | None:
         """Have a stream, if it is nobody's or its owner is gone.
@@ -227,31 +160,41 @@ class Leases:
         Raises:
             OSError: the lease cannot be written, or its lock is another's for too long.
         """
-        self.beat()
+        self.member.beat()
+        if self.member.ended.is_set():
+            raise FileNotFoundError(errno.ENOENT, "the leases are closed")
+        if stream in self._doubted:
+            self._see_whether_lost(stream)
         if self.holds(stream):
             return None
-        if self._ended.is_set():
-            raise FileNotFoundError(errno.ENOENT, "the leases are closed")
         with self._locked(stream) as lease:
             found = _claim_in(lease)
-            if found.owner != self.owner and not self.is_gone(found.owner):
+            if found.owner != self.owner and not self.member.is_gone(found.owner):
                 return found.owner
-            epoch = max(found.epoch, self._epochs.get(stream, 0)) + 1
+            self._epoch = epoch = max(found.epoch, self._epoch) + 1
             _write(lease, Claim(self.owner, epoch))
-            self._owned[stream] = self._epochs[stream] = epoch
+            self._owned[stream] = epoch
+            self._doubted.discard(stream)
         return None
 
-    def release(self, stream: str) -> None:
+    def release(self, stream: str, *, is_kept: bool = True) -> None:
         """Give a stream up, if it is ours, be it by its lease alone.
+
+        Args:
+            is_kept: something is saved of it; else nothing is left of the lease either.
 
         Raises:
             OSError: it cannot be said: it is ours until we end.
         """
         with self._locked(stream) as lease:
             found = _claim_in(lease)
-            if found.owner == self.owner:
+            if not is_kept and found.owner in (self.owner, ""):
+                # Who waits for its lock sees that it is gone.
+                (self._streams / _file_name(stream)).unlink(missing_ok=True)
+            elif found.owner == self.owner:
                 _write(lease, Claim("", found.epoch))
-        self._owned.pop(stream, None)
+            self._owned.pop(stream, None)
+            self._doubted.discard(stream)
 
     @contextlib.contextmanager
     def writing(self, stream: str) -> Iterator[int]:
@@ -268,15 +211,21 @@ class Leases:
             if found != (self.owner, epoch):
                 self._lose(stream, epoch)
                 raise LeaseLost(f"Stream {stream} is {found.owner or 'nobody'}'s by now.")
+            self._doubted.discard(stream)
             yield lease
 
     def _see_whether_lost(self, stream: str) -> None:
-        with contextlib.suppress(LeaseLost, OSError), self.writing(stream):
-            pass
+        with contextlib.suppress(OSError):  # it stays in doubt
+            try:
+                with self.writing(stream):
+                    pass
+            except LeaseLost:
+                self._doubted.discard(stream)
 
     def _lose(self, stream: str, epoch: int) -> None:
         if self._owned.get(stream) == epoch:
             del self._owned[stream]
+            self._doubted.discard(stream)
             self.on_lost(stream)
 
     @contextlib.contextmanager
@@ -308,29 +257,12 @@ class Leases:
 
 
 def _file_name(stream: str) -> str:
-    return f"{quote(stream, safe='')}.lease"  # a stream may be called ..
-
-
-def _is_free(descriptor: int) -> bool:
-    """Whether the process that locks a file has ended."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _json_in(text: bytes) -> dict[str, object]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    return f"{quote(stream, safe='')}{SUFFIX}"  # a stream may be called ..
 
 
 def _claim_in(lease: int) -> Claim:
     """What a lease says; nobody's where it was never written, or is damaged."""
-    found = _json_in(os.pread(lease, MOST_CLAIM_BYTES, 0))
+    found = json_in(os.pread(lease, MOST_CLAIM_BYTES, 0))
     owner, epoch = found.get("owner"), found.get("epoch")
     if not (isinstance(owner, str) and isinstance(epoch, int)):
         return Claim("", 0)
@@ -338,6 +270,8 @@ def _claim_in(lease: int) -> Claim:
 
 
 def _write(lease: int, claim: Claim) -> None:
-    text = json.dumps(claim._asdict()).encode()
+    """Have a lease say something else, in one write of the same length: none is ever cut short."""
+    text = json.dumps(claim._asdict()).encode().ljust(CLAIM_BYTES)
     os.pwrite(lease, text, 0)
-    os.ftruncate(lease, len(text))
+    if os.fstat(lease).st_size > len(text):  # another version's, or damage
+        os.ftruncate(lease, len(text))

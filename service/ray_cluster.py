@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import secrets
+import sys
 
 from ttc_core.errors import UserError
 
@@ -34,6 +35,24 @@ def require(asked_by: str) -> None:
     """
     if importlib.util.find_spec("ray") is None:
         raise RayMissing(f"{asked_by} needs the extra ray: pip install 'ttc-service[ray]'.")
+
+
+def places(processors: int, gpus: int) -> int:
+    """How many processes the cluster has room for that each ask for so much; machines come and go.
+
+    What others have taken of it counts as room.
+    """
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    has = [node["Resources"] for node in nodes if node["Alive"]]
+    return sum(
+        min(
+            int(each.get("CPU", 0) // processors),
+            int(each.get("GPU", 0) // gpus) if gpus else sys.maxsize,
+        )
+        for each in has
+    )
 
 
 def connect(asked_by: str = "--ray", processors: int | None = None) -> None:

@@ -401,6 +401,17 @@ class Saving:
         """Know nothing of a stream any more: another process has it, and its file."""
         self.drop_change(name)
         self._note_file(name, None)
+        with self._lock:
+            self._undead.discard(name)
+
+    def is_undead(self, name: str) -> bool:
+        """Whether a stream was reset, and its file is still there."""
+        return name in self._undead
+
+    def disown(self, name: str) -> None:
+        """Have nothing of another process's stream wait to be saved: that one saves it."""
+        self.drop_change(name)
+        self._truth.give_up(name)
 
     def forget(self, name: str) -> None:
         """What is saved of a stream counts no more; `remove` is to follow, in any thread."""

@@ -469,6 +469,7 @@ class ReplicaStatus(BaseModel):
     owned: int = Field(description="streams that are its own, in memory or saved")
     queue_images: int
     changes: ChangesMark | None = Field(None, description="the end of its own log of changes")
+    shedding: SheddingStatus | None = Field(None, description="what its images go without now")
 
 
 class StatusResponse(BaseModel):
@@ -522,6 +523,9 @@ class StatusResponse(BaseModel):
     versions: dict[str, str]
     replicas: list[ReplicaStatus] | None = Field(
         None, description="with --ray: those that live; null: this is one process"
+    )
+    late: list[str] | None = Field(
+        None, description="names of replicas that did not answer when asked for this"
     )
 
 

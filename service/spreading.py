@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 import torch
 
+from service import ray_cluster
 from service.spread_view import Flight, SpreadView
 from ttc_core.errors import UserError
 from ttc_core.evaluate import EvaluationError
@@ -36,9 +37,10 @@ Build = Callable[[Words], Evaluation]
 
 
 class Begun(NamedTuple):
-    """A worker has built the evaluation; where."""
+    """A worker has built the evaluation; where, and for which processor torch computes there."""
 
     host: str
+    capability: str
 
 
 class Failed(NamedTuple):
@@ -96,6 +98,7 @@ class _Spreading:
         self._entered: dict[tuple[int, int], Row] = {}
         self._missing: list[str] = []
         self._missing_keys: set[str] = set()
+        self._differing: set[str] = set()
         self._places_at, self._places = -math.inf, 0
 
     def run(self, *, anew: bool) -> list[Row]:
@@ -175,6 +178,7 @@ class _Spreading:
         else:
             if isinstance(told, Begun):
                 flight.host = told.host
+                self._compare(told)
             elif isinstance(told, Failed):
                 raise EvaluationError(told.sentence)
             elif isinstance(told, Tally):
@@ -182,6 +186,16 @@ class _Spreading:
                 self._view.progressed(flight)
             else:
                 self._take(flight, told)
+
+    def _compare(self, begun: Begun) -> None:
+        """Say it where another processor computes: torch adds up in another order there."""
+        ours = _capability()
+        if begun.capability != ours and begun.host not in self._differing:
+            self._differing.add(begun.host)
+            self._view.say(
+                f"{begun.host} computes with {begun.capability}, this machine with {ours}: rows "
+                "that are made there may differ from ours in the last digits."
+            )
 
     def _take(self, flight: Flight, made: Made) -> None:
         asked = flight.step.asked[flight.made]
@@ -217,19 +231,9 @@ class _Spreading:
 
     def _count_places(self) -> int:
         """How many rows the cluster has place for at a time; machines come and go."""
-        import ray
-
         if time.monotonic() > self._places_at + SECONDS_BETWEEN_COUNTS:
-            nodes = ray.nodes()  # type: ignore[no-untyped-call]
-            has = [node["Resources"] for node in nodes if node["Alive"]]
             self._places_at = time.monotonic()
-            self._places = sum(
-                min(
-                    int(each.get("CPU", 0) // self._threads),
-                    int(each.get("GPU", 0) // self._gpus) if self._gpus else sys.maxsize,
-                )
-                for each in has
-            )
+            self._places = ray_cluster.places(self._threads, self._gpus)
         return self._places
 
 
@@ -247,7 +251,7 @@ def _work(
         evaluation = _built(build, words)
         run = evaluation.runs[place]
         asked = [*evaluation.asked(run, frozenset(numbers))]
-        yield Begun(host)
+        yield Begun(host, _capability())
         told_at = time.monotonic()
         for told in evaluation.answered(run, asked):
             if isinstance(told, Made):
@@ -257,6 +261,11 @@ def _work(
                 told_at = time.monotonic()
     except (UserError, click.ClickException) as error:
         yield Failed(f"On {host}: {str(error).rstrip('.')}{where}.")
+
+
+def _capability() -> str:
+    """The instructions that torch uses of this machine's processor."""
+    return str(torch.backends.cpu.get_cpu_capability())
 
 
 @lru_cache(maxsize=1)

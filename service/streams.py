@@ -399,7 +399,7 @@ class Streams:
         while names and len(taken) < MOST_SNAPSHOTS and (not taken or time.monotonic() < end):
             name = names.popleft()
             if not self._owns(name):
-                self.saving.drop_change(name)  # labels came for what is another's by now
+                self.saving.disown(name)  # labels came for what is another's by now
                 continue
             record = self._records.get(name) or self.saving.leaving().get(name)
             if record is None and self.saving.size(name):

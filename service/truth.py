@@ -179,6 +179,11 @@ class Truth:
             self._answered = deque(kept, maxlen=DOMINANCE_WINDOW)
         return said, whole
 
+    def give_up(self, stream: str) -> None:
+        """What labels say of a stream will be in no file: it is another process's."""
+        with self._lock:
+            self._unsaved.discard(stream)
+
     def begin_anew(self) -> None:
         """Other weights answer from now on: what labels said of the former's is no sign of theirs.
 

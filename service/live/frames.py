@@ -94,7 +94,8 @@ class Frames:
         now, tick = time.monotonic(), None
         digest, self._digest = self._digest, self._sight.model().digest
         is_point, is_stale = now >= self._next_point, now - self._looked_at > FRESH_SECONDS
-        if (is_due and (watched or is_point)) or (wants_state and is_stale):
+        is_kept = is_point and not self._sight.is_dear
+        if (is_due and (watched or is_kept)) or (wants_state and is_stale):
             if is_point:
                 following = self._next_point + INTERVAL_SECONDS
                 self._next_point = following if following > now else now + INTERVAL_SECONDS

@@ -21,7 +21,13 @@ ANSWERING = (
 
 
 class Sight(Protocol):
-    """Whatever can be looked at: a process, or many."""
+    """Whatever can be looked at: a process, or many.
+
+    Attributes:
+        is_dear: it is looked at only where somebody reads.
+    """
+
+    is_dear: bool
 
     def model(self) -> LiveModel:
         """The model that answers now."""
@@ -39,6 +45,8 @@ class OwnSight:
     Args:
         told: a method's mode as people are told it.
     """
+
+    is_dear = False
 
     def __init__(
         self,

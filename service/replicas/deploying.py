@@ -1,14 +1,16 @@
 """Replicas started on Ray Serve, our server before them, and the end of both."""
 
+import contextlib
 import logging
 import os
+import secrets
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from service import logs, ray_cluster, server
-from service.connection import SPARE_CONNECTIONS
 from service.errors import Refused
 from service.leases import Leases
 from service.replicas import APPLICATION, DEPLOYMENT
@@ -26,8 +28,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-# How often Ray looks whether a replica lives, which is how long its streams wait where it does not.
-HEALTH_SECONDS, HEALTH_TIMEOUT = 1.0, 30.0
+# How often Ray looks whether a replica lives, which is how long its streams wait where it has died.
+# One that says nothing is given up after the third look in a row, each of which waits so long.
+HEALTH_SECONDS, HEALTH_TIMEOUT = 1.0, 5.0
+# Requests that Ray lets a replica have, of all doors together: its own queue says when it is full.
+MOST_REQUESTS = 100_000
+# How long replicas that are there may take to say whose they are; how often a start is looked at,
+# and after how long it is told what it waits for.
+ASKED_SECONDS = 30.0
+LOOK_SECONDS, TOLD_SECONDS = 0.5, 30.0
 # How often a replica that is to end looks whether all its requests are answered.
 DRAIN_LOOK_SECONDS = 0.1
 # A replica goes when the load has been lower for so many times as long as it has to be higher.
@@ -38,7 +47,12 @@ class RayReplica(Replica):
     """A replica as Ray Serve runs it, in a process of its own."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
-        self, settings: Settings, origins: Mapping[str, Origin], load: Callable[[], Method]
+        self,
+        settings: Settings,
+        origins: Mapping[str, Origin],
+        load: Callable[[], Method],
+        fleet: str,
+        door: str,
     ) -> None:
         import torch
         from ray import serve
@@ -50,7 +64,7 @@ class RayReplica(Replica):
             torch.set_num_threads(settings.threads)
         name = serve.get_replica_context().replica_id.unique_id
         others = Fleet(serve.get_deployment_handle(DEPLOYMENT, APPLICATION))
-        super().__init__(settings, origins, load, name, others)
+        super().__init__(settings, origins, load, name, others, fleet, door)
         await self.start()
 
     async def __del__(self) -> None:
@@ -73,7 +87,8 @@ def serve_replicas(
     """Serve on a bound socket, with replicas behind it, until a signal.
 
     Replicas of the same settings that are there already, in the cluster of RAY_ADDRESS, are used,
-    and stay.
+    and stay. Those of a command that is gone, which cannot end them any more, are ours then; where
+    they are of other settings they end, and ours are started.
 
     Args:
         load: makes the method at the source, in each replica.
@@ -87,31 +102,51 @@ def serve_replicas(
         StateFolderError: the folder cannot be used.
         ReplicasError: the replicas do not start, or others are there.
     """
-    _check_folder(settings)
-    most = settings.replicas[1]
-    ray_cluster.connect("--ray", processors=most * _processors(settings))
-    import ray
+    _check_device(settings)
+    assert settings.state_dir is not None
+    # As each replica is to find it, wherever it is started.
+    settings = settings.model_copy(update={"state_dir": settings.state_dir.resolve()})
+    leases = _leases_of(settings)
+    try:
+        ray_cluster.connect("--ray", processors=settings.replicas[1] * _processors(settings))
+        return _serve(settings, origins, load, leases, listener, listening)
+    finally:
+        if "ray" in sys.modules:
+            import ray
+
+            ray.shutdown()  # a cluster of our own ends with that, and Serve with it
+        leases.close()
+
+
+def _serve(
+    settings: Settings,
+    origins: Mapping[str, Origin],
+    load: Callable[[], Method],
+    leases: Leases,
+    listener: socket.socket,
+    listening: Callable[[], None],
+) -> bool:
     from ray import serve
 
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    serve.start(proxy_location="Disabled")
+    handle = _running()
+    if handle is not None and not _are_to_be_used(handle, settings, leases):
+        log.warning("Replicas of other settings are ended: the command that started them is gone.")
+        serve.delete(APPLICATION)
+        handle = None
+    is_ours = handle is None or not _are_somebodys(handle, leases)
+    if handle is not None and is_ours:
+        log.warning("The replicas that are there are ours now: who started them is gone.")
+        handle.broadcast("have_door", leases.owner).results(timeout_s=ASKED_SECONDS)
     try:
-        serve.start(proxy_location="Disabled")
-        handle = _running()
-        joined = handle is not None
         if handle is None:
-            handle = _deploy(settings, origins, load)
-        elif set(handle.broadcast("settings_digest").results(timeout_s=30)) != {
-            digest_of(settings)
-        }:
-            raise ReplicasError(
-                "The cluster has replicas of other settings; end their `ttc serve --ray`, or "
-                "`serve shutdown`, first."
-            )
+            handle = _deploy(settings, origins, load, leases)
         fleet = Fleet(handle)
 
         async def end() -> bool:
-            if joined:
+            if not is_ours:
                 return True
             try:
                 found = await fleet.call("end", seconds=settings.drain_timeout)
@@ -121,21 +156,40 @@ def serve_replicas(
 
         door = Door(settings, fleet, end)
         listening()
-        well = server.run(door.app, settings, listener, lambda: door if door.has_begun else None)
-        if not joined:
-            serve.delete(APPLICATION)
-        return well
+        return server.run(door.app, settings, listener, lambda: door if door.has_begun else None)
     finally:
-        # A cluster of our own ends with that, and Serve with it.
-        ray.shutdown()
+        if is_ours:
+            with contextlib.suppress(Exception):  # it has ended already, or Ray has
+                serve.delete(APPLICATION)
 
 
-def _check_folder(settings: Settings) -> None:
-    """See that the folder can be shared and written, before a replica fails at it."""
-    assert settings.state_dir is not None
+def _check_device(settings: Settings) -> None:
+    """See that no one GPU is named: each replica sees but the one that Ray gives it.
+
+    Raises:
+        ReplicasError: one is.
+    """
+    if settings.device.startswith("cuda:"):
+        raise ReplicasError(
+            f"--ray gives each replica a GPU, and {settings.device} would have all on one; "
+            "--device cuda, or auto."
+        )
+
+
+def _leases_of(settings: Settings) -> Leases:
+    """Our own leases, kept as long as we live: by them others see that the replicas are somebody's.
+
+    The folder is one that can be shared and written, before a replica fails at it.
+
+    Raises:
+        StateFolderError: it is not.
+    """
     path = settings.state_dir
+    assert path is not None
     try:
-        leases = Leases(path, f"door-{socket.gethostname()}-{os.getpid()}")
+        # No other ever had the name: numbers of processes come again.
+        name = f"door-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        leases = Leases(path, name)
     except OSError as error:
         raise StateFolderError(
             f"--state-dir {path} cannot be written to: {error.strerror}. Replicas move streams "
@@ -144,27 +198,73 @@ def _check_folder(settings: Settings) -> None:
     try:
         folder = StateFolder(path, method=settings.method, model=settings.model, leases=leases)
         folder.close()
-    finally:
+    except BaseException:
         leases.close()
+        raise
+    leases.keep_beating()
+    return leases
 
 
 def _running() -> "DeploymentHandle[Any] | None":
-    """The replicas that are there already."""
+    """The replicas that are there already; what is left of some that did not start is removed."""
     from ray import serve
 
-    if APPLICATION not in serve.status().applications:
+    application = serve.status().applications.get(APPLICATION)
+    if application is None:
+        return None
+    if application.status.value in ("DEPLOY_FAILED", "DELETING", "NOT_STARTED"):
+        serve.delete(APPLICATION)
         return None
     return serve.get_deployment_handle(DEPLOYMENT, APPLICATION)
 
 
+def _are_to_be_used(handle: "DeploymentHandle[Any]", settings: Settings, leases: Leases) -> bool:
+    """Whether the replicas that are there are those that we would start; else they are nobody's.
+
+    Raises:
+        ReplicasError: they are others, and another command's; or they do not answer.
+    """
+    ours = digest_of(settings), leases.member.fleet
+    told = _served_by(handle)
+    if all((digest, fleet) == ours for digest, fleet, _ in told):
+        return True
+    # Whose folder is another's, of that one cannot be told here whether it lives.
+    if any(fleet != leases.member.fleet or leases.member.lives(door) for _, fleet, door in told):
+        raise ReplicasError(
+            "The cluster has replicas of other settings; end their `ttc serve --ray`, or "
+            "`serve shutdown`, first."
+        )
+    return False
+
+
+def _are_somebodys(handle: "DeploymentHandle[Any]", leases: Leases) -> bool:
+    """Whether the command lives that started replicas, or took them over, and ends them."""
+    return any(leases.member.lives(door) for _, _, door in _served_by(handle))
+
+
+def _served_by(handle: "DeploymentHandle[Any]") -> set[tuple[str, str, str]]:
+    try:
+        return set(handle.broadcast("served_by").results(timeout_s=ASKED_SECONDS))
+    except Exception as error:  # of Ray's, for whatever became of them
+        raise ReplicasError(
+            f"The cluster's replicas do not say whose they are ({_last_line(error)}); end their "
+            "`ttc serve --ray`, or `serve shutdown`, first."
+        ) from error
+
+
 def _deploy(
-    settings: Settings, origins: Mapping[str, Origin], load: Callable[[], Method]
+    settings: Settings,
+    origins: Mapping[str, Origin],
+    load: Callable[[], Method],
+    leases: Leases,
 ) -> "DeploymentHandle[Any]":
     from ray import serve
     from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
     fewest, most = settings.replicas
     patience = settings.ray_patience
+    processors, gpus = _processors(settings), _gpus(settings)
+    check_room(fewest, processors, gpus)
     scaling: dict[str, Any] = {"num_replicas": fewest}
     if most > fewest:
         scaling = {
@@ -181,13 +281,12 @@ def _deploy(
         }
     deployed = serve.deployment(
         name=DEPLOYMENT,
-        # Our queue says when it is full: Ray's would have requests wait without an end.
-        max_ongoing_requests=settings.max_connections + SPARE_CONNECTIONS,
+        max_ongoing_requests=MOST_REQUESTS,
         graceful_shutdown_timeout_s=settings.drain_timeout,
         graceful_shutdown_wait_loop_s=DRAIN_LOOK_SECONDS,
         health_check_period_s=HEALTH_SECONDS,
         health_check_timeout_s=HEALTH_TIMEOUT,
-        ray_actor_options={"num_cpus": _processors(settings), "num_gpus": _gpus(settings)},
+        ray_actor_options={"num_cpus": processors, "num_gpus": gpus},
         request_router_config=RequestRouterConfig(
             request_router_class=ROUTER,  # type: ignore[arg-type]  # a name is taken
             # A stream has one replica: no other is tried where that one is busy.
@@ -195,12 +294,55 @@ def _deploy(
         ),
         **scaling,
     )(RayReplica)
+    bound = deployed.bind(settings, origins, load, leases.member.fleet, leases.owner)
+    target = serve.RunTarget(bound, name=APPLICATION, route_prefix=None)
     try:
-        serve.run(deployed.bind(settings, origins, load), name=APPLICATION, route_prefix=None)
+        serve.run_many([target], wait_for_applications_running=False)
+        _wait_until_running()
     except (RuntimeError, TimeoutError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ReplicasError(f"The replicas do not start: {lines[-1] if lines else error}") from None
+        raise ReplicasError(f"The replicas do not start: {_last_line(error)}") from None
     return serve.get_deployment_handle(DEPLOYMENT, APPLICATION)
+
+
+def _wait_until_running() -> None:
+    """Wait for all replicas; what they wait for is told after a while.
+
+    Raises:
+        RuntimeError: they do not start; the text says why.
+    """
+    from ray import serve
+
+    tell_at = time.monotonic() + TOLD_SECONDS
+    while True:
+        application = serve.status().applications[APPLICATION]
+        deployment = application.deployments.get(DEPLOYMENT)
+        said = (deployment.message if deployment else "") or application.message
+        if application.status == "RUNNING":
+            return
+        if application.status == "DEPLOY_FAILED":
+            raise RuntimeError(said)
+        if time.monotonic() > tell_at:
+            tell_at = time.monotonic() + TOLD_SECONDS
+            states = dict(deployment.replica_states) if deployment else {}
+            told = ", ".join(f"{count} {state}".lower() for state, count in states.items())
+            log.warning("The replicas are not ready yet (%s). %s", told, said)
+        time.sleep(LOOK_SECONDS)
+
+
+def check_room(fewest: int, processors: int, gpus: int) -> None:
+    """See that the cluster has room for so many replicas, which Ray else waits for without an end.
+
+    Raises:
+        ReplicasError: it has not.
+    """
+    room = ray_cluster.places(processors, gpus)
+    if room < fewest:
+        gpu = f" and {gpus} GPU" if gpus else ""
+        ways = "--ray-replicas, --threads" + (" or --device cpu" if gpus else "")
+        raise ReplicasError(
+            f"The cluster has room for {room} of {fewest} replicas: each asks for {processors} "
+            f"processors{gpu} of one machine. {ways} ask for less."
+        )
 
 
 def _processors(settings: Settings) -> int:
@@ -209,7 +351,11 @@ def _processors(settings: Settings) -> int:
 
 
 def _gpus(settings: Settings) -> int:
-    import torch
+    """GPUs that Ray sets aside for a replica, which sees no others."""
+    has_gpus = ray_cluster.places(1, 1) > 0
+    return int(settings.device == "cuda" or (settings.device == "auto" and has_gpus))
 
-    wanted = settings.device == "auto" or settings.device.startswith("cuda")
-    return int(wanted and torch.cuda.is_available())
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -8,7 +8,6 @@ replica has answered.
 
 import asyncio
 import contextlib
-import hmac
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
@@ -36,17 +35,13 @@ from service.problems import REQUEST_ID, form_of, path_in, refusal
 from service.receiving import Arrivals, Reception
 from service.replicas import merging
 from service.replicas.fleet import Fleet
-from service.replicas.naming import (
-    header_length,
-    is_inference,
-    is_of_a_stream,
-    memory_for_names,
-    names_in,
-    stream_of,
-)
+from service.replicas.naming import header_length, memory_for_names, names_in, stream_of
 from service.replicas.passing import Answered, Forwarded
 from service.replicas.sight import FleetSight
+from service.routes import control, feedback, health, live, v2, v2_infer
+from service.routes.guards import has_token
 from service.routes.live import EventStream
+from service.routes.table import OF_ONE_STREAM, Found, route_of
 from service.routes.v2 import MOST_INDEX_BYTES
 from service.schemas import ALL_STREAMS
 from service.settings import Settings
@@ -56,7 +51,11 @@ T = TypeVar("T")
 
 Merge = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
-_INDEX, _INFER = "/v2/repository/index", "/v2/models/{model}/infer"
+# How long a probe waits, which asks again soon; and a reset, with thousands of files to remove.
+READY_SECONDS, RESET_SECONDS = 2.0, 30.0
+# A lease is to run out, or a replica to save what it has: as long as neither, nothing has changed.
+RESET_AGAIN_SECONDS = 5.0
+MOST_NAMED = 10
 
 
 class Door:
@@ -117,7 +116,7 @@ class Door:
     @property
     def is_ready(self) -> bool:
         """Whether a request would be taken, and a replica would when it was last asked."""
-        alive = any(each.ready for each in self._sight.told)
+        alive = any(each.ready for each in self._sight.told)  # /metrics looks before it is told
         return self.ready and not self.draining and alive
 
     @property
@@ -159,72 +158,48 @@ class Door:
         await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
-        method, path = request.method, path_in(request.scope)
-        request.scope["route"] = _Route(_INFER if is_inference(path) else path)
-        if method == "GET" and path == "/healthz":
+        found = route_of(request.scope)
+        request.scope["route"] = _OTHER if found.route is None else found.route
+        if found.is_for(health.healthz):
             return JSONResponse({"status": "alive"})
         share = Share(self._arrivals.memory)
         try:
-            body = await self._body(request, share, path)
-            if self.draining and path in _READY:
+            passes = found.is_taken and self._has_token(request, found)
+            # What is refused has no body that is read, no stream that is moved, and no look at all
+            # replicas: any of them says why.
+            body = await self._body(request, share, found) if passes else b""
+            if self.draining and found.is_for(*_READINESS):
                 raise NotReady("The service is starting or shutting down.")
             self._check_open()
             forwarded = Forwarded.of(request.scope, bytes(body))
-            stream = await self._stream(request, body, share, path)
-            return await self._hand_on(request, forwarded, path, stream)
+            del body  # it is not held twice
+            stream = await self._stream(request, forwarded.body, share, found) if passes else None
+            share.take(len(forwarded.body))  # Ray's, on its way
+            if passes and (answer := self._of_all(request, forwarded, found)) is not None:
+                return await answer
+            answered = await _while_there(request, self._fleet.ask(forwarded, stream))
+            request.scope[NOTES] = {**answered.notes, "replica": answered.replica}
+            return answered.response()
         finally:
             share.take(-share.held)
 
-    async def _hand_on(
-        self, request: Request, forwarded: Forwarded, path: str, stream: str | None
-    ) -> Response:
-        method = request.method
-        if method == "GET" and path == "/events":
-            return await self._events(request, forwarded)
-        if method == "GET" and path == "/metrics":
-            return await self._samples(request, forwarded)
-        if method == "GET" and path == "/status":
-            return await self._status(forwarded)
-        if path in _READY or (path.startswith("/v2/models/") and path.endswith("/ready")):
-            answered = await self._fleet.ask_all(forwarded)
-            return min(answered, key=lambda each: each.status != 200).response()
-        if method == "POST" and path == "/reset" and _names_all(request):
-            return await self._of_all(forwarded, merging.reset, ALL_STREAMS, complete=True)
-        if method == "POST" and path == "/feedback":
-            return await self._of_all(forwarded, merging.feedback)
-        if method == "GET" and path.startswith("/v2/models/") and path.endswith("/stats"):
-            return await self._of_all(forwarded, merging.statistics)
-        answer = await _while_there(request, self._fleet.ask(forwarded, stream))
-        request.scope[NOTES] = {**answer.notes, "replica": answer.replica}
-        return answer.response()
+    def _has_token(self, request: Request, found: Found) -> bool:
+        authorization = request.headers.get("authorization", "")
+        return found.route is None or has_token(found.route, self.settings, authorization)
 
-    async def _body(self, request: Request, share: Share, path: str) -> Buffer:
-        """A request's body, unpacked. Of whoever has no token it is not read: a replica says so."""
-        if self._is_stranger(request, path):
-            if path != _INDEX:
-                return b""
-            return await Reception(self._arrivals, request, share, MOST_INDEX_BYTES).receive()
-        return await Reception(self._arrivals, request, share).receive()
+    async def _body(self, request: Request, share: Share, found: Found) -> Buffer:
+        """A request's body, unpacked."""
+        most = MOST_INDEX_BYTES if found.is_for(v2.index) else None
+        return await Reception(self._arrivals, request, share, most).receive()
 
-    def _is_stranger(self, request: Request, path: str) -> bool:
-        """Whether a request has not the token that its route asks for, if it has a body at all."""
-        asked = self.settings.token
-        if path in _FOR_ADMINISTRATORS:
-            asked = self.settings.admin_token or asked
-        if asked is None:
-            return False
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        token = given.encode("latin-1") if scheme.lower() == "bearer" else b""
-        return not hmac.compare_digest(
-            token, asked.get_secret_value().encode(errors="surrogateescape")
-        )
-
-    async def _stream(self, request: Request, body: Buffer, share: Share, path: str) -> str | None:
+    async def _stream(
+        self, request: Request, body: bytes, share: Share, found: Found
+    ) -> str | None:
         """The stream whose replica is to answer; None: any may."""
-        if not is_of_a_stream(request):
+        if not found.is_for(*OF_ONE_STREAM):
             return None
         in_body: frozenset[str] | None = frozenset()
-        if is_inference(path) and request.method == "POST":
+        if found.is_for(v2_infer.infer):
             stated = header_length(request)
             in_body = await self._arrivals.threads.run(
                 partial(names_in, body, stated),
@@ -236,33 +211,73 @@ class Door:
 
     # What concerns all replicas
 
-    async def _of_all(
-        self,
-        forwarded: Forwarded,
-        merge: Merge,
-        stream: str | None = None,
-        *,
-        complete: bool = False,
-    ) -> Response:
-        """All replicas' answers made one, unless one refused.
+    def _of_all(
+        self, request: Request, forwarded: Forwarded, found: Found
+    ) -> Coroutine[Any, Any, Response] | None:
+        """What answers a request that concerns all replicas; None: it concerns one."""
+        if found.is_for(live.events):
+            return self._events(request, forwarded)
+        if found.is_for(health.metrics):
+            return self._samples(request, forwarded)
+        if found.is_for(control.status):
+            return self._status(forwarded)
+        if found.is_for(*_READINESS):
+            return self._ready(forwarded)
+        if found.is_for(control.reset) and _names_all(request):
+            return self._reset(forwarded)
+        if found.is_for(feedback.feedback):
+            return self._together(forwarded, merging.feedback)
+        if found.is_for(v2.statistics, v2.all_statistics):
+            return self._together(forwarded, merging.statistics)
+        return None
 
-        Args:
-            complete: what was asked is not done where a replica did not answer.
+    async def _ready(self, forwarded: Forwarded) -> Response:
+        """Ready as long as one replica is, be the others as they may."""
+        answered = await self._fleet.ask_all(forwarded, seconds=READY_SECONDS)
+        return min(answered, key=lambda each: each.status != 200).response()
+
+    async def _together(self, forwarded: Forwarded, merge: Merge) -> Response:
+        """The answers made one of all replicas that answer, unless all refuse."""
+        answered = await self._fleet.ask_all(forwarded)
+        well = [each for each in answered if each.status == 200]
+        if not well:
+            return answered[0].response()
+        return _merged(well, merge([json.loads(each.body) for each in well]))
+
+    async def _reset(self, forwarded: Forwarded) -> Response:
+        """All streams reset; what a replica has that did not do so is told.
+
+        That is one that ends and is not asked any more, that hangs, or is dead and may not be.
         """
-        answered = await self._fleet.ask_all(forwarded, stream, complete=complete)
+        answered = await self._fleet.ask_all(forwarded, seconds=RESET_SECONDS)
         refused = next((each for each in answered if each.status != 200), None)
         if refused is not None:
             return refused.response()
-        return _merged(answered, merge([json.loads(each.body) for each in answered]))
+        documents = [json.loads(each.body) for each in answered]
+        taken = [each.taken for each in answered if each.taken is not None]
+        done = {name for each in documents for name in each["streams"]}.union(
+            *(each.ours for each in taken)
+        )
+        left = sorted(set[str]().union(*(each.others for each in taken)) - done)
+        if left:
+            named = ", ".join(left[:MOST_NAMED]) + (" …" if len(left) > MOST_NAMED else "")
+            raise NotReady(
+                f"All streams were reset but for {len(left)}, of replicas that end or do not "
+                f"answer ({named}); ask again.",
+                retry_after=RESET_AGAIN_SECONDS,
+            )
+        return _merged(answered, merging.reset(documents))
 
     async def _status(self, forwarded: Forwarded) -> Response:
-        told = await self._sight.look()
-        answered = await self._fleet.ask_all(forwarded)
-        refused = next((each for each in answered if each.status != 200), None)
-        if refused is not None:
-            return refused.response()
-        documents = {each.replica: json.loads(each.body) for each in answered}
-        merged = merging.status(documents, max((each.files for each in told), default=0))
+        answered: list[Answered]
+        told, answered = await asyncio.gather(
+            self._sight.look(with_files=True), self._fleet.ask_all(forwarded)
+        )
+        well = [each for each in answered if each.status == 200]
+        if not well:
+            return answered[0].response()
+        documents = {each.replica: json.loads(each.body) for each in well}
+        merged = merging.status(documents, max((each.files or 0 for each in told), default=0))
         # What a replica that is gone had counted when it was last asked stays in the sums.
         self._counted |= {name: each["counters"] for name, each in documents.items()}
         merged["counters"] = merging.added(self._counted.values())
@@ -278,16 +293,18 @@ class Door:
                 "owned": each.owned,
                 "queue_images": each.gauges.queue_images,
                 "changes": documents.get(each.name, {}).get("changes"),
+                "shedding": documents.get(each.name, {}).get("shedding"),
             }
             for each in told
         ]
-        return _merged(answered, merged)
+        merged["late"] = self._sight.late
+        return _merged(well, merged)
 
     async def _samples(self, request: Request, forwarded: Forwarded) -> Response:
         answered = await self._fleet.ask(forwarded, None)
         if answered.status != 200:
             return answered.response()
-        found = await self._fleet.call("samples")
+        found, _ = await asyncio.gather(self._fleet.call("samples"), self._sight.look())
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         collected = merging.Collected(
             self.metrics.registry.collect(), [each for each in found if isinstance(each, tuple)]
@@ -308,22 +325,14 @@ class Door:
         return EventStream(self.live, reader)
 
 
-class _Route:
-    """Names a path as the metrics have it: labels are bounded, whatever is asked for."""
+class _Other:
+    """What is no route, as the metrics have it: labels are bounded, whatever is asked for."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path if path in _KNOWN else "other"
+    path = "other"
 
 
-_FOR_ADMINISTRATORS = frozenset({"/reset", "/rollback", "/model"})
-_READY = frozenset({"/readyz", "/v2/health/ready", _INDEX})
-_KNOWN = frozenset(
-    {
-        *("/predict", "/feedback", "/reset", "/rollback", "/snapshots", "/status", "/model"),
-        *("/healthz", "/readyz", "/metrics", "/events", "/", "/docs"),
-        *("/v2/health/live", "/v2/health/ready", _INFER),
-    }
-)
+_OTHER = _Other()
+_READINESS = (health.readyz, v2.ready, v2.index, v2.model_ready)
 
 
 def _names_all(request: Request) -> bool:

@@ -2,9 +2,12 @@
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from service.errors import NotReady
+from service.member import LEASE_SECONDS
 from service.replicas import ALL_READY_SECONDS
 from service.replicas.passing import Answered, Forwarded
 from service.routes.context import STUCK_SECONDS
@@ -15,6 +18,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GONE = "The replica that had this request is gone; its stream goes on from its last save."
+# A request that was not answered for so long: whether its replica lives is asked, which a machine
+# that is cut off does not say, and may take so long.
+PATIENCE_SECONDS, LIVES_SECONDS = LEASE_SECONDS, 5.0
+# What all replicas are asked at a time. Each waits for the last of them in a thread.
+MOST_CALLS = 32
 
 
 class Fleet:
@@ -26,60 +34,78 @@ class Fleet:
 
     def __init__(self, handle: "DeploymentHandle[Any]") -> None:
         self._handle = handle
+        self._waiting = ThreadPoolExecutor(MOST_CALLS, thread_name_prefix="fleet")
 
     async def ask(self, request: Forwarded, stream: str | None) -> Answered:
         """Have the replica of a stream answer a request; None: any.
 
         Raises:
-            NotReady: it ended meanwhile, or there is none.
+            NotReady: it ended meanwhile, or does not answer, or there is none.
         """
         handle = self._handle.answer
         if stream is not None:
             handle = handle.options(session_id=stream)
-        response = None
+        response = answering = None
         try:
             response = handle.remote(request, stream)
-            async with asyncio.timeout(STUCK_SECONDS):
-                answered: Answered = await response
-        except (asyncio.CancelledError, TimeoutError) as error:
+            answering = asyncio.ensure_future(response)
+            for _ in range(int(STUCK_SECONDS / PATIENCE_SECONDS)):
+                await asyncio.wait({answering}, timeout=PATIENCE_SECONDS)
+                if answering.done():
+                    answered: Answered = answering.result()
+                    return answered
+                if stream is not None and not await self._lives(stream):
+                    break
+            raise NotReady("The replica does not answer.", retry_after=1)
+        except (asyncio.CancelledError, NotReady):
             if response is not None:
                 response.cancel()  # type: ignore[no-untyped-call]  # nobody waits any more
-            if isinstance(error, TimeoutError):
-                raise NotReady("The replicas do not answer.", retry_after=1) from None
             raise
         except Exception as error:  # of Ray's, for whatever became of the replica
             log.warning("a replica did not answer: %s", _first_line(error))
             raise NotReady(GONE, retry_after=1) from error
-        return answered
+        finally:
+            if answering is not None:
+                answering.cancel()
+
+    async def _lives(self, stream: str) -> bool:
+        """Whether a stream's replica says anything at all."""
+        response = self._handle.lives.options(session_id=stream).remote()
+        try:
+            async with asyncio.timeout(LIVES_SECONDS):
+                return bool(await response)
+        except TimeoutError:
+            response.cancel()  # type: ignore[no-untyped-call]
+            return False
 
     async def ask_all(
-        self, request: Forwarded, stream: str | None = None, *, complete: bool = False
+        self, request: Forwarded, stream: str | None = None, *, seconds: float = ALL_READY_SECONDS
     ) -> list[Answered]:
-        """Have all replicas answer a request; those that ended meanwhile are left out.
-
-        Args:
-            complete: what was asked is not done where one is.
+        """Have all replicas answer a request.
 
         Raises:
-            NotReady: none did in time, or not all did that have to.
+            NotReady: none did in time.
         """
-        found = await self.call("answer", request, stream, seconds=STUCK_SECONDS)
+        found = await self.call("answer", request, stream, seconds=seconds)
         answered = [each for each in found if isinstance(each, Answered)]
-        if not answered or (complete and len(answered) < len(found)):
-            raise NotReady("Not all replicas answered; ask again.", retry_after=1)
+        if not answered:
+            raise NotReady("The replicas do not answer.", retry_after=1)
         return answered
 
     async def call(
         self, method: str, *args: object, seconds: float = ALL_READY_SECONDS
     ) -> list[Any]:
-        """Call a method of each replica; what each returned, or the error that it raised.
+        """Call a method of each replica; what each returned, or the error that it raised: a
+        TimeoutError where it did not return in time. One that hangs costs the others nothing.
 
         Raises:
-            NotReady: there is no replica, or one did not return in time.
+            NotReady: there is no replica.
         """
         try:
             response = self._handle.broadcast(method, *args)
-            return await response.results_async(timeout_s=seconds, return_exceptions=True)
+            results = partial(response.results, timeout_s=seconds, return_exceptions=True)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._waiting, results)
         except Exception as error:
             raise NotReady("The replicas do not answer.", retry_after=1) from error
 

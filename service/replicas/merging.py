@@ -26,7 +26,8 @@ def status(documents: Mapping[str, Document], files: int) -> Document:
     shedding = [each["shedding"] for each in all_of if each["shedding"] is not None]
     merged = {**all_of[0], "ready": any(each["ready"] for each in all_of)}
     merged["idle"] = all(each["idle"] for each in all_of)
-    merged["shedding"] = shedding[0] if shedding else None
+    # The one that images go without most at; each replica's is told with it.
+    merged["shedding"] = max(shedding, key=lambda each: each["now"].get("load", 0.0), default=None)
     # Each tells how many files are of no stream in its memory.
     in_memory = sum(max(0, files - each["saved_streams"]) for each in all_of)
     merged["saved_streams"] = max(0, files - in_memory)

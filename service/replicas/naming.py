@@ -1,32 +1,14 @@
 """Of which stream a request is: in the query, in X-Session-Id, or in the JSON of a /v2 request."""
 
-import re
-
 from starlette.requests import Request
 
 from service.bounds import count_values
 from service.errors import Refused
-from service.problems import path_in
 from service.schemas import DEFAULT_STREAM, STREAM_NAME
 from service.uploads import memory_to_parse
 from service.v2.datatypes import Buffer
 from service.v2.parameters import parameters_in, sequence
 from service.v2.reading import HEADER_LENGTH, json_length, json_of, object_of
-
-# The routes that are of one stream, whose replica is to answer.
-_OF_ONE = frozenset({"/predict", "/reset", "/rollback", "/snapshots"})
-_INFER = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
-
-
-def is_of_a_stream(request: Request) -> bool:
-    """Whether a request is of one stream; it may name it or not."""
-    path = path_in(request.scope)
-    return path in _OF_ONE or is_inference(path)
-
-
-def is_inference(path: str) -> bool:
-    """Whether a path is that of a /v2 inference, whose body may name the stream."""
-    return _INFER.fullmatch(path) is not None
 
 
 def stream_of(request: Request, in_body: frozenset[str] | None) -> str | None:

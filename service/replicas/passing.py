@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 from service.intake import NOTES
 from service.problems import REQUEST_ID
+from service.routes.context import Taken
 
 # Of the body as it came: it goes on unpacked, with its length.
 _OF_THE_BODY = frozenset({b"content-encoding", b"content-length", b"transfer-encoding"})
@@ -45,6 +46,7 @@ class Answered:
 
     Attributes:
         replica: its name; notes: what the log line tells besides.
+        taken: of a reset of all streams, whose they were.
     """
 
     status: int
@@ -52,6 +54,7 @@ class Answered:
     body: bytes
     replica: str = ""
     notes: Mapping[str, str | int] = field(default_factory=dict)
+    taken: Taken | None = None
 
     @classmethod
     def of(cls, response: Response, replica: str) -> "Answered":
@@ -95,4 +98,5 @@ async def call(app: ASGIApp, request: Forwarded, replica: str) -> Answered:
             body.extend(message.get("body", b""))
 
     await app(scope, receive, send)
-    return Answered(status, headers, bytes(body), replica, dict(scope.get(NOTES, {})))
+    notes, taken = dict(scope.get(NOTES, {})), scope["state"].get("taken")
+    return Answered(status, headers, bytes(body), replica, notes, taken)

@@ -10,6 +10,8 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from prometheus_client.core import Metric
@@ -24,9 +26,9 @@ from service.problems import form_of, path_in, refusal
 from service.replicas.fleet import Fleet
 from service.replicas.ownership import Ownership
 from service.replicas.passing import Answered, Forwarded, call
-from service.routes.context import STUCK_SECONDS, Service
-from service.schemas import ALL_STREAMS
-from service.settings import Origin, Settings
+from service.routes.context import STUCK_SECONDS, Service, Taken
+from service.settings import SECRETS, Origin, Settings
+from service.state_folder import StateFolderError
 from ttc_core.methods import Method
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ class Told(NamedTuple):
     Attributes:
         name: no other replica ever had it; owned: streams that are its own, in memory or saved.
         started: in seconds since 1970.
-        files: streams in the folder, whosever they are.
+        files: streams in the folder, whosever they are; None where that was not asked.
         events: those since the time that was asked for.
     """
 
@@ -48,7 +50,7 @@ class Told(NamedTuple):
     started: float
     ready: bool
     owned: int
-    files: int
+    files: int | None
     model: LiveModel
     counters: LiveCounters
     gauges: LiveGauges
@@ -63,6 +65,8 @@ class Replica:
         load: makes the method at the source.
         name: of this replica; no other ever had it.
         others: all replicas, to ask them for their streams.
+        fleet: tells the state folder from all others, as `Leases` has it.
+        door: the owner of the leases of whoever started it.
     """
 
     def __init__(
@@ -72,8 +76,11 @@ class Replica:
         load: Callable[[], Method],
         name: str,
         others: Fleet,
+        fleet: str,
+        door: str,
     ) -> None:
         self._settings, self._origins, self._load = settings, origins, load
+        self._fleet, self._door = fleet, door
         self.name, self._others = name, others
         self._started = time.time()
         self._ending, self._saved = asyncio.Lock(), False
@@ -87,7 +94,15 @@ class Replica:
         """
         settings = self._settings
         assert settings.state_dir is not None
-        self._leases = await asyncio.to_thread(Leases, settings.state_dir, self.name)
+        try:
+            self._leases = await asyncio.to_thread(
+                Leases, settings.state_dir, self.name, fleet=self._fleet
+            )
+        except OSError as error:
+            raise StateFolderError(
+                f"--state-dir {settings.state_dir} cannot be used on {socket.gethostname()}: "
+                f"{error.strerror}. It has to be mounted there, too."
+            ) from error
         source = await asyncio.to_thread(self._load)
         self._app = build(settings, source, None, self._origins, self._leases)
         del source
@@ -99,7 +114,9 @@ class Replica:
             settings, service.metrics, service.engine, service.batcher, told=service.told
         )
         self._ownership = Ownership(self._leases, service.engine.handing_over, self._ask)
+        service.take_all = self._take_all
         self._leases.keep_beating()
+        self._sweeping = asyncio.create_task(self._ownership.keep_sweeping(), name="sweeping")
         self._has_ended = False
 
     async def _ask(self, owner: str, stream: str) -> None:
@@ -108,20 +125,30 @@ class Replica:
         except Refused as error:
             log.info("stream %s of %s: %s", stream, owner, error)
 
+    async def _take_all(self) -> Taken:
+        """Have all streams that are nobody's be ours.
+
+        What has a lease counts that no file has yet.
+        """
+        leased = await asyncio.to_thread(self._leases.names)
+        return await self._ownership.take_free(sorted(leased | await self._files()))
+
     # Called by the door
 
     async def answer(self, request: Forwarded, stream: str | None) -> Answered:
         """Answer a request as a single process does; of a stream, once it is ours.
 
         Args:
-            stream: None: of none; ALL_STREAMS: of all that are ours, and those that are nobody's.
+            stream: None: of none, or of all.
         """
         if stream is None:
-            return await call(self._app, request, self.name)
+            answered = await call(self._app, request, self.name)
+            if answered.taken is None:
+                return answered
+            others, ours = answered.taken  # what was ours all the time was reset
+            still = ours.intersection(self._leases.owned())
+            return replace(answered, taken=Taken(others, still))
         try:
-            if stream == ALL_STREAMS:
-                await self._ownership.take_free(list(await self._files()))
-                return await call(self._app, request, self.name)
             async with self._ownership.having(stream):
                 return await call(self._app, request, self.name)
         except Refused as error:
@@ -130,11 +157,16 @@ class Replica:
             form = form_of(path_in(dict(request.about)))
             return Answered.of(refusal(error, request_id, form), self.name)
 
-    async def told(self, since: Mapping[str, float]) -> Told:
+    async def lives(self) -> bool:
+        """Say something at all."""
+        return True
+
+    async def told(self, since: Mapping[str, float], with_files: bool = False) -> Told:
         """What is shown of this replica.
 
         Args:
             since: of each replica, the time of the last event that is known.
+            with_files: the folder is to be read: it may have thousands.
         """
         counters, gauges = self._sight.numbers()
         last = since.get(self.name, 0.0)
@@ -145,7 +177,7 @@ class Replica:
             started=self._started,
             ready=self._service.is_ready,
             owned=len(self._leases.owned()),
-            files=len(await self._files()),
+            files=len(await self._files()) if with_files else None,
             model=self._sight.model(),
             counters=counters,
             gauges=gauges,
@@ -168,9 +200,13 @@ class Replica:
         self._service.note_queue()
         return self.name, list(self._service.metrics.registry.collect())
 
-    async def settings_digest(self) -> str:
-        """Tells what is served from what others would serve."""
-        return digest_of(self._settings)
+    async def served_by(self) -> tuple[str, str, str]:
+        """Tells settings and folder from others; and whose replica this is."""
+        return digest_of(self._settings), self._fleet, self._door
+
+    async def have_door(self, door: str) -> None:
+        """Be another's from now on: whose it was is gone."""
+        self._door = door
 
     # Called by other replicas
 
@@ -193,6 +229,7 @@ class Replica:
                 self._has_ended = True
                 self._service.draining = True
                 self._service.drain()
+                self._sweeping.cancel()
                 await self._lifespan.__aexit__(None, None, None)
                 await asyncio.to_thread(self._leases.close)
                 self._saved = self._service.saved
@@ -200,8 +237,13 @@ class Replica:
 
 
 def digest_of(settings: Settings) -> str:
-    """Tells settings from others, but for the address and how it is told."""
+    """Tells settings from others, tokens too, but for the address and how it is told."""
     chosen = settings.model_dump(
-        mode="json", exclude={"host", "port", "config", "log_format", "token", "admin_token"}
+        mode="json", exclude={"host", "port", "config", "log_format", *SECRETS}
     )
-    return hashlib.sha256(repr(sorted(chosen.items())).encode()).hexdigest()[:16]
+    secrets = [
+        value.get_secret_value() if value else None
+        for value in (getattr(settings, name) for name in SECRETS)
+    ]
+    told = repr((sorted(chosen.items()), secrets, version("ttc-service")))
+    return hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest()[:32]

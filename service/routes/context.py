@@ -1,8 +1,8 @@
 """What the routes reach, the parts of the running service, and how their errors are described."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Request
 
@@ -23,6 +23,17 @@ from ttc_core.methods.contract import ADAPTING
 STUCK_SECONDS = 120.0
 
 
+class Taken(NamedTuple):
+    """Streams, where processes share them: the others', or on their way there, and ours."""
+
+    others: frozenset[str]
+    ours: frozenset[str]
+
+
+async def _all_are_ours() -> None:
+    return None
+
+
 @dataclass
 class Service:
     """The parts of one running service; made and ended by the application's lifespan."""
@@ -39,6 +50,8 @@ class Service:
     saved: bool = True
     draining: bool = False
     stop_reason: str = "shutdown"
+    take_all: Callable[[], Awaitable[Taken | None]] = _all_are_ours
+    """Takes all streams that are nobody's, where processes share them."""
 
     @property
     def events(self) -> Events:

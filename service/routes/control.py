@@ -61,7 +61,10 @@ async def reset(
     aside for former weights go as well (`kept_aside` says how many); one by its name leaves them.
     """
     name = stream_named(request, stream)
-    return await service.engine.undoing.reset(None if name == ALL_STREAMS else name)
+    if name != ALL_STREAMS:
+        return await service.engine.undoing.reset(name)
+    request.state.taken = await service.take_all()  # whoever asked all processes looks at it
+    return await service.engine.undoing.reset(None)
 
 
 @router.get("/snapshots", dependencies=MAY_READ, responses=problems(401, 404, 503))

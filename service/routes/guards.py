@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from fastapi import Depends, Header, Query, Request
 from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 
@@ -171,21 +172,41 @@ async def may_post(service: ServiceNow, credentials: Credentials) -> None:
     Raises:
         Unauthorized: the request does not carry it.
     """
-    _demand(credentials, service.settings.token)
+    _demand(credentials, *_of_cameras(service.settings))
 
 
 async def may_administer(service: ServiceNow, credentials: Credentials) -> None:
     """Ask for --admin-token if it is set, else as `may_post`."""
-    settings = service.settings
-    whose = "the administrator's" if settings.admin_token else "a"
-    _demand(credentials, settings.admin_token or settings.token, whose=whose)
+    whose = "the administrator's" if service.settings.admin_token else "a"
+    _demand(credentials, *_of_administrators(service.settings), whose=whose)
 
 
 async def may_read(service: ServiceNow, credentials: Credentials) -> None:
     """Ask for one of the tokens with --token-reads."""
-    settings = service.settings
-    if settings.token_reads:
-        _demand(credentials, settings.token, settings.admin_token)
+    _demand(credentials, *_of_readers(service.settings))
+
+
+def _of_cameras(settings: Settings) -> list[SecretStr | None]:
+    return [settings.token]
+
+
+def _of_administrators(settings: Settings) -> list[SecretStr | None]:
+    return [settings.admin_token or settings.token]
+
+
+def _of_readers(settings: Settings) -> list[SecretStr | None]:
+    return [settings.token, settings.admin_token] if settings.token_reads else []
+
+
+_TOKENS = {may_post: _of_cameras, may_administer: _of_administrators, may_read: _of_readers}
+
+
+def has_token(route: APIRoute, settings: Settings, authorization: str) -> bool:
+    """Whether a request's header has the token that its route asks for, if it asks for one."""
+    scheme, _, given = authorization.partition(" ")
+    token = given.encode("latin-1") if scheme.lower() == "bearer" else b""
+    asked = [_TOKENS[each.dependency] for each in route.dependencies if each.dependency in _TOKENS]
+    return all(_is_one(token, tokens(settings)) for tokens in asked)
 
 
 def _demand(

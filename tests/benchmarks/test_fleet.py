@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.failures import DAY, Failure, Recovery, Ring, drawn, simulate
-from benchmarks.fleet import CAMERAS, FIGURES, Machine, Size, figures, main, sized
+from benchmarks.fleet import CAMERAS, FIGURES, Machine, Size, failing, figures, main, sized
 
 FOUND = figures(FIGURES)
 RECOVERY = Recovery(
@@ -133,7 +133,15 @@ def test_the_ring_moves_no_more_streams_than_it_has_to():
 
 # Sizes
 
-HUNDRED = Machine(dict.fromkeys((1, 1000), 100.0), share=0.5, gpus=2, mib=1000, price=40)
+HUNDRED = Machine(
+    dict.fromkeys((1, 1000), 100.0),
+    share=0.5,
+    door=80,
+    gpus=2,
+    mib=1000,
+    shared_bytes=3e9,
+    price=40,
+)
 
 
 def test_a_machine_that_carries_all_is_alone():
@@ -152,9 +160,30 @@ def test_of_several_machines_the_fullest_carries_its_own():
     size = sized(1000, 1.0, HUNDRED, 0.7, FOUND)
     assert size.machines >= 1000 / 35
     assert size.fullest <= 50
+    assert size.memory_bytes == size.machines * 3e9 + 1000 * FOUND["stream_bytes"].value
     passed_on = 1000 * (1 - 1 / size.machines)
     whole = FOUND["image_bytes"].value + FOUND["answer_bytes"].value
     assert size.between_bytes == pytest.approx(passed_on * whole)
+
+
+def test_a_door_takes_so_much_and_no_more():
+    """Where it takes less than its replica, there are as many more machines."""
+    size = sized(1000, 1.0, replace(HUNDRED, door=30), 0.7, FOUND)
+    assert size.machines >= 1000 / (0.7 * 30)
+
+
+def test_more_cameras_than_a_cluster_carries_are_in_several():
+    """Each of no more machines than a cluster may have, all alike."""
+    size = sized(10_000, 1.0, HUNDRED, 0.7, FOUND)
+    most = FOUND["cluster_machines"].value
+    assert size.clusters > 1
+    assert size.machines % size.clusters == 0
+    assert size.machines <= most * size.clusters
+    one = sized(-(-10_000 // size.clusters), 1.0, HUNDRED, 0.7, FOUND)
+    assert (one.clusters, size.machines) == (1, size.clusters * one.machines)
+    found = failing(size, 1.0, 50, RECOVERY, replicas_an_hour=1, machines_a_day=0, places=100)
+    assert found.outcome.images == pytest.approx(10_000 * found.days * DAY, rel=0.01)
+    assert found.outcome.failures / found.days == pytest.approx(24, rel=0.5)
 
 
 def test_a_camera_that_rarely_sends_is_written_as_rarely():

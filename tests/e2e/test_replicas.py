@@ -4,15 +4,23 @@ Here they are in one process, and share the state folder alone; `test_replicas_o
 door with processes of Ray's.
 """
 
+import asyncio
 import json
 import threading
 import time
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from service.changes.files import writers
+from service.cli import cli
 from service.client import Client
-from service.leases import FOLDER
+from service.member import FOLDER
+from service.replicas import door, sight
+from service.replicas import fleet as fleet_module
+from service.replicas.fleet import Fleet
+from service.replicas.passing import Forwarded
 from tests.e2e.conftest import ServerInThread, sample, wait_for
 from tests.fixtures.local_fleet import local_fleet
 from ttc_core.state import StateError, describe
@@ -308,6 +316,187 @@ def test_clients_that_try_again_see_no_move(start, pictures, tmp_path):
     # Drained replicas have saved: no step is lost, and each image's answer is newer.
     assert all(versions == sorted(versions) for versions in found.values())
     assert all(steps == sorted(steps) for steps in written.values())
+
+
+def leases(folder):
+    return {path.name for path in (folder / FOLDER / "streams").iterdir()}
+
+
+def test_who_is_refused_leaves_nothing_and_moves_nothing(start, pictures, tmp_path):
+    """No token, another method, a foreign page, no image: no lease, no stream taken, no reset."""
+    with start(2, token="token-of-cameras") as fleet:
+        known = {"authorization": "Bearer token-of-cameras"}
+        fleet.http.headers.update(known)
+        post(fleet.http, pictures[0], "gate")
+        owner = fleet.owner("gate")
+        wait_for((tmp_path / "gate.safetensors").exists)
+        fleet.handle.replicas.reverse()  # its next request moves it
+        refused = fleet.http.post("/predict?stream=gate", headers={"authorization": "Bearer no"})
+        assert (refused.status_code, fleet.owner("gate")) == (401, owner)
+        fleet.handle.replicas.reverse()
+        assert fleet.drain(owner)  # nobody has it now
+        for number in range(20):
+            for method, more, status in [
+                ("POST", {"headers": {"authorization": "Bearer no"}}, 401),
+                ("DELETE", {}, 405),
+                ("POST", {"headers": {"origin": "http://evil.example"}}, 403),
+                ("POST", {"content": b"no image", "headers": PNG}, 400),
+            ]:
+                query = {"stream": f"evil-{status}-{number}"}
+                found = fleet.http.request(method, "/predict", params=query, **more)
+                assert found.status_code == status, found.text
+        stranger = {"authorization": "Bearer no"}
+        assert fleet.http.post("/reset?stream=*", headers=stranger).status_code == 401
+        foreign = {"origin": "http://evil.example"}
+        assert fleet.http.post("/reset?stream=*", headers=foreign).status_code == 403
+        (other,) = fleet.handle.replicas
+        wait_for(lambda: leases(tmp_path) == {"gate.lease"})
+        assert not other._leases.owned()
+        # Of a stream that is reset nothing is left either, once it is swept.
+        assert fleet.http.post("/reset?stream=*").json()["streams"] == ["gate"]
+        fleet.run(other._ownership.sweep())
+        assert not leases(tmp_path)
+        post(fleet.http, pictures[0], "gate")
+
+
+def test_a_replica_that_hangs_costs_the_others_nothing(start, pictures, monkeypatch):
+    """Readiness, metrics, status and moves between the others go on; its name is told."""
+    for call in (Fleet.call, Fleet.ask_all):
+        monkeypatch.setitem(call.__kwdefaults__, "seconds", 0.5)
+    monkeypatch.setattr(door, "READY_SECONDS", 0.3)
+    monkeypatch.setattr(door, "RESET_SECONDS", 0.5)
+    monkeypatch.setattr(sight, "ASKED_SECONDS", 0.4)
+    monkeypatch.setattr(fleet_module, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(fleet_module, "LIVES_SECONDS", 0.3)
+    with start(3) as fleet:
+        streams = [f"s{number}" for number in range(12)]
+        for number, stream in enumerate(streams):
+            post(fleet.http, pictures[number], stream)
+        fleet.status()
+        hung = fleet.owner("s0")
+        fleet.hang(hung)
+        assert fleet.http.get("/readyz").status_code == 200
+        status = fleet.status()
+        assert status["late"] == [hung.name]
+        assert len(status["replicas"]) == 2
+        text = fleet.http.get("/metrics").text
+        assert sample(text, "ttc_ready") == 1
+        assert hung.name not in text
+        assert text.count("ttc_images_total{") == 2
+        answer = fleet.http.post("/predict?stream=s0", content=pictures[0], headers=PNG)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        refused = fleet.http.post("/reset?stream=*")
+        assert refused.status_code == 503
+        assert "s0" in refused.json()["detail"]
+        # Between the others streams move as before.
+        other = next(each for each in streams if not hung._leases.owns(each))
+        post(fleet.http, pictures[0], other)
+        (new,) = [each for each in fleet.handle.replicas if each not in (hung, fleet.owner(other))]
+        began = time.monotonic()
+        assert fleet.run(new.lives())
+        fleet.run(new._ownership._take(other))
+        assert time.monotonic() - began < 0.45  # it did not wait for the one that hangs
+        assert fleet.owner(other) is new
+
+
+def test_a_reset_of_all_says_what_is_left(start, pictures, tmp_path):
+    """A replica that ends and is not asked has its streams; once it has ended all are reset."""
+    with start(2) as fleet:
+        streams = [f"s{number}" for number in range(8)]
+        for number, stream in enumerate(streams):
+            post(fleet.http, pictures[number], stream)
+        ending = fleet.owner("s0")
+        left = set(ending._leases.owned())
+        fleet.handle.replicas.remove(ending)  # as Ray, which asks it nothing more
+        refused = fleet.http.post("/reset?stream=*")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert f"but for {len(left)}" in refused.json()["detail"]
+        assert fleet.run(ending.end())
+        done = fleet.http.post("/reset?stream=*")
+        assert done.status_code == 200
+        assert left <= set(done.json()["streams"])
+        assert not list(tmp_path.glob("*.safetensors"))
+        assert fleet.http.post("/reset?stream=*").status_code == 200
+
+
+def test_a_reset_whose_file_could_not_be_removed_throws_nothing_else_away(
+    start, pictures, tmp_path, monkeypatch
+):
+    """It goes when the stream moves, which learns on, and comes back with what it has learned."""
+    with start(2) as fleet:
+        for turn in range(3):
+            post(fleet.http, pictures[turn], "gate")
+        first = fleet.owner("gate")
+        wait_for(lambda: (tmp_path / "gate.safetensors").exists())
+        saving = first._service.engine.table.saving
+        with monkeypatch.context() as patch:
+
+            def fail(*args):
+                raise OSError(5, "Input/output error")
+
+            patch.setattr(saving.folder, "remove", fail)
+            assert fleet.http.post("/reset?stream=gate").status_code == 500
+        fleet.handle.replicas.reverse()  # the other has its place from now on
+        versions = [post(fleet.http, pictures[turn], "gate")["version"] for turn in range(4)]
+        assert versions == [0, 1, 2, 3]  # what could not be removed then was when it moved
+        assert fleet.owner("gate") is not first
+        fleet.handle.replicas.reverse()
+        assert post(fleet.http, pictures[4], "gate")["version"] == versions[-1] + 1
+    assert describe(tmp_path / "gate.safetensors").steps == versions[-1] + 2
+
+
+def test_a_stream_whose_state_cannot_be_told_moves_all_the_same(start, pictures, monkeypatch):
+    """It begins as it was saved before, at once, and the event says so."""
+    with start(2) as fleet:
+        post(fleet.http, pictures[0], "gate")
+        first = fleet.owner("gate")
+        method = wait_for(lambda: first._service.engine.table.in_memory("gate")).method
+
+        def fail():
+            raise RuntimeError("it cannot be told")
+
+        monkeypatch.setattr(method, "state", fail)
+        fleet.handle.replicas.reverse()  # the other has its place from now on
+        began = time.monotonic()
+        post(fleet.http, pictures[1], "gate")
+        assert time.monotonic() - began < 5
+        told = [each for each in first._service.events if each["event"] == "handed_over"]
+        assert [each["saved"] for each in told] == [False]
+
+
+def test_requests_of_a_stream_on_its_way_wait(start, pictures):
+    """Also where it comes from: a door with the former ring is answered, by whoever has it then."""
+    request = Forwarded(
+        {"method": "POST", "path": "/predict", "query_string": b"stream=gate", "root_path": ""},
+        [(b"host", b"localhost"), (b"content-type", b"image/png"), (b"x-request-id", b"1")],
+        pictures[1],
+    )
+    with start(2) as fleet:
+        post(fleet.http, pictures[0], "gate")
+        first = fleet.owner("gate")
+
+        async def ask():
+            leaving = asyncio.create_task(first.let_go(first.name, "gate"))
+            await asyncio.sleep(0)
+            assert "gate" in first._ownership._leaving
+            return await asyncio.gather(leaving, *(first.answer(request, "gate") for _ in "ab"))
+
+        was_let_go, *answered = fleet.run(ask())
+        assert was_let_go
+        assert [each.status for each in answered] == [200, 200]
+
+
+def test_successors_go_on_with_the_logs_of_those_that_are_gone(start, pictures, tmp_path):
+    """Replicas come and go; there are as many logs as there were replicas at a time, all whole."""
+    with start(2) as fleet:
+        for turn in range(3):
+            for number in range(4):
+                post(fleet.http, pictures[turn], f"s{number}")
+            fleet.drain(fleet.handle.replicas[0])
+            fleet.add()
+    assert writers(tmp_path) == ["replica-0", "replica-1"]
+    done = CliRunner().invoke(cli, ["changes", "verify", "--state-dir", str(tmp_path)])
+    assert done.exit_code == 0, done.output
 
 
 def test_a_folder_of_replicas_is_no_single_process_and_the_other_way_round(start, serve, tmp_path):

@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from service import leases as module
-from service.leases import FOLDER, LeaseBusy, LeaseLost, Leases
+from service import member
+from service.leases import LeaseBusy, LeaseLost, Leases
+from service.member import FOLDER, FORGOTTEN_AFTER, NotTheFolder
 
 SHORT = 0.2
 
@@ -34,14 +36,14 @@ def lease_of(folder, stream):
     return folder / FOLDER / "streams" / f"{stream}.lease"
 
 
-def sleep_through(leases, monkeypatch):
-    """Have a process not be heard of for longer than its lease, as one that was stopped."""
-    owner = leases._file(leases.owner)
-    past = time.time() - 2 * leases.lease_seconds
-    os.utime(owner, (past, past))
-    leases._beaten -= 2 * leases.lease_seconds
+def sleep_through(leases, monkeypatch, *others):
+    """Have a process not be heard of for longer than its lease, as others see."""
+    for each in others:
+        each.member.look_around()
+    clock, asleep = member.clock, 2 * leases.member.lease_seconds
+    monkeypatch.setattr(member, "clock", lambda: clock() + asleep)
     # It is the same machine: its lock alone would tell that it lives.
-    monkeypatch.setattr(module, "_is_free", lambda _: False)
+    monkeypatch.setattr(member, "_is_free", lambda _: False)
 
 
 def test_a_stream_has_one_owner(make):
@@ -83,7 +85,7 @@ def test_who_ends_gives_all_up(make):
 
 def test_a_lease_is_taken_over_when_it_expires_and_not_before(make, monkeypatch):
     """A process on another machine, which says nothing, keeps its streams for one lease."""
-    monkeypatch.setattr(module, "_is_free", lambda _: False)
+    monkeypatch.setattr(member, "_is_free", lambda _: False)
     a, b = make("a", SHORT), make("b", SHORT)
     began = time.monotonic()
     a.claim("gate")
@@ -95,7 +97,7 @@ def test_a_lease_is_taken_over_when_it_expires_and_not_before(make, monkeypatch)
 
 def test_who_beats_keeps_its_streams(make, monkeypatch):
     """For many leases' lengths."""
-    monkeypatch.setattr(module, "_is_free", lambda _: False)
+    monkeypatch.setattr(member, "_is_free", lambda _: False)
     a, b = make("a", SHORT), make("b", SHORT)
     a.claim("gate")
     a.keep_beating()
@@ -113,7 +115,7 @@ def test_who_slept_longer_than_its_lease_cannot_write_over_who_came_after(make, 
         a, b = make(f"a-{find_out}", on_lost=lost.append), make(f"b-{find_out}")
         stream = f"gate-{find_out}"
         a.claim(stream)
-        sleep_through(a, monkeypatch)
+        sleep_through(a, monkeypatch, b)
         assert not a.holds(stream)  # before it has looked
         assert b.claim(stream) is None
         if find_out == "write":
@@ -176,17 +178,128 @@ def test_a_damaged_lease_is_nobodys(make, tmp_path, damage):
     assert a.claim("gate") == "b"
 
 
-def test_a_folder_that_is_removed_is_made_anew(make, tmp_path):
-    """Streams are nobody's then; names of processes are there again with the next beat."""
+def test_a_folder_that_is_not_mounted_any_more_is_not_made_anew(make, tmp_path):
+    """Nobody goes on by itself on what lies below; with the folder streams are there again."""
+    a = make("a", SHORT)
+    b = Leases(tmp_path, "b", fleet=a.member.fleet, lease_seconds=SHORT)
+    a.claim("gate")
+    (tmp_path / FOLDER).rename(tmp_path / "elsewhere")
+    for each in (a, b):
+        with pytest.raises(NotTheFolder, match="not the folder of this fleet"):
+            each.claim("gate")
+    time.sleep(SHORT)
+    assert not a.holds("gate")
+    assert not (tmp_path / FOLDER).exists()
+    (tmp_path / "elsewhere").rename(tmp_path / FOLDER)
+    assert a.claim("gate") is None
+    assert b.claim("gate") == "a"
+    b.close()
+
+
+def test_another_folder_at_the_same_place_is_not_the_fleets(make, tmp_path):
+    """A machine that has not mounted it; where one says which it has to be none is made."""
+    fleet = make("a").member.fleet
+    for place in ("empty", "other"):
+        (tmp_path / place).mkdir()
+    Leases(tmp_path / "other", "door").close()
+    for place in ("empty", "other", "none"):
+        with pytest.raises(NotTheFolder):
+            Leases(tmp_path / place, "b", fleet=fleet)
+    assert not (tmp_path / "none").exists()
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_who_stalls_in_the_midst_of_a_beat_looks_whose_its_streams_are(make, monkeypatch):
+    """A file system that hangs while a lease expires: the next beat tells, without a write."""
+    lost = []
+    a, b = make("a", on_lost=lost.append), make("b")
+    a.claim("gate")
+    utime = os.utime
+
+    def stall(file, *more):
+        if file == a.member._alive and not lost and not b.owns("gate"):
+            sleep_through(a, monkeypatch, b)
+            assert b.claim("gate") is None
+        utime(file, *more)
+
+    monkeypatch.setattr(member.os, "utime", stall)
+    a.beat()
+    assert lost == ["gate"]
+    assert not a.owns("gate")
+
+
+def test_a_machine_that_was_paused_with_all_its_clocks_looks(make):
+    """The folder's clock went on meanwhile."""
+    lost = []
+    a, b = make("a", on_lost=lost.append), make("b")
+    a.claim("gate")
+    past = time.time() - 2 * a.member.lease_seconds
+    os.utime(a.member._alive, (past, past))
+    modified, long_ago = (
+        os.fstat(a.member._alive).st_mtime_ns,
+        member.clock() - 2 * b.member.lease_seconds,
+    )
+    b.member._seen["a"] = member.Seen(modified, long_ago)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(member, "_is_free", lambda _: False)
+        assert b.claim("gate") is None
+    a.beat()
+    assert lost == ["gate"]
+
+
+@pytest.mark.parametrize("step", [pytest.param(3600, id="on"), pytest.param(-3600, id="back")])
+def test_a_folder_whose_clock_is_set_takes_no_stream_from_anybody(make, monkeypatch, step):
+    """Who lives keeps its streams; who is gone loses them after one lease, not after an hour."""
+    monkeypatch.setattr(member, "_is_free", lambda _: False)
     a, b = make("a"), make("b")
     a.claim("gate")
-    for path in sorted((tmp_path / FOLDER).rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    a.beat()
-    b.beat()
-    assert not a.owns("gate")
+    b.member.look_around()
+    moment = time.time() + step
+    os.utime(a.member._alive, (moment, moment))
+    assert b.claim("gate") == "a"
+    sleep_through(a, monkeypatch, b)
     assert b.claim("gate") is None
-    assert a.claim("gate") == "b"
+
+
+def test_of_a_stream_of_which_nothing_is_kept_no_lease_is_left(make, tmp_path):
+    """Names that are asked for once leave nothing; whoever waits for the lock has the stream."""
+    a, b = make("a"), make("b")
+    for number in range(50):
+        a.claim(f"s{number}")
+        a.release(f"s{number}", is_kept=False)
+    assert not list((tmp_path / FOLDER / "streams").iterdir())
+    assert not a.owned()
+    a.claim("gate")
+    with ThreadPoolExecutor(1) as pool:
+        with a.writing("gate"):
+            waiting = pool.submit(b.claim, "gate")
+            time.sleep(0.05)
+        a.release("gate", is_kept=False)
+        assert waiting.result() in (None, "a")
+    assert b.claim("gate") is None
+    with b.writing("gate"), pytest.raises(LeaseLost):  # noqa: SIM117
+        with a.writing("gate"):
+            pytest.fail("it wrote")
+
+
+def test_a_lease_does_not_grow_when_it_changes_hands(make, tmp_path):
+    """Streams that are there move on a full disk too, and none is ever half written."""
+    a, b = make("a"), make("b" * 40)
+    a.claim("gate")
+    size = lease_of(tmp_path, "gate").stat().st_size
+    for each in (a, b, a, b):
+        each.claim("gate")
+        assert lease_of(tmp_path, "gate").stat().st_size == size
+        each.release("gate")
+        assert lease_of(tmp_path, "gate").stat().st_size == size
+
+
+def test_slots_are_those_of_the_living(make):
+    """Each has a number of its own; the next who comes has that of whoever ended."""
+    a, b, c = make("a"), make("b"), make("c")
+    assert [each.member.slot() for each in (a, b, c)] == [0, 1, 2]
+    b.close()
+    assert make("d").member.slot() == 1
 
 
 def test_a_folder_that_cannot_be_written_is_said_so(tmp_path):
@@ -281,11 +394,14 @@ def test_processes_take_turns(tmp_path):
     assert (tmp_path / "counted").read_text() == "300"
 
 
-def test_files_of_processes_long_gone_are_removed(make, tmp_path):
+def test_files_of_processes_long_gone_are_removed(make, tmp_path, monkeypatch):
     """And those of others are left."""
-    make("living")
+    living, new = make("living"), make("new")
     old = tmp_path / FOLDER / "owners" / "old"
     old.write_text("{}")
-    os.utime(old, (0, 0))
-    make("new")
+    new.member.look_around()
+    clock = member.clock
+    monkeypatch.setattr(member, "clock", lambda: clock() + FORGOTTEN_AFTER * 60)
+    living.beat()
+    new.member.look_around()
     assert {path.name for path in old.parent.iterdir()} == {"living", "new"}

@@ -178,3 +178,12 @@ def test_reading_while_counting_never_fails(truth):
     finally:
         sys.setswitchinterval(interval)
     assert accuracy(truth) == [800, 800, 1]
+
+
+def test_labels_of_streams_that_are_anothers_are_bounded_all_the_same(truth):
+    """No file will have them here: they make room, as those do that a file has."""
+    truth._lasting = True
+    for number in range(10):
+        answer(truth, [1], [1], stream=f"s{number}")
+        truth.give_up(f"s{number}")
+    assert truth.streams.keys() == {"s7", "s8", "s9"}
