@@ -21,7 +21,7 @@ MOST_TOLD = 50
 NOT_VOUCHED_FOR = 3
 
 
-@click.group()
+@click.group(epilog="Example: ttc changes verify --state-dir /var/lib/ttc")
 def changes() -> None:
     """What streams learned and what was done with them: the log in a --state-dir."""
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ttc_core.model import SourceModel
 
 
-@click.group()
+@click.group(epilog="Example: ttc envelope show --envelope envelope.toml")
 def envelope() -> None:
     """Show or check an envelope: what adaptation may change, determined beforehand."""
 

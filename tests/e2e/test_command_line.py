@@ -45,12 +45,19 @@ def start(*arguments):
 # Help
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself_with_an_example(ttc, verb):
+def paths():
+    """The words of each command, those that have others below them included."""
+    for verb, command in cli.commands.items():
+        yield (verb,)
+        yield from ((verb, below) for below in getattr(command, "commands", ()))
+
+
+@pytest.mark.parametrize("words", paths(), ids=" ".join)
+def test_every_verb_explains_itself_with_an_example(ttc, words):
     """--help exits 0 and ends with a command line that one can copy."""
-    status, out, _ = ttc(verb, "--help")
+    status, out, _ = ttc(*words, "--help")
     assert status == 0
-    assert f"Example: ttc {verb}" in " ".join(out.split())
+    assert f"Example: ttc {' '.join(words)}" in " ".join(out.split())
 
 
 def test_the_verbs_are_these(ttc):
@@ -63,14 +70,15 @@ def test_the_verbs_are_these(ttc):
     assert (status, out.startswith("ttc, version ")) == (0, True)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_examples_of_the_help_can_be_parsed(verb):
+@pytest.mark.parametrize("words", paths(), ids=" ".join)
+def test_the_examples_of_the_help_can_be_parsed(words):
     """Each example names options that exist."""
-    command = cli.commands[verb]
-    words = command.epilog.removeprefix("Example: ttc ").split()
-    assert words[0] == verb
-    context = command.make_context(verb, words[1:], resilient_parsing=False)
-    context.close()
+    command = cli
+    for word in words:
+        command = command.commands[word]
+    example = command.epilog.partition(" >")[0].removeprefix("Example: ttc ").split()
+    assert tuple(example[: len(words)]) == words
+    command.make_context(words[-1], example[len(words) :], resilient_parsing=False).close()
 
 
 # Wrong usage: 2
