@@ -87,7 +87,7 @@ def verify(
         sys.exit(1 if found.defects or not found.logs else NOT_VOUCHED_FOR)
 
 
-@changes.command(epilog="Example: ttc changes show --stream gate-4 --since 2h")
+@changes.command(epilog="Example: ttc changes show --state-dir /var/lib/ttc --stream gate-4")
 @FOLDER
 @click.option("--stream", required=True, help="whose story")
 @click.option(

@@ -52,7 +52,7 @@ def paths():
         yield from ((verb, below) for below in getattr(command, "commands", ()))
 
 
-@pytest.mark.parametrize("words", paths(), ids=" ".join)
+@pytest.mark.parametrize("words", list(paths()), ids=" ".join)
 def test_every_verb_explains_itself_with_an_example(ttc, words):
     """--help exits 0 and ends with a command line that one can copy."""
     status, out, _ = ttc(*words, "--help")
@@ -70,7 +70,7 @@ def test_the_verbs_are_these(ttc):
     assert (status, out.startswith("ttc, version ")) == (0, True)
 
 
-@pytest.mark.parametrize("words", paths(), ids=" ".join)
+@pytest.mark.parametrize("words", list(paths()), ids=" ".join)
 def test_the_examples_of_the_help_can_be_parsed(words):
     """Each example names options that exist."""
     command = cli
