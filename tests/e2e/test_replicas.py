@@ -235,7 +235,7 @@ def test_saved_streams_that_are_nobodys_are_counted_and_reset(start, pictures, t
     with start(2) as fleet:
         assert fleet.status()["saved_streams"] == 6
         post(fleet.http, pictures[0], "s3")
-        assert fleet.status()["saved_streams"] == 5
+        wait_for(lambda: fleet.status()["saved_streams"] == 5)
         assert len(fleet.http.post("/reset", params={"stream": "*"}).json()["streams"]) == 6
         assert fleet.status()["saved_streams"] == 0
     assert not list(tmp_path.glob("*.safetensors"))
