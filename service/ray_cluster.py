@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import secrets
+import socket
 import sys
 
 from ttc_core.errors import UserError
@@ -18,6 +19,8 @@ OBJECT_STORE_BYTES = 256 << 20
 ADDRESS, AUTHENTICATION, TOKEN = "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 # Ray gives its processes half a minute to start, too little on a machine that has other work.
 ATTEMPTS = 3
+# How long whether it is there is looked for.
+LOOK_SECONDS = 5.0
 
 
 class RayMissing(UserError):
@@ -104,3 +107,21 @@ def connect(asked_by: str = "--ray", processors: int | None = None) -> None:
             if address or attempt == ATTEMPTS:
                 raise UserError(f"Ray cannot use {where}: {said}.") from error
             log.warning("Ray does not start, and is tried again: %s.", said)
+
+
+def control_address() -> str:
+    """Where the control service of the cluster is that we are connected to, HOST:PORT."""
+    import ray
+
+    found: str = ray.get_runtime_context().gcs_address
+    return found
+
+
+def is_gone(address: str) -> bool:
+    """Whether a cluster's control service is no more; calls of Ray's wait a minute for it."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), LOOK_SECONDS).close()
+    except OSError:
+        return True
+    return False

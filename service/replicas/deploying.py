@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from service import logs, ray_cluster, server
 from service.errors import Refused
@@ -106,16 +106,29 @@ def serve_replicas(
     assert settings.state_dir is not None
     # As each replica is to find it, wherever it is started.
     settings = settings.model_copy(update={"state_dir": settings.state_dir.resolve()})
-    leases = _leases_of(settings)
+    leases, cluster = _leases_of(settings), ""
     try:
         ray_cluster.connect("--ray", processors=settings.replicas[1] * _processors(settings))
+        cluster = ray_cluster.control_address()
         return _serve(settings, origins, load, leases, listener, listening)
     finally:
+        leases.close()
+        if cluster and ray_cluster.is_gone(cluster):
+            _end_without_ray()
         if "ray" in sys.modules:
             import ray
 
             ray.shutdown()  # a cluster of our own ends with that, and Serve with it
-        leases.close()
+
+
+def _end_without_ray() -> NoReturn:
+    """End this process at once: whatever of Ray's is called at its end waits for what is gone."""
+    log.error(
+        "Ray ended before this command had: a signal to `ttc serve --ray` is for that process "
+        "alone, not for its group. Streams that were not saved by then go on from their last save."
+    )
+    logging.shutdown()
+    os._exit(1)
 
 
 def _serve(
@@ -158,8 +171,8 @@ def _serve(
         listening()
         return server.run(door.app, settings, listener, lambda: door if door.has_begun else None)
     finally:
-        if is_ours:
-            with contextlib.suppress(Exception):  # it has ended already, or Ray has
+        if is_ours and not ray_cluster.is_gone(ray_cluster.control_address()):
+            with contextlib.suppress(Exception):  # it has ended already
                 serve.delete(APPLICATION)
 
 
