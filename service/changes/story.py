@@ -24,6 +24,7 @@ PAUSE_SECONDS = 300.0
 _UNITS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86_400}
 _AGO = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?(s|min|m|h|d)")
 ALL = "*"
+_STREAM = re.compile(rb'"stream":"([A-Za-z0-9._:-]{1,64})"')
 # Of the whole process: they are in the story of each of its streams.
 _OF_ALL = frozenset({"started", "stopped", "weights", "lost", "mended", "broken", "dropped"})
 # With these a start begins, before it is told.
@@ -86,12 +87,30 @@ def lines_of(folder: Path, stream: str, since: float) -> Iterator[Told]:
     Raises:
         OSError: a file cannot be read. UserError: there is no log.
     """
+    places = _places(folder)
+    logs = ((begun(place), _of_writer(place, stream, since)) for place in places)
+    return by_time(logs, lambda each: float(each.fields[TIME]))
+
+
+def streams_in(folder: Path) -> Iterator[str]:
+    """The streams that the log has lines of, one for each line, in no order.
+
+    Raises:
+        OSError: a file cannot be read. UserError: there is no log.
+    """
+    for place in _places(folder):
+        for path in (*place.kept().values(), place.current):
+            if path.is_file():
+                with path.open("rb") as file:
+                    names = (_STREAM.search(line) for line in file)
+                    yield from (name[1].decode() for name in names if name)
+
+
+def _places(folder: Path) -> list[Place]:
     found = writers(folder)
     if not found:
         raise UserError(f"There is no log of changes in {shown(folder)}.")
-    places = [Place(folder, writer) for writer in found]
-    logs = ((begun(place), _of_writer(place, stream, since)) for place in places)
-    return by_time(logs, lambda each: float(each.fields[TIME]))
+    return [Place(folder, writer) for writer in found]
 
 
 def _of_writer(place: Place, stream: str, since: float) -> Iterator[Told]:
@@ -155,6 +174,7 @@ def _is_mapping(value: object) -> bool:
 class _Learning:
     """Steps and saves that follow one another, as one row."""
 
+    writer: str
     begun: float
     ended: float
     version_before: object = None
@@ -193,47 +213,63 @@ class _Learning:
             more.append(f"envelope: {cut}")
         if self.saves:
             more.append(f"saved {_count(self.saves, 'time')}")
+        if self.writer:
+            more.append(f"by {self.writer}")
         moved = "" if self.version is None else _moved(self.version_before, self.version)
         what = "saved" if self.version is None else "learned"
         images = None if self.version is None else self.images
         return Row(self.begun, self.ended, what, images, moved, self.drift, "; ".join(more))
 
 
-def story(told: Iterable[Told], *, one_writer: bool) -> Iterator[Row]:
-    """The rows that lines make.
+def story(told: Iterable[Told], *, one_writer: bool) -> list[Row]:
+    """The rows that lines make, by the time at which they begin.
 
     Args:
         one_writer: all are of one; else what one's whole process did is told only where the stream
-            was with it afterwards.
+            was with it then, or afterwards.
     """
+    rows = list(_rows(told, one_writer=one_writer))
+    return rows if one_writer else sorted(rows, key=lambda row: row.begun)
+
+
+def _rows(told: Iterable[Told], *, one_writer: bool) -> Iterator[Row]:
     learning: _Learning | None = None
+    owner = ""
     waiting: dict[str, list[Row]] = {}
     settings: dict[str, Mapping[str, Any]] = {}
     for each in told:
         fields, event = each.fields, each.fields[EVENT]
         if event in ("steps", "save"):
             since = max(0.0, fields[TIME] - fields.get("seconds", 0.0))
-            if learning and (since - learning.ended > PAUSE_SECONDS or waiting.get(each.writer)):
+            is_another = learning and (
+                since - learning.ended > PAUSE_SECONDS or learning.writer != each.writer
+            )
+            if learning and (is_another or waiting.get(each.writer)):
                 yield learning.row()
                 learning = None
-            yield from waiting.pop(each.writer, ())
-            learning = learning or _Learning(since, fields[TIME])
+            owner = each.writer
+            yield from waiting.pop(owner, ())
+            learning = learning or _Learning(owner, since, fields[TIME])
             learning.add(fields)
             continue
         rows = [_row(each)]
         if event == "started":
             if each.ended is not None:
                 why = "" if each.in_order else "killed, or the machine failed"
+                why = "; ".join(filter(None, (why, each.writer and f"by {each.writer}")))
                 rows.insert(0, Row(each.ended, fields[TIME], "not running", more=why))
             known, settings = settings.get(each.writer), {**settings, each.writer: fields}
             if known is not None and (differs := "; ".join(_differing(known, fields))):
                 rows.append(Row(fields[TIME], fields[TIME], "settings changed", more=differs))
-        if event in _OF_ALL and not one_writer:
+        is_here = one_writer or (each.writer == owner and event != "started")
+        if event in _OF_ALL and not is_here:
             waiting.setdefault(each.writer, []).extend(rows)
             continue
         if learning is not None:
             yield learning.row()
             learning = None
+        if event not in _OF_ALL:
+            owner = each.writer
         yield from waiting.pop(each.writer, ())
         yield from rows
     if learning is not None:

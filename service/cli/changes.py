@@ -89,30 +89,42 @@ def verify(
 
 @changes.command(epilog="Example: ttc changes show --state-dir /var/lib/ttc --stream gate-4")
 @FOLDER
-@click.option("--stream", required=True, help="whose story")
+@click.option("--stream", help="whose story; without it the streams are listed")
 @click.option(
     "--since", metavar="TIME", help="90s, 30min, 2h, 7d ago, or a time in ISO 8601 (UTC) [all]"
 )
 @click.option("--json", "as_json", is_flag=True, help="the log's lines, one JSON object each")
-def show(folder: Path, stream: str, since: str | None, as_json: bool) -> None:
+def show(folder: Path, stream: str | None, since: str | None, as_json: bool) -> None:
     """Tell what a stream learned, and what was done with it; times are UTC.
 
     Steps that follow one another are one row, with the saves between them. Whether the log is as
     it was written ttc changes verify says.
     """
     import time
+    from collections import Counter
 
     from rich.console import Console
 
     from service.changes import story
     from service.changes.files import writers
     from service.schemas import STREAM_NAME
+    from ttc_core.errors import UserError, shown
 
+    if stream is None:
+        for name, count in sorted(Counter(story.streams_in(folder)).items()):
+            click.echo(f"{name}: {count:,} {'line' if count == 1 else 'lines'}")
+        return
     if not STREAM_NAME.fullmatch(stream):
         raise click.UsageError(
             f"--stream takes 1 to 64 letters, digits and . _ : -; got {stream[:80]!r}."
         )
     begin = 0.0 if since is None else story.moment(since, time.time())
+    if stream not in story.streams_in(folder):
+        names = sorted(set(story.streams_in(folder)))
+        some = ", ".join(names[:10]) + (f" and {len(names) - 10:,} more" if names[10:] else "")
+        raise UserError(
+            f"The log in {shown(folder)} has nothing of stream {stream}; it has {some or 'none'}."
+        )
     told = story.lines_of(folder, stream, begin)
     if as_json:
         for each in told:

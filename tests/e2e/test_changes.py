@@ -123,11 +123,16 @@ def test_the_story_is_told_in_rows(ttc, folder):
     for since, expected in (("1h", "learned"), ("2000-01-01", "learned"), ("0s", "has nothing")):
         arguments = ("--stream", "gate", "--since", since)
         assert expected in ttc("changes", "show", "--state-dir", folder[0], *arguments)[1]
-    arguments = ("--stream", "nobody", "--since", "0s")
-    assert (
-        "has nothing of stream nobody"
-        in ttc("changes", "show", "--state-dir", folder[0], *arguments)[1]
-    )
+
+
+def test_the_streams_of_the_log_are_listed(ttc, folder):
+    """A name that none has is a mistake, not a camera that was quiet."""
+    status, out, _ = ttc("changes", "show", "--state-dir", folder[0])
+    assert status == 0
+    assert re.fullmatch(r"gate: \d+ lines\nyard: \d+ lines\n", out)
+    status, _, error = ttc("changes", "show", "--state-dir", folder[0], "--stream", "nobody")
+    assert status == 1
+    assert "has nothing of stream nobody; it has gate, yard." in error
 
 
 def test_what_nobody_touched_is_verified(ttc, folder):

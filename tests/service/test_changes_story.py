@@ -12,13 +12,17 @@ BEGUN = 1.7e9
 
 def rows(folder, *told):
     """The rows of stream gate, of a log with these lines, told at so many seconds."""
+    write(folder / "changes.jsonl", told)
+    return story.story(story.lines_of(folder, "gate", 0.0), one_writer=True)
+
+
+def write(path, told):
     before, lines = None, []
     for number, (seconds, event, fields) in enumerate(told, 1):
         line = encoded(number, before, {"time": BEGUN + seconds, "event": event, **fields})
         before = digest(line)
         lines.append(line + b"\n")
-    (folder / "changes.jsonl").write_bytes(b"".join(lines))
-    return [*story.story(story.lines_of(folder, "gate", 0.0), one_writer=True)]
+    path.write_bytes(b"".join(lines))
 
 
 def outages(folder, *told):
@@ -43,6 +47,26 @@ def test_an_outage_is_when_the_process_did_not_run(tmp_path):
     stopped = (35_950, "stopped", {})
     assert outages(tmp_path, *before, stopped, *behind) == [(35_950, 72_001, False)]
     assert not outages(tmp_path, *before)
+
+
+def test_the_rows_of_replicas_are_by_time_and_say_whose_they_are(tmp_path):
+    """A camera whose replica was killed went on with the other, and came back."""
+    gate = {"stream": "gate", "images": 10, "version": 1, "version_before": 0, "seconds": 5}
+    of_one = [(0, "started", {}), (30, "steps", gate), (50, "started", {}), (70, "steps", gate)]
+    write(tmp_path / "changes-replica-1.jsonl", [*of_one, (90, "stopped", {})])
+    of_other = [(1, "started", {}), (45, "steps", gate), (60, "steps", {**gate, "stream": "yard"})]
+    write(tmp_path / "changes-replica-0.jsonl", [*of_other, (91, "stopped", {})])
+    found = story.story(story.lines_of(tmp_path, "gate", 0.0), one_writer=False)
+    assert [(each.begun - BEGUN, each.what, each.more.rpartition("by ")[2]) for each in found] == [
+        (0, "started", "replica-1"),
+        (1, "started", "replica-0"),
+        (25, "learned", "replica-1"),
+        (30, "not running", "replica-1"),
+        (40, "learned", "replica-0"),
+        (50, "started", "replica-1"),
+        (65, "learned", "replica-1"),
+        (90, "stopped", "replica-1"),
+    ]
 
 
 def test_odd_values_behind_right_checks_are_left_out(tmp_path):
