@@ -162,6 +162,8 @@ class Reloading:
             self._engine.events.note("model_unchanged", digest=found.digest)
 
     async def _exchanged(self) -> ReloadResponse:
+        if self._settings.ray:
+            raise ModelRefused("Replicas load the model when they start: start `ttc serve` anew.")
         if self._load is None:
             raise ModelRefused("This server was handed its model, and cannot read it anew.")
         former = self._engine.source.model

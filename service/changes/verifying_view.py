@@ -21,7 +21,8 @@ def told_of(found: Verified, most: int) -> Iterator[str]:
             yield f"{word}: {shown(each)}"
         if len(remarks) > most:
             yield f"{word}: and {len(remarks) - most:,} more."
-    yield f"{found.files:,} saved streams are as the log has them."
+    are = "stream is" if found.files == 1 else "streams are"
+    yield f"{found.files:,} saved {are} as the log has them."
     if found.unvouched:
         yield f"Nothing vouches for: {len(found.unvouched):,}."
     if found.defects:
@@ -35,8 +36,9 @@ def _whole(log: Chained) -> str:
     if not log.lines:
         return f"{whose} has no lines."
     span = f"{_at(log.begun)} to {_at(log.ended)}"
+    files = f"{log.files:,} {'file' if log.files == 1 else 'files'}"
     return (
-        f"{whose}: lines {log.first:,} to {log.last:,} in {log.files:,} files, {span} (UTC). "
+        f"{whose}: lines {log.first:,} to {log.last:,} in {files}, {span} (UTC). "
         f"Head: {log.head or 'unknown'}"
     )
 

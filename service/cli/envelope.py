@@ -84,6 +84,8 @@ def check(
         raise click.ClickException(str(error)) from error
     loaded = None if model is None else _loaded(found, model, network)
     click.echo(f"{file} holds. Its digest is {found.digest}.")
+    if loaded is None and not found.moves_all:
+        click.echo("Its parameters were held against no network: --model SPEC does that.")
     if found.steps_per_1000_images != (allowed := found.steps_allowed):
         click.echo(f"steps_per_1000_images = {found.steps_per_1000_images} allows {allowed}.")
     if state_dir is None:

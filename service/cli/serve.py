@@ -128,6 +128,10 @@ def load_source(settings: Settings) -> "Method":
     from ttc_core.guard import divided
     from ttc_core.methods import create, settings_for
 
+    try:
+        envelope = in_force(settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     model = load_model(
         settings.model,
         settings.device,
@@ -150,7 +154,7 @@ def load_source(settings: Settings) -> "Method":
             guard=settings.guard,
             watching=watching,
             on_shift=settings.adapt == "on-shift",
-            envelope=in_force(settings),
+            envelope=envelope,
             **settings_for(settings.method, pairs, statistics=settings.statistics),
         )
     except (ValueError, TypeError) as error:
@@ -239,6 +243,7 @@ def _introduce(settings: Settings, source: "Method") -> None:
 
 def _introduce_envelope(settings: Settings, source: "Method") -> None:
     """Tell what adaptation may change."""
+    from service.settings_file import toml
     from ttc_core.envelope.clauses import BUILT_IN, UNBOUNDED
     from ttc_core.guard import mode_of
 
@@ -247,7 +252,7 @@ def _introduce_envelope(settings: Settings, source: "Method") -> None:
         log.info("Envelope: none")
         return
     which = "built in" if envelope == BUILT_IN else str(settings.envelope)
-    clauses = ", ".join(f"{name} {value}" for name, value in envelope)
+    clauses = ", ".join(f"{name} {toml(value)}" for name, value in envelope)
     log.info("Envelope: %s, digest %s: %s", which, envelope.digest, clauses)
     if envelope.worse_than_source != BUILT_IN.worse_than_source and mode_of(source) != "on":
         log.warning("The envelope's worse_than_source says nothing here: it needs --guard on.")

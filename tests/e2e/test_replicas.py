@@ -75,7 +75,7 @@ def test_answers_are_those_of_one_process_also_where_the_stream_moves(
                 assert answer == expected[stream][turn], (stream, turn)
                 owners[stream].append(fleet.owner(stream).name)
         assert max(len(set(found)) for found in owners.values()) > 1  # some have moved
-        status = fleet.status()
+        status = wait_for(lambda: (found := fleet.status())["idle"] and found)
         assert {name: each["images"] for name, each in status["streams"].items()} == dict.fromkeys(
             streams, 8
         )
