@@ -91,4 +91,5 @@ def test_a_mounted_service_answers_what_it_accepted(mounted, photos):
         refused = [answer.exception() for answer in answers if answer.exception()]
     assert found
     assert all(len(each.predictions) == 4 * len(photos) for each in found)
-    assert all(error.may_repeat for error in refused)
+    # Of one that came as uvicorn closed its connections nobody answers.
+    assert all(error.may_repeat or error.status is None for error in refused)
