@@ -18,7 +18,7 @@ from typing import NamedTuple
 import click
 
 from benchmarks.failures import Outcome, Recovery, Ring, drawn, simulate
-from benchmarks.sizing import COSTS, LOAD, LOG, carried, measured, number, table, tables
+from benchmarks.sizing import COSTS, LOAD_OPTION, LOG, carried, measured, number, table, tables
 
 FIGURES = Path(__file__).with_suffix(".toml")
 METHOD = "the default, grown streams"
@@ -313,13 +313,7 @@ def _percent(share: float) -> str:
     show_default=True,
     help="images a second of a camera",
 )
-@click.option(
-    "--load",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=LOAD,
-    show_default=True,
-    help="the part of what was reached that cameras may ask for",
-)
+@LOAD_OPTION
 @click.option(
     "--images-per-second",
     type=click.FloatRange(0, min_open=True),

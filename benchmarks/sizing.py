@@ -85,17 +85,20 @@ def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join([first, "|---" * len(heads) + "|", *rest])
 
 
-@click.command()
-@click.argument(
-    "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=str(LOG)
-)
-@click.option(
+LOAD_OPTION = click.option(
     "--load",
     type=click.FloatRange(0, 1, min_open=True),
     default=LOAD,
     show_default=True,
     help="the part of what was reached that cameras may ask for",
 )
+
+
+@click.command()
+@click.argument(
+    "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=str(LOG)
+)
+@LOAD_OPTION
 @click.option(
     "--rate",
     "rates",
