@@ -39,9 +39,9 @@ def test_each_stream_of_a_shared_batch_is_cut_and_counted_by_clause(engine):
             await table.adapt(answered, learn=True)
 
     asyncio.run(walk())
-    assert {name: each.verdicts.by_clause for name, each in table.streams.items()} == {
-        "a": {"drift": 3},
-        "b": {"drift": 3},
+    assert {name: each.verdicts.told for name, each in table.streams.items()} == {
+        "a": {"cut": {"drift": 3}},
+        "b": {"cut": {"drift": 3}},
     }
     assert all(0 < each.drift <= 0.01 for each in table.streams.values())
     assert value(table, NAME, clause="drift", verdict="cut") == 6
@@ -54,7 +54,7 @@ def test_after_a_reset_counts_begin_anew_and_the_metric_goes_on(engine):
     request(table, "gate")
     reset(table, "gate")
     request(table, "gate")
-    assert table.streams["gate"].verdicts.by_clause == {"drift": 1}
+    assert table.streams["gate"].verdicts.told == {"cut": {"drift": 1}}
     assert value(table, NAME, clause="drift", verdict="cut") == 2
 
 
@@ -82,7 +82,7 @@ def test_a_saved_stream_inside_goes_on_with_its_counts(engine, tmp_path):
     assert stop(first)
     second = engine(tmp_path, source=source)
     request(second, "gate")
-    assert second.streams["gate"].verdicts.by_clause == {"drift": 2}
+    assert second.streams["gate"].verdicts.told == {"cut": {"drift": 2}}
     assert not events(second, "envelope")
 
 
