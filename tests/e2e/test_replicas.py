@@ -162,6 +162,15 @@ def both(serve, make_method, tmp_path_factory):
         yield alone.http, fleet.http
 
 
+@pytest.mark.parametrize("body", [b"", b'{"model": "other"}'])
+def test_the_model_is_not_loaded_anew_whatever_else_is_wrong(both, body):
+    """That it never is here goes before what a request for it may have."""
+    headers = {"authorization": "Bearer token-of-people"}
+    answer = both[1].post("/model", content=body, headers=headers)
+    assert answer.status_code == 409
+    assert answer.json()["detail"].startswith("Replicas load the model when they start")
+
+
 @pytest.mark.parametrize("token", [None, "wrong-token", "token-of-cameras", "token-of-people"])
 @pytest.mark.parametrize(("method", "path", "headers", "body"), REQUESTS)
 def test_what_is_refused_is_refused_as_by_one_process(both, method, path, headers, body, token):
