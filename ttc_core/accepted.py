@@ -7,6 +7,7 @@ true as True. Knows neither torch nor any of the settings.
 import datetime
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union
 
@@ -102,8 +103,8 @@ def _written(value: object) -> str:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str):
-        return repr(value)
+    if isinstance(value, str | Path):
+        return repr(str(value))
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_written, value))}]"
     if isinstance(value, Mapping):

@@ -11,6 +11,7 @@ from service.cli.options import (
     FILE,
     DataOptions,
     ModelOptions,
+    NotAccepted,
     check_watched,
     check_writable,
     grouped,
@@ -264,7 +265,7 @@ def _envelope(path: Path | None, preset: str | None) -> "Envelope | None":
     try:
         return read_envelope(path)
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise NotAccepted(str(error)) from error
 
 
 def _preset(name: str | None, methods: str | None, served: str | None) -> "Preset":
