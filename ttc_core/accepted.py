@@ -90,7 +90,7 @@ def what_is(error: Mapping[str, Any], words: str) -> str:
         return str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "finite_number":
         words = words.replace("a number", "a finite number", 1)
-    return f"{words} is"
+    return f"accepted is {words}"
 
 
 def written(value: object) -> str:
