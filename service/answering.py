@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import PredictionFailed, Refused
-from service.saving import StreamRecord
 from service.shedding import STEPS, Shed
+from service.stream_record import StreamRecord
 from ttc_core.evaluate import as_batch
 from ttc_core.grain import Grain
 from ttc_core.guard import mode_of

@@ -29,11 +29,12 @@ from service.handing_over import HandingOver
 from service.known_ids import FILE, KnownIds
 from service.leases import Leases
 from service.metrics import Metrics, versions
-from service.saving import Saving, StreamRecord
+from service.saving import Saving
 from service.schemas import DoubtedStatus, SavedUnfit
 from service.shedding import Shed
 from service.silence import Silence
 from service.state_folder import StateFolder, StateFolders
+from service.stream_record import StreamRecord
 from service.stream_reports import StreamReports, went_back
 from service.streams import Streams
 from service.truth import Truth

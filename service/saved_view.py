@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from service.saving import kept_of
+from service.kept import kept_of
 from service.schemas import KeptOfStream
 from service.state_folder import stream_of
 from ttc_core.errors import shown

@@ -6,9 +6,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import ParamSpec, Protocol, TypeVar
 
 from service.errors import NoSnapshot, NotBroughtBack, SavedDoesNotFit, StateNotRemoved
-from service.saving import Saving, StreamRecord, unfit_reason
+from service.saving import Saving
 from service.schemas import Discarded, ResetResponse, StreamTruth
+from service.seen_files import unfit_reason
 from service.silence import Silence
+from service.stream_record import StreamRecord
 from service.stream_reports import StreamReports
 from service.streams import Streams
 from service.truth import Truth
