@@ -34,7 +34,7 @@ def show(**given: Any) -> None:
     """Show the envelope that `ttc serve` with the same flags would keep to, as a TOML file with
     what each clause does. Without --envelope it is the built-in one, a file to start from."""
     from service.envelope_file import as_toml, in_force
-    from service.settings import read_settings
+    from service.settings_reading import read_settings
 
     try:
         found = in_force(read_settings(chosen_settings(given)))
