@@ -10,7 +10,7 @@ from service.schemas import KeptOfStream, StreamTruth
 from service.stream_record import StreamRecord
 from ttc_core.errors import shown
 from ttc_core.frames import KINDS
-from ttc_core.state import StateError
+from ttc_core.state_file import StateError
 
 
 def to_keep(name: str, record: StreamRecord) -> KeptOfStream:

@@ -29,7 +29,7 @@ from ttc_core.errors import UserError
 from ttc_core.guard import Unwatched, mode_of, watching
 from ttc_core.methods import Method
 from ttc_core.methods.contract import State
-from ttc_core.state import StateError, StateUnreadable
+from ttc_core.state_file import StateError, StateUnreadable
 
 # After a file that could not be written no other is tried for so long, but in the background.
 RETRY_SECONDS = 1.0

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping
 
 from service.schemas import KeptOfStream
-from ttc_core.state import StateOfAnother, StateOutside
+from ttc_core.state_file import StateOfAnother, StateOutside
 
 # Why a file does not fit that is no state at all.
 UNREADABLE = "no state that can be read"

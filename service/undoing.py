@@ -17,7 +17,7 @@ from service.truth import Truth
 from ttc_core.guard import kept_snapshots, mode_of
 from ttc_core.methods import Method
 from ttc_core.methods.contract import SnapshotError
-from ttc_core.state import StateError
+from ttc_core.state_file import StateError
 
 P = ParamSpec("P")
 T = TypeVar("T")

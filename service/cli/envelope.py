@@ -133,7 +133,8 @@ class Kept:
         from ttc_core.guard import Unwatched
         from ttc_core.methods import create
         from ttc_core.methods.contract import AROUND
-        from ttc_core.state import describe, load_state
+        from ttc_core.state import load_state
+        from ttc_core.state_description import describe
 
         said = describe(file)
         model = self._model_of(said.model)
@@ -168,7 +169,7 @@ def _check_streams(folder: Path, kept: Kept) -> bool:
     """Say of each saved stream whether it is inside; return whether all are."""
     from service.changes.saved import stream_files
     from ttc_core.errors import UserError, shown
-    from ttc_core.state import StateError
+    from ttc_core.state_file import StateError
 
     try:
         files = list(stream_files(folder))
