@@ -13,7 +13,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from service.changes.changes import Changes
 from service.events import Events
@@ -24,6 +23,7 @@ from service.schemas import Discarded, KeptOfStream
 from service.seen_files import SeenFiles
 from service.state_folder import StateFolder
 from service.stream_record import StreamRecord, state_bytes
+from service.told_files import ToldFiles
 from service.truth import Truth
 from ttc_core.errors import UserError
 from ttc_core.guard import Unwatched, mode_of, watching
@@ -33,8 +33,6 @@ from ttc_core.state_file import StateError, StateUnreadable
 
 # After a file that could not be written no other is tried for so long, but in the background.
 RETRY_SECONDS = 1.0
-# A file is removed once the log tells it on disk, or after so long if it cannot.
-TOLD_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,7 @@ class Saving:
         self.folder, self.answers_from = folder, 0
         self._events, self._metrics, self._truth = events, metrics, truth
         self.changes = changes
+        self._files = None if folder is None else ToldFiles(folder, self.source, changes)
         # Since when what is not in its file, by stream; and what is on its way there.
         self._changed: dict[str, float] = {}
         self._leaving: dict[str, Snapshot] = {}
@@ -215,10 +214,10 @@ class Saving:
             pinned: somebody needs its place: what lies there and is no state goes out of the way.
         """
         record = self._at_source()
-        if self.folder is None or name in self._undead:
+        if self._files is None or name in self._undead:
             return record
         try:
-            found = self.folder.load(name, record.method)
+            found = self._files.folder.load(name, record.method)
             if found is None:
                 self._seen.note(name, None)
                 return record
@@ -233,16 +232,7 @@ class Saving:
         before = min(saved.answers_from, record.answers_from)
         record.answers_from = max(before, self.answers_from)
         record.bytes = state_bytes(record.method)
-        self.changes.note(
-            "load",
-            stream=name,
-            file=self.folder.place(name),
-            sha256=found[1].sha256,
-            mark=saved.changes and saved.changes.model_dump(),
-            images=record.images,
-            version=record.version,
-            drift=record.drift,
-        )
+        self._files.tell_loaded(name, found[1], saved, record)
         self._events.note_repeated("restored", stream=name)
         return record
 
@@ -257,7 +247,7 @@ class Saving:
 
     def _reject(self, name: str, why: Exception, pinned: bool) -> None:
         """Put what is no state of the stream out of its way, if that can be told and done."""
-        assert self.folder is not None
+        assert self._files is not None
         # What could not be read or taken up may be good: it is left until the place is needed.
         is_none = isinstance(why, StateError) and not isinstance(why, StateUnreadable)
         if is_none:
@@ -271,7 +261,7 @@ class Saving:
         if is_none:
             try:
                 with self._writing:
-                    where = f"is now {self._set_aside(name, _reason(why))}"
+                    where = f"is now {self._files.set_aside(name, _reason(why))}"
                     self._seen.note(name, None)
             except (OSError, UserError) as error:
                 where = f"stays where it is ({_reason(error)})"
@@ -345,7 +335,7 @@ class Saving:
 
         What could not be written goes on waiting, until `give_up`.
         """
-        assert self.folder is not None
+        assert self._files is not None
         while (snapshot := self._leaving.get(name)) is not None:
             record = snapshot.record
             try:
@@ -353,29 +343,15 @@ class Saving:
                     if self._leaving.get(name) is not snapshot:
                         continue
                     is_ours = name in self._undead  # and to be removed, or written over
-                    if not is_ours and (kept := self.folder.make_way(name, record.file)):
-                        self._rejected(name, kept, "it was not the stream's")
+                    if not is_ours and (kept := self._files.make_way(name, record.file)):
                         self._events.note(
                             "set_aside",
                             message=f"what lay in the place of stream {name} is now {kept}",
                             level=logging.WARNING,
                             stream=name,
                         )
-                    mark = self.changes.head
-                    kept_beside = snapshot.kept.model_copy(update={"changes": mark})
-                    record.file, sha256 = self.folder.save(
-                        name,
-                        record.method,
-                        snapshot.state,
-                        kept_beside.model_dump(exclude_defaults=True),
-                    )
-                    self.changes.note(
-                        "save",
-                        stream=name,
-                        file=self.folder.place(name),
-                        sha256=sha256,
-                        images=snapshot.kept.images,
-                        version=snapshot.version,
+                    record.file = self._files.save(
+                        name, record.method, snapshot.state, snapshot.kept, snapshot.version
                     )
                     self._retry_at, self.failing, record.failed = 0.0, False, False
                     self._seen.note(name, snapshot.kept)
@@ -406,22 +382,6 @@ class Saving:
             self._changed[name] = snapshot.since
             return snapshot.record
 
-    def _set_aside(self, name: str, why: str) -> Path:
-        """Keep what lies in a stream's place under another name; return that.
-
-        Raises:
-            OSError: it cannot be renamed.
-        """
-        assert self.folder is not None
-        kept = self.folder.set_aside(name)
-        self._rejected(name, kept, why)
-        return kept
-
-    def _rejected(self, name: str, kept: Path, why: str) -> None:
-        assert self.folder is not None
-        place = self.folder.place(name)
-        self.changes.note("rejected", stream=name, file=place, kept=kept.name, reason=why)
-
     def _not_saved(self, name: str, error: Exception) -> None:
         self._metrics.saves.labels("failed").inc()
         self._events.note_repeated(
@@ -442,17 +402,15 @@ class Saving:
         """
         discarded: dict[str, Discarded] = {}
         kept: dict[str, str] = {}
-        if self.folder is None:
+        files = self._files
+        if files is None:
             return discarded, kept
-        found = {name: self._saved(name) for name in [*(self._undead if names is None else names)]}
-        # Told before it is done: a file that went without a line is one that somebody took away.
-        for name in [name for name, what in found.items() if what is not None]:
-            self.changes.note("removed", stream=name, file=self.folder.place(name))
-        self.changes.wait(TOLD_SECONDS)
+        found = {name: files.holds(name) for name in [*(self._undead if names is None else names)]}
+        files.tell_removed([name for name, what in found.items() if what is not None])
         for name, what in found.items():
-            remove: Callable[[str], object] = self.folder.remove
+            remove: Callable[[str], object] = files.folder.remove
             if what is None:
-                remove = partial(self._set_aside, why="it was reset")
+                remove = partial(files.set_aside, why="it was reset")
             with self._writing:
                 if name not in self._undead:
                     continue  # it has been saved since
@@ -465,23 +423,8 @@ class Saving:
                         self._undead.discard(name)
                 except (OSError, UserError) as error:
                     kept[name] = _reason(error)
-        self.folder.sync()
+        files.folder.sync()
         return discarded, kept
-
-    def _saved(self, name: str) -> Discarded | None:
-        """What a stream's file holds; None: it is none of the stream's, or there is none."""
-        assert self.folder is not None
-        with contextlib.suppress(StateError):
-            # Not read while others wait to write.
-            steps, pending = self.folder.counts(name, self.source)
-            beside = kept_of(name, self.folder.of_stream(name, self.source))
-            return Discarded(
-                steps=steps,
-                pending_batches=pending,
-                labelled=beside.labelled,
-                correct=beside.correct,
-            )
-        return None
 
 
 def _reason(error: Exception) -> str:
