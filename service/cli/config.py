@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from service.cli.options import SettingsCommand, chosen_settings, settings_options
-from service.settings import read
+from service.settings_reading import read
 from service.settings_view import as_json, as_table, as_toml
 
 

@@ -23,7 +23,9 @@ from tests.fixtures.streams import events, request, reset, stop
 from ttc_core.envelope.clauses import Envelope
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods import Act, Adaptation, create
-from ttc_core.state import describe, read_header, save_state
+from ttc_core.state import save_state
+from ttc_core.state_description import describe
+from ttc_core.state_file import read_header
 
 
 @pytest.fixture(autouse=True)
