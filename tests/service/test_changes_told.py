@@ -21,6 +21,7 @@ from tests.fixtures.engine import value
 from tests.fixtures.networks import make_model
 from tests.fixtures.streams import events, request, reset, stop
 from ttc_core.envelope.clauses import Envelope
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods import Act, Adaptation, create
 from ttc_core.state import save_state
@@ -40,15 +41,16 @@ def verified(folder, **options):
 
 
 def told(folder, *kinds):
-    """The lines of a folder's log, of some kinds."""
+    """The lines of a folder's log, of some kinds; or all."""
     paths = [*sorted(folder.glob("changes.jsonl.*")), folder / "changes.jsonl"]
-    lines = [
-        json.loads(line)
+    texts = (
+        text
         for path in paths
         if path.exists()
-        for line in path.read_text().splitlines()
-    ]
-    return [line for line in lines if line["event"] in kinds]
+        for text in path.read_text().splitlines(keepends=True)
+    )
+    lines = [json.loads(text) for text in texts if text.endswith("\n")]
+    return [line for line in lines if not kinds or line["event"] in kinds]
 
 
 def is_told(folder, kind, count):
@@ -428,7 +430,7 @@ def test_numbers_that_are_none_and_long_texts_are_told_all_the_same(tmp_path):
         version_before=0,
         version=0,
         drift=float("inf"),
-        verdicts={},
+        verdicts=Verdicts(),
     )
     changes.close()
     hold, steps = told(tmp_path, "hold", "steps")
@@ -479,7 +481,7 @@ def test_what_the_envelope_did_is_told_by_clause(engine, tmp_path, resets):
         request(table, "gate")
     stop(table)
     lines = told(tmp_path, "steps")
-    assert sum(line["verdicts"]["drift"] for line in lines) == 3
+    assert sum(line["verdicts"]["cut"]["drift"] for line in lines) == 3
     counted = value(table, "ttc_envelope_steps_total", clause="drift", verdict="cut")
     assert counted == 3
     assert all((line["drift"] is None) == resets for line in lines)
@@ -492,6 +494,21 @@ class Resetting(Wrapper):
         outcome = self.inner.adapt(prediction, learn=learn)
         self.inner.reset()
         return replace(outcome, acts=(Act("reset", "harm", {}),), drift=0.0)
+
+
+def test_no_line_is_told_as_of_a_time_before_that_of_the_line_before_it(tmp_path):
+    """Nor what the log tells of itself: at a start, of what a crash tore, and over files."""
+    for _ in range(4):
+        changes = Changes(tmp_path, Events(), most_bytes=1000, most_files=3)
+        for number in range(15):
+            changes.note("hold", stream="gate", number=number)
+        changes.close()
+        with (tmp_path / "changes.jsonl").open("a") as file:
+            file.write("torn")
+    times = [each["time"] for each in told(tmp_path)]
+    assert times == sorted(times)
+    own = told(tmp_path, "file", "dropped", "mended")
+    assert {each["event"] for each in own} == {"file", "dropped", "mended"}
 
 
 def test_without_a_folder_nothing_is_noted(engine, tmp_path, monkeypatch):
