@@ -27,7 +27,7 @@ from benchmarks.clock import timed
 from benchmarks.passes import recorded
 from benchmarks.pictures import CORRUPTION
 from service.cli.options import keep_freed_memory
-from service.saving import state_bytes
+from service.stream_record import state_bytes
 from ttc_core.datasets import Geometry, open_data
 from ttc_core.evaluate import as_batch, warm_up
 from ttc_core.load import load, pick_device

@@ -32,9 +32,9 @@ from service.launch import launch
 from service.live.frames import Frames
 from service.metrics import Metrics
 from service.replay import to_png
-from service.saving import StreamRecord
 from service.schemas import StreamAct, StreamTruth
 from service.settings import Settings
+from service.stream_record import StreamRecord
 from ttc_core.guard.estimate import Estimate, Estimates
 from ttc_core.load import load
 from ttc_core.methods import create

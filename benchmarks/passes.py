@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttc_core.model import Output, SourceModel
+from ttc_core.model import SourceModel
 from ttc_core.normalization import source_look
+from ttc_core.running import Output
 
 
 @dataclass(frozen=True)

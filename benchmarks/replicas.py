@@ -33,7 +33,8 @@ from service.client import Client
 from service.launch import launch
 from service.replay import to_png
 from ttc_core.datasets import Geometry, open_data
-from ttc_core.state import StateError, describe
+from ttc_core.state_description import describe
+from ttc_core.state_file import StateError
 
 # Of a start on a machine that has other work.
 PATIENCE = 600.0

@@ -19,7 +19,7 @@ from rich.console import Console
 from service.cli.evaluate import row_fields
 from service.cli.options import corruptions_of, load_model
 from service.evaluation_view import EvaluationView, kind_of
-from service.settings import default
+from service.settings_words import default
 from service.view import View
 from ttc_core.datasets import DataSet, open_data, parse_mix
 from ttc_core.evaluate import Run

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from service.app import build
 from service.cli.serve import load_source
-from service.settings import read_settings
+from service.settings_reading import read_settings
 
 settings = read_settings({})
 if settings.threads:

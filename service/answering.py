@@ -1,22 +1,24 @@
 """Images on their way through the device: asked of their streams' methods, and answered."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import PredictionFailed, Refused
-from service.saving import StreamRecord
 from service.shedding import STEPS, Shed
+from service.stream_record import StreamRecord
 from ttc_core.evaluate import as_batch
 from ttc_core.grain import Grain
 from ttc_core.guard import mode_of
 from ttc_core.methods import HostPrediction, Method, Prediction
 from ttc_core.methods.contract import SETTLED
+from ttc_core.together import Done, Failed, together
 
+T = TypeVar("T")
 Said = tuple[Prediction, HostPrediction]
 
 
@@ -134,3 +136,14 @@ def shed_of(method: Method, item: Image, shed: Shed | None) -> Shed | None:
         return shed
     learns = item.learn and method.adapts - {"moments"} and method.mode != SETTLED
     return STEPS[0] if shed is not None and learns else None
+
+
+def hand_in_hand(source: Method, works: Sequence[Callable[[], T]]) -> Sequence[Done[T] | Failed]:
+    """Do what is to be done for each stream of a pass; what each came to.
+
+    Args:
+        source: streams were forked from it, and share passes of the network where it does.
+    """
+    if source.shares:
+        return together(works)
+    return [outcome for work in works for outcome in together([work])]

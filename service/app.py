@@ -33,7 +33,8 @@ from service.routes.direct import DirectPredict
 from service.routes.guards import EVERY_ROUTE
 from service.routes.table import ROUTERS
 from service.server import foreign_server_is_ending
-from service.settings import SECRETS, Origin, Settings
+from service.settings import SECRETS, Settings
+from service.settings_reading import Origin
 from service.shedding import STEPS, Shedding
 from service.v2.classifier import Classifier
 from service.v2.model import Model

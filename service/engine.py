@@ -19,32 +19,32 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from service import tracing
-from service.answering import Image, Part, Pass, Said, ask, shed_of
+from service.answering import Image, Pass
 from service.changes.changes import Changes
 from service.changes.lines import digest_of
 from service.events import Events
 from service.exchanging import Exchanging
 from service.handing_over import HandingOver
 from service.known_ids import FILE, KnownIds
+from service.learning import Learning
 from service.leases import Leases
 from service.metrics import Metrics, versions
-from service.saving import Saving, StreamRecord
+from service.predicting import Predicting
+from service.saving import Saving
 from service.schemas import DoubtedStatus, SavedUnfit
 from service.shedding import Shed
 from service.silence import Silence
 from service.state_folder import StateFolder, StateFolders
-from service.stream_reports import StreamReports, went_back
+from service.stream_record import StreamRecord
+from service.stream_reports import StreamReports
 from service.streams import Streams
 from service.truth import Truth
 from service.undoing import Undoing
 from ttc_core.evaluate import warm_up
 from ttc_core.guard import holds, watching
-from ttc_core.methods import Act, Adaptation, Method, Prediction
-from ttc_core.methods.contract import Right
+from ttc_core.methods import Method
 from ttc_core.plugins import source_digest
 from ttc_core.rows import plain
-from ttc_core.together import Done, Failed, together
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # Labels of so many streams are weighed before a batch may come between.
 WEIGHED_AT_ONCE = 32
-OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
 class Engine:
@@ -154,7 +153,6 @@ class Engine:
         self.silence = Silence(
             self.events, factor=silent_factor, least=silent_seconds, most_streams=2 * max_streams
         )
-        self.last_adapt_seconds = 0.0
         self._device = ThreadPoolExecutor(
             1,
             thread_name_prefix="device",
@@ -188,6 +186,10 @@ class Engine:
             self._reports,
             self.exchanging.remove_kept_aside,
         )
+        self._predicting = Predicting(self.table, self.truth, self.undoing)
+        self._learning = Learning(
+            self.table, self.truth, self.silence, self._reports, self.undoing, metrics
+        )
         self.handing_over = HandingOver(
             self._on_device, self._writer, self.table, self.truth, self.silence, self.events
         )
@@ -196,6 +198,11 @@ class Engine:
     def source(self) -> Method:
         """The method at the source, of the weights that answer now."""
         return self._saving.source
+
+    @property
+    def last_adapt_seconds(self) -> float:
+        """What learning from the last pass took; 0 before the first."""
+        return self._learning.last_seconds
 
     @property
     def _saving(self) -> Saving:
@@ -306,211 +313,21 @@ class Engine:
         Raises:
             MemoryError: nothing was answered, for want of memory.
         """
-        return await self._on_device(self._predict, parts, learn, shed)
+        return await self._on_device(self._predicting.predict, parts, learn, shed)
 
     async def fails(
         self, stream: str, images: Sequence[Image], *, learn: bool, shed: Shed | None
     ) -> bool:
         """Whether images of a stream fail; their answers are nobody's, and nothing follows."""
-        return await self._on_device(self._fails, stream, images, learn, shed)
-
-    def _fails(self, stream: str, images: Sequence[Image], learn: bool, shed: Shed | None) -> bool:
-        (outcome,) = together([partial(self._answer, stream, images, learn, shed)])
-        return isinstance(outcome, Failed) or not outcome.value.is_sound
-
-    def _predict(
-        self, parts: Sequence[tuple[str, Sequence[Image]]], learn: bool, shed: Shed | None
-    ) -> Pass:
-        started = time.perf_counter()
-        # Until what follows the batch is done: none loses its place, and so what it would learn.
-        self.table.at_work(stream for stream, _ in parts)
-        works = [partial(self._answer, stream, items, learn, shed) for stream, items in parts]
-        try:
-            with tracing.span("forward"):
-                outcomes = self._hand_in_hand(works)
-                answered = [each.value for each in outcomes if isinstance(each, Done)]
-                errors = [each.error for each in outcomes if isinstance(each, Failed)]
-                short = next((each for each in errors if isinstance(each, OUT_OF_MEMORY)), None)
-                if not answered:
-                    raise errors[0] if short is None else MemoryError(str(short))
-        except Exception:
-            self.table.at_work(())
-            raise
-        sound = [part for part in answered if part.is_sound]
-        if not sound:
-            self.table.at_work(())  # none of them learns
-        kept = sound or answered
-        images = dict(parts)
-        for part in sound:
-            self._remember(part, images[part.stream])
-        failed = images.keys() - {part.stream for part in kept}
-        return Pass(kept, time.perf_counter() - started, failed, short is not None)
-
-    def _hand_in_hand(self, works: Sequence[Callable[[], T]]) -> Sequence[Done[T] | Failed]:
-        """Do what is to be done for each stream of a pass; what each came to."""
-        if self.source.shares:
-            return together(works)
-        return [outcome for work in works for outcome in together([work])]
-
-    def _answer(self, stream: str, items: Sequence[Image], learn: bool, shed: Shed | None) -> Part:
-        # It is kept once it is adapted: nothing that fails takes a stream's place.
-        record = self.table.get(stream)
-        lacks = [shed_of(record.method, item, shed) for item in items]
-        said = self._ask(stream, record, items, learn, shed)
-        return Part(stream, record, *said, [item.label for item in items], lacks)
-
-    def _remember(self, part: Part, items: Sequence[Image]) -> None:
-        compared = zip(items, part.answers.compared, strict=False)  # there may be none
-        # One image again and again, of which nothing is to come, is no sign of the stream.
-        both = [each if item.learn else None for item, each in compared]
-        ids = [item.id for item in items]
-        self.truth.remember(part.stream, ids, part.predicted, part.labels, part.confidences, both)
-
-    def _ask(
-        self,
-        stream: str,
-        record: StreamRecord,
-        items: Sequence[Image],
-        learn: bool,
-        shed: Shed | None,
-    ) -> Said:
-        """Have a stream's method answer.
-
-        Where it has no answer at all and the source has, it is not the images: the stream goes
-        back to the source, which answers. Else it would fail for ever.
-        """
-        said = None
-        try:
-            said = ask(record.method, items, learn, shed)
-        except OUT_OF_MEMORY:
-            raise  # fewer images may fit: the queue tries that
-        except Exception:
-            if record.is_new:
-                raise
-        if said is None:
-            with contextlib.suppress(Exception):  # what was the matter may be over
-                said = ask(record.method, items, learn, shed)
-        if said is not None and (said[1].sound.any() or record.is_new):
-            return said
-        try:
-            source = self.source.fork()
-            answer = ask(source, items, learn, shed)
-        except Exception:
-            if said is None:
-                raise
-            return said
-        if learn and answer[1].sound.any():
-            self.undoing.put_back(stream, record, source)
-        return answer
+        return await self._on_device(self._predicting.fails, stream, images, learn, shed)
 
     async def adapt(self, answered: Pass, *, learn: bool) -> None:
         """Count what was answered and learn from it."""
-        await self._on_device(self._adapt, answered, learn)
+        await self._on_device(self._learning.adapt, answered, learn)
 
     async def count(self, answered: Pass) -> None:
         """Count what was answered; nothing is learned from it, and nothing moves."""
-        await self._on_device(self._count, answered)
-
-    def _adapt(self, answered: Pass, learn: bool) -> None:
-        works = [partial(self._adapt_part, part, learn) for part in answered.parts]
-        try:
-            self._count_parts(answered, learn=True)
-            started = time.perf_counter()
-            with tracing.span("adapt"):
-                found = self._hand_in_hand(works)
-        finally:
-            self.table.at_work(())
-        outcomes = []
-        for part, each in zip(answered.parts, found, strict=True):
-            if isinstance(each, Failed):
-                self._reports.failed(part.stream, each.error)
-            elif each.value is not None:
-                outcomes.append(each.value)
-        if not outcomes:
-            return
-        skipped = {each.skipped for each in outcomes}
-        tracing.note(
-            selected=sum(each.selected for each in outcomes),
-            stepped=any(each.stepped for each in outcomes),
-            skipped=skipped.pop() if len(skipped) == 1 else None,
-        )
-        self.last_adapt_seconds = time.perf_counter() - started
-        self._metrics.spent("adapt", self.last_adapt_seconds)
-
-    def _adapt_part(self, part: Part, learn: bool) -> Adaptation | None:
-        """What came of a stream's part; None if it is the stream's no more."""
-        stream, record = part.stream, part.record
-        if not part.is_sound:
-            outcome = Adaptation(skipped="non_finite")  # it answers nobody, and moves nothing
-        elif not self.table.is_current(stream, record):  # a reset came between
-            self.truth.forget([stream])
-            return None
-        else:
-            if record.is_new:
-                self._reports.begun(stream, record)
-            record.images += len(part.labels)
-            record.batches += 1
-            self._reports.looked_at(stream, record, part.answers.suspects)
-            if self.table.keep(stream, record):
-                version, was_off = record.version, record.second_view_off
-                outcome = self._learn(stream, record, part.prediction, learn)
-                self._reports.held_within(stream, record.verdicts, outcome.verdicts)
-                record.take_note()
-                self._reports.learned(stream, record, len(part.labels), outcome, version)
-                self._acted(stream, record, outcome.acts, version + outcome.stepped)
-                if record.second_view_off and not was_off:
-                    record.answers_from = self.truth.newest
-                    self._reports.second_view_off(stream, record)
-                self.table.measure(stream)
-            else:
-                outcome = Adaptation(skipped="shed")
-                self._reports.no_memory(stream)
-            self._saving.note_change(stream)
-        self._reports.adapted(stream, outcome)
-        return outcome
-
-    def _learn(
-        self, stream: str, record: StreamRecord, prediction: Prediction, learn: bool
-    ) -> Adaptation:
-        """Have a stream's method learn; if it fails, the stream is as it was before."""
-        method, undo = record.method, None
-        try:
-            with contextlib.suppress(Exception):  # then a failure leads back to the source
-                undo = method.undo_point()
-            return method.adapt(prediction, learn=learn)
-        except Exception as error:
-            self._reports.failed(stream, error)
-        try:
-            if undo is None:
-                raise LookupError
-            undo()
-        except Exception:
-            self.undoing.put_back(stream, record, self.source.fork())
-        return Adaptation(skipped="failed")
-
-    def _count(self, answered: Pass) -> None:
-        try:
-            self._count_parts(answered, learn=False)
-        finally:
-            self.table.at_work(())
-
-    def _count_parts(self, answered: Pass, *, learn: bool) -> None:
-        """Count answers, once the clients have them."""
-        if any(part.is_sound for part in answered.parts):
-            self._metrics.spent("forward", answered.seconds)
-        for part in answered.parts:
-            self._count_part(part, learn)
-
-    def _count_part(self, part: Part, learn: bool) -> None:
-        if not part.is_sound:  # then nobody has an answer
-            failed = {"stream": part.stream, "images": int((~part.answers.sound).sum())}
-            log.error("the model's scores are not finite numbers", extra={"fields": failed})
-            return
-        self._metrics.count_shed(part.shed)
-        selects = learn and part.record.method.selects
-        self._metrics.count_answers(part.answers, selects=selects)
-        self.silence.heard(part.stream)
-        self.truth.count(part.stream, part.predicted, part.labels, part.confidences)
+        await self._on_device(self._learning.count, answered)
 
     # Labels
 
@@ -530,40 +347,8 @@ class Engine:
         weighed = 0
         for start in range(0, len(compared), WEIGHED_AT_ONCE):
             part = compared[start : start + WEIGHED_AT_ONCE]
-            weighed += await self._on_device(self._weigh, part)
+            weighed += await self._on_device(self._learning.weigh, part)
         return told.images, weighed
-
-    def _weigh(self, compared: Sequence[tuple[str, Sequence[tuple[int, Right]]]]) -> int:
-        """Have streams' guards weigh who was right, and count what they weighed; a stream that
-        fails at it is put back, as by `_ask`."""
-        count = 0
-        for stream, answers in compared:
-            record = self.table.in_memory(stream)
-            if record is None:
-                continue
-            # Not as the labels come: whoever sorts them by class shows harm where there is none.
-            right = [each for number, each in sorted(answers) if number > record.answers_from]
-            before = record.version
-            try:
-                weighed = record.method.weigh(right)
-                record.take_note()
-            except Exception as error:
-                self._reports.failed(stream, error)
-                with contextlib.suppress(Exception):  # the others' labels are taken, too
-                    self.undoing.put_back(stream, record, self.source.fork())
-                continue
-            count += weighed.labels
-            self._acted(stream, record, weighed.acts, before)
-            self._saving.note_change(stream)
-        return count
-
-    def _acted(
-        self, stream: str, record: StreamRecord, acts: Sequence[Act], version_before: int
-    ) -> None:
-        """Tell what a guard did, and note where that has another state answer from now on."""
-        if went_back(acts):
-            record.answers_from = self.truth.newest
-        self._reports.acted(stream, record, acts, version_before)
 
     # Saved state
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.changes.changes import Changes
-from service.saving import TOLD_SECONDS, Saving
+from service.saving import Saving
 from service.schemas import ALL_STREAMS
 from service.state_folder import StateFolder, StateFolderError, StateFolders, stream_of
 from service.stream_reports import StreamReports
 from service.streams import Streams
+from service.told_files import TOLD_SECONDS
 from service.truth import Truth
 from service.undoing import OnDevice
 from ttc_core.methods import Method
@@ -146,7 +147,7 @@ class Exchanging:
             return self._folders.remove_others(folder, tell)
 
         def tell(files: list[str]) -> None:
-            """As in `Saving.remove`: before it is done."""
+            """As in `ToldFiles.tell_removed`: before it is done."""
             for file in files:
                 self._changes.note("removed", stream=stream_of(Path(file).name), file=file)
             self._changes.wait(TOLD_SECONDS)

@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from service.errors import CLIENT_CLOSED_REQUEST, STATUS, TITLE, ClientGone, Refused
 from service.schemas import in_words
-from service.settings import MOST_CHARACTERS
+from service.settings_reading import MOST_CHARACTERS
 
 REQUEST_ID = "ttc.request_id"
 MOST_PATH_CHARACTERS = 200

@@ -13,11 +13,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from service.saving import kept_of
+from service.kept import kept_of
 from service.schemas import KeptOfStream
 from service.state_folder import stream_of
 from ttc_core.errors import shown
-from ttc_core.state import Description, describe
+from ttc_core.state_description import Description, describe
 
 NONE = "–"  # noqa: RUF001  the dash of a cell that has nothing
 

@@ -11,105 +11,28 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from service.changes.changes import Changes
 from service.events import Events
+from service.kept import bring_back, kept_of, to_keep
 from service.leases import LeaseLost
 from service.metrics import Metrics
-from service.schemas import Discarded, KeptOfStream, StreamAct, StreamTruth
-from service.state_folder import Identity, StateFolder
+from service.schemas import Discarded, KeptOfStream
+from service.seen_files import SeenFiles
+from service.state_folder import StateFolder
+from service.stream_record import StreamRecord, state_bytes
+from service.told_files import ToldFiles
 from service.truth import Truth
-from ttc_core.envelope.verdicts import Verdicts
-from ttc_core.errors import UserError, shown
-from ttc_core.frames import KINDS
-from ttc_core.guard import Unwatched, doubted, mode_of, watching
-from ttc_core.guard.estimate import Estimates
+from ttc_core.errors import UserError
+from ttc_core.guard import Unwatched, mode_of, watching
 from ttc_core.methods import Method
-from ttc_core.methods.contract import ADAPTING, HELD, State
-from ttc_core.state import (
-    StateError,
-    StateOfAnother,
-    StateOutside,
-    StateUnreadable,
-    size_bytes,
-)
+from ttc_core.methods.contract import State
+from ttc_core.state_file import StateError, StateUnreadable
 
 # After a file that could not be written no other is tried for so long, but in the background.
 RETRY_SECONDS = 1.0
-# A file is removed once the log tells it on disk, or after so long if it cannot.
-TOLD_SECONDS = 2.0
-# Why a file does not fit that is no state at all.
-UNREADABLE = "no state that can be read"
-
-
-@dataclass
-class StreamRecord:
-    """A stream: its method object, and what others may read of it from any thread."""
-
-    method: Method
-    images: int = 0
-    batches: int = 0
-    version: int = 0
-    pending_batches: int = 0
-    drift: float = 0.0
-    verdicts: Verdicts = field(default_factory=Verdicts)
-    second_view_off: bool = False
-    details: Mapping[str, float] = field(default_factory=dict)
-    mode: str = ADAPTING
-    # Since when the guard says that the source should answer, and since when it does, of the clock
-    # on the wall: never where a guard only observes.
-    doubted_since: float | None = None
-    held_since: float | None = None
-    # The number of the latest answer before it was last brought back or reset: what labels say of
-    # those up to it is nothing to its guard.
-    answers_from: int = 0
-    estimates: Estimates | None = None
-    # What a guard did of late, or somebody had done, the oldest first.
-    acts: tuple[StreamAct, ...] = ()
-    # Images that looked like a faulty camera's, by kind; of which kind the latest was, while there
-    # is a fault; since when there is one, whatever its kind; how many of them came last, and how
-    # many ordinary ones have come since.
-    suspects: Counter[str] = field(default_factory=Counter)
-    suspect: str | None = None
-    suspect_since: float | None = None
-    suspect_in_a_row: int = 0
-    ordinary: int = 0
-    restored: bool = False
-    # Bytes of its state when it was last measured, and the batches at which it will be again.
-    bytes: int = 0
-    measure_at: int = 0
-    used: float = field(default_factory=time.monotonic)
-    # Its last writing failed: it keeps its place until one has not.
-    failed: bool = False
-    # The file that it was read from or written to; another in its place is not written over.
-    file: Identity | None = None
-    # What labels say, as the file has it.
-    truth: StreamTruth = field(default_factory=StreamTruth)
-
-    @property
-    def is_new(self) -> bool:
-        """Whether it is at the source because nothing has moved it yet."""
-        return not self.restored and self.batches == 0
-
-    def take_note(self) -> None:
-        """Publish where the method stands."""
-        self.version = self.method.version
-        self.pending_batches = self.method.pending_batches
-        self.drift = self.method.drift
-        self.verdicts = self.method.verdicts
-        self.second_view_off = self.method.second_view_off
-        self.details = self.method.details
-        self.estimates = self.method.estimates
-        self.mode, is_doubted = self.method.mode, doubted(self.method)
-        now = time.time() if is_doubted else 0.0  # who is held is doubted
-        self.doubted_since = (self.doubted_since or now) if is_doubted else None
-        self.held_since = (self.held_since or now) if self.mode == HELD else None
 
 
 @dataclass(frozen=True)
@@ -165,6 +88,7 @@ class Saving:
         self.folder, self.answers_from = folder, 0
         self._events, self._metrics, self._truth = events, metrics, truth
         self.changes = changes
+        self._files = None if folder is None else ToldFiles(folder, self.source, changes)
         # Since when what is not in its file, by stream; and what is on its way there.
         self._changed: dict[str, float] = {}
         self._leaving: dict[str, Snapshot] = {}
@@ -173,9 +97,7 @@ class Saving:
         self._retry_at = 0.0
         # Reset, but their files are still there, or the folder would not let go of them.
         self._undead: set[str] = set()
-        # What the files of doubted streams keep; and of those that are none of what is served, why.
-        self._doubted: dict[str, KeptOfStream] = {}
-        self._unfit: dict[str, str] = {}
+        self._seen = SeenFiles()
         self.fresh_bytes = state_bytes(source)
         # Held for moments; the other while a file of the folder is written, moved or removed.
         self._lock, self._writing = threading.Lock(), threading.Lock()
@@ -272,14 +194,16 @@ class Saving:
         if "guard" not in watching(self.source):
             return {}
         with self._lock:
-            found = {name: each for name, each in self._doubted.items() if name not in self._undead}
+            files = self._seen.doubted
+            found = {name: each for name, each in files.items() if name not in self._undead}
             found |= {name: snapshot.kept for name, snapshot in self._leaving.items()}
         return {name: each for name, each in found.items() if each.doubted_since is not None}
 
     def unfit(self) -> Counter[str]:
         """How many of the files that `look_at` has seen will be set aside, by why."""
         with self._lock:
-            return Counter(why for name, why in self._unfit.items() if name not in self._undead)
+            unfit = self._seen.unfit
+            return Counter(why for name, why in unfit.items() if name not in self._undead)
 
     # On the device thread
 
@@ -290,41 +214,25 @@ class Saving:
             pinned: somebody needs its place: what lies there and is no state goes out of the way.
         """
         record = self._at_source()
-        if self.folder is None or name in self._undead:
+        if self._files is None or name in self._undead:
             return record
         try:
-            found = self.folder.load(name, record.method)
+            found = self._files.folder.load(name, record.method)
             if found is None:
-                self._note_file(name, None)
+                self._seen.note(name, None)
                 return record
             saved = kept_of(name, found[1].of_stream)
-            record.doubted_since, record.held_since = saved.doubted_since, saved.held_since
+            bring_back(record, saved)
             record.take_note()
         except Exception as error:  # a user's own method may raise anything
             self._reject(name, error, pinned)
             return self._at_source()
         record.restored, record.file = True, found[0]
-        record.images, record.batches, record.acts = saved.images, saved.batches, tuple(saved.acts)
-        counts = saved.suspects
-        record.suspects = Counter({kind: counts[kind] for kind in KINDS if counts.get(kind)})
-        if saved.suspect in KINDS:
-            record.suspect, record.suspect_since = saved.suspect, saved.suspect_since
-            record.suspect_in_a_row = saved.suspect_in_a_row
-        record.truth = StreamTruth(labelled=saved.labelled, correct=saved.correct)
         self._truth.take_up(name, record.truth)
         before = min(saved.answers_from, record.answers_from)
         record.answers_from = max(before, self.answers_from)
         record.bytes = state_bytes(record.method)
-        self.changes.note(
-            "load",
-            stream=name,
-            file=self.folder.place(name),
-            sha256=found[1].sha256,
-            mark=saved.changes and saved.changes.model_dump(),
-            images=record.images,
-            version=record.version,
-            drift=record.drift,
-        )
+        self._files.tell_loaded(name, found[1], saved, record)
         self._events.note_repeated("restored", stream=name)
         return record
 
@@ -339,13 +247,11 @@ class Saving:
 
     def _reject(self, name: str, why: Exception, pinned: bool) -> None:
         """Put what is no state of the stream out of its way, if that can be told and done."""
-        assert self.folder is not None
+        assert self._files is not None
         # What could not be read or taken up may be good: it is left until the place is needed.
         is_none = isinstance(why, StateError) and not isinstance(why, StateUnreadable)
         if is_none:
-            with self._lock:
-                self._doubted.pop(name, None)
-                self._unfit[name] = unfit_reason(why)
+            self._seen.note_unfit(name, why)
         if not pinned:  # asked about, and forgotten with the answer
             self._events.note_repeated(
                 "rejected", level=logging.WARNING, stream=name, reason=_reason(why)
@@ -355,8 +261,8 @@ class Saving:
         if is_none:
             try:
                 with self._writing:
-                    where = f"is now {self._set_aside(name, _reason(why))}"
-                    self._note_file(name, None)
+                    where = f"is now {self._files.set_aside(name, _reason(why))}"
+                    self._seen.note(name, None)
             except (OSError, UserError) as error:
                 where = f"stays where it is ({_reason(error)})"
         self._events.note(
@@ -374,22 +280,8 @@ class Saving:
         except Exception as error:  # a user's own method may raise anything
             self._not_saved(name, error)
             return False
-        truth = record.truth = self._truth.take_up(name, record.truth, saving=True)
-        kept = KeptOfStream(
-            stream=name,
-            images=record.images,
-            batches=record.batches,
-            answers_from=record.answers_from,
-            **truth.model_dump(),
-            suspects=dict(record.suspects),
-            suspect=record.suspect,
-            suspect_since=record.suspect_since,
-            suspect_in_a_row=record.suspect_in_a_row,
-            mode=record.mode,
-            doubted_since=record.doubted_since,
-            held_since=record.held_since,
-            acts=list(record.acts),
-        )
+        record.truth = self._truth.take_up(name, record.truth, saving=True)
+        kept = to_keep(name, record)
         with self._lock:
             since = self._changed.pop(name, time.monotonic())
             if name in self._leaving:
@@ -400,7 +292,7 @@ class Saving:
     def let_go(self, name: str) -> None:
         """Know nothing of a stream any more: another process has it, and its file."""
         self.drop_change(name)
-        self._note_file(name, None)
+        self._seen.note(name, None)
         with self._lock:
             self._undead.discard(name)
 
@@ -432,27 +324,18 @@ class Saving:
             if self.folder.identity(name) is None:
                 return  # it was reset, or set aside, meanwhile
             try:
-                self._note_file(name, kept_of(name, self.folder.of_stream(name, self.source)))
+                self._seen.note(name, kept_of(name, self.folder.of_stream(name, self.source)))
             except StateUnreadable:
                 raise
             except StateError as error:
-                with self._lock:
-                    self._unfit[name] = unfit_reason(error)
-
-    def _note_file(self, name: str, kept: KeptOfStream | None) -> None:
-        """Know what a stream's file keeps, if it is doubted; None: there is none of it."""
-        with self._lock:
-            self._unfit.pop(name, None)
-            self._doubted.pop(name, None)
-            if kept is not None and kept.doubted_since is not None:
-                self._doubted[name] = kept
+                self._seen.note_unfit(name, error)
 
     def write(self, name: str) -> bool:
         """Write what waits of a stream, the latest only; return whether its file has it then.
 
         What could not be written goes on waiting, until `give_up`.
         """
-        assert self.folder is not None
+        assert self._files is not None
         while (snapshot := self._leaving.get(name)) is not None:
             record = snapshot.record
             try:
@@ -460,32 +343,18 @@ class Saving:
                     if self._leaving.get(name) is not snapshot:
                         continue
                     is_ours = name in self._undead  # and to be removed, or written over
-                    if not is_ours and (kept := self.folder.make_way(name, record.file)):
-                        self._rejected(name, kept, "it was not the stream's")
+                    if not is_ours and (kept := self._files.make_way(name, record.file)):
                         self._events.note(
                             "set_aside",
                             message=f"what lay in the place of stream {name} is now {kept}",
                             level=logging.WARNING,
                             stream=name,
                         )
-                    mark = self.changes.head
-                    kept_beside = snapshot.kept.model_copy(update={"changes": mark})
-                    record.file, sha256 = self.folder.save(
-                        name,
-                        record.method,
-                        snapshot.state,
-                        kept_beside.model_dump(exclude_defaults=True),
-                    )
-                    self.changes.note(
-                        "save",
-                        stream=name,
-                        file=self.folder.place(name),
-                        sha256=sha256,
-                        images=snapshot.kept.images,
-                        version=snapshot.version,
+                    record.file = self._files.save(
+                        name, record.method, snapshot.state, snapshot.kept, snapshot.version
                     )
                     self._retry_at, self.failing, record.failed = 0.0, False, False
-                    self._note_file(name, snapshot.kept)
+                    self._seen.note(name, snapshot.kept)
                     with self._lock:
                         if self._leaving.get(name) is snapshot:
                             del self._leaving[name]
@@ -513,22 +382,6 @@ class Saving:
             self._changed[name] = snapshot.since
             return snapshot.record
 
-    def _set_aside(self, name: str, why: str) -> Path:
-        """Keep what lies in a stream's place under another name; return that.
-
-        Raises:
-            OSError: it cannot be renamed.
-        """
-        assert self.folder is not None
-        kept = self.folder.set_aside(name)
-        self._rejected(name, kept, why)
-        return kept
-
-    def _rejected(self, name: str, kept: Path, why: str) -> None:
-        assert self.folder is not None
-        place = self.folder.place(name)
-        self.changes.note("rejected", stream=name, file=place, kept=kept.name, reason=why)
-
     def _not_saved(self, name: str, error: Exception) -> None:
         self._metrics.saves.labels("failed").inc()
         self._events.note_repeated(
@@ -549,17 +402,15 @@ class Saving:
         """
         discarded: dict[str, Discarded] = {}
         kept: dict[str, str] = {}
-        if self.folder is None:
+        files = self._files
+        if files is None:
             return discarded, kept
-        found = {name: self._saved(name) for name in [*(self._undead if names is None else names)]}
-        # Told before it is done: a file that went without a line is one that somebody took away.
-        for name in [name for name, what in found.items() if what is not None]:
-            self.changes.note("removed", stream=name, file=self.folder.place(name))
-        self.changes.wait(TOLD_SECONDS)
+        found = {name: files.holds(name) for name in [*(self._undead if names is None else names)]}
+        files.tell_removed([name for name, what in found.items() if what is not None])
         for name, what in found.items():
-            remove: Callable[[str], object] = self.folder.remove
+            remove: Callable[[str], object] = files.folder.remove
             if what is None:
-                remove = partial(self._set_aside, why="it was reset")
+                remove = partial(files.set_aside, why="it was reset")
             with self._writing:
                 if name not in self._undead:
                     continue  # it has been saved since
@@ -567,60 +418,13 @@ class Saving:
                     with contextlib.suppress(FileNotFoundError):
                         remove(name)
                         discarded[name] = what or Discarded()
-                    self._note_file(name, None)
+                    self._seen.note(name, None)
                     with self._lock:
                         self._undead.discard(name)
                 except (OSError, UserError) as error:
                     kept[name] = _reason(error)
-        self.folder.sync()
+        files.folder.sync()
         return discarded, kept
-
-    def _saved(self, name: str) -> Discarded | None:
-        """What a stream's file holds; None: it is none of the stream's, or there is none."""
-        assert self.folder is not None
-        with contextlib.suppress(StateError):
-            # Not read while others wait to write.
-            steps, pending = self.folder.counts(name, self.source)
-            beside = kept_of(name, self.folder.of_stream(name, self.source))
-            return Discarded(
-                steps=steps,
-                pending_batches=pending,
-                labelled=beside.labelled,
-                correct=beside.correct,
-            )
-        return None
-
-
-def kept_of(name: str, given: Mapping[str, Any]) -> KeptOfStream:
-    """What a stream's file keeps beside the state.
-
-    Raises:
-        StateError: that is none.
-    """
-    try:
-        return KeptOfStream.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise StateError(
-            f"What the file of stream {name} keeps beside its state is none: {where} "
-            f"{shown(first['input'])}."
-        ) from None
-
-
-def state_bytes(method: Method) -> int:
-    """The size of a method's tensors; 0 where it cannot tell, as saving it will."""
-    try:
-        return size_bytes(method.state())
-    except Exception:  # a user's own method may raise anything
-        return 0
-
-
-def unfit_reason(error: Exception) -> str:
-    """Why a file is none of what is served; it does not say where the file lies."""
-    if isinstance(error, StateOutside):
-        return f"outside of the envelope: {error.clause}"
-    return error.difference if isinstance(error, StateOfAnother) else UNREADABLE
 
 
 def _reason(error: Exception) -> str:

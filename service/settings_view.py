@@ -4,8 +4,10 @@ import json
 import textwrap
 from typing import Any
 
-from service.settings import SECRETS, SWITCHES, Reading, Settings, accepted_in_file, sections
+from service.settings import SECRETS, SWITCHES, Settings
 from service.settings_file import toml
+from service.settings_reading import Reading
+from service.settings_words import accepted_in_file, sections
 from ttc_core.errors import printable
 
 # A longer value moves what stands behind it in its own line alone.

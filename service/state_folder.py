@@ -26,9 +26,7 @@ from ttc_core.guard import saved_snapshots
 from ttc_core.methods import Method
 from ttc_core.methods.contract import State
 from ttc_core.state import (
-    MOST_BYTES,
     Loaded,
-    StateError,
     encoded,
     load_state,
     read_counters,
@@ -36,6 +34,7 @@ from ttc_core.state import (
     save_state,
     sync_folder,
 )
+from ttc_core.state_file import MOST_BYTES, StateError
 
 SUFFIX = ".safetensors"
 LEASE = ".lease"

@@ -11,7 +11,6 @@ from typing import Any
 from service.changes.changes import Changes
 from service.events import Events
 from service.metrics import ENVELOPE_VERDICTS, ESTIMATED, Metrics
-from service.saving import StreamRecord
 from service.schemas import (
     ACTS,
     ALL_STREAMS,
@@ -24,6 +23,7 @@ from service.schemas import (
 )
 from service.silence import Silence
 from service.state_folder import StateFolder
+from service.stream_record import StreamRecord
 from service.streams import Streams
 from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.errors import told

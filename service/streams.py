@@ -19,8 +19,9 @@ from service.errors import NotReady, TooManyStreams
 from service.events import Events
 from service.leases import Leases
 from service.metrics import Metrics
-from service.saving import Saving, StreamRecord, state_bytes
+from service.saving import Saving
 from service.schemas import Discarded
+from service.stream_record import StreamRecord, state_bytes
 
 # Streams that cannot be saved one after another: then it is the folder, and all will fail.
 MOST_FAILURES = 3

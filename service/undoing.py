@@ -6,16 +6,18 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import ParamSpec, Protocol, TypeVar
 
 from service.errors import NoSnapshot, NotBroughtBack, SavedDoesNotFit, StateNotRemoved
-from service.saving import Saving, StreamRecord, unfit_reason
+from service.saving import Saving
 from service.schemas import Discarded, ResetResponse, StreamTruth
+from service.seen_files import unfit_reason
 from service.silence import Silence
+from service.stream_record import StreamRecord
 from service.stream_reports import StreamReports
 from service.streams import Streams
 from service.truth import Truth
 from ttc_core.guard import kept_snapshots, mode_of
 from ttc_core.methods import Method
 from ttc_core.methods.contract import SnapshotError
-from ttc_core.state import StateError
+from ttc_core.state_file import StateError
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ttc_core.errors import UserError
-from ttc_core.model import SourceModel, pooled
+from ttc_core.model import SourceModel
+from ttc_core.running import pooled
 
 
 def weightiest_channels(model: SourceModel, count: int) -> list[int]:

@@ -4,10 +4,8 @@ It is shared by every stream and never written to: a method runs it with affine 
 normalisation statistics of its own. Knows nothing of methods or files.
 """
 
-import contextlib
 import hashlib
-import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Self, get_args
@@ -16,43 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from ttc_core.calibration_record import CalibrationRecord
-from ttc_core.errors import ModelError, told
-from ttc_core.flat import Layout, stacked, tensor_bytes
-from ttc_core.fused import Network, fused
+from ttc_core.errors import ModelError
+from ttc_core.flat import Layout, tensor_bytes
+from ttc_core.fused import fused
 from ttc_core.geometry import Geometry
 from ttc_core.interpolation import Interpolation
-from ttc_core.normalization import (
-    JoinedLook,
-    Look,
-    OwnLook,
-    Routing,
-    Rows,
-    affine_parameters,
-    batch_norm_layers,
-    source_look,
-    wide,
-)
-from ttc_core.plugins import torch_kept
-from ttc_core.together import Failed, answered, attempted
-from ttc_core.trial import Trial, first_tensor, precisions
+from ttc_core.normalization import Look, affine_parameters, batch_norm_layers, source_look, wide
+from ttc_core.running import Output, Runner, note_features, pooled
+from ttc_core.shared_passes import WantedPass, may_share
+from ttc_core.together import answered
+from ttc_core.trial import Trial, precisions
 
-# What the head reads in a pass, by thread: several may be at once.
-_passing = threading.local()
 # Of a preprocessing for values in [0, 1]: beyond, pixels overflow.
 MOST = 1_000_000
 Precision = Literal["float32", "bfloat16"]
 MAKER = "whoever made the model"
-
-
-@dataclass(frozen=True)
-class Output:
-    """What one forward pass gives: logits (N, K) and the features (N, D) the head read.
-
-    Both are float32 at least, whatever the network's precision.
-    """
-
-    logits: Tensor
-    features: Tensor
 
 
 @dataclass(frozen=True)
@@ -174,8 +150,7 @@ class SourceModel:
                 f"the network does not take images of any size: they are resized to {self.size} × "
                 f"{self.size} pixels; --size, or SourceModel(..., size=…), states another."
             )
-        head = module.get_submodule(self.split)
-        head.register_forward_pre_hook(_note_features, with_kwargs=True)
+        note_features(module.get_submodule(self.split))
         self.class_names = tuple(map(str, range(self.classes)))
         if class_names is not None:
             self.name_classes(class_names, MAKER)
@@ -198,11 +173,20 @@ class SourceModel:
         )
         # In fewer operations, with its own scales, shifts and statistics. Now, not with the first
         # pass: while it is written, no other thread may run a network (see `fused`).
-        self._fuse()
+        self._make_runner()
 
-    def _fuse(self) -> None:
+    def _make_runner(self) -> None:
         dtype = torch.bfloat16 if self.reduced else torch.float32
-        self._fused: Network | None = fused(self.module, self.trial_side, dtype)
+        self._runner = Runner(
+            self.module,
+            head=self.split,
+            classes=self.classes,
+            device=self.device,
+            affine=self.affine,
+            batch_norms=self.batch_norms,
+            fused=fused(self.module, self.trial_side, dtype),
+            reduced=self.reduced,
+        )
 
     def _flatten(self) -> None:
         """Lay scales and shifts, and the moments of the layers, one behind the other.
@@ -247,11 +231,11 @@ class SourceModel:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the fused network, whose weights oneDNN alone can read."""
-        return {name: value for name, value in vars(self).items() if name != "_fused"}
+        return {name: value for name, value in vars(self).items() if name != "_runner"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._fuse()
+        self._make_runner()
 
     def refresh(self) -> None:
         """Look at the network anew after other weights were loaded into it.
@@ -307,7 +291,7 @@ class SourceModel:
             # Found out in float32: what bfloat16 rounds away might be another stream's images.
             _ = self.takes_one, self.shares
         self.reduced = reduced
-        self._fuse()
+        self._make_runner()
         return self
 
     def _refuse_to_reduce_others(self) -> None:
@@ -346,7 +330,7 @@ class SourceModel:
         one = torch.zeros(1, 3, self.trial_side, self.trial_side, device=self.device)
         try:
             with torch.no_grad():
-                self._pass(self.normalize(one), None, source_look)
+                self._runner.run(self.normalize(one), None, source_look)
         except ModelError:
             return False
         return True
@@ -357,23 +341,7 @@ class SourceModel:
         side = self.trial_side
         noise = torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(0))
         inputs = self.normalize(noise.to(self.device))
-        others = {name: 1.1 * each + 0.1 for name, each in self.affine.items()}
-        stacked = {name: torch.stack((self.affine[name], others[name])) for name in others}
-        try:
-            with torch.no_grad():
-                rows = Rows.of((2, 2), self.device)
-                joined = self._pass(inputs, stacked, source_look, rows)
-                plain = self._pass(inputs, None, source_look)
-                alone = [self._pass(inputs[:2], None, source_look)]
-                alone += [self._pass(inputs[2:], each, source_look) for each in (others, None)]
-        except ModelError:
-            return False
-        least = max(1e-3, 10 * torch.finfo(self.dtype).eps)
-        return all(
-            _alike(got, torch.cat((getattr(alone[0], name), getattr(other, name))), least)
-            for name in ("logits", "features")
-            for got, other in ((getattr(joined, name), alone[1]), (getattr(plain, name), alone[2]))
-        )
+        return may_share(self._runner, inputs, max(1e-3, 10 * torch.finfo(self.dtype).eps))
 
     def to_unit(self, images: Tensor) -> Tensor:
         """Bring images (N, 3, H, W), uint8 or float in [0, 1], to floats in [0, 1] on the device.
@@ -416,191 +384,15 @@ class SourceModel:
             ModelError: the network failed on them, or answered with something else than N rows of
                 K logits.
         """
-        output: Output = answered(_Pass(self, inputs, affine, look, torch.is_grad_enabled()))
-        return output
-
-    def _pass(
-        self,
-        inputs: Tensor,
-        affine: Mapping[str, Tensor] | None,
-        look: Look,
-        rows: Rows | None = None,
-    ) -> Output:
-        """A pass of the network.
-
-        Args:
-            rows: whose row is whose, where several streams share it: then each tensor of `affine`
-                holds every stream's, (S, …). An answer is the one that its stream alone would have
-                got, up to rounding.
-        """
-        own = [
-            (self.affine[name], moved.to(self.affine[name].dtype))
-            for name, moved in (affine or {}).items()
-        ]
-        _passing.features = None
-        try:
-            logits = None
-            with self._computing():
-                if look is source_look and not (own or rows or torch.is_grad_enabled()):
-                    logits = self._run_fused(inputs)
-                if logits is None:
-                    logits = self._run_as_written(inputs, look, own, rows)
-        except (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
-            raise  # fewer images may fit
-        except BaseException as error:  # a network of somebody's own may raise anything
-            raise ModelError(
-                f"The network failed on images of {_pixels(inputs)}: {told(error)}."
-            ) from error
-        finally:
-            features, _passing.features = _passing.features, None
-        if not isinstance(logits, Tensor) or logits.shape != (len(inputs), self.classes):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ModelError(
-                f"The network answered {_described(inputs)} with {got} in place of logits "
-                f"{(len(inputs), self.classes)}."
-            )
-        if features is None or len(features) != len(inputs):
-            raise ModelError(
-                f"On {_described(inputs)} the head {self.split} was not given a row of features "
-                "for each."
-            )
-        features = pooled(features)
-        # A copy: the network may answer the next pass in the same memory.
-        return Output(
-            logits.to(wide(logits.dtype), copy=True), features.to(wide(features.dtype), copy=True)
+        wanted = WantedPass(
+            self._runner, lambda: self.shares, inputs, affine, look, torch.is_grad_enabled()
         )
-
-    def _computing(self) -> contextlib.AbstractContextManager[Any]:
-        if not self.reduced:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
-
-    def _run_fused(self, inputs: Tensor) -> Tensor | None:
-        """The logits; None where it cannot be run so, or fails: as written it says why."""
-        try:
-            return None if self._fused is None else self._fused(inputs)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise  # as written it takes more
-        except Exception:
-            return None
-
-    def _run_as_written(
-        self,
-        inputs: Tensor,
-        look: Look,
-        own: Sequence[tuple[Tensor, Tensor]],
-        rows: Rows | None,
-    ) -> Any:
-        with torch_kept(), Routing(self.batch_norms, look, own, rows), _without_checkpoints():
-            return self.module(inputs.clone())  # a copy, into which it may write
-
-
-@dataclass(frozen=True, eq=False)
-class _Pass:
-    """A pass that is wanted of a model; see `SourceModel.run`."""
-
-    model: SourceModel
-    inputs: Tensor
-    affine: Mapping[str, Tensor] | None
-    look: Look
-    graph: bool
-
-    @property
-    def turn(self) -> int:
-        """What a stream may want before it is answered, its answer, and then what is compared."""
-        if self.affine is not None:
-            return 1
-        return 0 if self.look is source_look else 2
-
-    @property
-    def group(self) -> Hashable:
-        layers: tuple[str, ...] | None = None
-        if self.look is not source_look and self.model.batch_norms:
-            if not isinstance(self.look, OwnLook):
-                return None
-            layers = tuple(self.look.kept)
-        if not self.model.shares:
-            return None
-        replaced = None if self.affine is None else tuple(self.affine)
-        shape, dtype = self.inputs.shape[1:], self.inputs.dtype
-        return id(self.model), shape, dtype, replaced, layers, self.graph
-
-    def alone(self) -> Output:
-        # Of whoever asks: among others, the thread's mode is nobody's.
-        with torch.set_grad_enabled(self.graph):
-            return self.model._pass(self.inputs, self.affine, self.look)
-
-    @classmethod
-    def at_once(cls, wanted: Sequence[Self]) -> Sequence[Output | Failed]:
-        """One pass for all; where that fails, in halves, until it is whose failure it is."""
-        if len(wanted) == 1:
-            return [attempted(wanted[0].alone)]
-        try:
-            return cls._joined(wanted)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise  # fewer images may fit
-        except Exception:
-            middle = len(wanted) // 2
-            return [*cls.at_once(wanted[:middle]), *cls.at_once(wanted[middle:])]
-
-    @classmethod
-    def _joined(cls, wanted: Sequence[Self]) -> Sequence[Output]:
-        model, counts = wanted[0].model, [len(each.inputs) for each in wanted]
-        own = [each.affine for each in wanted if each.affine is not None]
-        affine = stacked(own) if own else None
-        looks = [each.look for each in wanted if isinstance(each.look, OwnLook)]
-        look = None
-        if looks and model.batch_norms:
-            look = JoinedLook(looks, counts, stacked([each.kept for each in looks]))
-        # Without anything of their own, whose rows they are makes no difference.
-        rows = Rows.of(counts, model.device) if own or look else None
-        inputs = torch.cat([each.inputs for each in wanted])
-        with torch.set_grad_enabled(wanted[0].graph):
-            output = model._pass(inputs, affine, look or source_look, rows)
-        if look is not None:
-            look.tell()
-        each_of = (torch.split(each, counts) for each in (output.logits, output.features))
-        return [Output(*each) for each in zip(*each_of, strict=True)]
-
-
-def _alike(got: Tensor, expected: Tensor, least: float) -> bool:
-    """Whether they differ by `least` of the largest number at most."""
-    return bool((got - expected).abs().max() <= least * expected.abs().max())
-
-
-def _note_features(_head: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-    _passing.features = first_tensor((*inputs, *named.values()))
+        output: Output = answered(wanted)
+        return output
 
 
 def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _described(inputs: Tensor) -> str:
-    return f"{len(inputs)} images of {_pixels(inputs)}"
-
-
-def _pixels(inputs: Tensor) -> str:
-    return f"{inputs.shape[3]} × {inputs.shape[2]} pixels"
-
-
-@contextlib.contextmanager
-def _without_checkpoints() -> Iterator[None]:
-    """Where a graph is made, have `torch.utils.checkpoint` fail instead of learning nonsense.
-
-    Its second pass comes with the gradient: neither the scales and shifts nor the statistics that
-    this pass ran with are in place by then.
-    """
-    with contextlib.ExitStack() as disabled:
-        if torch.is_grad_enabled():
-            with contextlib.suppress(RuntimeError):  # the caller has hooks of its own in place
-                disabled.enter_context(
-                    torch.autograd.graph.disable_saved_tensors_hooks(
-                        "it uses gradient checkpointing, which gradients at test time do not go "
-                        "through; switch it off in the network"
-                    )
-                )
-        yield
 
 
 def _bytes(value: object) -> bytes:
@@ -611,8 +403,3 @@ def _bytes(value: object) -> bytes:
         value = value.int_repr()
     dense = value.detach().to_dense() if value.layout != torch.strided else value.detach()
     return tensor_bytes(dense)
-
-
-def pooled(features: Tensor) -> Tensor:
-    """(N, D) as they are; a map (N, D, H, W) before a 1×1 convolution is averaged over places."""
-    return features.flatten(2).mean(dim=2) if features.ndim == 4 else features.flatten(1)

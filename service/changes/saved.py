@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from service.schemas import ChangesMark
 from service.state_folder import APART, SUFFIX, stream_of
-from ttc_core.state import StateError, describe
+from ttc_core.state_description import describe
+from ttc_core.state_file import StateError
 
 
 class SavedFile(NamedTuple):

@@ -11,7 +11,8 @@ from service.cli.options import (
     pairs_of,
     settings_options,
 )
-from service.settings import Settings, read
+from service.settings import Settings
+from service.settings_reading import read
 from service.settings_view import as_json, as_table, as_toml
 
 

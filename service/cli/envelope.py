@@ -35,7 +35,7 @@ def show(**given: Any) -> None:
     """Show the envelope that `ttc serve` with the same flags would keep to, as a TOML file with
     what each clause does. Without --envelope it is the built-in one, a file to start from."""
     from service.envelope_file import as_toml, in_force
-    from service.settings import read_settings
+    from service.settings_reading import read_settings
 
     try:
         found = in_force(read_settings(chosen_settings(given)))
@@ -135,7 +135,8 @@ class Kept:
         from ttc_core.guard import Unwatched
         from ttc_core.methods import create
         from ttc_core.methods.contract import AROUND
-        from ttc_core.state import describe, load_state
+        from ttc_core.state import load_state
+        from ttc_core.state_description import describe
 
         said = describe(file)
         model = self._model_of(said.model)
@@ -170,7 +171,7 @@ def _check_streams(folder: Path, kept: Kept) -> bool:
     """Say of each saved stream whether it is inside; return whether all are."""
     from service.changes.saved import stream_files
     from ttc_core.errors import UserError, shown
-    from ttc_core.state import StateError
+    from ttc_core.state_file import StateError
 
     try:
         files = list(stream_files(folder))

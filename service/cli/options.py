@@ -13,20 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 import click
 from click.shell_completion import CompletionItem
 
-from service.settings import (
-    LISTS,
-    METHODS,
-    MOST_SIDE,
-    OPTIONAL,
-    SWITCHES,
-    Settings,
-    accepted,
-    default,
-    flag,
-    no_flag,
-    sections,
-    variable,
-)
+from service.settings import LISTS, METHODS, MOST_SIDE, OPTIONAL, SWITCHES, Settings
+from service.settings_words import accepted, default, flag, no_flag, sections, variable
 from ttc_core.files import check_regular
 from ttc_core.interpolation import INTERPOLATIONS, Interpolation
 

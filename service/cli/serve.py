@@ -21,7 +21,9 @@ from service.cli.options import (
     sets_nothing,
     settings_options,
 )
-from service.settings import SECRETS, Reading, Settings, flag, read
+from service.settings import SECRETS, Settings
+from service.settings_reading import Reading, read
+from service.settings_words import flag
 from ttc_core.errors import ModelError, UserError
 
 if TYPE_CHECKING:

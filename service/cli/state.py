@@ -21,7 +21,7 @@ def state(path: Path, as_json: bool) -> None:
 
     from service.saved_view import read_saved, saved_line, show
     from ttc_core.errors import shown
-    from ttc_core.state import StateError
+    from ttc_core.state_file import StateError
 
     try:
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]

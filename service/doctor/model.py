@@ -15,8 +15,8 @@ from service.doctor.installation import (
     bundled_at_work,
     seconds,
 )
-from service.saving import state_bytes
-from service.settings import default
+from service.settings_words import default
+from service.stream_record import state_bytes
 from ttc_core.errors import ModelError, UserError
 from ttc_core.methods import DEFAULT_METHOD, create
 from ttc_core.model import SourceModel

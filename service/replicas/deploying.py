@@ -17,7 +17,8 @@ from service.replicas import APPLICATION, DEPLOYMENT
 from service.replicas.door import Door
 from service.replicas.fleet import Fleet
 from service.replicas.replica import Replica, digest_of
-from service.settings import Origin, Settings
+from service.settings import Settings
+from service.settings_reading import Origin
 from service.state_folder import StateFolder, StateFolderError
 from ttc_core.errors import UserError
 from ttc_core.methods import Method

@@ -27,7 +27,8 @@ from service.replicas.fleet import Fleet
 from service.replicas.ownership import Ownership
 from service.replicas.passing import Answered, Forwarded, call
 from service.routes.context import STUCK_SECONDS, Service, Taken
-from service.settings import SECRETS, Origin, Settings
+from service.settings import SECRETS, Settings
+from service.settings_reading import Origin
 from service.state_folder import StateFolderError
 from ttc_core.methods import Method
 

@@ -15,7 +15,8 @@ from service.live.readers import Live
 from service.metrics import Metrics
 from service.reloading import Reloading
 from service.schemas import Problem
-from service.settings import Origin, Settings
+from service.settings import Settings
+from service.settings_reading import Origin
 from ttc_core.methods import Method
 from ttc_core.methods.contract import ADAPTING
 

@@ -8,7 +8,7 @@ from statistics import fmean
 import pytest
 
 from monitoring import alerts
-from service.settings import default
+from service.settings_words import default
 from service.state_folder import APART, LEASE, OWNER, SUFFIX
 from ttc_core.corruptions import CORRUPTIONS
 from ttc_core.methods.contract import MODES

@@ -4,7 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.settings import SWITCHES, Settings, accepted, default, flag, read
+from service.settings import SWITCHES, Settings
+from service.settings_reading import read
+from service.settings_words import accepted, default, flag
 
 TABLE = Path(__file__).parents[2] / "docs" / "settings.md"
 

@@ -143,6 +143,7 @@ def test_what_nobody_touched_is_verified(ttc, folder):
     status, out, _ = ttc("changes", "verify", "--state-dir", states, "--metric", head)
     assert (status, "All is as it was written." in out) == (0, True), out
     assert "2 saved streams are as the log has them" in out
+    assert re.search(r"^Note: line \d+ of the log has a hash that begins with ", out, re.MULTILINE)
     assert re.fullmatch(r"\d\.\d+e\+\d\d", head)
     number = int(float(head))
     assert ttc("changes", "verify", "--state-dir", states, "--metric", number)[0] == 0
@@ -233,7 +234,7 @@ def test_what_nothing_vouches_for_is_neither_right_nor_wrong(ttc, folder, tmp_pa
     (states / "changes.head").write_text(json.dumps({**head, "closed": False}))
     status, out, _ = ttc("changes", "verify", "--state-dir", states)
     assert status == 3
-    assert f"Line {head['line'] + 1:,} was behind the log's head now" in out
+    assert f"nothing outside of the log vouches for line {head['line'] + 1:,}." in out
 
 
 def test_wrong_use_is_answered_by_a_sentence(ttc, folder, tmp_path):

@@ -12,7 +12,8 @@ from service.changes.verifying import verify
 from service.client import Client, ServiceError
 from tests.e2e.conftest import sample, wait_for
 from tests.fixtures.forked import launch
-from ttc_core.state import describe, read_header
+from ttc_core.state_description import describe
+from ttc_core.state_file import read_header
 
 CAMERAS, STREAMS = 4, 12
 

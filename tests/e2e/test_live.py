@@ -22,8 +22,8 @@ from service.live import readers as readers_module
 from service.live.readers import MOST_READERS, MOST_WAITING
 from service.live.schemas import LiveState, LiveTick
 from service.replay import to_png
-from service.saving import StreamRecord
 from service.server import bind
+from service.stream_record import StreamRecord
 from tests.e2e.conftest import wait_for
 from tests.fixtures.forked import launch
 from tests.fixtures.mounting import mounted

@@ -8,7 +8,7 @@ from service.state_folder import StateFolder
 from tests.fixtures.requests import ask
 from ttc_core.methods import create
 from ttc_core.plugins import import_attribute
-from ttc_core.state import StateError
+from ttc_core.state_file import StateError
 
 CODE = "from tests.fixtures.methods import {base} as Base\n\n\nclass Mine(Base):\n    pass\n"
 SPEC, MODEL = "edited_code:Mine", "edited_code:model"

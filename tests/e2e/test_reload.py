@@ -232,7 +232,7 @@ def test_the_memory_of_the_former_network_is_free_again(reloadable, weights, pic
         ask(running, pictures[:8])
         running.at_rest()
         model = running.service.source.model
-        gone = [weakref.ref(each) for each in (model, model.module, model._fused)]
+        gone = [weakref.ref(each) for each in (model, model.module, model._runner.fused)]
         del model
         write(weights, seed=3)
         assert running.http.post("/model").json()["changed"]

@@ -23,7 +23,8 @@ from service.replicas.fleet import Fleet
 from service.replicas.passing import Forwarded
 from tests.e2e.conftest import ServerInThread, sample, wait_for
 from tests.fixtures.local_fleet import local_fleet
-from ttc_core.state import StateError, describe
+from ttc_core.state_description import describe
+from ttc_core.state_file import StateError
 
 PNG = {"content-type": "image/png"}
 LEARNING = {"samples_per_step": 1}

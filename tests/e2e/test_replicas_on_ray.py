@@ -14,7 +14,8 @@ from service import launch as launching
 from service.client import Client
 from service.launch import launch
 from tests.e2e.conftest import wait_for
-from ttc_core.state import StateError, describe
+from ttc_core.state_description import describe
+from ttc_core.state_file import StateError
 
 # Not imported: what is set in the environment before counts no more then.
 NO_RAY = find_spec("ray") is None

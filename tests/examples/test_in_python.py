@@ -12,7 +12,7 @@ import pytest
 from service.client import Client, ServiceError
 from service.launch import START_SECONDS
 from tests.examples.conftest import EXAMPLES, PATIENCE, finish, terminate
-from ttc_core.state import read_header
+from ttc_core.state_file import read_header
 
 
 def test_the_library_answers_as_the_service_does(server, photos, start):

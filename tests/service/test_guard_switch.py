@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from service.cli import cli
 from service.cli.options import sets_nothing
 from service.cli.serve import _introduce
-from service.settings import read_settings
+from service.settings_reading import read_settings
 from tests.fixtures.networks import make_model
 from ttc_core.guard import default_mode
 from ttc_core.methods import create

@@ -12,7 +12,7 @@ from service.engine import WEIGHED_AT_ONCE, Engine
 from service.known_ids import FILE
 from service.metrics import Metrics
 from tests.fixtures.engine import CLASSES, ask, events_of, make_model, run, value
-from ttc_core.guard import guarded, watched
+from ttc_core.guard import comparing, watched
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods import create
 from ttc_core.methods.contract import Answers, Weighed
@@ -280,9 +280,11 @@ def test_one_request_of_labels_makes_few_lines_of_a_log(
 def test_what_nothing_is_to_come_of_is_not_compared(engine_of, answers, monkeypatch):
     """The source answers none of it, for it would be thrown away; no label of it is weighed."""
     engine = engine_of(told=False)
-    passes, plain = [], guarded.answers_to
+    passes, plain = [], comparing.answers_to
     monkeypatch.setattr(
-        guarded, "answers_to", lambda model, x, rows: passes.append(len(x)) or plain(model, x, rows)
+        comparing,
+        "answers_to",
+        lambda model, x, rows: passes.append(len(x)) or plain(model, x, rows),
     )
 
     async def walk():

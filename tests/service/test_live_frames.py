@@ -21,9 +21,9 @@ from service.live.rows import FAILING_FRAMES, Seen, trouble_of
 from service.live.schemas import LiveCounters, LiveState, LiveTick
 from service.live.sight import ANSWERING, OwnSight
 from service.metrics import Metrics
-from service.saving import StreamRecord
 from service.schemas import StreamAct
 from service.settings import Settings
+from service.stream_record import StreamRecord
 from tests.fixtures.clock import Clock
 from ttc_core.guard.estimate import Estimate, Estimates
 from ttc_core.methods import Adaptation, HostPrediction

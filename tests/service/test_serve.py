@@ -6,7 +6,7 @@ import pytest
 
 from service.cli.options import pairs_of
 from service.cli.serve import _introduce
-from service.settings import read_settings
+from service.settings_reading import read_settings
 from tests.fixtures.networks import make_model
 from ttc_core.methods import METHODS, create, settings_for
 

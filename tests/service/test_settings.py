@@ -11,20 +11,9 @@ from pydantic import SecretStr, ValidationError
 
 from service.cli import cli
 from service.cli.options import chosen_settings
-from service.settings import (
-    LISTS,
-    METHODS,
-    MOST_TOKEN_BYTES,
-    OPTIONAL,
-    SECRETS,
-    SWITCHES,
-    Settings,
-    accepted,
-    flag,
-    read_settings,
-    sections,
-    unknown_variables,
-)
+from service.settings import LISTS, METHODS, MOST_TOKEN_BYTES, OPTIONAL, SECRETS, SWITCHES, Settings
+from service.settings_reading import read_settings, unknown_variables
+from service.settings_words import accepted, flag, sections
 from ttc_core import methods
 from ttc_core.methods import DEFAULT_METHOD
 

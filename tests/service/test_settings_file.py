@@ -15,19 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.cli import cli
-from service.settings import (
-    SECRETS,
-    SWITCHES,
-    Settings,
-    default,
-    flag,
-    no_flag,
-    read,
-    read_settings,
-    sections,
-)
+from service.settings import SECRETS, SWITCHES, Settings
 from service.settings_file import MOST_BYTES, toml
+from service.settings_reading import read, read_settings
 from service.settings_view import as_table, as_toml
+from service.settings_words import default, flag, no_flag, sections
 
 ROOT = Path(__file__).parents[2]
 NAMES = [name for name in Settings.model_fields if name != "config"]

@@ -16,7 +16,7 @@ from service.cli import cli
 from service.state_folder import StateFolder, StateFolderError
 from tests.fixtures.networks import make_images, make_model
 from ttc_core.methods import create
-from ttc_core.state import StateError
+from ttc_core.state_file import StateError
 
 HOLDER = """
 import sys

@@ -11,7 +11,7 @@ from tests.fixtures.contract import same
 from tests.fixtures.methods import ClassBalance
 from tests.fixtures.networks import make_images, make_model
 from ttc_core.evaluate import run_stream
-from ttc_core.guard import Unwatched, guarded, watched
+from ttc_core.guard import Unwatched, comparing, watched
 from ttc_core.guard.guarded import Guarded
 from ttc_core.methods import create
 from ttc_core.methods.contract import ADAPTING, HELD, MODES, WATCHING, SnapshotError
@@ -68,13 +68,13 @@ def test_a_state_that_such_a_method_saved_unwatched_before_is_taken_up():
 def test_faulty_frames_are_not_compared(monkeypatch):
     """No pass of the source for them, and no word of who answered what."""
     asked = []
-    plain = guarded.answers_to
+    plain = comparing.answers_to
 
     def counted(model, inputs, rows, **seen):
         asked.append(len(rows))
         return plain(model, inputs, rows, **seen)
 
-    monkeypatch.setattr(guarded, "answers_to", counted)
+    monkeypatch.setattr(comparing, "answers_to", counted)
     method = create("ttc", make_model("batch-norm"), guard="on", statistics="moving")
     faulty = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
     said = method.predict(faulty)

@@ -170,11 +170,11 @@ def test_a_stream_of_a_former_version_goes_on():
     state["guard"]["by_labels"] = state["guard"].pop("by")
     other = method.fork()
     other.adapt(other.predict(make_images(10, seed=1)))  # what it knew by then is forgotten
-    assert other._order.usual.images > 0
+    assert other._comparing.order.usual.images > 0
     other.restore(state)
     assert other._watch.held
     assert other._watch.kind is LABELLED
-    assert other._order.usual.images == 0
+    assert other._comparing.order.usual.images == 0
     assert other._watch.ordered == Watch().ordered
 
 

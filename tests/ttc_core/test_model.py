@@ -324,7 +324,7 @@ def test_what_finds_no_memory_is_not_run_as_written(monkeypatch):
     def full(inputs):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(model, "_fused", full)
+    monkeypatch.setattr(model._runner, "fused", full)
     with pytest.raises(torch.OutOfMemoryError):
         model.run(torch.randn(3, 3, 32, 32))
 

@@ -165,7 +165,7 @@ def test_the_source_in_fewer_operations_is_as_near(device):
     inputs = torch.randn(5, 3, 32, 32, device=device)
     expected = model.run(inputs)
     reduced = model.compute_in("bfloat16").run(inputs)
-    assert (model._fused is not None) == (device == "cpu")
+    assert (model._runner.fused is not None) == (device == "cpu")
     for name in ("logits", "features"):
         got, own = getattr(reduced, name), getattr(expected, name)
         assert not torch.equal(got, own)
@@ -245,9 +245,9 @@ def test_another_precision_is_refused_with_what_is_accepted(precision):
 
 def test_asked_for_what_it_is_nothing_is_made_anew():
     model = SourceModel(ResNet(1, 10), mean=MEAN, std=STD, size=32)
-    written = model._fused
+    written = model._runner.fused
     assert written is not None
-    assert model.compute_in("float32")._fused is written
+    assert model.compute_in("float32")._runner.fused is written
 
 
 class Leaking(nn.Module):

@@ -18,7 +18,8 @@ from ttc_core.evaluate import warm_up
 from ttc_core.guard import MODES, default_mode, divided, mode_of, watched
 from ttc_core.methods import create
 from ttc_core.methods.contract import Adaptation, Beside, Prediction
-from ttc_core.state import StateError, load_state, save_state
+from ttc_core.state import load_state, save_state
+from ttc_core.state_file import StateError
 
 SIZE = 32
 WATCHED = [Case("source"), Case("t3a"), Case(OWN_METHOD), ttc(statistics="moving"), ttc_stream()]

@@ -19,6 +19,7 @@ from ttc_core.methods import create
 from ttc_core.methods.parts.gradient import differentiated
 from ttc_core.methods.parts.statistics import MovingStatistics
 from ttc_core.model import SourceModel
+from ttc_core.running import Runner
 from ttc_core.together import Failed, answered, together
 
 NETWORKS = ["batch-norm", "batch-norm-on-1x1", "batch-norm-with-own-forward", "group-norm"]
@@ -125,17 +126,17 @@ def test_threads_with_other_parameters_do_not_meet(network):
 def passes() -> Iterator[list[int]]:
     """The images of each pass that networks make until the block ends."""
     made: list[int] = []
-    plain = SourceModel._pass
+    plain = Runner.run
 
     def noting(self, inputs, *more):
         made.append(len(inputs))
         return plain(self, inputs, *more)
 
-    SourceModel._pass = noting
+    Runner.run = noting
     try:
         yield made
     finally:
-        SourceModel._pass = plain
+        Runner.run = plain
 
 
 def values(outcomes):

@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 
 from tests.fixtures.networks import make_images, make_model
 from ttc_core.methods import Method, create
-from ttc_core.state import StateError, describe, load_state, read_header, save_state
+from ttc_core.state import load_state, save_state
+from ttc_core.state_description import describe
+from ttc_core.state_file import StateError, read_header
 
 SETTINGS = {"statistics": "moving", "samples_per_step": 16}
 

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save, save_file
 
 from tests.fixtures.networks import CLASSES, make_images, make_model
 from ttc_core.methods import create
-from ttc_core.state import StateError, StateUnreadable, describe, load_state, save_state
+from ttc_core.state import load_state, save_state
+from ttc_core.state_description import describe
+from ttc_core.state_file import StateError, StateUnreadable
 
 DEEP = "[" * 100_000
 

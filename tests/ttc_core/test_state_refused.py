@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.fixtures.networks import make_model
-from ttc_core.state import MOST_HEADER_BYTES, StateError, load_state, save_state
+from ttc_core.state import load_state, save_state
+from ttc_core.state_file import MOST_HEADER_BYTES, StateError
 
 
 class Holder:

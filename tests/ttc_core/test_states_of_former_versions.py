@@ -22,7 +22,8 @@ from ttc_core.evaluate import as_batch
 from ttc_core.load import load
 from ttc_core.methods import create
 from ttc_core.model import SourceModel
-from ttc_core.state import StateError, load_state, read_header, save_state
+from ttc_core.state import load_state, save_state
+from ttc_core.state_file import StateError, read_header
 
 STATES = Path(__file__).parent / "states"
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -13,9 +13,10 @@ from pydantic import BaseModel
 from ttc_core.envelope.clauses import BUILT_IN, Envelope
 from ttc_core.frames import FrameSettings
 from ttc_core.guard.estimate import Estimates
-from ttc_core.guard.guarded import Guarded, GuardSettings, saved_snapshots
+from ttc_core.guard.guarded import Guarded, GuardSettings
 from ttc_core.guard.on_shift import OnShift
 from ttc_core.guard.screened import Screened
+from ttc_core.guard.snapshots import saved_snapshots
 from ttc_core.guard.unwatched import Unwatched
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods.contract import Method

@@ -12,25 +12,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from ttc_core.envelope.clauses import BUILT_IN, Envelope
 from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.errors import told
-from ttc_core.guard.estimate import Estimates, Judge, Judged
-from ttc_core.guard.order import Order, Usual
-from ttc_core.guard.restyled import Restyled, Style
-from ttc_core.guard.snapshots import MOST, Snapshot
+from ttc_core.guard.comparing import Compared, Comparing
+from ttc_core.guard.estimate import Estimates
+from ttc_core.guard.snapshots import MOST, Snapshot, snapshots_of, state_of
 from ttc_core.guard.watch import (
     CLEAR,
     ESTIMATED,
     GAIN,
     LABELLED,
     ORDERED,
+    SECTION,
     SUSPECT,
-    Kind,
     Turn,
     Watch,
     within,
@@ -41,7 +39,6 @@ from ttc_core.methods.contract import (
     ROLLED_BACK,
     Act,
     Adaptation,
-    Answers,
     Beside,
     Method,
     Pending,
@@ -51,12 +48,10 @@ from ttc_core.methods.contract import (
     State,
     Weighed,
 )
-from ttc_core.methods.parts import Numbers, bounded
-from ttc_core.methods.parts.shadow import answers_to
+from ttc_core.methods.parts import bounded
 from ttc_core.methods.settings import MethodSettings
 from ttc_core.state import size_bytes
 
-SECTION = "guard"
 # Images between two snapshots, and what one may take: T3A's features, or what a user's own method
 # keeps, are not packed, and may be hundreds of megabytes. Then there is no snapshot to go back to.
 SNAPSHOT_EVERY, MOST_BYTES = 500, 500_000
@@ -85,17 +80,13 @@ class _Guarded(Pending):
 
     Attributes:
         asked: how many were compared while the method answered.
-        worse: of each compared image its place, a kind of evidence, and what that says of it.
+        compared: what they tell; None: nothing was to be compared.
         times_set_back: of the guard, when it answered.
     """
 
     inner: Prediction | None = None
     asked: int = 0
-    worse: Sequence[tuple[int, Kind, float]] = ()
-    compared: Sequence[Answers | None] = ()
-    judged: Judged | None = None
-    usual: Usual | None = None
-    style: Style | None = None
+    compared: Compared | None = None
     times_set_back: int = 0
 
 
@@ -108,8 +99,6 @@ class Guarded(Wrapper):
             image may weigh in it.
     """
 
-    _parts: tuple[Restyled, Judge, Order]
-
     def __init__(
         self,
         inner: Method,
@@ -121,15 +110,9 @@ class Guarded(Wrapper):
         super().__init__(inner)
         self._envelope = envelope
         self._settings, self._acts = settings or GuardSettings(), acts
-        record = self.model.calibration
-        self._restyled = Restyled(self.model)
-        self._judge = Judge(
-            self.model.classes,
-            temperature=None if record is None else record.temperature,
-            served_is_calibrated=inner.record_temperature is not None,
-        )
-        self._order = Order(self.model.classes)
-        self._parts = (self._restyled, self._judge, self._order)
+        served_is_calibrated = inner.record_temperature is not None
+        self._comparing = Comparing(self.model, served_is_calibrated=served_is_calibrated)
+        self._parts = self._comparing.parts
         # A batch answered before the stream was set back by hand must not undo that.
         self._times_set_back = 0
         self._begin()
@@ -138,8 +121,7 @@ class Guarded(Wrapper):
         self._watch, self._snapshots = Watch(), tuple[Snapshot, ...]()
         # Batches not learned from, since the evidence was more than the envelope allows.
         self._dropped = 0
-        for part in self._parts:
-            part.reset()
+        self._comparing.reset()
 
     @property
     def holds(self) -> bool:
@@ -185,12 +167,12 @@ class Guarded(Wrapper):
     @property
     def estimates(self) -> Estimates | None:
         """The accuracy of late, without labels; None before anything was compared."""
-        return self._judge.latest
+        return self._comparing.latest
 
     @property
     def whole(self) -> Estimates | None:
         """The same, since the start."""
-        return self._judge.whole
+        return self._comparing.whole
 
     @property
     def snapshots(self) -> Mapping[int, int]:
@@ -209,22 +191,21 @@ class Guarded(Wrapper):
         before, count = self._watch, len(images)
         said = self.inner.predict(images, learn=learn, **asked)
         # A collapse and one class alone look alike until more of it is compared.
-        of_few = self._order.usual.of_few and not self._restyled.is_source
-        rows = before.chosen(count, doubtful=of_few) if compare else ()
-        beside = self._beside(images, rows, said.beside)
-        pending = self._after(images, said, beside) if compare else _Guarded()
+        doubtful = self._comparing.is_narrow
+        rows = before.chosen(count, doubtful=doubtful) if compare else ()
+        beside = self._comparing.beside(images, rows, said.beside)
+        pending = self._pending(images, said, beside) if compare else _Guarded()
         held = self.holds and (before.by_source or self._seen(pending, count)[0].by_source)
         told_until = before.told_until if self._acts else 0
         modes = tuple(
             HELD if held else ROLLED_BACK if number < told_until else self.inner.mode
             for number in range(before.images, before.images + count)
         )
-        said = replace(
-            said, modes=modes, beside=beside, compared=tuple(pending.compared), pending=pending
-        )
+        compared = () if pending.compared is None else tuple(pending.compared.answers)
+        said = replace(said, modes=modes, beside=beside, compared=compared, pending=pending)
         if not held:
             return said
-        whole = self._beside(images, range(count), beside)
+        whole = self._comparing.beside(images, range(count), beside)
         # As the method tells its own.
         answer = Prediction.of(whole.logits / (self.inner.record_temperature or 1.0))
         return replace(
@@ -235,56 +216,16 @@ class Guarded(Wrapper):
             beside=whole,
         )
 
-    def _beside(self, images: Tensor, rows: Sequence[int], known: Beside | None) -> Beside:
-        """What the source answers to these images, and to those known already."""
-        known = known or Beside([], self.model.source_moments.new_zeros((0, self.model.classes)))
-        missing = sorted(set(rows) - set(known.rows))
-        if not missing:
-            return known
-        inputs = self.model.normalize(self.model.to_unit(images[missing]))
-        logits = answers_to(self.model, inputs, range(len(missing)))
-        if not known.rows:
-            return Beside(missing, logits)
-        every = [*known.rows, *missing]
-        order = sorted(range(len(every)), key=every.__getitem__)
-        return Beside([every[i] for i in order], torch.cat((known.logits, logits))[order])
-
-    def _after(self, images: Tensor, said: Prediction, beside: Beside) -> _Guarded:
+    def _pending(self, images: Tensor, said: Prediction, beside: Beside) -> _Guarded:
         """What these answers tell, once they are committed."""
-        before, rows = self._watch, list(beside.rows)
-        judged, usual, style = self._judge.judged, self._order.usual, self._restyled.style
-        worse: list[tuple[int, Kind, float]] = []
-        compared: list[Answers | None] = [None] * len(said)
-        if rows:
-            inputs = self.model.normalize(self.model.to_unit(images[rows]))
-            restyled, style = self._restyled.answers(inputs)
-            theirs, second, ours = (
-                _numbers(each)
-                for each in (
-                    beside.logits.softmax(dim=1),
-                    restyled.softmax(dim=1),
-                    said.probabilities[rows],
-                )
-            )
-            judged, chances = self._judge.after(
-                theirs, second, ours, by_source=self.holds and before.by_source
-            )
-            usual, apart = self._order.after(theirs, second, ours)
-            for row, (served, source), by_order in zip(rows, chances.tolist(), apart, strict=True):
-                worse.append((row, ESTIMATED, source - served))
-                if by_order is not None and not self._restyled.is_source:
-                    worse.append((row, ORDERED, by_order))
-            for row, own, source in zip(rows, ours.argmax(1), theirs.argmax(1), strict=True):
-                compared[row] = Answers(int(own), int(source))
+        by_source = self._watch.by_source
         return _Guarded(
             share=said.pending.share,
             inner=said,
-            asked=0 if before.by_source else len(rows),
-            worse=worse,
-            compared=compared,
-            judged=judged,
-            usual=usual,
-            style=style,
+            asked=0 if by_source else len(beside.rows),
+            compared=self._comparing.after(
+                images, said, beside, by_source=self.holds and by_source
+            ),
             times_set_back=self._times_set_back,
         )
 
@@ -292,7 +233,7 @@ class Guarded(Wrapper):
         """What is seen with so many images, and what they turn, in their order."""
         at, turns = self._watch.images, list[Turn]()
         watch = replace(self._watch, images=at + images, asked=self._watch.asked + pending.asked)
-        for row, kind, worse in pending.worse:
+        for row, kind, worse in () if pending.compared is None else pending.compared.worse:
             watch, turn = watch.after(
                 worse,
                 at=at + row,
@@ -323,17 +264,14 @@ class Guarded(Wrapper):
             outcome = replace(outcome, verdicts=own)
         if outcome.skipped == "non_finite":
             return outcome
-        assert pending.judged is not None
-        assert pending.usual is not None
-        assert pending.style is not None
+        assert pending.compared is not None
         # Anew: labels may have come since it was answered.
         self._watch, turns = self._seen(pending, len(prediction))
-        self._judge.judged, self._restyled.style = pending.judged, pending.style
-        self._order.usual = pending.usual
+        self._comparing.take(pending.compared)
         if had_second_view and self.second_view_off:
             # What mirror images have taught is wrong, and the method is back at the source.
             self._snapshots, self._watch = (), self._watch.begun_anew()
-            self._order.reset()
+            self._comparing.order.reset()
         acts = [act for turn in turns for act in self._act(turn)]
         watch = self._watch
         if self._acts and watch.overdue:
@@ -405,7 +343,7 @@ class Guarded(Wrapper):
             return []
         if self._acts:
             self._times_set_back += 1
-            self._order.reset()  # of what was adapted before
+            self._comparing.order.reset()  # of what was adapted before
         self._watch = replace(self._watch, brought_back=self._watch.images)
         return [act]
 
@@ -447,7 +385,7 @@ class Guarded(Wrapper):
             raise LookupError("there is no such snapshot of it")
         self._restore(found[-1])
         self._times_set_back += 1
-        self._order.reset()
+        self._comparing.order.reset()
         watch = replace(self._watch.begun_anew(), held=False, suspected=False)
         self._watch = replace(watch, brought_back=watch.images)
         return found[-1].version
@@ -467,13 +405,12 @@ class Guarded(Wrapper):
                 "dropped": self._dropped,
             }
         }
-        for part in (self._judge, self._restyled, self._order):
-            found |= {f"{SECTION}.{name}": each for name, each in part.state().items()}
-        for number, snapshot in enumerate(self._snapshots):
-            name = f"{SECTION}.snapshot{number}"
-            found[name] = {"version": snapshot.version, "images": snapshot.images}
-            found |= {f"{name}.{each}": packed for each, packed in snapshot.packed.items()}
-        return {**self.inner.state(), **found}
+        own = {**self._comparing.state(), **state_of(self._snapshots)}
+        return {
+            **self.inner.state(),
+            **found,
+            **{f"{SECTION}.{name}": each for name, each in own.items()},
+        }
 
     def restore(self, state: State) -> None:
         self.inner.restore({k: v for k, v in state.items() if f"{k}.".partition(".")[0] != SECTION})
@@ -484,10 +421,8 @@ class Guarded(Wrapper):
         watch = Watch.restored(given)
         count = int(bounded(given["snapshots"], most=MOST))
         source = self.inner.fork().state()
-        self._judge.restore(own)
-        self._restyled.restore(own)
-        self._order.restore(own)
-        self._snapshots = tuple(_snapshot(own, number, source) for number in range(count))
+        self._comparing.restore(own)
+        self._snapshots = snapshots_of(own, count, source)
         self._watch = watch
         self._dropped = int(bounded(given.get("dropped", 0)))
 
@@ -495,33 +430,3 @@ class Guarded(Wrapper):
         return type(self)(
             self.inner.fork(), self._settings, acts=self._acts, envelope=self._envelope
         )
-
-
-def saved_snapshots(state: State) -> dict[int, int]:
-    """The versions that a stream's saved state, or its numbers alone, has snapshots of, the oldest
-    first, and after how many images each was.
-
-    Raises:
-        KeyError, ValueError: a number is missing, or cannot be.
-    """
-    count = int(bounded(state[SECTION]["snapshots"], most=MOST)) if SECTION in state else 0
-    about = [state[f"{SECTION}.snapshot{number}"] for number in range(count)]
-    return {int(bounded(each["version"])): int(bounded(each["images"])) for each in about}
-
-
-def _numbers(answers: Tensor) -> Numbers:
-    found: Numbers = answers.detach().double().cpu().numpy()
-    return found
-
-
-def _snapshot(own: Mapping[str, Any], number: int, source: State) -> Snapshot:
-    """The one that a state holds under a number.
-
-    Raises:
-        KeyError, ValueError: it is none of this network's.
-    """
-    name = f"snapshot{number}"
-    about = own[name]
-    return Snapshot(
-        int(bounded(about["version"])), int(bounded(about["images"])), within(name, own)
-    ).checked(source)

@@ -1,9 +1,12 @@
 """What a stream had adapted while things were good, to go back to."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ttc_core.guard.watch import SECTION, within
 from ttc_core.methods.contract import State
+from ttc_core.methods.parts import bounded
 from ttc_core.packing import pack_section, unpack_section
 
 # So many are kept; the oldest goes first. Two of a ResNet-50 are 0.2 MB.
@@ -70,3 +73,47 @@ class Snapshot:
                 raise ValueError("a snapshot is none")
             unpack_section(section, source.get(name, {}))
         return self
+
+
+def state_of(snapshots: Sequence[Snapshot]) -> State:
+    """What a state holds of them: a section each, and one for each of theirs."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for number, snapshot in enumerate(snapshots):
+        name = f"snapshot{number}"
+        found[name] = {"version": snapshot.version, "images": snapshot.images}
+        found |= {f"{name}.{each}": packed for each, packed in snapshot.packed.items()}
+    return found
+
+
+def snapshots_of(own: State, count: int, source: State) -> tuple[Snapshot, ...]:
+    """Those that a state holds, so many.
+
+    Raises:
+        KeyError, ValueError: one is none of this network's.
+    """
+    return tuple(_snapshot(own, number, source) for number in range(count))
+
+
+def _snapshot(own: Mapping[str, Any], number: int, source: State) -> Snapshot:
+    """The one that a state holds under a number.
+
+    Raises:
+        KeyError, ValueError: it is none of this network's.
+    """
+    name = f"snapshot{number}"
+    about = own[name]
+    return Snapshot(
+        int(bounded(about["version"])), int(bounded(about["images"])), within(name, own)
+    ).checked(source)
+
+
+def saved_snapshots(state: State) -> dict[int, int]:
+    """The versions that a stream's saved state, or its numbers alone, has snapshots of, the oldest
+    first, and after how many images each was.
+
+    Raises:
+        KeyError, ValueError: a number is missing, or cannot be.
+    """
+    count = int(bounded(state[SECTION]["snapshots"], most=MOST)) if SECTION in state else 0
+    about = [state[f"{SECTION}.snapshot{number}"] for number in range(count)]
+    return {int(bounded(each["version"])): int(bounded(each["images"])) for each in about}

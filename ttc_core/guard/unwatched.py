@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from ttc_core.guard.guarded import SECTION, saved_snapshots
-from ttc_core.guard.watch import Watch
+from ttc_core.guard.snapshots import saved_snapshots
+from ttc_core.guard.watch import SECTION, Watch
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods.contract import WATCHING, Method, State
 

@@ -16,6 +16,8 @@ from ttc_core.guard.evidence import Evidence
 from ttc_core.methods.parts import MOST, bounded
 from ttc_core.methods.parts.shadow import EVERY, FIRST
 
+SECTION = "guard"
+"""Of a state, where what a guard knows begins."""
 # Beyond the shadow's, one image of so many is compared while the evidence is doubtful; but for so
 # many, no more than SHARE of all.
 EVERY_IN_DOUBT, SHARE, ALLOWED = 4, 0.125, 64

@@ -25,9 +25,9 @@ from ttc_core.methods.parts.gradient import Loss
 from ttc_core.methods.parts.memory import LearnedBatches
 from ttc_core.methods.parts.views import two_views
 from ttc_core.methods.settings import LARGEST_SEED, AffineSettings
-from ttc_core.model import Output
 from ttc_core.normalization import Look
 from ttc_core.objective import entropy, select_confident, similarity_constraint
+from ttc_core.running import Output
 
 Augmentation = Literal[
     "horizontal_flip", "vertical_flip", "rotation", "resized_crop", "gaussian_noise"

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ttc_core.model import Output, SourceModel
+from ttc_core.model import SourceModel
 from ttc_core.normalization import Look
+from ttc_core.running import Output
 
 
 def two_views(
