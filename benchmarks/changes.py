@@ -29,6 +29,7 @@ from service.changes.verifying import verify
 from service.engine import Engine
 from service.events import Events
 from service.metrics import Metrics
+from ttc_core.envelope.verdicts import NO_VERDICTS
 from ttc_core.guard import default_mode
 from ttc_core.load import load
 from ttc_core.methods import Adaptation, Method, create, settings_for
@@ -72,7 +73,7 @@ def noting_seconds(changes: Changes) -> float:
             version_before=number,
             version=number + 1,
             drift=0.01,
-            verdicts={},
+            verdicts=NO_VERDICTS,
         )
     return (time.thread_time() - began) / MANY
 

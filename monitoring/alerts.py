@@ -17,7 +17,7 @@ RUNBOOKS = "docker/runbooks"
 
 LEARNS = 'ttc_model_info{learns="yes"}'
 BATCH_STATISTICS = 'ttc_model_info{statistics="batch"}'
-SHORT, LONG = Queries(window="5m"), Queries(window="15m")
+SHORT, LONG, HOUR = Queries(window="5m"), Queries(window="15m"), Queries(window="1h")
 TARGET = f"on ({', '.join(PER_TARGET)})"
 PREDICT = 'route="/predict"'
 SOURCES, ADAPTED = 'answers="source"', 'answers="adapted"'
@@ -38,6 +38,9 @@ REFUSED_SHARE = 0.01
 """429 is an answer; when one in a hundred gets it for minutes, images are lost for good."""
 QUEUE_AGE_SECONDS = 2.0
 """The default queue of 1,000 images is 3 s of work on two CPU cores: it is most of the way full."""
+SHED_SHARE = 0.5
+"""Half of an hour's images: a flood of minutes is what shedding is for, and ends. Where most images
+of hours teach nothing, a new condition is not learned, and nobody is refused who would tell."""
 LOOP_LAG_SECONDS = 0.25
 """The loop reads and answers all requests; late by this, it adds this to each of them."""
 CERTAIN_SHARE = 0.1
@@ -204,6 +207,17 @@ ALERTS = (
         "Images wait long for their turn.",
         "The oldest request at {{ $labels.instance }} has waited {{ $value | humanizeDuration }}, "
         "and so it has been for two minutes.",
+    ),
+    Alert(
+        "TTCShedding",
+        f"{HOUR.increase(M.shed)} / {TARGET} "
+        f"({HOUR.increase(M.images)} >= {FEWEST_ANSWERS}) > {SHED_SHARE:g}",
+        "30m",
+        False,
+        "Learning is given up most of the time.",
+        "{{ $value | humanizePercentage }} of the images at {{ $labels.instance }} within the last "
+        "hour were answered without learning from them, since the queue stands: there is more to "
+        "do than there is time for.",
     ),
     Alert(
         "TTCLoopLag",

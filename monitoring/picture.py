@@ -45,6 +45,7 @@ UNITS = {"short": "", "percentunit": "share", "reqps": "requests/s"}
 RATE = 60.0
 FLOOD = 30
 LOOP = 5
+MOST_NAMED = 6
 
 
 @click.command()
@@ -232,11 +233,19 @@ def _draw(axis: Axes, panel: Panel, found: Sequence[tuple[str, Line]]) -> None:
         for legend, line in found:
             name = _named(legend, line.labels)
             style = "--" if dashed.match(name) else "-"
-            axis.plot(line.times, line.values, style, linewidth=1, label=name)
-        axis.legend(fontsize=6, loc="upper left", frameon=False, ncols=3)
+            # Of many, those that never left 0 are drawn, and not named: there is no room.
+            is_named = len(found) <= MOST_NAMED or any(line.values)
+            axis.plot(line.times, line.values, style, linewidth=1, label=name if is_named else None)
+        _name_lines(axis, columns=3)
     low, high = panel.limits
     if panel.kind != "heatmap":
         axis.set_ylim(bottom=low, top=high)
+
+
+def _name_lines(axis: Axes, columns: int) -> None:
+    if axis.get_legend_handles_labels()[1]:
+        legend = axis.legend(fontsize=6, loc="upper left", frameon=False, ncols=columns)
+        legend.set_in_layout(False)  # long names would leave no room for what is drawn
 
 
 def _write(axis: Axes, panel: Panel, found: Sequence[tuple[str, Line]]) -> None:
@@ -260,7 +269,7 @@ def _stack(axis: Axes, panel: Panel, found: Sequence[tuple[str, Line]]) -> None:
         table /= np.maximum(table.sum(axis=0), 1e-12)
     names = [_named(legend, line.labels) for legend, line in found]
     axis.stackplot(times, table, labels=names, alpha=0.7)
-    axis.legend(fontsize=6, loc="upper left", frameon=False, ncols=5)
+    _name_lines(axis, columns=5)
 
 
 def _heatmap(axis: Axes, found: Sequence[tuple[str, Line]]) -> None:
@@ -293,7 +302,9 @@ def _mark(
         axis.axvline(moment, color=colour, linewidth=1, alpha=0.7)
     for event in events:
         at = (event.time - start) / 60
-        axis.text(at, 1.0, event.text.split()[0], transform=axis.get_xaxis_transform(), fontsize=6)
+        number = event.text.split()[0]
+        text = axis.text(at, 1.0, number, transform=axis.get_xaxis_transform(), fontsize=6)
+        text.set_in_layout(False)
 
 
 if __name__ == "__main__":

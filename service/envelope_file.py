@@ -19,15 +19,18 @@ def read_envelope(path: Path) -> Envelope:
     """The envelope of a file.
 
     Raises:
-        ValueError: it cannot be read, or says what no envelope does; the sentence names the file.
+        ValueError: it cannot be read, or says what no envelope does; a sentence for each thing that
+            is wrong, in a line of its own, with the file's name.
     """
     try:
-        return Envelope.of(read_toml(path))
+        given = read_toml(path)
+        try:
+            return Envelope.of(given)
+        except ValueError as error:
+            lines = str(error).splitlines()
+            raise ValueError("\n".join(f"{shown(path)}: {line}" for line in lines)) from None
     except RecursionError:
         raise ValueError(f"{shown(path)} is nested too deeply.") from None
-    except ValueError as error:
-        named = str(error).startswith(shown(path))
-        raise ValueError(str(error) if named else f"{shown(path)}: {error}") from None
 
 
 def in_force(settings: Settings) -> Envelope | None:

@@ -465,10 +465,15 @@ class Metrics:
             for sample in family.samples:
                 own = sample.name.startswith("ttc_")
                 if family.type == "counter" and own and not sample.labels:
-                    found[sample.name.removeprefix("ttc_")] = sample.value
+                    found[sample.name.removeprefix("ttc_")] = _whole(sample.value)
                 elif (sample.name, sample.labels) == _ADAPTING:
                     found["adapt_seconds_total"] = sample.value
         return found
+
+
+def _whole(value: float) -> float:
+    """A count as a whole number, as far as it is one."""
+    return int(value) if float(value).is_integer() else value
 
 
 _ADAPTING = ("ttc_stage_duration_seconds_sum", {"stage": "adapt"})

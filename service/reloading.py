@@ -80,6 +80,7 @@ class Reloading:
         """
         if self._draining:
             raise NotReady(ENDING)
+        self.check()
         if self._task is not None:
             raise self._refusal("The model is being loaded anew already; ask again afterwards.")
         self._may_end = True
@@ -92,6 +93,17 @@ class Reloading:
             if task.cancelled():
                 raise NotReady(ENDING) from None
             raise
+
+    def check(self) -> None:
+        """Let pass who asks for it where the model is ever loaded anew.
+
+        Raises:
+            ModelRefused: it is not, whatever is asked.
+        """
+        if self._settings.ray:
+            raise self._refusal("Replicas load the model when they start: start `ttc serve` anew.")
+        if self._load is None:
+            raise self._refusal("This server was handed its model, and cannot read it anew.")
 
     def reload_soon(self) -> None:
         """The same for nobody who waits: events and the log tell what became of it."""
@@ -162,10 +174,6 @@ class Reloading:
             self._engine.events.note("model_unchanged", digest=found.digest)
 
     async def _exchanged(self) -> ReloadResponse:
-        if self._settings.ray:
-            raise ModelRefused("Replicas load the model when they start: start `ttc serve` anew.")
-        if self._load is None:
-            raise ModelRefused("This server was handed its model, and cannot read it anew.")
         former = self._engine.source.model
         source = await self._read_apart()
         model = source.model

@@ -45,6 +45,10 @@ def check_written(name: str, value: str, *kinds: object) -> None:
 Number = Annotated[float, AfterValidator(lambda number: number + 0.0)]
 
 
+# The same of any kind: what is a count is whole.
+Value = Annotated[int | float, AfterValidator(lambda number: number + 0)]
+
+
 class EncodedImage(BaseModel):
     """One image of a JSON request."""
 
@@ -271,7 +275,7 @@ class StreamAct(BaseModel):
         "done; failure: the method could not go on"
     )
     observed: bool = Field(False, description="told only, by --guard observe, and not done")
-    evidence: dict[str, Number] = Field(
+    evidence: dict[str, Value] = Field(
         {}, description="what led to it, by name; of a roll back by hand the version gone back to"
     )
 
@@ -342,7 +346,7 @@ class EnvelopeStatus(BaseModel):
 
     digest: str = Field(description="of its clauses: tells envelopes apart")
     built_in: bool
-    clauses: dict[str, float | list[str]] = Field(description="each by its name in a file")
+    clauses: dict[str, Value | list[str]] = Field(description="each by its name in a file")
 
 
 class StreamEnvelope(BaseModel):
@@ -381,7 +385,7 @@ class StreamStatus(BaseModel):
     envelope: StreamEnvelope = Field(
         default_factory=StreamEnvelope, description="since the start or the last reset"
     )
-    details: dict[str, Number] = Field(
+    details: dict[str, Value] = Field(
         {}, description="what the method shows of itself besides, by name"
     )
     suspect: str | None = Field(
@@ -443,8 +447,8 @@ class SheddingStatus(BaseModel):
 
     what: Literal["learning", "second_view"] = Field(description="as an answer's shed")
     since: float = Field(description="when learning was given up, in seconds since 1970")
-    evidence: dict[str, float] = Field(description="what led to the last step, up or back")
-    now: dict[str, float] = Field(description="the same, as it is now")
+    evidence: dict[str, Value] = Field(description="what led to the last step, up or back")
+    now: dict[str, Value] = Field(description="the same, as it is now")
 
 
 class SavedUnfit(BaseModel):
@@ -458,7 +462,8 @@ class SavedUnfit(BaseModel):
 
 
 class ReplicaStatus(BaseModel):
-    """One replica of the service; events and metrics have its name."""
+    """One replica of the service; events and metrics have its name. Its log of changes has that of
+    its place, changes.writer, which the replica that comes after it takes over."""
 
     name: str
     host: str
@@ -510,13 +515,14 @@ class StatusResponse(BaseModel):
     )
     changes: ChangesMark | None = Field(
         None,
-        description="the end of the log of changes, as far as it is on disk; null: there is none",
+        description="the end of the log of changes, as far as it is on disk; null: there is none, "
+        "or with --ray: each replica has its own, in replicas",
     )
     truth: dict[str, StreamTruth] = Field(
         {},
         description="of streams with labels since the start or their last reset by hand or failure",
     )
-    counters: dict[str, float]
+    counters: dict[str, Value]
     events: list[dict[str, Any]] = Field(
         description="the latest starts, resets, skips and failures"
     )

@@ -1,5 +1,6 @@
 """Every setting of the server, once: flag, TTC_ variable, name in a file, default, bounds, help."""
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -366,7 +367,8 @@ class Settings(BaseSettings):
     @field_validator("token_reads")
     @classmethod
     def _has_a_token(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and not (info.data.get("token") or info.data.get("admin_token")):
+        tokens = [info.data.get(name, "") for name in ("token", "admin_token")]
+        if value and tokens == [None, None]:  # one that is wrong is told by itself
             raise ValueError("it needs --token or --admin-token")
         return value
 
@@ -374,15 +376,17 @@ class Settings(BaseSettings):
     @classmethod
     def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
-            if not _ORIGIN.fullmatch(origin):
-                raise ValueError("an origin is like https://cameras.example:8443")
-            urlsplit(origin)  # raises where brackets hold no address
+            with contextlib.suppress(ValueError):
+                urlsplit(origin)  # raises where brackets hold no address
+                if _ORIGIN.fullmatch(origin):
+                    continue
+            raise ValueError("an origin is like https://cameras.example:8443")
         return tuple(map(plain_origin, origins))
 
     @field_validator("ray")
     @classmethod
     def _has_a_folder(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and not info.data.get("state_dir"):
+        if value and info.data.get("state_dir", "") is None:
             raise ValueError("it needs --state-dir, through which streams move between replicas")
         return value
 

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from service.settings import SECRETS, Settings
+from service.settings import SECRETS, SWITCHES, Settings
 from service.settings_file import everyone_may_read, read_toml
-from service.settings_words import accepted_in_file, default, flag, no_flag, variable
+from service.settings_words import default, flag, no_flag, takes, variable
+from ttc_core.accepted import FOLLOWS, OUR_OWN, what_is, written
 from ttc_core.errors import shown
 
 # Of a refused value, in its sentence.
@@ -66,13 +67,13 @@ def read(given: Mapping[str, Any]) -> Reading:
         given: what flags say, by the settings' names; `config` may be among them.
 
     Raises:
-        ValueError: a value is not accepted, or the file cannot be read; the sentence names the
-            flag and the variable, or the file and the name in it.
+        ValueError: values are not accepted, or the file cannot be read; a sentence for each, in a
+            line of its own, names the flag and the variable, or the file and the name in it.
     """
     outside = {name.upper(): value for name, value in os.environ.items()}
     path = given["config"] if "config" in given else outside.get(variable("config"))
     try:
-        said = _in_file(Path(path)) if path else {}
+        said, wrong = _in_file(Path(path)) if path else ({}, [])
     except RecursionError:
         raise ValueError(f"{shown(path)} is nested too deeply.") from None
     of_variables = {name for name in Settings.model_fields if variable(name) in outside}
@@ -80,12 +81,14 @@ def read(given: Mapping[str, Any]) -> Reading:
     try:
         settings = Settings(**of_file, **given)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        where = f"{flag(name)} (or {variable(name)})"
-        if name in of_file:
-            where = f"{shown(path)}: {name}"
-        raise ValueError(_refusal(where, name, first["msg"], first["input"])) from None
+        for name, first in _first_of_each(error):
+            # What goes with another may be wrong only since that one is.
+            if not (wrong and first["type"] == OUR_OWN):
+                where = f"{flag(name)} (or {variable(name)})"
+                where = f"{shown(path)}: {name}" if name in of_file else where
+                wrong.append(_refusal(where, name, first, in_file=name in of_file))
+    if wrong:
+        raise ValueError("\n".join(wrong))
     origins = {}
     for name in Settings.model_fields:
         if name in given:
@@ -100,32 +103,54 @@ def read(given: Mapping[str, Any]) -> Reading:
     return Reading(settings, origins, tuple(_notices(path, said)))
 
 
-def _in_file(path: Path) -> dict[str, Any]:
-    """What a file says, by the settings' names; bounds are left to `Settings`."""
-    said = read_toml(path)
+def _first_of_each(error: ValidationError) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The settings that are wrong, and what is first wrong with each."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for each in error.errors():
+        if each["type"] != FOLLOWS:
+            found.setdefault(str(each["loc"][0]), each)
+    yield from found.items()
+
+
+def _in_file(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What a file says, by the settings' names, and sentences on what is wrong and left out;
+    bounds are left to `Settings`."""
+    said, right, wrong = read_toml(path), dict[str, Any](), list[str]()
     unknown = said.keys() - (Settings.model_fields.keys() - {"config"})
-    if unknown:
-        first = sorted(unknown)[:MOST_UNKNOWN]
-        raise ValueError("\n".join(_unknown(path, name, said[name]) for name in first))
+    wrong += [_unknown(path, name, said[name]) for name in sorted(unknown)[:MOST_UNKNOWN]]
     if isinstance(said.get("set"), dict):
-        pairs = list(_pairs(path, said["set"]))
-        said["set"] = [f"{key}={value}" for key, value in pairs]
-        for key, count in Counter(key for key, _ in pairs).items():
-            if count > 1:
-                raise ValueError(f"{shown(path)}: {shown(key)} of [set] is there twice.")
-    for name, value in said.items():
+        try:
+            said["set"] = _of_table(path, said["set"])
+        except ValueError as error:
+            wrong.append(str(error))
+            del said["set"]
+    for name in (name for name in said if name not in unknown):
+        value = said[name]
         # JSON has lists where we have tuples, and texts where we have paths; else its kinds are
         # TOML's. No setting is a date, or takes an object.
         text = json.dumps(value, default=lambda _: {})
         try:
             kind: Any = Settings.model_fields[name].annotation
             TypeAdapter(kind).validate_json(text, strict=True)
-        except ValidationError as error:
-            what = f"{error.errors()[0]['msg']}; accepted: {accepted_in_file(name)}"
-            raise ValueError(_refusal(f"{shown(path)}: {name}", name, what, value)) from None
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in said.items()
-    }
+        except ValidationError:
+            what = {"type": "kind", "input": value}
+            wrong.append(_refusal(f"{shown(path)}: {name}", name, what, in_file=True))
+        else:
+            right[name] = tuple(value) if isinstance(value, list) else value
+    return right, wrong
+
+
+def _of_table(path: Path, table: Mapping[str, Any]) -> list[str]:
+    """A table [set] as `--set` has it.
+
+    Raises:
+        ValueError: it is none of hyperparameters, or one is there twice.
+    """
+    pairs = list(_pairs(path, table))
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{shown(path)}: {shown(key)} of [set] is there twice.")
+    return [f"{key}={value}" for key, value in pairs]
 
 
 def _unknown(path: Path, name: str, value: object) -> str:
@@ -159,10 +184,19 @@ def _pairs(path: Path, table: Mapping[str, Any], before: str = "") -> Iterator[t
             )
 
 
-def _refusal(where: str, name: str, said: str, got: object) -> str:
+def _refusal(where: str, name: str, error: Mapping[str, Any], *, in_file: bool) -> str:
+    """Say what is wrong with a setting.
+
+    Args:
+        where: it is set; error: as pydantic tells it.
+        in_file: it is there, where a text has quotes.
+    """
     # Not even a wrong secret is shown.
-    came = "" if name in SECRETS else f"; got {repr(got)[:MOST_CHARACTERS]}"
-    return f"{where}: {said.removeprefix('Value error, ')}{came}."
+    came = "" if name in SECRETS else f"; got {written(error['input'])[:MOST_CHARACTERS]}"
+    if error["type"] != OUR_OWN:
+        return f"{where} takes {takes(name, in_file=in_file)}{came}."
+    # That a switch is on is what it says.
+    return f"{where}: {what_is(error, '')}{'' if name in SWITCHES else came}."
 
 
 def _followed(settings: Settings, name: str) -> str | None:

@@ -3,6 +3,7 @@
 from typing import Any, Literal, get_args, get_origin
 
 from service.settings import SWITCHES, Accepted, Settings
+from ttc_core.accepted import bounds
 
 # The first setting of each subject.
 _SECTIONS = {
@@ -30,19 +31,28 @@ def accepted(name: str) -> str:
         return "on, off"
     if get_origin(field.annotation) is Literal:
         return ", ".join(get_args(field.annotation))
-    bounds: dict[str, Any] = {
-        sign: getattr(each, sign)
-        for each in field.metadata
-        for sign in ("ge", "gt", "le")
-        if hasattr(each, sign)
-    }
-    lowest = f"{bounds['ge']:.15g}" if "ge" in bounds else f"above {bounds['gt']:.15g}"
-    return f"{lowest} to {bounds['le']:.15g}"
+    found = bounds(field.metadata)
+    lowest = f"{found['ge']:.15g}" if "ge" in found else f"above {found['gt']:.15g}"
+    return f"{lowest} to {found['le']:.15g}"
 
 
 def accepted_in_file(name: str) -> str:
     """The values that a setting takes in a file, in words: TOML has words of its own for two."""
     return accepted(name).replace("on, off", "true, false") if name in SWITCHES else accepted(name)
+
+
+def takes(name: str, *, in_file: bool) -> str:
+    """The values that a setting takes, with their kind, in words."""
+    annotation = Settings.model_fields[name].annotation
+    kinds = {annotation, *get_args(annotation)}
+    if int in kinds:
+        return f"a whole number, {accepted(name)}"
+    if float in kinds and get_origin(annotation) is not tuple:
+        return f"a number, {accepted(name)}"
+    if name in SWITCHES or not in_file:
+        return accepted_in_file(name) if in_file else accepted(name)
+    is_list = any(get_origin(each) is tuple for each in kinds)
+    return f"{'a list' if is_list else 'a text in quotes'} ({accepted(name)})"
 
 
 def default(name: str) -> Any:

@@ -186,7 +186,7 @@ class StreamReports:
             version=version + outcome.stepped if has_gone_back else record.version,
             # Of where it went back from, which that version is of, nobody knows it any more.
             drift=None if has_gone_back else record.drift,
-            verdicts=outcome.verdicts.by_clause,
+            verdicts=outcome.verdicts,
         )
 
     def no_memory(self, stream: str) -> None:

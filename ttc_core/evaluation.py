@@ -283,7 +283,7 @@ class Evaluation:
             row |= _estimated(run.method)
         if run.guard != "off":
             row |= {"held": tally.held, "guard_acts": tally.acts}
-        if verdicts := run.method.verdicts.by_clause:
+        if verdicts := run.method.verdicts.told:
             row["envelope_verdicts"] = verdicts
         return row | tally.suspects(KINDS)
 

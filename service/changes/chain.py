@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import stat
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from service.changes.files import Place
-from service.changes.lines import FORMAT, LINE, MOST_LINE_BYTES, decoded, digest, encoded
+from service.changes.lines import FORMAT, LINE, MOST_LINE_BYTES, TIME, decoded, digest, encoded
 from service.schemas import ChangesHead, ChangesMark
 from service.state_folder import set_aside
 from ttc_core.state import sync_folder
@@ -59,6 +58,7 @@ class Chain:
         self._place, self._most_bytes, self._most_files = place, most_bytes, most_files
         self._file: int | None = None
         self._number = self._size = self._line = 0
+        self._time = 0.0  # of what the log tells of itself
         self._head: str | None = None
         self.synced: ChangesMark | None = None
         with contextlib.suppress(OSError, ValueError):
@@ -80,6 +80,10 @@ class Chain:
         Raises:
             OSError: they cannot be written; what was there before is still whole.
         """
+        if not told:
+            return
+        # What comes before the first of these is told as of its time: it may have waited.
+        self._time = told[0][TIME]
         if self._file is None:
             self._open()
         elif not self._is_there():
@@ -252,7 +256,7 @@ class Chain:
         data, line, head = bytearray(), self._line, self._head
         for each in told:
             line += 1
-            text = encoded(line, head, each)
+            text = encoded(line, head, {TIME: self._time, **each})
             head = digest(text)
             data += text + b"\n"
         written = 0
@@ -348,7 +352,8 @@ def _descriptor(path: Path, *, is_new: bool = False) -> int:
 
 
 def _told(event: str, **fields: Any) -> dict[str, Any]:
-    return {"time": round(time.time(), 3), "event": event, **fields}
+    """What the log tells of itself; its time is that of the line that it comes before."""
+    return {"event": event, **fields}
 
 
 def _broken(reason: str, **fields: Any) -> dict[str, Any]:

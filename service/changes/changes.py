@@ -10,7 +10,6 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from service.changes.files import Place
 from service.changes.sums import Sum
 from service.events import Events
 from service.schemas import ALL_STREAMS, ChangesMark
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.errors import told
 from ttc_core.methods import Adaptation
 
@@ -90,11 +90,12 @@ class Changes:
         """
         if self._chain is None:
             return
-        now = time.time()
-        line = {"time": round(now, 3), "event": event, **{n: _cut(v) for n, v in fields.items()}}
+        line: dict[str, Any] = {"event": event, **{n: _cut(v) for n, v in fields.items()}}
         if stream is not None:
             line["stream"] = stream
         with self._lock:
+            now = time.time()  # here, so that no line has a later time than the one behind it
+            line["time"] = round(now, 3)
             if event in _BEHIND:
                 of_all = stream is None or stream == ALL_STREAMS
                 for name in [*self._sums] if of_all else [stream]:
@@ -112,13 +113,13 @@ class Changes:
         version_before: int,
         version: int,
         drift: float | None,
-        verdicts: Mapping[str, int],
+        verdicts: Verdicts,
     ) -> None:
         """Add what came of a batch to what its stream learned of late.
 
         Args:
             version_before, version: the stream's, before and after; drift: after it, if known.
-            verdicts: what the envelope cut or dropped of it, by clause.
+            verdicts: what the envelope cut of it, and what it dropped.
         """
         if self._chain is None:
             return
@@ -202,8 +203,8 @@ class Changes:
             waiting, self._waiting = self._waiting, deque()
             waiters, self._waiters = self._waiters, []
             untold, self._untold = self._untold, 0
-        if untold:
-            waiting.append({"time": round(time.time(), 3), "event": "lost", "lines": untold})
+            if untold:
+                waiting.append({"time": round(time.time(), 3), "event": "lost", "lines": untold})
         try:
             while waiting:
                 part = [waiting[at] for at in range(min(MOST_AT_ONCE, len(waiting)))]

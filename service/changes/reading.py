@@ -1,7 +1,8 @@
 """The lines of a log of changes, read file by file; what is not as it was written is found."""
 
 from array import array
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,19 @@ class Defect(NamedTuple):
         return f"{self.file}, line {self.at:,}: {self.sentence}" if self.at else self.sentence
 
 
+class Gap(NamedTuple):
+    """Lines of which nobody knows what they told.
+
+    Attributes:
+        first, last: their numbers.
+        became: what became of them, in a word or two.
+    """
+
+    first: int
+    last: int
+    became: str
+
+
 @dataclass
 class Chained:
     """What was read of one writer's log.
@@ -42,6 +56,7 @@ class Chained:
         head: the last line's hash.
         lines, files: how many were read.
         begun, ended: times of the first and the last, in seconds since 1970.
+        gaps: lines that were altered, or are missing between others.
         defects: what is not as it was written; remarks: what the log itself tells of its gaps.
     """
 
@@ -53,9 +68,10 @@ class Chained:
     files: int = 0
     begun: float = 0.0
     ended: float = 0.0
+    gaps: list[Gap] = field(default_factory=list)
     defects: list[Defect] = field(default_factory=list)
     remarks: list[Defect] = field(default_factory=list)
-    _runs: "list[_Run]" = field(default_factory=list)
+    runs: "list[Run]" = field(default_factory=list)
 
     def has(self, line: int, head: str) -> bool | None:
         """Whether a line has a hash that begins with these hex digits; None: it is older than the
@@ -74,7 +90,7 @@ class Chained:
         Of more than KEPT_DIGITS those are compared.
         """
         wanted, rest = _number(digits), 4 * max(0, KEPT_DIGITS - len(digits))
-        for run in self._runs:
+        for run in self.runs:
             for line, each in enumerate(run.hashes, run.first):
                 if each >> rest == wanted:
                     return line
@@ -84,21 +100,21 @@ class Chained:
         """When a line was told; None: it is not there."""
         return next((each.times[line - each.first] for each in self._with(line)), None)
 
-    def _with(self, line: int) -> "Iterator[_Run]":
-        return (each for each in self._runs if 0 <= line - each.first < len(each.hashes))
+    def _with(self, line: int) -> "Iterator[Run]":
+        return (each for each in self.runs if 0 <= line - each.first < len(each.hashes))
 
     def note(self, number: int, head: str, time: float) -> None:
         """A line was read."""
         if not self.first:
             self.first = number
-        if not self._runs or number != self._runs[-1].first + len(self._runs[-1].hashes):
-            self._runs.append(_Run(number))
-        self._runs[-1].hashes.append(_number(head))
-        self._runs[-1].times.append(time)
+        if not self.runs or number != self.runs[-1].first + len(self.runs[-1].hashes):
+            self.runs.append(Run(number))
+        self.runs[-1].hashes.append(_number(head))
+        self.runs[-1].times.append(time)
 
 
 @dataclass
-class _Run:
+class Run:
     """Lines whose numbers follow one another; of a whole log there is one."""
 
     first: int
@@ -132,6 +148,7 @@ def read(place: Place, found: Chained) -> Iterator[Line]:
     if goes_on:
         paths.append((None, place.current))
     dropped = dict[int, Line]()
+    jumps: list[tuple[Line, int]] = []
     expected: int | None = None
     beginning: Line | None = None
     for number, path in paths:
@@ -140,7 +157,6 @@ def read(place: Place, found: Chained) -> Iterator[Line]:
             sentence = f"{path.name} is no regular file."
             found.defects.append(Defect(path.name, 0, sentence))
             continue
-        at = 0
         for at, line in enumerate(_lines(path, found, grows=number is None), 1):
             try:
                 told = decoded(line)
@@ -151,6 +167,7 @@ def read(place: Place, found: Chained) -> Iterator[Line]:
                 found.note(found.last + 1, digest(line), found.ended)
                 # Told once: the next is held against no hash.
                 found.last, found.head = found.last + 1, None
+                found.gaps.append(Gap(found.last, found.last, "altered"))
                 continue
             one = Line(path.name, at, told)
             if at == 1:
@@ -160,7 +177,10 @@ def read(place: Place, found: Chained) -> Iterator[Line]:
                 found.defects.append(
                     Defect(path.name, at, "a file of the log begins here, inside.")
                 )
-            _check_follows(found, one, is_first=one is beginning)
+            if one is not beginning:
+                if told[LINE] > found.last + 1:
+                    jumps.append((one, found.last))
+                _check_follows(found, one)
             if told[EVENT] == "dropped" and isinstance(told.get("file"), int):
                 dropped[told["file"]] = one
             found.last, found.head = told[LINE], digest(line)
@@ -169,8 +189,9 @@ def read(place: Place, found: Chained) -> Iterator[Line]:
             found.begun = found.begun or told[TIME]
             found.ended = told[TIME]
             yield one
-        if not at:
+        if not path.stat().st_size:
             found.remarks.append(Defect(path.name, 0, f"{path.name} is empty, as after a crash."))
+    _check_jumps(found, jumps)
     if paths and not goes_on:
         # A crash between two files leaves that; the head's file tells whether lines are missing.
         name = place.current.name
@@ -222,19 +243,54 @@ def _check_file(found: Chained, one: Line, number: int | None, expected: int | N
     return said + 1 if type(said) is int else None
 
 
-def _check_follows(found: Chained, one: Line, *, is_first: bool) -> None:
-    """Hold a line against the one before."""
+def _check_follows(found: Chained, one: Line) -> None:
+    """Hold a line against the one before; whether lines are missing shows once all are read."""
     number, before = one.told[LINE], one.told[BEFORE]
-    if is_first:
-        return
-    if number != found.last + 1:
-        away = "lines are missing" if number > found.last else "it stands in a wrong place"
-        sentence = f"line {number:,} of the log follows line {found.last:,}: {away}."
-    elif found.head is not None and before != found.head:
+    if number <= found.last:
+        sentence = (
+            f"line {number:,} of the log follows line {found.last:,}: it is in a wrong place."
+        )
+    elif number == found.last + 1 and found.head is not None and before != found.head:
         sentence = f"line {number:,} of the log follows another line than the one before it."
     else:
         return
     found.defects.append(Defect(one.file, one.at, sentence))
+
+
+def _check_jumps(found: Chained, jumps: Iterable[tuple[Line, int]]) -> None:
+    """Tell the lines that are missing between others, and are nowhere else: of lines that changed
+    their places the one that came too late is told.
+
+    Args:
+        jumps: lines with too large a number, each with that of the line before it.
+    """
+    begins, ends = list[int](), list[int]()
+    for run in sorted(found.runs, key=lambda run: run.first):
+        end = run.first + len(run.hashes) - 1
+        if ends and run.first <= ends[-1] + 1:
+            ends[-1] = max(end, ends[-1])
+        else:
+            begins.append(run.first)
+            ends.append(end)
+    for one, before in jumps:
+        first, last = before + 1, one.told[LINE] - 1
+        if (at := bisect_right(begins, first) - 1) >= 0:
+            first = max(first, ends[at] + 1)
+        if (at := bisect_right(begins, last) - 1) >= 0 and ends[at] >= last:
+            last = begins[at] - 1
+        if first > last:
+            continue
+        lines, are = lines_from(first, last), "are" if last > first else "is"
+        found.gaps.append(Gap(first, last, "missing"))
+        sentence = (
+            f"line {one.told[LINE]:,} of the log follows line {before:,}: {lines} {are} missing."
+        )
+        found.defects.append(Defect(one.file, one.at, sentence))
+
+
+def lines_from(first: int, last: int) -> str:
+    """Names lines of a log by their numbers."""
+    return f"line {first:,}" if first == last else f"lines {first:,} to {last:,}"
 
 
 def _check_beginning(found: Chained, first: Line, dropped: dict[int, Line]) -> None:

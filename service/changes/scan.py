@@ -11,7 +11,7 @@ from service.changes.chain import read_head
 from service.changes.files import Place, writers
 from service.changes.lines import EVENT, LINE, TIME
 from service.changes.merging import begun, by_time
-from service.changes.reading import KEPT_DIGITS, Chained, Defect, Line, read
+from service.changes.reading import KEPT_DIGITS, Chained, Defect, Gap, Line, lines_from, read
 from service.changes.saved import mark_of
 from service.schemas import ChangesHead, ChangesMark
 
@@ -52,6 +52,7 @@ class Doubt(NamedTuple):
             was saved so as another stream's; unknown: no line has it.
         file, at: the line that tells of its reading; "", 0: it lies there.
         latest: the line of what was saved last; None: there is none.
+        is_removed: that line tells instead that the file was removed.
         others: whose it was.
     """
 
@@ -61,6 +62,7 @@ class Doubt(NamedTuple):
     file: str
     at: int
     latest: int | None
+    is_removed: bool
     others: tuple[str, ...]
 
 
@@ -122,7 +124,7 @@ class Scan:
             latest = removal.line
             kind = "removed" if sha256 in removal.sha256s else kind
         others = tuple(sorted(whose - {name}))
-        return Doubt(kind, name, mark, file, at, latest, others)
+        return Doubt(kind, name, mark, file, at, latest, not known and removal is not None, others)
 
     def may_be_left(self, writer: str, line: int) -> bool:
         """Whether a process may have saved a file when its log ended in a line, and ended itself
@@ -152,6 +154,22 @@ class Scan:
             for writer, lines in self._starts.items()
             for line in lines
         )
+
+    def gap_behind(self, name: str) -> str | None:
+        """Names lines that cannot be read, and may have told of a file since those that do."""
+        known, removal = self.last.get(name, {}), self.removals.get(name)
+        for writer, log in self.logs.items():
+            latest = known[writer].line if writer in known else 0
+            if removal is not None and removal.writer == writer:
+                latest = max(latest, removal.line)
+            gaps, head = [*log.gaps], self.heads.get(writer)
+            if head is not None and head.line > log.last:
+                gaps.append(Gap(log.last + 1, head.line, "cut off"))
+            for gap in gaps:
+                if gap.last > latest:
+                    lines = lines_from(gap.first, gap.last)
+                    return f"{lines} of {log_of(writer)}, {gap.became},"
+        return None
 
     def take(self, writer: str, line: Line) -> None:
         """Take up what a line tells of files, and of the log itself."""
@@ -184,7 +202,11 @@ class Scan:
             return
         self._kills[writer].append(after)
         if after > head:
-            sentence = behind_head(head, after, "when a process ended unasked")
+            name = Place(Path(), writer).head.name
+            sentence = (
+                f"a process had ended unasked before this line, when {name} named line {head:,}: "
+                f"{not_vouched_for(head, after)}"
+            )
             self.unvouched.append(Defect(line.file, line.at, sentence))
 
     def _take_file(self, writer: str, line: Line, name: str) -> None:
@@ -249,22 +271,36 @@ def lines(folder: Path, logs: Mapping[str, Chained]) -> Iterator[tuple[str, Line
 
 
 def misses(scan: Scan, mark: ChangesMark) -> str | None:
-    """What a log has not that a file knows of it."""
+    """What a log has not that a file knows of it; what follows "it was saved when "."""
     log = scan.logs.get(mark.writer)
-    whose = f"the log of {mark.writer}" if mark.writer else "the log"
-    if log is None:
-        return f"{whose} had {mark.line:,} lines; it is not there."
+    whose, line = log_of(mark.writer), f"line {mark.line:,}"
+    if log is None or not log.last:
+        return f"{whose} had {line}, and there is no such log now."
     if mark.line > log.last:
-        return f"{whose} had {mark.line:,} lines; it was cut at {log.last:,}."
-    if log.has(mark.line, mark.head) is False:
-        return f"line {mark.line:,} of {whose} was another."
-    return None
+        return f"{whose} had {line}, and it ends at line {log.last:,} now: it was cut."
+    if log.has(mark.line, mark.head) is not False:
+        return None
+    if log.time_of(mark.line) is None:
+        return f"{whose} had {line}, which is missing now."
+    return f"{line} of {whose} was another than it is now."
 
 
-def behind_head(head: int, last: int, when: str) -> str:
-    """Of lines that were behind a head which nobody had closed."""
-    which = f"line {last:,} was" if last == head + 1 else f"lines {head + 1:,} to {last:,} were"
-    return f"{which} behind the log's head {when}: nothing outside of the log vouches for that."
+def log_of(writer: str) -> str:
+    """Names a writer's log."""
+    return f"the log of {writer}" if writer else "the log"
+
+
+def not_vouched_for(head: int, last: int, vouched: int = 0) -> str:
+    """Of lines that were behind a head which nobody had closed.
+
+    Args:
+        head: the line that the head names; last: the log's last.
+        vouched: up to which line saved streams know the log; 0: none does.
+    """
+    behind = f"nothing outside of the log vouches for {lines_from(max(head, vouched) + 1, last)}."
+    if vouched <= head:
+        return behind
+    return f"saved streams vouch for lines up to {vouched:,}, {behind}"
 
 
 def _short(sha256: str) -> int:

@@ -31,8 +31,9 @@ _OF_ALL = frozenset({"started", "stopped", "weights", "lost", "mended", "broken"
 _OF_A_START = frozenset({"file", "mended", "broken", "went_on", "dropped"})
 # What a line tells as a number, as numbers by name, and as values by name by name.
 _NUMBERS = ("images", "selected", "steps", "seconds", "drift", "lines")
-_NUMBERS_BY_NAME = ("skipped", "verdicts", "evidence")
-_SETTINGS = "settings"
+_NUMBERS_BY_NAME = ("skipped", "evidence")
+_VERDICTS, _SETTINGS = "verdicts", "settings"
+_MAPPINGS_BY_NAME = (_VERDICTS, _SETTINGS)
 MOST = 1e30
 
 
@@ -154,11 +155,16 @@ def _plausible(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name in _NUMBERS:
         if not _is_number(found.get(name)):
             found.pop(name, None)
-    for name in (*_NUMBERS_BY_NAME, _SETTINGS):
+    for name in (*_NUMBERS_BY_NAME, *_MAPPINGS_BY_NAME):
         given = found.pop(name, None)
         if isinstance(given, Mapping):
-            is_value = _is_mapping if name == _SETTINGS else _is_number
+            is_value = _is_mapping if name in _MAPPINGS_BY_NAME else _is_number
             found[name] = {each: value for each, value in given.items() if is_value(value)}
+    if _VERDICTS in found:
+        found[_VERDICTS] = {
+            verdict: {clause: count for clause, count in counts.items() if _is_number(count)}
+            for verdict, counts in found[_VERDICTS].items()
+        }
     return found
 
 
@@ -185,7 +191,8 @@ class _Learning:
     steps: int = 0
     saves: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
-    verdicts: Counter[str] = field(default_factory=Counter)
+    cut: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
 
     def add(self, fields: Mapping[str, Any]) -> None:
         self.ended = fields[TIME]
@@ -199,7 +206,9 @@ class _Learning:
         self.selected += fields.get("selected", 0)
         self.steps += fields.get("steps", 0)
         self.skipped.update(fields.get("skipped", {}))
-        self.verdicts.update(fields.get("verdicts", {}))
+        verdicts = fields.get(_VERDICTS, {})
+        self.cut.update(verdicts.get("cut", {}))
+        self.dropped.update(verdicts.get("dropped", {}))
 
     def row(self) -> Row:
         more = []
@@ -208,9 +217,10 @@ class _Learning:
         more += [
             f"{_count(count, 'batch', 'batches')} {why}" for why, count in self.skipped.items()
         ]
-        if self.verdicts:
-            cut = ", ".join(f"{clause} {count:,}" for clause, count in self.verdicts.items())
-            more.append(f"envelope: {cut}")
+        for verdict, counts in (("cut", self.cut), ("dropped", self.dropped)):
+            if counts:
+                each = ", ".join(f"{clause} {count:,}" for clause, count in counts.items())
+                more.append(f"envelope {verdict}: {each}")
         if self.saves:
             more.append(f"saved {_count(self.saves, 'time')}")
         if self.writer:

@@ -1,10 +1,10 @@
 """What a stream learned of late, summed up: one line instead of one a batch."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ttc_core.envelope.verdicts import NO_VERDICTS, Verdicts
 from ttc_core.methods import Adaptation
 
 
@@ -19,7 +19,7 @@ class Sum:
         images, batches: that were answered, to learn from; selected: images learned from.
         steps: times that the optimizer moved the parameters.
         skipped: batches of which nothing was learned, by reason.
-        verdicts: what the envelope cut or dropped, by clause.
+        verdicts: what the envelope cut, and what it dropped.
     """
 
     since: float
@@ -31,7 +31,7 @@ class Sum:
     selected: int = 0
     steps: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
-    verdicts: Counter[str] = field(default_factory=Counter)
+    verdicts: Verdicts = NO_VERDICTS
 
     def add(
         self,
@@ -39,7 +39,7 @@ class Sum:
         outcome: Adaptation,
         version: int,
         drift: float | None,
-        verdicts: Mapping[str, int],
+        verdicts: Verdicts,
     ) -> None:
         """Add a batch."""
         self.images += images
@@ -48,8 +48,8 @@ class Sum:
         self.steps += outcome.stepped
         if outcome.skipped is not None:
             self.skipped[outcome.skipped] += 1
-        if verdicts:
-            self.verdicts.update(verdicts)
+        if verdicts != NO_VERDICTS:
+            self.verdicts += verdicts
         self.version, self.drift = version, drift
 
     def told(self, stream: str, now: float) -> dict[str, Any]:
@@ -69,6 +69,6 @@ class Sum:
         }
         if self.skipped:
             found["skipped"] = dict(self.skipped)
-        if self.verdicts:
-            found["verdicts"] = dict(self.verdicts)
+        if verdicts := self.verdicts.told:
+            found["verdicts"] = verdicts
         return found

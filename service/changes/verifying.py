@@ -16,7 +16,7 @@ from pathlib import Path
 from service.changes.files import Place
 from service.changes.reading import Chained, Defect
 from service.changes.saved import SavedFile, saved_files
-from service.changes.scan import SKEW_SECONDS, Doubt, Scan, behind_head, misses, scanned
+from service.changes.scan import SKEW_SECONDS, Doubt, Scan, log_of, misses, not_vouched_for, scanned
 from service.state_folder import stream_of
 
 # A service at work may have written meanwhile: what looks wrong is looked at again so much later.
@@ -102,7 +102,14 @@ def _judged(
     for log in found.logs:
         found.defects += log.defects
         found.remarks += log.remarks
-        _hold_against_head(log, before, scan, found)
+        marks = (
+            each.mark.line
+            for each in saved
+            if each.mark
+            and each.mark.writer == log.writer
+            and log.has(each.mark.line, each.mark.head)
+        )
+        _hold_against_head(log, before, scan, max(marks, default=0), found)
     found.defects += scan.defects
     found.remarks += scan.remarks
     found.unvouched += scan.unvouched
@@ -131,14 +138,21 @@ def _judged(
     return found
 
 
-def _hold_against_head(log: Chained, before: Scan, scan: Scan, found: Verified) -> None:
-    """Find what the head that lies beside a log has against it."""
+def _hold_against_head(
+    log: Chained, before: Scan, scan: Scan, vouched: int, found: Verified
+) -> None:
+    """Find what the head that lies beside a log has against it.
+
+    Args:
+        vouched: up to which line saved streams know the log as it is.
+    """
     name = Place(Path(), log.writer).head.name
     known = scan.heads.get(log.writer)
-    sentence = None
+    last = before.logs[log.writer].last if log.writer in before.logs else 0
+    into, sentence = found.defects, ""
     if log.writer not in scan.heads:
         # With its first line alone a log may have been killed before it had a head.
-        sentence = f"{name} is not there." if log.last > 1 else None
+        sentence = f"{name} is not there." if log.last > 1 else ""
     elif known is None:
         sentence = f"{name} is damaged."
     elif known.line > log.last:
@@ -148,11 +162,17 @@ def _hold_against_head(log: Chained, before: Scan, scan: Scan, found: Verified) 
         sentence = f"Line {known.line:,} of the log is another than {name} knows."
     elif known.closed and log.last > known.line:
         sentence = f"Lines were added: the log was closed at {known.line:,}, and has {log.last:,}."
-    elif (last := before.logs[log.writer].last if log.writer in before.logs else 0) > known.line:
-        left = behind_head(known.line, last, "now, which nobody has closed")
-        found.unvouched.append(Defect(name, 0, f"{left[0].upper()}{left[1:]}"))
-    if sentence is not None:
-        found.defects.append(Defect(name, 0, sentence))
+    elif vouched >= last > known.line:
+        into = found.remarks
+        sentence = f"{name} names line {known.line:,}; saved streams know the log up to its end."
+    elif last > known.line:
+        into = found.unvouched
+        sentence = (
+            f"{name} names line {known.line:,} of a log that nobody has closed, and that has "
+            f"{last:,}: {not_vouched_for(known.line, last, vouched)}"
+        )
+    if sentence:
+        into.append(Defect(name, 0, sentence))
 
 
 def _settle(doubt: Doubt, scan: Scan, found: Verified, restored: Collection[str]) -> None:
@@ -180,6 +200,9 @@ def _settle(doubt: Doubt, scan: Scan, found: Verified, restored: Collection[str]
     elif log is not None and doubt.mark is not None and doubt.mark.line + 1 < log.first:
         into = found.unvouched
         sentence = f"{was} was saved by a line that was dropped, to make room; none has its hash."
+    elif gap := scan.gap_behind(name):
+        into = found.unvouched
+        sentence = f"{was} has a hash that no line has: {gap} may have told of it."
     elif doubt.mark is None and doubt.latest is None:
         into = found.unvouched
         sentence = f"{was} is nothing that the log has a line of: it is older, or was put there."
@@ -190,6 +213,9 @@ def _settle(doubt: Doubt, scan: Scan, found: Verified, restored: Collection[str]
             sentence = f"{was} was saved just before a process ended unasked: no line has its hash."
         elif doubt.latest is None:
             sentence = f"{was} is nothing that the log has a line of, though it was there before."
+        elif doubt.is_removed:
+            told = f"line {doubt.latest:,} of the log tells that it was removed"
+            sentence = f"{was} is nothing that was saved: {told}, and none that it was saved since."
         else:
             sentence = f"{was} is not what was saved last, by line {doubt.latest:,} of the log."
     into.append(Defect(doubt.file or name, at, sentence))
@@ -218,6 +244,9 @@ def _look_for_gone(
         elif kept := _kept_aside(folder / name, last.sha256):
             sentence = f"{name} was set aside as {kept}, and a process ended before that was told."
             into = found.unvouched
+        elif gap := scan.gap_behind(name):
+            sentence = f"{sentence[:-1]}, and {gap} may have told that it went."
+            into = found.unvouched
         into.append(Defect(name, 0, sentence))
     for inside_name, count in apart.items():
         sentence = f"{inside_name} is not there any more, with {count:,} saved streams."
@@ -237,10 +266,13 @@ def _kept_aside(path: Path, sha256: str) -> str | None:
 def _look_for_head(found: Verified, head: str, line: int | None) -> None:
     """Find the line that had a hash once."""
     what = f"a hash that begins with {head}"
-    said = [log.line_of(head) if line is None else log.has(line, head) for log in found.logs]
-    if any(said):
-        return
-    if line is not None and None in said:
+    for log in found.logs:
+        known = log.line_of(head) if line is None else line if log.has(line, head) else None
+        if known is not None:
+            sentence = f"line {known:,} of {log_of(log.writer)} has {what}."
+            found.remarks.append(Defect("", 0, sentence))
+            return
+    if line is not None and any(line < log.first for log in found.logs):
         sentence = f"Line {line:,} is older than the lines that are kept."
         found.unvouched.append(Defect("", 0, sentence))
     elif line is None and any(log.first > 1 for log in found.logs):

@@ -34,7 +34,7 @@ def told_of(found: Verified, most: int) -> Iterator[str]:
 def _whole(log: Chained) -> str:
     whose = f"The log of {log.writer}" if log.writer else "The log"
     if not log.lines:
-        return f"{whose} has no lines."
+        return f"{whose} has no lines{' that can be read' if log.last else ''}."
     span = f"{_at(log.begun)} to {_at(log.ended)}"
     files = f"{log.files:,} {'file' if log.files == 1 else 'files'}"
     return (

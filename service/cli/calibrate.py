@@ -34,7 +34,7 @@ def calibrate(
     import torch
 
     from ttc_core.calibration_record import SUFFIX, CalibrationRecord, measured
-    from ttc_core.datasets import open_data
+    from ttc_core.datasets import check_there, open_data
     from ttc_core.evaluate import as_batch
     from ttc_core.load import record_beside
 
@@ -42,8 +42,9 @@ def calibrate(
         torch.set_num_threads(network.threads)
     beside = record_beside(model) if "@" in model else None
     path = out or beside or Path(re.sub(r"[^\w.-]+", "_", model) + SUFFIX)
-    source = network.load(model)
     check_writable(path, None)
+    check_there(data)
+    source = network.load(model)
     stream = open_data(data, source.geometry, source.class_names).open("clean", 5)
     logits, labels = measured(
         source,

@@ -10,6 +10,7 @@ import click
 from service.cli.options import (
     FILE,
     NetworkOptions,
+    NotAccepted,
     SettingsCommand,
     chosen_settings,
     grouped,
@@ -39,7 +40,7 @@ def show(**given: Any) -> None:
     try:
         found = in_force(read_settings(chosen_settings(given)))
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise NotAccepted(str(error)) from error
     click.echo("# With --paper no envelope holds." if found is None else as_toml(found), nl=False)
     if found is None:
         click.echo()
@@ -72,16 +73,17 @@ def check(
 ) -> None:
     """Check an envelope's FILE, and whether saved streams are inside.
 
-    It says what is wrong, or that FILE holds. Exit status 1 where a stream is outside, or cannot be
-    told: it would start at the source, and its file would be kept as NAME.rejected. Code of your
-    own is imported where you name it here, never because a state file does.
+    It says what is wrong, or that FILE holds. Exit status 2 where FILE is wrong, as with ttc serve;
+    1 where a stream is outside, or that cannot be told: it would start at the source, and its file
+    would be kept as NAME.rejected. Code of your own is imported where you name it here, never
+    because a state file does.
     """
     from service.envelope_file import read_envelope
 
     try:
         found = read_envelope(file)
     except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        raise NotAccepted(str(error)) from error
     loaded = None if model is None else _loaded(found, model, network)
     click.echo(f"{file} holds. Its digest is {found.digest}.")
     if loaded is None and not found.moves_all:
@@ -98,7 +100,7 @@ def _loaded(envelope: "Envelope", spec: str, network: NetworkOptions) -> "Source
     """The model, if the envelope's patterns fit it.
 
     Raises:
-        UserError, click.ClickException: it cannot be loaded, or they do not.
+        UserError: it cannot be loaded. NotAccepted: they do not fit it.
     """
     from ttc_core.envelope.limits import Limits
 
@@ -106,7 +108,7 @@ def _loaded(envelope: "Envelope", spec: str, network: NetworkOptions) -> "Source
     try:
         Limits(model, envelope)
     except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        raise NotAccepted(str(error)) from error
     return model
 
 

@@ -11,6 +11,7 @@ from service.cli.options import (
     FILE,
     DataOptions,
     ModelOptions,
+    NotAccepted,
     check_watched,
     check_writable,
     grouped,
@@ -160,7 +161,7 @@ def evaluation_of(words: Words) -> "Evaluation":
     """
     import torch
 
-    from ttc_core.datasets import open_data, parse_mix
+    from ttc_core.datasets import check_there, open_data, parse_mix
     from ttc_core.evaluation import Evaluation, parse_protocol
     from ttc_core.features import weightiest_channels
     from ttc_core.order import check_order, images_asked, with_class_index
@@ -184,6 +185,9 @@ def evaluation_of(words: Words) -> "Evaluation":
         raise click.UsageError("--predictions goes with one pass; recurring:V makes several.")
     usual = ("clean",) if kind == "day-night" else wanted.corruptions
     corruptions = asked.chosen(usual, len(wanted.variants), joined=kind == "changing")
+    envelope = _envelope(chosen.envelope, chosen.preset)
+    for data in filter(None, (asked.data, chosen.unknown)):
+        check_there(data)
     if network.threads:
         torch.set_num_threads(network.threads)
     model = network.load(
@@ -200,7 +204,7 @@ def evaluation_of(words: Words) -> "Evaluation":
             asked.batch_size or BATCH_SIZE,
             chosen.guard,
             on_shift=chosen.adapt == "on-shift",
-            envelope=_envelope(chosen.envelope, chosen.preset),
+            envelope=envelope,
             paper=not chosen.served,
             named=chosen.methods not in (None, "all"),
         ),
@@ -264,7 +268,7 @@ def _envelope(path: Path | None, preset: str | None) -> "Envelope | None":
     try:
         return read_envelope(path)
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise NotAccepted(str(error)) from error
 
 
 def _preset(name: str | None, methods: str | None, served: str | None) -> "Preset":

@@ -36,6 +36,15 @@ LARGEST = 1 << 30
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+class NotAccepted(click.ClickException):
+    """What a flag, a variable or a file says is not accepted: exit status 2, the sentence alone.
+
+    How the command is used would say nothing of it.
+    """
+
+    exit_code = 2
+
+
 def several(
     value: str, known: tuple[str, ...], more: tuple[str, ...] = (), *, own: bool = False
 ) -> list[str]:
@@ -86,7 +95,7 @@ def pairs_of(settings: tuple[str, ...]) -> dict[str, str]:
     for text in settings:
         key, equals, value = text.partition("=")
         if not equals:
-            raise click.UsageError(f"--set takes METHOD.PARAM=VALUE; got {text!r}.")
+            raise NotAccepted(f"--set takes METHOD.PARAM=VALUE; got {text!r}.")
         pairs[key.strip()] = value.strip()
     return pairs
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from service.cli.options import (
+    NotAccepted,
     SettingsCommand,
     check_watched,
     chosen_settings,
@@ -42,7 +43,7 @@ def serve(**given: Any) -> None:
     try:
         reading = read(chosen_settings(given))
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise NotAccepted(str(error)) from error
     settings = reading.settings
     logs.configure(settings.log_format)
     for notice in reading.notices:
@@ -124,7 +125,7 @@ def load_source(settings: Settings) -> "Method":
     """Make the method at the source on the model that the settings name, and try it out.
 
     Raises:
-        UserError, click.UsageError: the model cannot be loaded, or a setting does not fit.
+        UserError, click.ClickException: the model cannot be loaded, or a setting does not fit.
     """
     from service.envelope_file import in_force
     from ttc_core.guard import divided
@@ -133,7 +134,7 @@ def load_source(settings: Settings) -> "Method":
     try:
         envelope = in_force(settings)
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise NotAccepted(str(error)) from error
     model = load_model(
         settings.model,
         settings.device,
@@ -160,7 +161,7 @@ def load_source(settings: Settings) -> "Method":
             **settings_for(settings.method, pairs, statistics=settings.statistics),
         )
     except (ValueError, TypeError) as error:
-        raise click.UsageError(str(error)) from error
+        raise NotAccepted(str(error)) from error
     check_watched(watching, [source])
     _try_out(source, settings.method)
     return source

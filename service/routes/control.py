@@ -103,9 +103,18 @@ async def rollback(
     return RollbackResponse(stream=name, version=await service.engine.undoing.roll_back(name, to))
 
 
+async def may_load(service: ServiceNow) -> None:
+    """Let a request pass where the model is ever loaded anew: else nothing else is wrong with it.
+
+    Raises:
+        ModelRefused: it is not.
+    """
+    service.reloading.check()
+
+
 @router.post(
     "/model",
-    dependencies=[*MAY_ADMINISTER, Depends(without_body)],
+    dependencies=[*MAY_ADMINISTER, Depends(may_load), Depends(without_body)],
     responses=problems(401, 409, 503),
 )
 async def reload(service: ServiceNow) -> ReloadResponse:

@@ -104,7 +104,7 @@ async def without_body(request: Request) -> None:
     """
     headers = request.headers
     if headers.get("content-length", "0").strip("0") or "transfer-encoding" in headers:
-        raise OutOfRange("The request has a body; none is accepted: stream goes in the query.")
+        raise OutOfRange("The request has a body; none is accepted: names go in the query.")
 
 
 async def known_host(request: Request, service: ServiceNow) -> None:

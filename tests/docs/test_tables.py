@@ -10,7 +10,7 @@ import pytest
 
 from service.cli import cli
 from service.demo import ORDERS, SERVERS
-from ttc_core.envelope.clauses import BUILT_IN, Envelope
+from ttc_core.envelope.clauses import BUILT_IN, Envelope, accepted_of
 from ttc_core.frames import KINDS
 from ttc_core.guard import guarded, snapshots, watch
 from ttc_core.methods import PAPER_METHODS
@@ -100,9 +100,12 @@ def test_every_verb_of_the_command_line_is_told() -> None:
 
 
 def test_the_clauses_of_an_envelope_have_the_values_of_the_code() -> None:
-    rows = {row[0]: row[1].replace('"', "") for row in the_table("envelope.md", "clause").rows}
+    """What is built in, and what each takes."""
+    rows = {row[0]: row[1:] for row in the_table("envelope.md", "clause").rows}
     assert list(rows) == list(Envelope.model_fields)
-    for name, shown in rows.items():
+    for name, (built_in, takes, *_) in rows.items():
+        assert takes == accepted_of(name)
+        shown = built_in.replace('"', "")
         value = getattr(BUILT_IN, name)
         assert shown == (f"[{', '.join(value)}]" if isinstance(value, tuple) else f"{value:g}")
 

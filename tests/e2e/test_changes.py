@@ -65,7 +65,9 @@ def folder(serve, model, tmp_path_factory):
             assert first.http.post("/rollback?stream=gate").status_code == 200
             assert first.http.post("/reset?stream=gate").status_code == 200
             head = first.wait_for(lambda: first.status()["changes"])
-            line, number = (first.metric(f"ttc_changes_{name}") for name in ("line", "head"))
+            line = first.metric("ttc_changes_line")
+            samples = first.http.get("/metrics").text
+            number = re.search(r"^ttc_changes_head (\S+)$", samples, re.MULTILINE)[1]
             assert first.metric("ttc_changes_lost_total") == 0
         patch.setattr(Collapsing, "healthy", 10)
         with running(20) as second:
@@ -136,12 +138,16 @@ def test_the_streams_of_the_log_are_listed(ttc, folder):
 
 
 def test_what_nobody_touched_is_verified(ttc, folder):
-    """With the head that a metric told."""
+    """With the head as /metrics has it, and as a whole number."""
     states, head = folder
     status, out, _ = ttc("changes", "verify", "--state-dir", states, "--metric", head)
     assert (status, "All is as it was written." in out) == (0, True), out
     assert "2 saved streams are as the log has them" in out
-    status, out, _ = ttc("changes", "verify", "--state-dir", states, "--metric", head - 1)
+    assert re.search(r"^Note: line \d+ of the log has a hash that begins with ", out, re.MULTILINE)
+    assert re.fullmatch(r"\d\.\d+e\+\d\d", head)
+    number = int(float(head))
+    assert ttc("changes", "verify", "--state-dir", states, "--metric", number)[0] == 0
+    status, out, _ = ttc("changes", "verify", "--state-dir", states, "--metric", number - 1)
     assert (status, "No line has a hash that begins with" in out) == (1, True)
     last = json.loads((states / "changes.head").read_text())
     given = ("--state-dir", states, "--head", last["head"][:16], "--line")
@@ -228,7 +234,7 @@ def test_what_nothing_vouches_for_is_neither_right_nor_wrong(ttc, folder, tmp_pa
     (states / "changes.head").write_text(json.dumps({**head, "closed": False}))
     status, out, _ = ttc("changes", "verify", "--state-dir", states)
     assert status == 3
-    assert f"Line {head['line'] + 1:,} was behind the log's head now" in out
+    assert f"nothing outside of the log vouches for line {head['line'] + 1:,}." in out
 
 
 def test_wrong_use_is_answered_by_a_sentence(ttc, folder, tmp_path):

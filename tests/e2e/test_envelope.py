@@ -34,6 +34,7 @@ def test_the_service_and_evaluate_keep_to_it_alike(serve, ttc, tmp_path):
         cut = running.metric('ttc_envelope_steps_total{clause="drift",verdict="cut"}')
     envelope, told = status["envelope"], status["streams"]["gate"]
     assert envelope["clauses"]["drift"] == 0.02
+    assert repr(envelope["clauses"]["steps_per_1000_images"]) == "1000"
     assert not envelope["built_in"]
     assert told["envelope"]["cut"] == {"parameters": LIMIT // BATCH, "drift": LIMIT // BATCH}
     assert cut == LIMIT // BATCH
@@ -47,7 +48,7 @@ def test_the_service_and_evaluate_keep_to_it_alike(serve, ttc, tmp_path):
     assert ttc(*evaluated, *asked, *wild)[0] == 0
     assert np.load(kept)["predicted"].tolist() == answers
     assert f'"envelope": "{envelope["digest"]}"' in rows.read_text()
-    assert '"envelope_verdicts": {"parameters": 4, "drift": 4}' in rows.read_text()
+    assert '"envelope_verdicts": {"cut": {"parameters": 4, "drift": 4}}' in rows.read_text()
     code, said, _ = ttc("changes", "show", "--state-dir", folder, "--stream", "gate", "--json")
     assert code == 0, said
     first = json.loads(said.splitlines()[0])

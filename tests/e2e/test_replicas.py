@@ -86,6 +86,31 @@ def test_answers_are_those_of_one_process_also_where_the_stream_moves(
     assert fleet.door.saved
 
 
+def test_with_paper_each_stream_is_the_papers(serve, make_method, pictures, tmp_path):
+    """Batches' own statistics, no guard, no envelope: bit for bit as one process has it."""
+    settings = {"method": "ttc", "paper": True, "max_batch": 8}
+
+    def source():
+        return make_method("ttc", paper=True, samples_per_step=8)
+
+    def follow(url):
+        with Client(url) as client:
+            for at in range(0, 32, 8):
+                for stream in ("gate", "dock"):
+                    answers = client.predict(pictures[at : at + 8], stream=stream)
+                    yield [each.confidence for each in answers.predictions]
+
+    with serve(source=source(), **settings) as alone:
+        expected = list(follow(alone.url))
+    with local_fleet(ServerInThread, source, tmp_path, **settings) as fleet:
+        assert list(follow(fleet.url)) == expected
+        status, owners = fleet.status(), {fleet.owner("gate"), fleet.owner("dock")}
+    assert len(owners) == 2
+    assert status["envelope"] is None
+    assert status["settings"]["method"]["statistics"] == "batch"
+    assert all(each["version"] for each in status["streams"].values())
+
+
 def test_the_name_is_read_wherever_it_stands(start, pictures):
     """Five ways to name a stream lead to one replica; two names at once to none."""
     tensor = {"name": "images", "shape": [1, 32, 32, 3], "datatype": "UINT8", "data": [7] * 3072}
@@ -161,6 +186,15 @@ def both(serve, make_method, tmp_path_factory):
         local_fleet(ServerInThread, source, folder, method="source", **tokens) as fleet,
     ):
         yield alone.http, fleet.http
+
+
+@pytest.mark.parametrize("body", [b"", b'{"model": "other"}'])
+def test_the_model_is_not_loaded_anew_whatever_else_is_wrong(both, body):
+    """That it never is here goes before what a request for it may have."""
+    headers = {"authorization": "Bearer token-of-people"}
+    answer = both[1].post("/model", content=body, headers=headers)
+    assert answer.status_code == 409
+    assert answer.json()["detail"].startswith("Replicas load the model when they start")
 
 
 @pytest.mark.parametrize("token", [None, "wrong-token", "token-of-cameras", "token-of-people"])

@@ -32,6 +32,9 @@ ESTIMATED_ADAPTED = series("ttc_estimated_accuracy_ratio", 'answers="adapted"')
 ESTIMATED_SOURCE = series("ttc_estimated_accuracy_ratio", 'answers="source"')
 FROZEN = series("ttc_suspect_images_total", 'kind="frozen"')
 NOISE = series("ttc_suspect_images_total", 'kind="noise"')
+LEARNING = series("ttc_shed_images_total", 'what="learning"')
+SECOND_VIEW = series("ttc_shed_images_total", 'what="second_view"')
+IMAGES = series("ttc_images_total")
 FAST = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="0.5"')
 ALL = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="10.0"')
 LAST = series("ttc_http_request_duration_seconds_bucket", 'route="/predict", le="+Inf"')
@@ -87,6 +90,16 @@ CASES = {
     "TTCQueueAge": Case(
         firing=[{series("ttc_queue_oldest_age_seconds"): "0x50 3x10"}],
         silent=[{series("ttc_queue_oldest_age_seconds"): "0x50 3x1 0x9"}],
+    ),
+    "TTCShedding": Case(
+        firing=[{LEARNING: "0+40x120", SECOND_VIEW: "0+20x120", IMAGES: "0+100x120"}],
+        silent=[
+            {LEARNING: "0+20x120", SECOND_VIEW: "0+20x120", IMAGES: "0+100x120"},
+            # A flood of half an hour; and a few images of a quiet hour.
+            {LEARNING: "0x60 0+100x30 3000x30", SECOND_VIEW: "0x120", IMAGES: "0+100x120"},
+            {LEARNING: "0+1x120", SECOND_VIEW: "0x120", IMAGES: "0+1x120"},
+        ],
+        minutes=120,
     ),
     "TTCLoopLag": Case(
         firing=[{series("ttc_event_loop_lag_seconds"): "0.001x50 0.4x10"}],

@@ -305,6 +305,36 @@ def test_each_defect_is_told_with_its_file_and_line(tmp_path):
     assert str(defect).startswith("changes.jsonl, line 5: altered")
 
 
+def test_lines_that_changed_their_places_are_not_missing(tmp_path):
+    """Those that are, are named, and how many."""
+    written(tmp_path, 12, most_bytes=10**6)
+    path = tmp_path / "changes.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    swapped = [*lines[:3], lines[4], lines[3], *lines[5:]]
+    path.write_bytes(b"".join(swapped))
+    (defect,) = verified(tmp_path).defects
+    assert str(defect) == (
+        "changes.jsonl, line 5: line 4 of the log follows line 5: it is in a wrong place."
+    )
+    path.write_bytes(b"".join([*swapped[:6], *swapped[9:]]))
+    missing = verified(tmp_path).defects[-1]
+    assert str(missing) == (
+        "changes.jsonl, line 7: line 10 of the log follows line 6: lines 7 to 9 are missing."
+    )
+
+
+def test_a_log_of_other_bytes_is_told_once(tmp_path):
+    """And not as one that is empty, too."""
+    written(tmp_path, 12, most_bytes=10**6)
+    (tmp_path / "changes.jsonl").write_bytes(b"\x00\xff" * 40_000)
+    found = verified(tmp_path)
+    assert [each.sentence for each in found.defects] == [
+        "altered: 80,000 bytes are no line.",
+        "The log was cut: changes.head knows its line 13, and it is gone.",
+    ]
+    assert not found.remarks
+
+
 # Crashes, and disks that take nothing
 
 
@@ -442,7 +472,8 @@ def test_a_start_behind_a_head_that_nobody_closed_says_so(tmp_path):
     found = verified(tmp_path)
     assert not found.defects
     (unsure,) = found.unvouched
-    assert "line 4 was behind the log's head when a process ended unasked" in unsure.sentence
+    said = "when changes.head named line 3: nothing outside of the log vouches for line 4."
+    assert said in unsure.sentence
 
 
 def test_a_line_that_no_line_can_tell_stops_none_behind_it(tmp_path):

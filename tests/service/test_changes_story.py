@@ -69,6 +69,17 @@ def test_the_rows_of_replicas_are_by_time_and_say_whose_they_are(tmp_path):
     ]
 
 
+def test_what_the_envelope_cut_and_what_it_dropped_are_told_apart(tmp_path):
+    """Over lines that are one row, too."""
+    verdicts = {"cut": {"drift": 3, "image_in_step": 1}}
+    steps = {"stream": "gate", "images": 10, "version": 1, "version_before": 0, "seconds": 5}
+    dropped = {"dropped": {"steps_per_1000_images": 2}}
+    lines = [{**steps, "verdicts": verdicts}, {**steps, "verdicts": verdicts | dropped}]
+    (row,) = rows(tmp_path, *((10 * at, "steps", each) for at, each in enumerate(lines, 1)))
+    told = "envelope cut: drift 6, image_in_step 2; envelope dropped: steps_per_1000_images 2"
+    assert told in row.more
+
+
 def test_odd_values_behind_right_checks_are_left_out(tmp_path):
     """Whoever may write to the folder can make any line; it ends in no trace."""
     odd = ("3", [3], {"a": "b"}, {"a": {"b": 1}}, 10**400, -1e300, None, True)

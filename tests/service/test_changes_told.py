@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,8 +21,10 @@ from tests.fixtures.engine import value
 from tests.fixtures.networks import make_model
 from tests.fixtures.streams import events, request, reset, stop
 from ttc_core.envelope.clauses import Envelope
+from ttc_core.envelope.verdicts import Verdicts
 from ttc_core.guard.wrapper import Wrapper
 from ttc_core.methods import Act, Adaptation, create
+from ttc_core.state import save_state
 from ttc_core.state_description import describe
 from ttc_core.state_file import read_header
 
@@ -38,10 +41,20 @@ def verified(folder, **options):
 
 
 def told(folder, *kinds):
-    """The lines of a folder's log, of some kinds."""
+    """The lines of a folder's log, of some kinds; or all."""
     paths = [*sorted(folder.glob("changes.jsonl.*")), folder / "changes.jsonl"]
-    lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-    return [line for line in lines if line["event"] in kinds]
+    texts = (
+        text
+        for path in paths
+        if path.exists()
+        for text in path.read_text().splitlines(keepends=True)
+    )
+    lines = [json.loads(text) for text in texts if text.endswith("\n")]
+    return [line for line in lines if not kinds or line["event"] in kinds]
+
+
+def is_told(folder, kind, count):
+    return len(told(folder, kind)) == count
 
 
 def until(condition):
@@ -157,12 +170,86 @@ def test_saved_streams_tell_of_a_log_that_was_deleted_or_cut(engine, tmp_path):
     found = verified(tmp_path)
     assert not found.logs
     (defect,) = found.defects
-    assert "gate.safetensors was saved when the log had 2 lines; it is not there" in str(defect)
+    assert "gate.safetensors was saved when the log had line 2, and there is no such log" in str(
+        defect
+    )
     again = engine(tmp_path)
     request(again, "gate")
     stop(again)
     (defect,) = verified(tmp_path).defects
     assert "read here, was saved when line 2 of the log was another" in str(defect)
+
+
+def test_what_cannot_be_read_is_held_against_no_stream(engine, tmp_path):
+    """A stream of which an altered line told, or one that was cut, is neither right nor wrong."""
+    table = engine(tmp_path)
+    for name in ("gate", "yard"):
+        request(table, name)
+    stop(table)
+    log = tmp_path / "changes.jsonl"
+    kept = log.read_bytes()
+    lines = kept.splitlines(keepends=True)
+    (at,) = (n for n, line in enumerate(lines) if b'"save"' in line and b'"gate"' in line)
+    log.write_bytes(kept.replace(lines[at], lines[at].replace(b"gate", b"gaTe")))
+    found = verified(tmp_path)
+    (unsure,), (defect,) = found.unvouched, found.defects
+    assert str(unsure) == (
+        "gate.safetensors has a hash that no line has: "
+        f"line {at + 1} of the log, altered, may have told of it."
+    )
+    assert (found.files, defect.at) == (1, at + 1)
+    log.write_bytes(b"".join(lines[:at]))
+    found = verified(tmp_path)
+    assert f"lines {at + 1} to {len(lines)} of the log, cut off, may" in str(found.unvouched)
+    assert ["The log was cut" in str(each) for each in found.defects] == [True]
+    # A file that goes: what would have told it may be what cannot be read.
+    log.write_bytes(kept.replace(lines[-1], lines[-1].replace(b"stopped", b"stoPped")))
+    (tmp_path / "gate.safetensors").unlink()
+    (unsure,) = verified(tmp_path).unvouched
+    assert f"line {len(lines)} of the log, altered, may have told that it went" in str(unsure)
+
+
+def test_what_lies_there_after_a_removal_is_told_as_that(engine, tmp_path):
+    """And not as if the line of the removal had told of a save."""
+    table = engine(tmp_path)
+    for name in ("gate", "yard"):
+        request(table, name)
+    asyncio.run(table._save_changed())
+    until(partial(is_told, tmp_path, "save", 2))
+    reset(table, "gate")
+    stop(table)
+    gate = tmp_path / "gate.safetensors"
+    state = create("ttc", make_model())
+    save_state(gate, state, name="ttc", model="m")
+    removal = told(tmp_path, "removed")[-1]
+    (defect,) = verified(tmp_path).defects
+    assert str(defect) == (
+        f"gate.safetensors is nothing that was saved: line {removal['line']} of the log tells that "
+        "it was removed, and none that it was saved since."
+    )
+
+
+def test_saved_streams_vouch_for_lines_behind_an_older_head(engine, tmp_path):
+    """As far as they know the log; for the rest nothing does."""
+    table = engine(tmp_path)
+    for count, name in enumerate(("gate", "yard"), 1):
+        table.changes.note("hold", stream=name)
+        lines_written(table, table.changes.head.line + 1 if table.changes.head else 2)
+        request(table, name)
+        asyncio.run(table._save_changed())
+        until(partial(is_told, tmp_path, "save", count))
+    stop(table)
+    last = len((tmp_path / "changes.jsonl").read_bytes().splitlines())
+    known = describe(tmp_path / "yard.safetensors").of_stream["changes"]["line"]
+    assert 2 < known < last
+    first = json.loads((tmp_path / "changes.jsonl").read_bytes().splitlines()[2])
+    head = {"writer": "", "line": 2, "head": first["before"], "closed": False}
+    (tmp_path / "changes.head").write_text(json.dumps(head))
+    found = verified(tmp_path)
+    (unsure,) = found.unvouched
+    assert f"that has {last}: saved streams vouch for lines up to {known}, nothing" in str(unsure)
+    assert f"for lines {known + 1} to {last}." in str(unsure)
+    assert not found.defects
 
 
 def test_an_older_copy_that_was_read_stays_told(engine, tmp_path):
@@ -343,7 +430,7 @@ def test_numbers_that_are_none_and_long_texts_are_told_all_the_same(tmp_path):
         version_before=0,
         version=0,
         drift=float("inf"),
-        verdicts={},
+        verdicts=Verdicts(),
     )
     changes.close()
     hold, steps = told(tmp_path, "hold", "steps")
@@ -367,7 +454,7 @@ def test_other_weights_are_a_line_and_files_of_each_are_told_apart(engine, tmp_p
     asyncio.run(exchange())
     request(table, "gate")
     asyncio.run(table.save())
-    until(lambda: len(told(tmp_path, "save")) == 2)
+    until(partial(is_told, tmp_path, "save", 2))
     assert not verified(tmp_path).defects
     assert verified(tmp_path).files == 2
     reset(table, None)
@@ -394,7 +481,7 @@ def test_what_the_envelope_did_is_told_by_clause(engine, tmp_path, resets):
         request(table, "gate")
     stop(table)
     lines = told(tmp_path, "steps")
-    assert sum(line["verdicts"]["drift"] for line in lines) == 3
+    assert sum(line["verdicts"]["cut"]["drift"] for line in lines) == 3
     counted = value(table, "ttc_envelope_steps_total", clause="drift", verdict="cut")
     assert counted == 3
     assert all((line["drift"] is None) == resets for line in lines)
@@ -407,6 +494,21 @@ class Resetting(Wrapper):
         outcome = self.inner.adapt(prediction, learn=learn)
         self.inner.reset()
         return replace(outcome, acts=(Act("reset", "harm", {}),), drift=0.0)
+
+
+def test_no_line_is_told_as_of_a_time_before_that_of_the_line_before_it(tmp_path):
+    """Nor what the log tells of itself: at a start, of what a crash tore, and over files."""
+    for _ in range(4):
+        changes = Changes(tmp_path, Events(), most_bytes=1000, most_files=3)
+        for number in range(15):
+            changes.note("hold", stream="gate", number=number)
+        changes.close()
+        with (tmp_path / "changes.jsonl").open("a") as file:
+            file.write("torn")
+    times = [each["time"] for each in told(tmp_path)]
+    assert times == sorted(times)
+    own = told(tmp_path, "file", "dropped", "mended")
+    assert {each["event"] for each in own} == {"file", "dropped", "mended"}
 
 
 def test_without_a_folder_nothing_is_noted(engine, tmp_path, monkeypatch):

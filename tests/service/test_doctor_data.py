@@ -171,6 +171,13 @@ def test_data_that_do_not_match_are_a_problem_with_a_sentence(tmp_path, folders,
     assert said in findings["T301"].sentence
 
 
+def test_data_that_are_not_there_are_told_before_the_model_is_looked_at(tmp_path):
+    """Which takes its time, and may be wrong itself."""
+    (finding,) = examine(asked("tests.fixtures.none:model", tmp_path / "nothere"))
+    assert (finding.code, finding.verdict) == ("T301", "problem")
+    assert finding.sentence == f"There is no folder {tmp_path / 'nothere'}."
+
+
 def test_a_damaged_image_is_named(tmp_path):
     folder = centroids.write_folder(tmp_path / "damaged", 2)
     (folder / "4" / "1.png").write_bytes(b"none")

@@ -39,9 +39,9 @@ def test_each_stream_of_a_shared_batch_is_cut_and_counted_by_clause(engine):
             await table.adapt(answered, learn=True)
 
     asyncio.run(walk())
-    assert {name: each.verdicts.by_clause for name, each in table.streams.items()} == {
-        "a": {"drift": 3},
-        "b": {"drift": 3},
+    assert {name: each.verdicts.told for name, each in table.streams.items()} == {
+        "a": {"cut": {"drift": 3}},
+        "b": {"cut": {"drift": 3}},
     }
     assert all(0 < each.drift <= 0.01 for each in table.streams.values())
     assert value(table, NAME, clause="drift", verdict="cut") == 6
@@ -54,7 +54,7 @@ def test_after_a_reset_counts_begin_anew_and_the_metric_goes_on(engine):
     request(table, "gate")
     reset(table, "gate")
     request(table, "gate")
-    assert table.streams["gate"].verdicts.by_clause == {"drift": 1}
+    assert table.streams["gate"].verdicts.told == {"cut": {"drift": 1}}
     assert value(table, NAME, clause="drift", verdict="cut") == 2
 
 
@@ -82,7 +82,7 @@ def test_a_saved_stream_inside_goes_on_with_its_counts(engine, tmp_path):
     assert stop(first)
     second = engine(tmp_path, source=source)
     request(second, "gate")
-    assert second.streams["gate"].verdicts.by_clause == {"drift": 2}
+    assert second.streams["gate"].verdicts.told == {"cut": {"drift": 2}}
     assert not events(second, "envelope")
 
 
@@ -132,10 +132,11 @@ def test_the_example_file_holds():
 def test_what_is_wrong_with_a_file_is_said_with_its_name(tmp_path, text, said):
     file = tmp_path / "envelope.toml"
     file.write_text(text)
-    found = CliRunner().invoke(cli, ["envelope", "check", str(file)])
-    assert found.exit_code == 1
-    assert str(file) in found.output
-    assert said in found.output
+    for asked in (["envelope", "check", str(file)], ["envelope", "show", "--envelope", str(file)]):
+        found = CliRunner().invoke(cli, asked)
+        assert found.exit_code == 2  # 1 is of a stream that is outside
+        assert found.output.startswith(f"Error: {file}"), found.output
+        assert said in found.output
 
 
 def test_show_prints_what_holds(tmp_path, monkeypatch):
@@ -165,7 +166,7 @@ def test_check_holds_patterns_against_a_network(tmp_path):
     asked = ["envelope", "check", str(file)]
     assert CliRunner().invoke(cli, asked).exit_code == 0
     found = CliRunner().invoke(cli, [*asked, "--model", "bundled"])
-    assert found.exit_code == 1
+    assert found.exit_code == 2
     assert "'layer9.*' fits none of the network's scales and shifts" in found.output
 
 

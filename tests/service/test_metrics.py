@@ -19,8 +19,11 @@ from service.metrics import (
     unit_of,
     versions,
 )
+from service.reloading import model_labels
+from service.settings import Settings
+from tests.fixtures.networks import make_model
 from ttc_core.envelope.verdicts import CLAUSES
-from ttc_core.methods import Adaptation, HostPrediction
+from ttc_core.methods import Adaptation, HostPrediction, create
 
 TABLE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -87,8 +90,10 @@ DESIGN = {
     "ttc_estimated_accuracy_ratio": {"answers"},
     "ttc_feedback_labels_total": {"outcome"},
     "ttc_feedback_known_ids": set(),
-    "ttc_build_info": None,
-    "ttc_model_info": None,
+    "ttc_build_info": {"service", "python", "torch", "numpy"},
+    "ttc_model_info": {
+        *("model", "digest", "method", "device", "precision", "classes", "statistics", "learns"),
+    },
     "ttc_model_loaded_timestamp_seconds": set(),
     "ttc_model_loads_total": {"outcome"},
 }
@@ -126,7 +131,8 @@ FROM_THE_START = {
 
 @pytest.fixture
 def metrics():
-    return Metrics(CollectorRegistry(), classes=10, model={"model": "bundled", "method": "ttc"})
+    labels = model_labels(Settings(), create("tent", make_model()))
+    return Metrics(CollectorRegistry(), classes=10, model=labels)
 
 
 def value(metrics, name, **labels):
@@ -173,8 +179,7 @@ def test_every_metric_has_the_labels_of_the_design(metrics):
     metrics.held_since.streams = lambda: {"cam-7": 1.0}
     for name, family in declared(metrics).items():
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
-        if DESIGN[name] is not None:
-            assert labels == DESIGN[name], name
+        assert labels == DESIGN[name], name
 
 
 @pytest.mark.parametrize(("name", "label"), FROM_THE_START)
@@ -204,8 +209,7 @@ def test_the_documented_table_is_the_codes(metrics):
         assert kind == family.type
         assert unit == family.unit
         assert meaning == family.documentation
-        expected = DESIGN[name.strip("`")]
-        assert expected is None or set(filter(None, labels.split(", "))) == expected
+        assert set(filter(None, labels.split(", "))) == DESIGN[name.strip("`")]
 
 
 def test_the_process_tells_its_memory_and_when_it_started(metrics):
@@ -355,6 +359,7 @@ def test_the_status_page_has_the_totals_by_plain_names(metrics):
         metrics.stage_seconds.labels(stage).observe(seconds)
     counters = metrics.counters()
     assert counters["images_total"] == 1
+    assert all(type(each) is int for name, each in counters.items() if "seconds" not in name)
     assert counters.pop("adapt_seconds_total") == 0.75
     assert set(counters) == {
         name.removeprefix("ttc_")

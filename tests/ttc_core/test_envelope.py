@@ -125,7 +125,7 @@ def test_within_the_built_in_envelope_nothing_is_changed(case, models):
     )
     for method in (free, within):
         walk(method, batches(4))
-    assert not within.verdicts.by_clause
+    assert not within.verdicts.told
     kept = {k: v for k, v in within.state().items() if k != "envelope"}
     assert same({k: v for k, v in free.state().items() if k != "envelope"}, kept)
 
@@ -148,7 +148,7 @@ def test_a_step_beyond_is_cut_to_the_edge_and_counted():
         assert found[clause] == pytest.approx(bound, rel=1e-4)
         assert method.drift == found["drift"]
         method.reset()
-        assert not method.verdicts.by_clause
+        assert not method.verdicts.told
 
 
 def test_parameters_that_may_not_move_do_not_and_without_any_no_step_is_made():
@@ -178,7 +178,7 @@ def test_the_prototypes_of_t3a_stay_where_the_heads_weight_may_not_move():
     walk(fixed, images)
     walk(moving, images)
     assert torch.equal(fixed.predict(images[0]).logits, before)
-    assert (fixed.verdicts.by_clause, moving.verdicts.by_clause) == ({"parameters": 4}, {})
+    assert (fixed.verdicts.told, moving.verdicts.told) == ({"dropped": {"parameters": 4}}, {})
     with pytest.raises(OutsideEnvelopeError, match=r"does not name head.weight"):
         fixed.fork().restore(moving.state())
 
@@ -207,7 +207,7 @@ def test_no_thousand_images_have_more_steps_than_allowed(sizes, allowed):
             window.popleft()
         assert len(window) <= allowed
     assert len(stepped_at) == learner.steps > 0
-    assert ledger.verdicts.by_clause.get("steps_per_1000_images", 0) + learner.steps == len(sizes)
+    assert ledger.verdicts.dropped.get("steps_per_1000_images", 0) + learner.steps == len(sizes)
 
 
 def test_a_step_for_one_images_sake_is_cut_to_its_share():
@@ -255,7 +255,7 @@ def test_what_waits_for_a_step_shares_it():
         method.restore(saved)
         method.adapt(method.predict(images[:1]))
     assert method.version == 3
-    assert not method.verdicts.by_clause
+    assert not method.verdicts.told
 
 
 @pytest.mark.parametrize("most", [0.0, 0.01, 0.3])
@@ -317,11 +317,11 @@ def test_a_roll_back_leads_inside_and_forgets_no_step():
     method = create(case.name, MODEL, envelope=envelope, **case.settings)
     for number in range(90):
         method.adapt(method.predict(images_of("noise", 7, number)))
-    (version, *_), counted = method.snapshots, method.verdicts.by_clause
-    assert counted["drift"] > 0 < counted["steps_per_1000_images"]
+    (version, *_), counted = method.snapshots, method.verdicts.told
+    assert counted["cut"]["drift"] > 0 < counted["dropped"]["steps_per_1000_images"]
     method.roll_back(version)
     assert method.version == version > 0
-    assert method.verdicts.by_clause == counted
+    assert method.verdicts.told == counted
     assert_inside(method, envelope)
 
 
@@ -377,7 +377,7 @@ def test_a_method_of_ones_own_is_kept_inside(how, far, envelope, sizes):
         method.adapt(method.predict(images_of("noise", count, number)))
         assert_inside(method, envelope)
     if far > 1 and envelope.drift < 0.1 and envelope.steps_per_1000_images == 1000:
-        assert method.verdicts.by_clause
+        assert method.verdicts.told
     before = method.verdicts
     method.end()  # nothing waits, so nothing is dropped
     assert method.verdicts == before
@@ -444,15 +444,16 @@ def test_streams_share_the_limits_of_their_network():
     ("given", "said"),
     [
         ({"drft": 1.0}, r"'drft' is no clause of an envelope; the clauses are: parameters, drift,"),
-        ({"drift": -1.0}, r"drift = -1.0 is not accepted: .* greater than or equal to 0"),
-        ({"drift": "1"}, r"drift = 1 is not accepted: .* valid number"),
-        ({"drift": math.inf}, r"drift = inf is not accepted: .* finite"),
-        ({"drift": True}, r"drift = True is not accepted"),
+        ({"drift": -1.0}, r"drift = -1.0 is not accepted: accepted is a number of 0 or more"),
+        ({"drift": "1"}, r"drift = '1' is not accepted: accepted is a number of 0 or more"),
+        ({"drift": math.inf}, r"drift = inf is not accepted: accepted is a finite number"),
+        ({"drift": True}, r"drift = true is not accepted"),
         ({"image_in_step": 0.0}, r"image_in_step = 0.0 is not accepted"),
         ({"steps_per_1000_images": 1001}, r"steps_per_1000_images = 1001 is not accepted"),
         ({"steps_per_1000_images": 1.5}, r"steps_per_1000_images = 1.5 is not accepted"),
-        ({"parameters": "norm1"}, r"parameters = norm1 is not accepted: .* list"),
+        ({"parameters": "norm1"}, r"parameters = 'norm1' is not accepted: accepted is a list of"),
         ({"parameters": [""]}, r"parameters = .* a pattern has 1 to"),
+        ({"drift": -1.0, "drft": 1, "largest": 2}, r"\n'drft', 'largest' are no clauses"),
         ({"worse_than_source": 0.5}, r"worse_than_source = 0.5 is not accepted"),
         ({"image_in_evidence": 2.0}, r"image_in_evidence = 2.0 is not accepted"),
     ],

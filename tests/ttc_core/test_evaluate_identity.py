@@ -75,7 +75,7 @@ def test_another_envelope_is_run(tmp_path):
     assert counts == [2, 2, 3, 3]
     first, narrow = (json.loads(line) for line in rows.read_text().splitlines()[1:])
     assert "envelope" not in setting(first)
-    assert (narrow["method"], narrow["envelope_verdicts"]) == ("tent", {"drift": 1})
+    assert (narrow["method"], narrow["envelope_verdicts"]) == ("tent", {"cut": {"drift": 1}})
     assert narrow["envelope"] == Envelope.of({"drift": 0.0}).digest
 
 

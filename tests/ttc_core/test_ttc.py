@@ -179,7 +179,7 @@ def test_an_image_of_a_mean_of_gradients_weighs_as_it_does_in_the_loss(model):
     for size in (1, 100):
         method.adapt(method.predict(make_images(size)))
     assert method.version == 1
-    assert not method.verdicts.by_clause
+    assert not method.verdicts.told
 
 
 def test_gradients_add_up_over_an_accumulation(model):

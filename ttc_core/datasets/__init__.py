@@ -31,6 +31,7 @@ __all__ = [
     "Stream",
     "changing",
     "check_corruption",
+    "check_there",
     "day_night",
     "mixed_in",
     "open_data",
@@ -38,7 +39,24 @@ __all__ = [
 ]
 
 SPECS = "bundled, cifar10c:DIR, cifar100c:DIR, imagenetc:DIR, folder:DIR, package.module:factory"
+_FOLDERS = ("cifar10c", "cifar100c", "imagenetc", "folder")
 _CLASSES = {"bundled": 10, "cifar10c": 10, "cifar100c": 100, "imagenetc": 1000}
+
+
+def check_there(spec: str) -> None:
+    """Let pass data that may be opened, by a glance: before a model is loaded, or code imported.
+
+    Raises:
+        DataError: the spec is unknown, or names a folder that is not there.
+    """
+    kind, _, rest = spec.partition(":")
+    if spec != "bundled" and not rest:
+        raise DataError(f"{spec!r} names no data; accepted are {SPECS}.")
+    try:
+        if kind in _FOLDERS and not Path(rest).is_dir():
+            raise DataError(f"There is no folder {rest}.")
+    except OSError as error:
+        raise DataError(f"{spec} cannot be read: {error.strerror}.") from error
 
 
 def open_data(
@@ -58,9 +76,8 @@ def open_data(
     Raises:
         DataError: the spec is unknown, what it names does not exist, or its labels do not fit.
     """
+    check_there(spec)
     kind, _, rest = spec.partition(":")
-    if spec != "bundled" and not rest:
-        raise DataError(f"{spec!r} names no data; accepted are {SPECS}.")
     expected = _CLASSES.get(kind)
     if expected is not None and class_names is not None and len(class_names) != expected:
         raise DataError(

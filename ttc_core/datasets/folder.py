@@ -29,8 +29,6 @@ class Folder(DataSet):
     def __init__(
         self, directory: Path, geometry: Geometry, class_names: Sequence[str] | None = None
     ) -> None:
-        if not directory.is_dir():
-            raise DataError(f"There is no folder {directory}.")
         names = folders(directory)
         index = _class_indices(directory, names, class_names)
         self._files = image_files(directory, names)

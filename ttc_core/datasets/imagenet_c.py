@@ -19,8 +19,6 @@ class ImageNetC(DataSet):
     """
 
     def __init__(self, directory: Path, geometry: Geometry) -> None:
-        if not directory.is_dir():
-            raise DataError(f"There is no folder {directory}.")
         self._directory, self._geometry = directory, geometry
         ids = WORDNET_IDS_FILE.read_text().split()
         self._classes = {wordnet_id: rank for rank, wordnet_id in enumerate(ids)}

@@ -9,8 +9,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ttc_core.accepted import accepted, what_is, written
+from ttc_core.errors import shown
+
 # Of patterns that say which parameters may move.
 MOST_PATTERNS, LONGEST_PATTERN = 1000, 500
+# Of names that are no clauses, those that are told at once.
+MOST_UNKNOWN = 10
 
 
 class Envelope(BaseModel):
@@ -89,12 +94,13 @@ class Envelope(BaseModel):
         """The envelope of some clauses; the others are the built-in one's.
 
         Raises:
-            ValueError: a name is no clause, or a value is not accepted; the sentence names it.
+            ValueError: names are no clauses, or values are not accepted; a sentence for each, in a
+                line of its own.
         """
         try:
             return cls(**given)
         except ValidationError as error:
-            raise ValueError(_sentence(error)) from None
+            raise ValueError("\n".join(_sentences(error, given))) from None
 
     @property
     def digest(self) -> str:
@@ -143,12 +149,24 @@ UNBOUNDED = Envelope.model_construct(
 """None: a method as its paper has it. A guard's bounds are the built-in ones."""
 
 
-def _sentence(error: ValidationError) -> str:
-    """Say the first thing that is wrong with what was given."""
-    first = error.errors()[0]
-    name = str(first["loc"][0])
-    if first["type"] == "extra_forbidden":
+def accepted_of(clause: str) -> str:
+    """The values that a clause takes, in words."""
+    if clause == "parameters":
+        return f"a list of at most {MOST_PATTERNS} patterns of 1 to {LONGEST_PATTERN} characters"
+    return accepted(Envelope.model_fields[clause])
+
+
+def _sentences(error: ValidationError, given: Mapping[str, Any]) -> Iterator[str]:
+    """Say of each clause what is wrong with it, and of names that are none that they are not."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for each in error.errors():
+        found.setdefault(str(each["loc"][0]), each)
+    unknown = [name for name, each in found.items() if each["type"] == "extra_forbidden"]
+    for name in (name for name in found if name not in unknown):
+        said = what_is(found[name], accepted_of(name))
+        yield f"{name} = {written(given[name])} is not accepted: {said}."
+    if unknown:
+        some = ", ".join(repr(shown(each)) for each in unknown[:MOST_UNKNOWN])
         known = ", ".join(Envelope.model_fields)
-        return f"{name[:100]!r} is no clause of an envelope; the clauses are: {known}."
-    said = first["msg"].removeprefix("Value error, ").replace("tuple", "list")
-    return f"{name} = {str(first['input'])[:100]} is not accepted: {said}."
+        are = "is no clause" if len(unknown) == 1 else "are no clauses"
+        yield f"{some} {are} of an envelope; the clauses are: {known}."

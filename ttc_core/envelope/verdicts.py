@@ -28,10 +28,13 @@ class Verdicts:
     dropped: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def by_clause(self) -> dict[str, int]:
-        """How many were cut or dropped; a clause without any is missing."""
-        found = {name: self.cut.get(name, 0) + self.dropped.get(name, 0) for name in CLAUSES}
-        return {name: count for name, count in found.items() if count}
+    def told(self) -> dict[str, dict[str, int]]:
+        """How many by clause, under `cut` and under `dropped`; what has none is missing."""
+        found = {}
+        for verdict, counts in (("cut", self.cut), ("dropped", self.dropped)):
+            if of := {name: counts[name] for name in CLAUSES if counts.get(name)}:
+                found[verdict] = of
+        return found
 
     def with_cut(self, clause: str) -> "Verdicts":
         return replace(self, cut={**self.cut, clause: self.cut.get(clause, 0) + 1})

@@ -319,7 +319,7 @@ class Guarded(Wrapper):
         evidence = turn.evidence
         numbers = {
             "gain" if turn.what == GAIN else "harm": evidence.wealth,
-            BETS_ON[turn.kind]: float(evidence.observations),
+            BETS_ON[turn.kind]: evidence.observations,
             "mean": evidence.mean,
         }
         return Act(action, reason, numbers, observed=not self._acts)

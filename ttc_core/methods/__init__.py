@@ -19,7 +19,7 @@ from ttc_core.methods.contract import (
 from ttc_core.methods.eta import Eta
 from ttc_core.methods.norm import Norm
 from ttc_core.methods.own import wrapped
-from ttc_core.methods.settings import MethodSettings, MovingSettings
+from ttc_core.methods.settings import CIFAR100_CLASSES, MethodSettings, MovingSettings
 from ttc_core.methods.source import Source
 from ttc_core.methods.t3a import T3A
 from ttc_core.methods.tent import Tent
@@ -57,6 +57,7 @@ __all__ = [
     "Prediction",
     "State",
     "UnsuitableNetworkError",
+    "check_settings",
     "create",
     "far_off",
     "method_class",
@@ -171,6 +172,17 @@ def settings_for(name: str, given: Mapping[str, str], *, statistics: str | None)
         if moving:
             settings["moving"] = moving
     return settings
+
+
+def check_settings(name: str, given: Mapping[str, Any]) -> None:
+    """Let pass what a method of ours takes, without a model; nothing is known of one's own.
+
+    Raises:
+        ValueError: a name is unknown or a value out of range; a sentence names each.
+    """
+    kind: type[MethodSettings] | None = getattr(METHODS.get(name), "Settings", None)
+    if kind is not None:
+        kind.create(name, CIFAR100_CLASSES, dict(given))
 
 
 def far_off(name: str, method: Method) -> Iterator[str]:

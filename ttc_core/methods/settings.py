@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from ttc_core.accepted import accepted, field_at, what_is
 from ttc_core.methods.parts.statistics import STATISTICS
 
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -174,22 +175,22 @@ def checked(whose: str, kind: type[Checked], given: Mapping[str, Any]) -> Checke
     """Settings as they were given, with the defaults of the others.
 
     Raises:
-        ValueError: a name is unknown or a value out of range; the sentence names it.
+        ValueError: a name is unknown or a value out of range; a sentence names each.
     """
     try:
         return kind(**given)
     except ValidationError as error:
-        raise ValueError(_sentence(whose, kind, error)) from None
+        found = (_sentence(whose, kind, each) for each in error.errors())
+        raise ValueError(" ".join(found)) from None
 
 
-def _sentence(method: str, settings: type[BaseModel], error: ValidationError) -> str:
-    """Say the first thing that is wrong with what was given."""
-    first = error.errors()[0]
-    if not first["loc"]:  # values that do not go together
-        return f"{method}: {first['msg'].removeprefix('Value error, ')}."
-    name = ".".join((method, *map(str, first["loc"])))
-    if first["type"] == "extra_forbidden":
+def _sentence(method: str, settings: type[BaseModel], error: Mapping[str, Any]) -> str:
+    """Say a thing that is wrong with what was given."""
+    field = field_at(settings, error["loc"])
+    if field is None and not error["loc"]:  # values that do not go together
+        return f"{method}: {what_is(error, '')}."
+    name = ".".join((method, *map(str, error["loc"])))
+    if field is None or error["type"] == "extra_forbidden":
         known = ", ".join(settings.model_fields) or "none"
         return f"{name} is not a setting of {method}; its settings are: {known}."
-    said = first["msg"].removeprefix("Value error, ")
-    return f"{name}={first['input']!r} is not accepted: {said}."
+    return f"{name}={error['input']!r} is not accepted: {what_is(error, accepted(field))}."
