@@ -9,8 +9,9 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from service import tracing
 from service.errors import NotReady, PredictionFailed
-from service.lines import Batch, Item, Lines, Place, Result
+from service.lines import Lines
 from service.passes import Passes, Worker
+from service.places import Batch, Item, Place, Result
 from service.shedding import LOOK_SECONDS, GivenUp, Load, Shed, Shedding
 
 log = logging.getLogger(__name__)

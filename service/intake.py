@@ -28,9 +28,9 @@ from service.batcher import Batcher
 from service.decoding import SMALL_BYTES, Decoding, Threads
 from service.engine import Engine
 from service.errors import ClientGone, OutOfRange, Refused, of_image
-from service.lines import Place
 from service.memory import Memory, Share
 from service.metrics import Metrics
+from service.places import Place
 from service.receiving import Arrivals, Reception
 from service.schemas import STREAM_NAME, STREAM_WORDS, LateLabel
 from service.settings import Settings

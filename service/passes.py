@@ -10,8 +10,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from service import tracing
 from service.errors import DeadlineExpired, PredictionFailed, Refused
-from service.lines import Batch, Item, Place, Result, Slices
 from service.pace import Pace
+from service.places import Batch, Item, Place, Result, Slices
 from service.shedding import Shed
 from ttc_core.errors import UserError, told
 

@@ -70,6 +70,7 @@ def test_the_science_knows_no_service(module):
     [
         pytest.param("service.batcher", (*WEB, "torch"), id="batcher"),
         pytest.param("service.lines", (*WEB, "torch"), id="lines"),
+        pytest.param("service.places", (*WEB, "torch"), id="places"),
         pytest.param("service.images", (*WEB, "torch", "http"), id="images"),
         pytest.param("service.memory", (*WEB, "torch", "PIL"), id="memory"),
         pytest.param("service.v2.reading", (*WEB, "torch", "PIL"), id="v2-reading"),
