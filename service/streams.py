@@ -403,8 +403,9 @@ class Streams:
                 self.saving.disown(name)  # labels came for what is another's by now
                 continue
             record = self._records.get(name) or self.saving.leaving().get(name)
-            if record is None and self.saving.size(name):
-                # Labels came for what is on disk only, or is answering its first images.
+            if record is None and name in self.saving.unsaved() and self.saving.size(name):
+                # Labels came for what is on disk only, or is answering its first images; what was
+                # on its way to its file may have been written by now.
                 record = self._new.get(name) or self.load(name)
                 record = record if record.restored else None
             if record is None:
