@@ -11,13 +11,14 @@ from benchmarks import pictures
 from service.client import Client
 from tests.e2e.conftest import wait_for
 from tests.fixtures.forked import launch
+from tests.fixtures.requests import at_rest
 
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
 ARGUMENTS = ("--method", "tent", "--paper", "--save-interval", "0.1", "--threads", "1")
 
 
 def stream(client):
-    return client.status().streams["gate"]
+    return at_rest(client).streams["gate"]
 
 
 @pytest.mark.slow

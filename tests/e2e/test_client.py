@@ -52,7 +52,7 @@ def test_the_code_of_its_page_does_what_the_page_says(serve, pictures, tmp_path,
         for block in blocks:
             there = re.sub(r'Client\((?!")', f'Client("{running.url}", ', block)
             exec(there.replace("http://127.0.0.1:8000", running.url), known)
-        assert set(running.status()["streams"]) == {f"gate-{number}" for number in range(4)}
+        assert set(running.at_rest()["streams"]) == {f"gate-{number}" for number in range(4)}
 
 
 def test_one_picture_has_one_answer_whatever_form_it_comes_in(server, pictures, tmp_path):

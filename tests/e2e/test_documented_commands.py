@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -19,7 +18,7 @@ from service.cli import cli
 from service.client import Client
 from service.launch import launch
 from service.schemas import EstimatedAccuracy, ReloadResponse, StreamAct
-from tests.fixtures.requests import ask
+from tests.fixtures.requests import ask, at_rest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -215,9 +214,7 @@ def test_the_tutorial_does_what_it_says(tmp_path, monkeypatch):
         picture = sorted(Path("clothes/fog/Sneaker").iterdir())[0]
         with Client(running.url) as client:
             client.predict(picture, stream="gate-4")
-            while not (status := client.status()).idle:  # answers come before they are counted
-                time.sleep(0.01)
-        assert status.streams["gate-4"].images == 102  # it goes on where it stood
+            assert at_rest(client).streams["gate-4"].images == 102  # it goes on where it stood
 
 
 def in_bash(command):

@@ -12,6 +12,7 @@ import pytest
 from service.client import Client, ServiceError
 from service.launch import START_SECONDS
 from tests.examples.conftest import EXAMPLES, PATIENCE, finish, terminate
+from tests.fixtures.requests import at_rest
 from ttc_core.state_file import read_header
 
 
@@ -60,7 +61,7 @@ def test_a_mounted_service_serves_beside_ones_own_routes_and_saves_in_the_end(
         answers = client.predict(photos, stream="gate-4", ids=[path.name for path in photos])
         assert [each.id for each in answers.predictions] == [path.name for path in photos]
         assert client.feedback([("0.jpg", 3)], stream="gate-4").taken == 1
-        assert client.status().streams["gate-4"].images == len(photos)
+        assert at_rest(client).streams["gate-4"].images == len(photos)
         with pytest.raises(ServiceError, match="image") as refused:
             client.predict(b"no image")
         assert refused.value.status in (400, 415)

@@ -11,6 +11,7 @@ import pytest
 
 from service.client import Client
 from tests.examples.conftest import EXAMPLES, PATIENCE, finish, terminate
+from tests.fixtures.requests import at_rest
 from tests.fixtures.scripted_service import scripted_service
 
 
@@ -57,7 +58,7 @@ def test_pictures_are_answered_in_order(server, photos, start, command, request)
 
 
 def images_of(client):
-    streams = client.status().streams
+    streams = at_rest(client).streams
     return streams["example"].images if "example" in streams else 0
 
 

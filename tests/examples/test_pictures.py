@@ -21,6 +21,7 @@ from examples import camera, folder, video
 from examples.camera import jpegs
 from service.client import Client
 from tests.examples.conftest import PATIENCE, finish, terminate
+from tests.fixtures.requests import at_rest
 
 
 def frame(number, side=32):
@@ -122,7 +123,7 @@ def test_a_camera_ends_on_a_signal_while_it_waits_for_a_frame(server, start):
     assert (status, err) == (0, b"")
     assert out == b"1 frames answered, 0 dropped for newer ones.\n"
     with Client(server.url) as client:
-        assert client.status().streams["pipe"].images == 1
+        assert at_rest(client).streams["pipe"].images == 1
 
 
 # A video
