@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 WRITER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NAME = re.compile(
@@ -62,6 +63,21 @@ class Place:
     @property
     def _stem(self) -> str:
         return f"changes-{self.writer}" if self.writer else "changes"
+
+
+def opened(path: Path) -> BinaryIO | None:
+    """Open a file of a log, to read it; None: it is none that can be, or went meanwhile: its writer
+    drops the oldest, to make room.
+
+    Raises:
+        OSError: the system does not let it be read.
+    """
+    if not path.is_file():  # a pipe would be waited for without end
+        return None
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        return None
 
 
 def writers(folder: Path) -> list[str]:

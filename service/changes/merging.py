@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heapreplace
 from typing import TypeVar
 
-from service.changes.files import Place
+from service.changes.files import Place, opened
 from service.changes.lines import MOST_LINE_BYTES, TIME, decoded
 
 T = TypeVar("T")
@@ -37,8 +37,8 @@ def by_time(logs: Iterable[tuple[float, Iterator[T]]], time: Callable[[T], float
 def begun(place: Place) -> float:
     """When the first line that is kept of a writer's log was told; 0: that cannot be told."""
     for path in (*place.kept().values(), place.current):
-        if path.is_file():
-            with path.open("rb") as file:
+        if (file := opened(path)) is not None:
+            with file:
                 try:
                     return float(decoded(file.readline(MOST_LINE_BYTES).rstrip(b"\n"))[TIME])
                 except ValueError:

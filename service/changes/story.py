@@ -1,6 +1,7 @@
 """What became of one stream, out of the log of changes: a row for what belongs together."""
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from service.changes.files import Place, writers
+from service.changes.files import Place, opened, writers
 from service.changes.lines import EVENT, TIME, decoded
 from service.changes.merging import begun, by_time
 from ttc_core.errors import UserError, shown
@@ -101,8 +102,8 @@ def streams_in(folder: Path) -> Iterator[str]:
     """
     for place in _places(folder):
         for path in (*place.kept().values(), place.current):
-            if path.is_file():
-                with path.open("rb") as file:
+            if (file := opened(path)) is not None:
+                with file:
                     names = (_STREAM.search(line) for line in file)
                     yield from (name[1].decode() for name in names if name)
 
@@ -118,10 +119,12 @@ def _of_writer(place: Place, stream: str, since: float) -> Iterator[Told]:
     named = {f'"stream":"{name}"'.encode() for name in (stream, ALL)}
     last = b""  # before what begins a start
     for path in (*place.kept().values(), place.current):
-        # A file that is full was written to last when its last line came.
-        if not path.is_file() or path.stat().st_mtime < since:
+        if (file := opened(path)) is None:
             continue
-        with path.open("rb") as file:
+        with file:
+            # A file that is full was written to last when its last line came.
+            if os.fstat(file.fileno()).st_mtime < since:
+                continue
             for line in file:
                 is_ours = any(name in line for name in named)
                 if not is_ours and b'"stream":"' in line:

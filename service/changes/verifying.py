@@ -13,10 +13,18 @@ from fnmatch import fnmatchcase
 from hashlib import file_digest
 from pathlib import Path
 
+from service.changes.chained import Chained, Defect, log_of
 from service.changes.files import Place
-from service.changes.reading import Chained, Defect
 from service.changes.saved import SavedFile, saved_files
-from service.changes.scan import SKEW_SECONDS, Doubt, Scan, log_of, misses, not_vouched_for, scanned
+from service.changes.scan import (
+    SKEW_SECONDS,
+    Doubt,
+    Removal,
+    Scan,
+    misses,
+    not_vouched_for,
+    scanned,
+)
 from service.state_folder import stream_of
 
 # A service at work may have written meanwhile: what looks wrong is looked at again so much later.
@@ -53,6 +61,7 @@ def verify(
     *,
     head: str | None = None,
     line: int | None = None,
+    writer: str | None = None,
     restored: Collection[str] = (),
     wait: Callable[[float], None] = time.sleep,
 ) -> Verified:
@@ -61,6 +70,7 @@ def verify(
     Args:
         head: the first hex digits, FEWEST_DIGITS at least, of a hash that was a log's head once.
         line: the number of the line that it was of.
+        writer: whose log that was; None: anybody's.
         restored: patterns of streams whose older copies were brought back on purpose.
         wait: waits so many seconds, before what looks wrong is looked at again.
 
@@ -71,7 +81,7 @@ def verify(
     def judged(before: Scan, scan: Scan, saved: list[SavedFile]) -> Verified:
         found = _judged(folder, before, scan, saved, restored)
         if head is not None:
-            _look_for_head(found, head.lower(), line)
+            _look_for_head(found, head.lower(), line, writer)
         return found
 
     before = scanned(folder)
@@ -99,17 +109,14 @@ def _judged(
         scan: what they say now.
     """
     found = Verified([*scan.logs.values()])
+    right = [each for each in saved if _judge_file(each, before, scan, found, restored)]
+    found.files = len(right)
     for log in found.logs:
         found.defects += log.defects
         found.remarks += log.remarks
-        marks = (
-            each.mark.line
-            for each in saved
-            if each.mark
-            and each.mark.writer == log.writer
-            and log.has(each.mark.line, each.mark.head)
-        )
-        _hold_against_head(log, before, scan, max(marks, default=0), found)
+        marks = (each.mark for each in right if each.mark and each.mark.writer == log.writer)
+        vouched = max((mark.line for mark in marks), default=0)
+        _hold_against_head(log, before, scan, vouched, found)
     found.defects += scan.defects
     found.remarks += scan.remarks
     found.unvouched += scan.unvouched
@@ -120,22 +127,28 @@ def _judged(
     for doubt in scan.doubts:
         if doubt.mark is None or not misses(scan, doubt.mark):
             _settle(doubt, scan, found, restored)
-    for each in saved:
-        stream = stream_of(Path(each.name).name)
-        if each.mark is not None and (sentence := misses(scan, each.mark)):
-            sentence = f"{each.name} was saved when {sentence}"
-            found.defects.append(Defect(each.name, 0, sentence))
-        elif each.stream not in (None, stream):
-            sentence = f"{each.name} is of another stream, {each.stream}."
-            found.defects.append(Defect(each.name, 0, sentence))
-        elif (lies := before.doubt(each.name, each.sha256, each.mark)) is None:
-            found.files += 1
-        elif lies.kind == "unknown" and each.name in scan.whose(each.sha256):
-            found.files += 1  # saved since, and told by now
-        else:
-            _settle(lies, scan, found, restored)
     _look_for_gone(folder, before, scan, saved, found)
     return found
+
+
+def _judge_file(
+    file: SavedFile, before: Scan, scan: Scan, found: Verified, restored: Collection[str]
+) -> bool:
+    """Say what is wrong with a saved stream; return whether it is as the log has it."""
+    stream = stream_of(Path(file.name).name)
+    if file.mark is not None and (sentence := misses(scan, file.mark)):
+        sentence = f"{file.name} was saved when {sentence}"
+        found.defects.append(Defect(file.name, 0, sentence))
+    elif file.stream not in (None, stream):
+        sentence = f"{file.name} is of another stream, {file.stream}."
+        found.defects.append(Defect(file.name, 0, sentence))
+    elif lies := before.doubt(file.name, file.sha256, file.mark):
+        if lies.kind == "unknown" and file.name in scan.whose(file.sha256):
+            return True  # saved since, and told by now
+        _settle(lies, scan, found, restored)
+    else:
+        return True
+    return False
 
 
 def _hold_against_head(
@@ -144,7 +157,7 @@ def _hold_against_head(
     """Find what the head that lies beside a log has against it.
 
     Args:
-        vouched: up to which line saved streams know the log as it is.
+        vouched: up to which line streams that are right know the log; their own lines follow.
     """
     name = Place(Path(), log.writer).head.name
     known = scan.heads.get(log.writer)
@@ -161,10 +174,7 @@ def _hold_against_head(
     elif log.has(known.line, known.head) is False:
         sentence = f"Line {known.line:,} of the log is another than {name} knows."
     elif known.closed and log.last > known.line:
-        sentence = f"Lines were added: the log was closed at {known.line:,}, and has {log.last:,}."
-    elif vouched >= last > known.line:
-        into = found.remarks
-        sentence = f"{name} names line {known.line:,}; saved streams know the log up to its end."
+        sentence = f"Lines were added: the log was closed at line {known.line:,}, and goes on."
     elif last > known.line:
         into = found.unvouched
         sentence = (
@@ -177,48 +187,46 @@ def _hold_against_head(
 
 def _settle(doubt: Doubt, scan: Scan, found: Verified, restored: Collection[str]) -> None:
     """Say what a file is that is not its stream's last: wrong, or not vouched for."""
-    name, at, log = doubt.name, doubt.at, None
-    was = f"{name} was read, and" if at else name
-    into = found.defects
-    if doubt.mark is not None:
-        log = scan.logs.get(doubt.mark.writer)
+    name, latest, into = doubt.name, doubt.latest, found.defects
+    was = name if doubt.reading is None else f"{name} was read, and"
+    told = f"line {latest.line:,} of {log_of(latest.writer)}" if latest is not None else ""
     if doubt.kind == "removed":
-        removal = scan.removals.get(name)
-        if removal is not None and scan.may_be_left(removal.writer, removal.line):
+        sentence = f"{was} is what {told} had removed."
+        if scan.may_be_left(doubt):
             into = found.unvouched
-        sentence = f"{was} is what line {doubt.latest:,} of the log had removed."
     elif doubt.kind == "older":
         stream = stream_of(Path(name).name) or name
-        is_named = any(fnmatchcase(stream, each) for each in restored)
-        into = found.remarks if is_named else found.defects
-        last = "" if doubt.latest is None else f", by line {doubt.latest:,} of the log"
+        last = f", by {told}" if told else ""
         sentence = f"{was} is an older copy of what was saved last{last}."
-        if is_named:
+        if any(fnmatchcase(stream, each) for each in restored):
+            into = found.remarks
             sentence = f"{sentence[:-1]}; it was named as restored."
     elif doubt.kind == "another":
         sentence = f"{was} is what was saved as {' and '.join(doubt.others[:3])}."
-    elif log is not None and doubt.mark is not None and doubt.mark.line + 1 < log.first:
+    elif sentence := _excuse(doubt, scan):
         into = found.unvouched
-        sentence = f"{was} was saved by a line that was dropped, to make room; none has its hash."
-    elif gap := scan.gap_behind(name):
-        into = found.unvouched
-        sentence = f"{was} has a hash that no line has: {gap} may have told of it."
-    elif doubt.mark is None and doubt.latest is None:
-        into = found.unvouched
-        sentence = f"{was} is nothing that the log has a line of: it is older, or was put there."
+        sentence = f"{was} {sentence}"
+    elif latest is None:
+        sentence = f"{was} is nothing that the log has a line of, though it was there before."
+    elif isinstance(latest, Removal):
+        sentence = f"{was} is nothing that was saved: {told} tells that it was removed."
     else:
-        mark = doubt.mark
-        if scan.may_be_of_a_start() if mark is None else scan.may_be_left(mark.writer, mark.line):
-            into = found.unvouched
-            sentence = f"{was} was saved just before a process ended unasked: no line has its hash."
-        elif doubt.latest is None:
-            sentence = f"{was} is nothing that the log has a line of, though it was there before."
-        elif doubt.is_removed:
-            told = f"line {doubt.latest:,} of the log tells that it was removed"
-            sentence = f"{was} is nothing that was saved: {told}, and none that it was saved since."
-        else:
-            sentence = f"{was} is not what was saved last, by line {doubt.latest:,} of the log."
-    into.append(Defect(doubt.file or name, at, sentence))
+        sentence = f"{was} is not what was saved last, by {told}."
+    place = (name, 0) if doubt.reading is None else (doubt.reading.file, doubt.reading.at)
+    into.append(Defect(*place, sentence))
+
+
+def _excuse(doubt: Doubt, scan: Scan) -> str:
+    """Why no line may have the hash of a file that is right; "": no reason is known."""
+    if scan.may_be_dropped(doubt):
+        return "was saved by a line that was dropped, to make room; none has its hash."
+    if gap := scan.gap_for(doubt):
+        return f"has a hash that no line has: {gap} may have told of it."
+    if doubt.mark is None and doubt.latest is None:
+        return "is nothing that the log has a line of: it is older, or was put there."
+    if scan.may_be_left(doubt):
+        return "was saved just before a process ended unasked: no line has its hash."
+    return ""
 
 
 def _look_for_gone(
@@ -235,7 +243,9 @@ def _look_for_gone(
             continue
         last = max(scan.last[name].values(), key=lambda each: each.time)
         removal = scan.removals.get(name)
-        sentence = f"{name} is not there; it was saved by line {last.line:,} of the log."
+        sentence = (
+            f"{name} is not there; it was saved by line {last.line:,} of {log_of(last.writer)}."
+        )
         into = found.defects
         if removal is not None and removal.writer != last.writer:
             if abs(last.time - removal.time) <= SKEW_SECONDS:
@@ -244,7 +254,7 @@ def _look_for_gone(
         elif kept := _kept_aside(folder / name, last.sha256):
             sentence = f"{name} was set aside as {kept}, and a process ended before that was told."
             into = found.unvouched
-        elif gap := scan.gap_behind(name):
+        elif gap := scan.gap_behind(last):
             sentence = f"{sentence[:-1]}, and {gap} may have told that it went."
             into = found.unvouched
         into.append(Defect(name, 0, sentence))
@@ -263,25 +273,25 @@ def _kept_aside(path: Path, sha256: str) -> str | None:
     return None
 
 
-def _look_for_head(found: Verified, head: str, line: int | None) -> None:
-    """Find the line that had a hash once."""
+def _look_for_head(found: Verified, head: str, line: int | None, writer: str | None) -> None:
+    """Find the line that had a hash once, in a writer's log or in any."""
     what = f"a hash that begins with {head}"
-    for log in found.logs:
+    logs = [log for log in found.logs if writer in (None, log.writer)]
+    for log in logs:
         known = log.line_of(head) if line is None else line if log.has(line, head) else None
         if known is not None:
             sentence = f"line {known:,} of {log_of(log.writer)} has {what}."
             found.remarks.append(Defect("", 0, sentence))
             return
-    if line is not None and any(line < log.first for log in found.logs):
-        sentence = f"Line {line:,} is older than the lines that are kept."
-        found.unvouched.append(Defect("", 0, sentence))
-    elif line is None and any(log.first > 1 for log in found.logs):
+    into = found.defects
+    whose = "No line has" if line is None else f"Line {line:,} has not"
+    sentence = f"{whose} {what}: the log is another since, or cut."
+    short = [log_of(log.writer) for log in logs if log.first > (1 if line is None else line)]
+    if short:
+        into = found.unvouched
+        named = "name its number with --line" if line is None else "name whose it was with --writer"
+        hint = f"; {named}" if line is None or len(logs) > 1 else ""
         sentence = (
-            f"No line that is kept has {what}, and older ones were dropped, to make room: name "
-            "its number with --line."
+            f"{whose} {what}, and older lines were dropped from {short[0]}, to make room{hint}."
         )
-        found.unvouched.append(Defect("", 0, sentence))
-    else:
-        whose = "No line has" if line is None else f"Line {line:,} has not"
-        sentence = f"{whose} {what}: the log is another since, or cut."
-        found.defects.append(Defect("", 0, sentence))
+    into.append(Defect("", 0, sentence))

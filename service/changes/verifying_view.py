@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from service.changes.reading import Chained
+from service.changes.chained import Chained, log_of
 from service.changes.verifying import Verified
 from ttc_core.errors import shown
 
@@ -32,7 +32,7 @@ def told_of(found: Verified, most: int) -> Iterator[str]:
 
 
 def _whole(log: Chained) -> str:
-    whose = f"The log of {log.writer}" if log.writer else "The log"
+    whose = f"T{log_of(log.writer)[1:]}"
     if not log.lines:
         return f"{whose} has no lines{' that can be read' if log.last else ''}."
     span = f"{_at(log.begun)} to {_at(log.ended)}"

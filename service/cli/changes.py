@@ -44,6 +44,11 @@ def changes() -> None:
     help="which line had it, as ttc_changes_line was then; else any may",
 )
 @click.option(
+    "--writer",
+    metavar="NAME",
+    help="in whose log it was, as changes.writer in /status of replicas says; else in any",
+)
+@click.option(
     "--restored",
     metavar="PATTERN",
     multiple=True,
@@ -54,6 +59,7 @@ def verify(
     head: str | None,
     metric: float | None,
     line: int | None,
+    writer: str | None,
     restored: tuple[str, ...],
 ) -> None:
     """Find any line of the log that was altered, cut, swapped or added, and saved streams that are
@@ -64,9 +70,11 @@ def verify(
     write to the folder can make all of it anew: keep heads elsewhere, as Prometheus does, and name
     one.
     """
+    from service.changes.files import writers
     from service.changes.verifying import FEWEST_DIGITS, verify
     from service.changes.verifying_view import told_of
     from service.metrics import HEAD_DIGITS
+    from ttc_core.errors import UserError, shown
 
     if head is not None and not (
         FEWEST_DIGITS <= len(head) <= 64 and set(head.lower()) <= set("0123456789abcdef")
@@ -80,7 +88,14 @@ def verify(
         head = f"{int(metric):0{HEAD_DIGITS}x}"
     if line is not None and head is None:
         raise click.UsageError("--line takes the hash of that line, with --head or --metric.")
-    found = verify(folder, head=head, line=line, restored=restored)
+    if writer is not None and head is None:
+        raise click.UsageError(
+            "--writer takes the hash of a line of that log, with --head or --metric."
+        )
+    if writer is not None and writer not in (known := writers(folder)):
+        names = ", ".join(name for name in known if name) or "one that has no name"
+        raise UserError(f"There is no log of {shown(writer)} in {shown(folder)}; there is {names}.")
+    found = verify(folder, head=head, line=line, writer=writer, restored=restored)
     for sentence in told_of(found, MOST_TOLD):
         click.echo(sentence)
     if not found.is_vouched_for:

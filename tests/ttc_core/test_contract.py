@@ -184,8 +184,8 @@ def other_than_before(method: Guarded) -> None:
 
 
 def harmful(prediction: Prediction) -> Prediction:
-    pending = replace(prediction.pending, worse=[(0, ESTIMATED, 1.0)] * 40)
-    return replace(prediction, pending=pending)
+    compared = replace(prediction.pending.compared, worse=[(0, ESTIMATED, 1.0)] * 40)
+    return replace(prediction, pending=replace(prediction.pending, compared=compared))
 
 
 def diverse(prediction: Prediction) -> Prediction:
