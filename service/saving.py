@@ -126,6 +126,11 @@ class Saving:
             leaving = {name: snapshot.since for name, snapshot in self._leaving.items()}
             return {**self._changed, **leaving}
 
+    def is_unsaved(self, name: str) -> bool:
+        """Whether a stream has changed, and no file has it."""
+        with self._lock:
+            return name in self._changed or name in self._leaving
+
     @property
     def unsaved_streams(self) -> int:
         """How many streams have changed since their file was written; 0 without a folder."""
@@ -152,13 +157,18 @@ class Saving:
     def is_saved(self, name: str, record: StreamRecord) -> bool:
         """Whether a stream's file has all of it."""
         file = None if self.folder is None else self.folder.identity(name)
-        has_changed = name in self._changed or name in self._leaving
-        return file is not None and file == record.file and not has_changed
+        return file is not None and file == record.file and not self.is_unsaved(name)
 
     def leaving(self) -> dict[str, StreamRecord]:
         """The streams on their way to their file, as long as they are not there; a copy."""
         with self._lock:
             return {name: snapshot.record for name, snapshot in self._leaving.items()}
+
+    def on_its_way(self, name: str) -> StreamRecord | None:
+        """The stream on its way to its file, as long as it is not there."""
+        with self._lock:
+            snapshot = self._leaving.get(name)
+            return None if snapshot is None else snapshot.record
 
     def is_leaving(self, name: str) -> bool:
         """Whether all of a stream is on its way."""
