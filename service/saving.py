@@ -295,9 +295,9 @@ class Saving:
         except Exception as error:  # a user's own method may raise anything
             self._not_saved(name, error)
             return False
-        record.truth = self._truth.take_up(name, record.truth, saving=True)
-        kept = to_keep(name, record)
-        with self._lock:
+        with self._lock:  # a label is counted and noted before, or noted again behind
+            record.truth = self._truth.take_up(name, record.truth, saving=True)
+            kept = to_keep(name, record)
             since = self._changed.pop(name, time.monotonic())
             if name in self._leaving:
                 since = self._leaving[name].since

@@ -446,32 +446,37 @@ class Between:
         self._lock.release()
 
 
-def snapshot_with_another(engine, name, at, call):
-    """As `snapshot`, while another thread does something: between two looks, or after them."""
+def save_with_another(engine, name, at, call):
+    """Save a stream while another thread does something: between two looks, or before writing."""
     saving, other = engine._saving, threading.Thread(target=call)
 
     def look():
         lock, saving._lock = saving._lock, Between(saving._lock, at, other)
-        engine.table.snapshots(deque([name]))
+        taken = engine.table.snapshots(deque([name]))
         saving._lock = lock
+        return taken
 
-    on_device(engine, look)
+    taken = on_device(engine, look)
     if other.ident is None:
         other.start()
     other.join()
+    for each in taken:
+        engine.table.write(each)
 
 
+@pytest.mark.parametrize("where", ["in memory", "just written"])
 @pytest.mark.parametrize("at", range(3))
-def test_a_label_for_what_has_just_been_written_lasts_whenever_it_comes(engine, tmp_path, at):
-    """Its stream was to be saved, and has been, to make room: there is nothing else to save."""
+def test_a_label_lasts_at_whatever_moment_of_a_save_it_comes(engine, tmp_path, where, at):
+    """Of a stream that is saved, and of one that was to be and has been, to make room."""
     first = engine(tmp_path, max_streams=1)
     identified(first, "gate")
-    request(first, "yard")
+    if where == "just written":
+        request(first, "yard")
 
     def label():
         assert first.truth.feedback([("gate", "one", 1)]).images["taken"]
 
-    snapshot_with_another(first, "gate", at, label)
+    save_with_another(first, "gate", at, label)
     assert stop(first)
     second = engine(tmp_path)
     request(second, "gate")
@@ -489,7 +494,7 @@ def test_what_is_back_in_its_place_is_not_taken_from_its_old_file(engine, tmp_pa
         on_device(table, table.table.evict, "gate")
     with monkeypatch.context() as patch:
         patch.setattr(table._folder, "save", raiser(OSError(28, "No space left on device")))
-        snapshot_with_another(table, "gate", 0, lambda: table.table.write("gate"))
+        save_with_another(table, "gate", 0, lambda: table.table.write("gate"))
     assert not events(table, "restored")
     assert stop(table)
     assert count_of(engine(tmp_path)) == 2
