@@ -13,7 +13,7 @@ from service.schemas import ALL_STREAMS
 from service.state_folder import StateFolder, StateFolderError, StateFolders, stream_of
 from service.stream_reports import StreamReports
 from service.streams import Streams
-from service.told_files import TOLD_SECONDS
+from service.told_files import tell_removed
 from service.truth import Truth
 from service.undoing import OnDevice
 from ttc_core.methods import Method
@@ -147,10 +147,8 @@ class Exchanging:
             return self._folders.remove_others(folder, tell)
 
         def tell(files: list[str]) -> None:
-            """As in `ToldFiles.tell_removed`: before it is done."""
-            for file in files:
-                self._changes.note("removed", stream=stream_of(Path(file).name), file=file)
-            self._changes.wait(TOLD_SECONDS)
+            named = [(stream_of(Path(file).name), file) for file in files]
+            tell_removed(self._changes, named)
 
         # By the writer, behind what is still on its way there.
         return await asyncio.get_running_loop().run_in_executor(self._writer, remove)

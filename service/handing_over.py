@@ -56,11 +56,11 @@ class HandingOver:
     async def _write(self, stream: str) -> bool:
         """Have a stream's file be as the stream is; return whether it is."""
         loop, saving = asyncio.get_running_loop(), self._table.saving
-        if stream in saving.unsaved():
+        if saving.is_unsaved(stream):
             taken = await self._on_device(self._table.snapshots, deque([stream]))
             if stream in taken:
                 return await loop.run_in_executor(self._writer, self._table.write, stream)
-            if stream in saving.unsaved():
+            if saving.is_unsaved(stream):
                 return False  # its state cannot be told
         if saving.is_undead(stream):
             _, kept = await loop.run_in_executor(self._writer, saving.remove, [stream])
@@ -69,7 +69,7 @@ class HandingOver:
 
     def _let_go(self, stream: str, saved: bool) -> bool:
         """Forget a stream, unless it has gone on since it was saved."""
-        has_gone_on = saved and stream in self._table.saving.unsaved()
+        has_gone_on = saved and self._table.saving.is_unsaved(stream)
         if has_gone_on or not self._table.is_at_rest(stream):
             return False
         self._forget(stream)

@@ -23,7 +23,7 @@ from service.schemas import Discarded, KeptOfStream
 from service.seen_files import SeenFiles
 from service.state_folder import StateFolder
 from service.stream_record import StreamRecord, state_bytes
-from service.told_files import ToldFiles
+from service.told_files import ToldFiles, tell_removed
 from service.truth import Truth
 from ttc_core.errors import UserError
 from ttc_core.guard import Unwatched, mode_of, watching
@@ -85,10 +85,10 @@ class Saving:
     ) -> None:
         is_unwatched = folder is not None and mode_of(source) == "off"
         self.source: Method = Unwatched(source) if is_unwatched else source
-        self.folder, self.answers_from = folder, 0
+        self.answers_from = 0
         self._events, self._metrics, self._truth = events, metrics, truth
         self.changes = changes
-        self._files = None if folder is None else ToldFiles(folder, self.source, changes)
+        self._files = None if folder is None else ToldFiles(folder, changes)
         # Since when what is not in its file, by stream; and what is on its way there.
         self._changed: dict[str, float] = {}
         self._leaving: dict[str, Snapshot] = {}
@@ -101,6 +101,11 @@ class Saving:
         self.fresh_bytes = state_bytes(source)
         # Held for moments; the other while a file of the folder is written, moved or removed.
         self._lock, self._writing = threading.Lock(), threading.Lock()
+
+    @property
+    def folder(self) -> StateFolder | None:
+        """Where streams are saved."""
+        return None if self._files is None else self._files.folder
 
     @property
     def takes(self) -> bool:
@@ -125,6 +130,11 @@ class Saving:
         with self._lock:
             leaving = {name: snapshot.since for name, snapshot in self._leaving.items()}
             return {**self._changed, **leaving}
+
+    def is_unsaved(self, name: str) -> bool:
+        """Whether a stream has changed, and no file has it."""
+        with self._lock:
+            return name in self._changed or name in self._leaving
 
     @property
     def unsaved_streams(self) -> int:
@@ -152,13 +162,18 @@ class Saving:
     def is_saved(self, name: str, record: StreamRecord) -> bool:
         """Whether a stream's file has all of it."""
         file = None if self.folder is None else self.folder.identity(name)
-        has_changed = name in self._changed or name in self._leaving
-        return file is not None and file == record.file and not has_changed
+        return file is not None and file == record.file and not self.is_unsaved(name)
 
     def leaving(self) -> dict[str, StreamRecord]:
         """The streams on their way to their file, as long as they are not there; a copy."""
         with self._lock:
             return {name: snapshot.record for name, snapshot in self._leaving.items()}
+
+    def on_its_way(self, name: str) -> StreamRecord | None:
+        """The stream on its way to its file, as long as it is not there."""
+        with self._lock:
+            snapshot = self._leaving.get(name)
+            return None if snapshot is None else snapshot.record
 
     def is_leaving(self, name: str) -> bool:
         """Whether all of a stream is on its way."""
@@ -280,9 +295,9 @@ class Saving:
         except Exception as error:  # a user's own method may raise anything
             self._not_saved(name, error)
             return False
-        record.truth = self._truth.take_up(name, record.truth, saving=True)
-        kept = to_keep(name, record)
-        with self._lock:
+        with self._lock:  # a label is counted and noted before, or noted again behind
+            record.truth = self._truth.take_up(name, record.truth, saving=True)
+            kept = to_keep(name, record)
             since = self._changed.pop(name, time.monotonic())
             if name in self._leaving:
                 since = self._leaving[name].since
@@ -405,8 +420,10 @@ class Saving:
         files = self._files
         if files is None:
             return discarded, kept
-        found = {name: files.holds(name) for name in [*(self._undead if names is None else names)]}
-        files.tell_removed([name for name, what in found.items() if what is not None])
+        asked = [*(self._undead if names is None else names)]
+        found = {name: files.holds(name, self.source) for name in asked}
+        whole = [name for name, what in found.items() if what is not None]
+        tell_removed(self.changes, [(name, files.folder.place(name)) for name in whole])
         for name, what in found.items():
             remove: Callable[[str], object] = files.folder.remove
             if what is None:

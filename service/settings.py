@@ -300,8 +300,9 @@ class Settings(BaseSettings):
     @field_validator("crop")
     @classmethod
     def _is_within_the_size(cls, value: int | None, info: ValidationInfo) -> int | None:
-        size, model = info.data.get("size"), str(info.data.get("model"))
-        if value is None or "size" not in info.data:  # a size that is wrong is told by itself
+        # Here and below: one that is not there is wrong, and told by itself.
+        size, model = info.data.get("size"), info.data.get("model", "")
+        if value is None or "size" not in info.data:
             return value
         if size is not None and value > size:
             raise ValueError(
@@ -368,7 +369,7 @@ class Settings(BaseSettings):
     @classmethod
     def _has_a_token(cls, value: bool, info: ValidationInfo) -> bool:
         tokens = [info.data.get(name, "") for name in ("token", "admin_token")]
-        if value and tokens == [None, None]:  # one that is wrong is told by itself
+        if value and tokens == [None, None]:
             raise ValueError("it needs --token or --admin-token")
         return value
 

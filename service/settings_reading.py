@@ -24,6 +24,8 @@ MOST_CHARACTERS = 200
 MOST_UNKNOWN = 10
 # What it sets beside a Service named ttc.
 _OF_KUBERNETES = re.compile(r"TTC_(SERVICE_(HOST|PORT)|PORT_[0-9]+_)")
+# In place of a value that is told as wrong already; no setting takes it.
+_REFUSED = object()
 # What defaults follow from that are made when the settings are read.
 _FOLLOWED: Mapping[str, tuple[str, ...]] = {
     "method": ("model", "paper"),
@@ -82,8 +84,7 @@ def read(given: Mapping[str, Any]) -> Reading:
         settings = Settings(**of_file, **given)
     except ValidationError as error:
         for name, first in _first_of_each(error):
-            # What goes with another may be wrong only since that one is.
-            if not (wrong and first["type"] == OUR_OWN):
+            if of_file.get(name) is not _REFUSED:
                 where = f"{flag(name)} (or {variable(name)})"
                 where = f"{shown(path)}: {name}" if name in of_file else where
                 wrong.append(_refusal(where, name, first, in_file=name in of_file))
@@ -113,9 +114,10 @@ def _first_of_each(error: ValidationError) -> Iterator[tuple[str, Mapping[str, A
 
 
 def _in_file(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """What a file says, by the settings' names, and sentences on what is wrong and left out;
-    bounds are left to `Settings`."""
-    said, right, wrong = read_toml(path), dict[str, Any](), list[str]()
+    """What a file says, by the settings' names, and sentences on what is wrong; bounds are left to
+    `Settings`. A value of a wrong kind is _REFUSED: what goes with it is not to take it for unset.
+    """
+    said, found, wrong = read_toml(path), dict[str, Any](), list[str]()
     unknown = said.keys() - (Settings.model_fields.keys() - {"config"})
     wrong += [_unknown(path, name, said[name]) for name in sorted(unknown)[:MOST_UNKNOWN]]
     if isinstance(said.get("set"), dict):
@@ -135,9 +137,10 @@ def _in_file(path: Path) -> tuple[dict[str, Any], list[str]]:
         except ValidationError:
             what = {"type": "kind", "input": value}
             wrong.append(_refusal(f"{shown(path)}: {name}", name, what, in_file=True))
+            found[name] = _REFUSED
         else:
-            right[name] = tuple(value) if isinstance(value, list) else value
-    return right, wrong
+            found[name] = tuple(value) if isinstance(value, list) else value
+    return found, wrong
 
 
 def _of_table(path: Path, table: Mapping[str, Any]) -> list[str]:

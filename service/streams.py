@@ -102,8 +102,7 @@ class Streams:
 
     def __contains__(self, name: str) -> bool:
         """Whether a stream is in memory, saved or on its way there."""
-        in_memory = name in self._records or name in self.saving.leaving()
-        return in_memory or self.saving.size(name) > 0
+        return self.at_hand(name) is not None or self.saving.size(name) > 0
 
     # Places
 
@@ -210,22 +209,24 @@ class Streams:
         record = self.in_memory(name)
         if record is not None:
             return record
-        leaving = self.saving.leaving().get(name)
+        leaving = self.saving.on_its_way(name)
         size = self.saving.size(name) if leaving is None else leaving.bytes
         fresh = self.saving.fresh_bytes
         if self._pins[name] and not self._make_room(name, max(fresh, size)):
             with self._lock:
                 raise self._refusal(name, self._wait)
-        with self._lock:  # its writing may just have failed
-            record = self._records.get(name) or self.saving.leaving().get(name)
-        if record is None:
-            record = self.load(name)
+        record = self.at_hand(name) or self.load(name)
         self._new[name] = record
         return record
 
     def in_memory(self, name: str) -> StreamRecord | None:
         """The stream, if it is in memory, be it for the first images that it answers."""
         return self._records.get(name) or self._new.get(name)
+
+    def at_hand(self, name: str) -> StreamRecord | None:
+        """The stream, if it is in the table, or on its way to its file and not there yet."""
+        with self._lock:  # one whose writing fails is in the table again
+            return self._records.get(name) or self.saving.on_its_way(name)
 
     def is_current(self, name: str, record: StreamRecord) -> bool:
         """Whether what `get` gave is still the stream; not after `forget`."""
@@ -402,14 +403,21 @@ class Streams:
             if not self._owns(name):
                 self.saving.disown(name)  # labels came for what is another's by now
                 continue
-            record = self._records.get(name) or self.saving.leaving().get(name)
-            if record is None and name in self.saving.unsaved() and self.saving.size(name):
-                # Labels came for what is on disk only, or is answering its first images; what was
-                # on its way to its file may have been written by now.
-                record = self._new.get(name) or self.load(name)
-                record = record if record.restored else None
+            record = self.at_hand(name)
+            if record is None:
+                if not self.saving.is_unsaved(name):
+                    continue  # it has been written by now; what may come next is not to be dropped
+                # Labels came for what is on disk only, or is answering its first images.
+                record = self._saved(name)
             if record is None:
                 self.saving.drop_change(name)
             elif self.saving.snapshot(name, record):
                 taken.append(name)
         return taken
+
+    def _saved(self, name: str) -> StreamRecord | None:
+        """The stream as its file has it; None: there is none that counts, or that fits."""
+        if not self.saving.size(name):
+            return None
+        record = self._new.get(name) or self.load(name)
+        return record if record.restored else None

@@ -18,15 +18,21 @@ from ttc_core.state_file import StateError
 TOLD_SECONDS = 2.0
 
 
-class ToldFiles:
-    """The files of a folder. As with that, one thread at a time may write.
+def tell_removed(changes: Changes, files: Iterable[tuple[str | None, str]]) -> None:
+    """Tell that files, (stream, place) each, will be removed, and wait until that is on disk.
 
-    Args:
-        source: a method at the source, whose streams they are.
+    Before it is done: a file that went without a line is one that somebody took away.
     """
+    for stream, place in files:
+        changes.note("removed", stream=stream, file=place)
+    changes.wait(TOLD_SECONDS)
 
-    def __init__(self, folder: StateFolder, source: Method, changes: Changes) -> None:
-        self.folder, self._source, self._changes = folder, source, changes
+
+class ToldFiles:
+    """The files of a folder. As with that, one thread at a time may write."""
+
+    def __init__(self, folder: StateFolder, changes: Changes) -> None:
+        self.folder, self._changes = folder, changes
 
     def tell_loaded(
         self, name: str, loaded: Loaded, kept: KeptOfStream, record: StreamRecord
@@ -90,21 +96,16 @@ class ToldFiles:
         place = self.folder.place(name)
         self._changes.note("rejected", stream=name, file=place, kept=kept.name, reason=why)
 
-    def tell_removed(self, names: Iterable[str]) -> None:
-        """Tell that files will be removed, and wait until that is on disk.
+    def holds(self, name: str, source: Method) -> Discarded | None:
+        """What a stream's file holds; None: it is none of the stream's, or there is none.
 
-        Before it is done: a file that went without a line is one that somebody took away.
+        Args:
+            source: a method at the source, whose stream it is.
         """
-        for name in names:
-            self._changes.note("removed", stream=name, file=self.folder.place(name))
-        self._changes.wait(TOLD_SECONDS)
-
-    def holds(self, name: str) -> Discarded | None:
-        """What a stream's file holds; None: it is none of the stream's, or there is none."""
         with contextlib.suppress(StateError):
             # Not read while others wait to write.
-            steps, pending = self.folder.counts(name, self._source)
-            beside = kept_of(name, self.folder.of_stream(name, self._source))
+            steps, pending = self.folder.counts(name, source)
+            beside = kept_of(name, self.folder.of_stream(name, source))
             return Discarded(
                 steps=steps,
                 pending_batches=pending,

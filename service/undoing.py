@@ -159,7 +159,7 @@ class Undoing:
         return kept
 
     def _kept_in_memory(self, stream: str) -> Mapping[int, int] | None:
-        record = self._table.in_memory(stream) or self._table.saving.leaving().get(stream)
+        record = self._table.in_memory(stream) or self._table.at_hand(stream)
         return None if record is None or record.is_new else kept_snapshots(record.method)
 
     async def roll_back(self, stream: str, to: int | None) -> int:

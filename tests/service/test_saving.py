@@ -428,6 +428,78 @@ def test_a_stream_that_is_being_answered_is_saved_from_its_own_record(engine, tm
     assert not list(tmp_path.glob("*.rejected*"))
 
 
+class Between:
+    """A lock, before which somebody else comes first: once, the time `at`."""
+
+    def __init__(self, lock, at, other):
+        self._lock, self._left, self._other, self._of = lock, at, other, threading.get_ident()
+
+    def __enter__(self):
+        if threading.get_ident() == self._of:
+            self._left -= 1
+            if self._left == -1:
+                self._other.start()
+                self._other.join(0.2)  # unless it waits for us
+        self._lock.acquire()
+
+    def __exit__(self, *_):
+        self._lock.release()
+
+
+def save_with_another(engine, name, at, call):
+    """Save a stream while another thread does something: between two looks, or before writing."""
+    saving, other = engine._saving, threading.Thread(target=call)
+
+    def look():
+        lock, saving._lock = saving._lock, Between(saving._lock, at, other)
+        taken = engine.table.snapshots(deque([name]))
+        saving._lock = lock
+        return taken
+
+    taken = on_device(engine, look)
+    if other.ident is None:
+        other.start()
+    other.join()
+    for each in taken:
+        engine.table.write(each)
+
+
+@pytest.mark.parametrize("where", ["in memory", "just written"])
+@pytest.mark.parametrize("at", range(3))
+def test_a_label_lasts_at_whatever_moment_of_a_save_it_comes(engine, tmp_path, where, at):
+    """Of a stream that is saved, and of one that was to be and has been, to make room."""
+    first = engine(tmp_path, max_streams=1)
+    identified(first, "gate")
+    if where == "just written":
+        request(first, "yard")
+
+    def label():
+        assert first.truth.feedback([("gate", "one", 1)]).images["taken"]
+
+    save_with_another(first, "gate", at, label)
+    assert stop(first)
+    second = engine(tmp_path)
+    request(second, "gate")
+    assert second.truth.streams["gate"].labelled == 1
+
+
+def test_what_is_back_in_its_place_is_not_taken_from_its_old_file(engine, tmp_path, monkeypatch):
+    """Its writing fails while it is looked for in memory and among what is on its way."""
+    table = engine(tmp_path, max_streams=1)
+    request(table, "gate")
+    save_changed(table)
+    request(table, "gate")
+    with monkeypatch.context() as patch:
+        patch.setattr(table._writer, "submit", lambda *_: None)
+        on_device(table, table.table.evict, "gate")
+    with monkeypatch.context() as patch:
+        patch.setattr(table._folder, "save", raiser(OSError(28, "No space left on device")))
+        save_with_another(table, "gate", 0, lambda: table.table.write("gate"))
+    assert not events(table, "restored")
+    assert stop(table)
+    assert count_of(engine(tmp_path)) == 2
+
+
 def test_labels_for_more_streams_than_are_kept_last(engine, tmp_path):
     """A night's labels for all cameras, few of which are in memory."""
     names = [f"cam{number}" for number in range(10)]

@@ -148,10 +148,6 @@ def test_files_of_other_systems_are_read(tmp_path, data):
         ("TTC_MAX_BATCH = 8", ("no setting TTC_MAX_BATCH", "max_batch meant")),
         ("colour = 8", ("no setting colour", "ttc config")),
         ("max-batch = 8\nmaxwait = 1", ("max_batch meant", "max_wait meant")),
-        (  # all at once; what may only follow from another is not
-            "max-batch = 1\nmax_queue = 0\nguard = 5\nray = true\nstate_dir = 3",
-            ("max_batch meant", "max_queue takes", "guard takes", "state_dir takes"),
-        ),
         ("[server]\nport = 1", ("table [server]", "[set]")),
         ('config = "other.toml"', ("config", "another")),
         ('max_batch = "eight"', ("max_batch", "a whole number, 1 to 4096", "eight")),
@@ -207,6 +203,46 @@ def test_what_is_wrong_in_a_file_is_a_sentence(file, text, said):
     assert sentence[-1] in ".?"
     for words in said:
         assert words in sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "told"),
+    [
+        (
+            "max-batch = 1\nmax_queue = 0\nguard = 5",
+            {"token": "short", "cors_origin": ("nope",), "root_path": "x y", "ray_replicas": "4:1"},
+            [
+                ": there is no setting max-batch",
+                ": guard takes",
+                "--root-path",
+                "--token",
+                "--cors-origin",
+                ": max_queue takes",
+                "--ray-replicas",
+            ],
+        ),
+        ('token = "short"\nadmin_token = ["a"]', {}, [": admin_token takes", ": token: at least"]),
+        ("token_reads = true\nport = 0.5", {}, [": port takes", ": token_reads: it needs"]),
+        ("ray = true", {"size": 0, "token_reads": "on"}, ["--size", "--token-reads", ": ray: it"]),
+        # What may be wrong only since another is.
+        ("ray = true\nstate_dir = 3", {}, [": state_dir takes"]),
+        ("ray = true", {"state_dir": ""}, ["--state-dir"]),
+        ("token_reads = true\ntoken = 5", {}, [": token takes"]),
+        ("token_reads = true", {"admin_token": "short"}, ["--admin-token"]),
+        ('size = "a"\ncrop = 16\nmodel = "torchscript@a.pt"', {}, [": size takes"]),
+        ('envelope = "a.toml"\npaper = 1', {}, [": paper takes"]),
+        # It is not, since a flag goes before that one.
+        ("ray = true\nstate_dir = 3", {"state_dir": None}, [": state_dir takes", ": ray: it"]),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else "",
+)
+def test_all_that_is_wrong_is_told_at_once(file, text, given, told):
+    """A line each, in whatever order; not what only follows from another that is wrong."""
+    path = file(text)
+    with pytest.raises(ValueError, match=r"takes|expected") as refused:
+        read({"config": path, **given})
+    for line, each in zip(str(refused.value).splitlines(), told, strict=True):
+        assert line.removeprefix(str(path)).startswith(each)
 
 
 def test_what_goes_before_a_wrong_value_does_not_hide_an_unknown_name(file):
