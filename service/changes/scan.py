@@ -245,7 +245,7 @@ class Scan:
         if type(after) is not int or type(head) is not int:
             return
         # Between that line and this one, others may tell what a crash tore.
-        ended = log.time_at(max(0, line.position - line.told[LINE] + after))
+        ended = log.time_at(line.position - line.told[LINE] + after)
         self._kills[writer].append(
             _End(line.position - 1, line.told[TIME] if ended is None else ended)
         )

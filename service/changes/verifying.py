@@ -108,8 +108,8 @@ def _judged(
         before: what the logs said before the files were looked at: those may be newer, never older.
         scan: what they say now.
     """
-    found = Verified([*scan.logs.values()])
-    right = [each for each in saved if _judge_file(each, before, scan, found, restored)]
+    found, of_files = Verified([*scan.logs.values()]), Verified([])
+    right = [each for each in saved if _judge_file(each, before, scan, of_files, restored)]
     found.files = len(right)
     for log in found.logs:
         found.defects += log.defects
@@ -127,6 +127,10 @@ def _judged(
     for doubt in scan.doubts:
         if doubt.mark is None or not misses(scan, doubt.mark):
             _settle(doubt, scan, found, restored)
+    # Behind what is said of the log, of which they may be consequences.
+    found.defects += of_files.defects
+    found.remarks += of_files.remarks
+    found.unvouched += of_files.unvouched
     _look_for_gone(folder, before, scan, saved, found)
     return found
 
